@@ -1,0 +1,150 @@
+"""Convolutional and transformer trunks by name, with weights that are never chosen silently.
+
+Every network of the five papers stands on a trunk from timm (or torchvision, for the layer maps of
+:mod:`iqa_utils.layers`). This module is the only place where pretrained weights enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+HUB = "hub"
+
+
+def create_backbone(name: str, *, pretrained: str | Path | None, **options: Any) -> nn.Module:
+    """Build a timm network and load the weights that were asked for, or raise.
+
+    Args:
+        name: timm model name, for example ``"legacy_xception"`` or ``"mobilenetv2_100"``.
+        pretrained: ``None`` for random weights, ``"hub"`` to download through timm, or the path of
+            a state dict (``.pth``/``.pt``, loaded with ``weights_only=True``) or ``.safetensors``.
+        **options: Passed on to ``timm.create_model`` (``num_classes=0``, ``global_pool=""``, ...).
+
+    Returns:
+        The network, in training mode, on the CPU.
+
+    Raises:
+        ValueError: If timm does not know the name, or the file holds another architecture.
+        FileNotFoundError: If the file is missing.
+        ConnectionError: If ``"hub"`` was asked for and the download failed; says which weights to
+            fetch and where to put them. There is no fallback to random weights.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"backbone must be a timm model name, got {name!r}")
+    if pretrained is None:
+        return timm.create_model(name, pretrained=False, **options)
+    if pretrained == HUB:
+        return _from_hub(name, **options)
+    network = timm.create_model(name, pretrained=False, **options)
+    load_weights(network, pretrained, classifier=_classifier_prefixes(network))
+    return network
+
+
+def _from_hub(name: str, **options: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except Exception as error:
+        config = timm.get_pretrained_cfg(name)
+        where = (config and (config.hf_hub_id or config.url)) or "no public weights are listed"
+        raise ConnectionError(
+            f"pretrained='hub' could not fetch the weights of {name} ({where}): {error}. Fetch them "
+            f"on a machine with a network, put them at data/weights/{name}.safetensors and pass "
+            "that path as pretrained"
+        ) from error
+
+
+def _classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict without executing code.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``torch.save`` file of tensors.
+
+    Returns:
+        Parameter name to tensor, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a flat state dict of tensors, or would run code when loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path.name}: expected a file, found nothing at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"weights {path.name}: not a plain state dict: {error}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"weights {path.name}: expected parameter names and tensors only")
+    return state
+
+
+def load_weights(
+    network: nn.Module, path: str | Path, *, classifier: tuple[str, ...] = ()
+) -> nn.Module:
+    """Copy a state dict into a network whose classifier may have been cut off.
+
+    Args:
+        network: Target network.
+        path: File for :func:`read_state_dict`.
+        classifier: Prefixes that may be left over in the file, or be of another size: the
+            ImageNet classifier, which the trunks here do without.
+
+    Returns:
+        The same network.
+
+    Raises:
+        ValueError: If any other parameter is missing, left over or of another shape.
+    """
+    state = read_state_dict(path)
+    own = network.state_dict()
+    is_classifier = tuple(f"{prefix}." for prefix in classifier)
+    state = {
+        key: value
+        for key, value in state.items()
+        if not (key.startswith(is_classifier) and own.get(key, value[:0]).shape != value.shape)
+    }
+    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    missing = [k for k in own if k not in state and not k.startswith(is_classifier)]
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    if wrong or missing or extra:
+        raise ValueError(
+            f"weights {Path(path).name} are of another architecture than {type(network).__name__}: "
+            f"{len(missing)} parameters missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(wrong)} of another shape {wrong[:3]}"
+        )
+    network.load_state_dict(state, strict=False)
+    return network
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Hash every parameter and buffer of a network: the key of caches that depend on it.
+
+    Args:
+        network: Any module.
+
+    Returns:
+        16 hexadecimal digits; equal for equal names, shapes, dtypes and values.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        array = value.detach().to("cpu").contiguous()
+        digest.update(f"{key}|{array.dtype}|{tuple(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
