@@ -54,9 +54,9 @@ def _from_hub(name: str, **options: Any) -> nn.Module:
         config = timm.get_pretrained_cfg(name)
         where = (config and (config.hf_hub_id or config.url)) or "no public weights are listed"
         raise ConnectionError(
-            f"pretrained='hub' could not fetch the weights of {name} ({where}): {error}. Fetch them "
-            f"on a machine with a network, put them at data/weights/{name}.safetensors and pass "
-            "that path as pretrained"
+            f"pretrained='hub' could not fetch the weights of {name} ({where}): {error}. Fetch "
+            "them on a machine with a network, put them at "
+            f"data/weights/{name}.safetensors and pass that path as pretrained"
         ) from error
 
 

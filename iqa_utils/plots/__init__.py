@@ -1,0 +1,1 @@
+"""Pictures: one module a topic; every function draws on given axes and returns them."""

@@ -1,0 +1,202 @@
+"""Theme and the pictures that several notebooks share.
+
+Colours are seaborn's colour-blind-safe palette; a second cue (marker, position, text) always
+carries the same meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+PALETTE = sns.color_palette("colorblind")
+VERDICT_COLOURS = {
+    "reproduced": PALETTE[2],
+    "close": PALETTE[9],
+    "better": PALETTE[0],
+    "worse": PALETTE[1],
+    "inconsistent": PALETTE[3],
+    "implausible": PALETTE[4],
+    "not comparable": (0.72, 0.72, 0.72),
+    "not run": (0.9, 0.9, 0.9),
+}
+
+
+def set_theme() -> None:
+    """Set fonts, grid and palette; fixes what would make PDF files differ between repeats."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "axes.titleweight": "bold",
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "iqa",
+        }
+    )
+
+
+def plot_scatter(
+    axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS", label: str | None = None
+) -> Axes:
+    """Draw predictions against opinion scores with the line of equality.
+
+    Args:
+        axes: Where to draw.
+        mos: Opinion scores, shape (N,).
+        pred: Predictions on the same scale, shape (N,).
+        unit: Name and scale of the scores, for both axes.
+        label: Legend entry of the points.
+
+    Returns:
+        The axes.
+    """
+    low, high = float(min(mos.min(), pred.min())), float(max(mos.max(), pred.max()))
+    axes.plot([low, high], [low, high], color="0.4", linewidth=1, linestyle="--", zorder=0)
+    axes.scatter(mos, pred, s=12, alpha=0.55, linewidths=0, label=label)
+    axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
+    return axes
+
+
+def plot_intervals(
+    axes: Axes,
+    table: pd.DataFrame,
+    *,
+    label: str = "method",
+    group: str | None = None,
+    reference: str | None = None,
+    xlabel: str = "SRCC",
+) -> Axes:
+    """Draw one value with its 95 % interval a row, and the paper's value where there is one.
+
+    Args:
+        axes: Where to draw.
+        table: Columns ``value``, ``ci_low``, ``ci_high`` and those named below, one row a mark.
+        label: Column with the row's name; rows of one name share a line.
+        group: Column that sets colour and marker.
+        reference: Column with the paper's value, drawn as an open diamond.
+        xlabel: Quantity and unit.
+
+    Returns:
+        The axes.
+    """
+    names = list(dict.fromkeys(table[label]))
+    groups = list(dict.fromkeys(table[group])) if group else [None]
+    markers = "osD^vP*X"
+    for g, name in enumerate(groups):
+        part = table if name is None else table[table[group] == name]
+        offset = 0.0 if len(groups) == 1 else 0.6 * (g / (len(groups) - 1) - 0.5)
+        y = np.array([names.index(v) for v in part[label]]) + offset
+        colour = PALETTE[g % len(PALETTE)]
+        low, high = part["ci_low"].astype(float), part["ci_high"].astype(float)
+        axes.hlines(y, low, high, color=colour, linewidth=1.6)
+        mark = markers[g % len(markers)]
+        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=name)
+        if reference:
+            axes.plot(part[reference], y, "D", color="0.2", markersize=5, fillstyle="none")
+    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    if group:
+        axes.legend(loc="best", fontsize=8)
+    return axes
+
+
+def plot_curves(
+    axes: Axes,
+    history: pd.DataFrame,
+    *,
+    y: str,
+    group: str,
+    xlabel: str = "epoch",
+    ylabel: str | None = None,
+) -> Axes:
+    """Draw learning curves: mean over runs as a line, their spread as a band.
+
+    Args:
+        axes: Where to draw.
+        history: One row an epoch and run, with ``epoch``, the column ``y`` and ``group``.
+        y: Quantity to draw.
+        group: Column that sets colour and line style.
+        xlabel: Unit of the epochs.
+        ylabel: Quantity and unit; ``y`` by default.
+
+    Returns:
+        The axes.
+    """
+    sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
+    axes.set(xlabel=xlabel, ylabel=ylabel or y)
+    return axes
+
+
+def plot_verdicts(axes: Axes, counts: pd.DataFrame) -> Axes:
+    """Draw stacked bars: how many claims of each row got which verdict.
+
+    Args:
+        axes: Where to draw.
+        counts: One row a bar (its name is the index), one column a verdict.
+
+    Returns:
+        The axes.
+    """
+    left = np.zeros(len(counts))
+    for verdict in [v for v in VERDICT_COLOURS if v in counts.columns]:
+        width = counts[verdict].to_numpy(dtype=float)
+        bars = axes.barh(range(len(counts)), width, left=left, color=VERDICT_COLOURS[verdict])
+        bars.set_label(verdict)
+        for row, (start, size) in enumerate(zip(left, width, strict=True)):
+            if size >= 0.04 * counts.to_numpy().sum(axis=1).max():
+                axes.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", size=8)
+        left = left + width
+    axes.set(xlabel="published numbers", yticks=range(len(counts)), yticklabels=counts.index)
+    axes.invert_yaxis()
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
+    axes.grid(axis="y", visible=False)
+    return axes
+
+
+def mark_demo(
+    figure: plt.Figure, *, demo: bool, note: str = "demo data: shows the machinery"
+) -> None:
+    """Write on a figure that its numbers come from made data.
+
+    Args:
+        figure: The figure.
+        demo: Nothing is written where this is False.
+        note: What to write.
+    """
+    if demo:
+        figure.text(
+            0.995, 0.005, note, ha="right", va="bottom", size=7, color="0.35", style="italic"
+        )
+
+
+def grid_figure(
+    n: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.2)
+) -> Sequence[Axes]:
+    """Make a figure of equal panels and hide those beyond ``n``.
+
+    Args:
+        n: Panels wanted.
+        columns: Panels a row.
+        size: Width and height of a panel, inches.
+
+    Returns:
+        The first ``n`` axes; their figure is ``axes[0].figure``.
+    """
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    _, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows))
+    flat = np.atleast_1d(axes).ravel()
+    for spare in flat[n:]:
+        spare.set_visible(False)
+    return list(flat[:n])
