@@ -1,0 +1,186 @@
+"""Losses on batches of quality scores.
+
+Every loss takes ``pred`` and ``mos`` of shape (B,) and returns a scalar tensor. Shapes are checked
+first: (B, 1) against (B,) would broadcast to (B, B) and train on nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_EPS = 1e-8  # beside the norm and inside the roots, as published
+
+
+def check_pair(pred: Tensor, mos: Tensor) -> None:
+    """Refuse anything but two float vectors of the same length.
+
+    Args:
+        pred: Predictions, shape (B,).
+        mos: Scores, shape (B,).
+
+    Raises:
+        ValueError: If either is not one-dimensional, is empty, or the lengths differ.
+    """
+    if pred.ndim != 1 or pred.shape != mos.shape or not len(pred):
+        raise ValueError(
+            f"pred and mos must both have shape (B,) with B >= 1, "
+            f"got {tuple(pred.shape)} and {tuple(mos.shape)}"
+        )
+
+
+def smooth_l1(pred: Tensor, mos: Tensor, *, beta: float = 1.0) -> Tensor:
+    """Quadratic below ``beta``, linear above.
+
+    Args:
+        pred: Predictions, shape (B,).
+        mos: Scores on the same scale, shape (B,).
+        beta: Error at which the two pieces meet, in score units.
+
+    Returns:
+        Mean loss over the batch, scalar.
+
+    References:
+        Feng et al., Electronics Letters 2023, Eq. (3) (``beta=1``).
+    """
+    check_pair(pred, mos)
+    return F.smooth_l1_loss(pred, mos, beta=beta)
+
+
+def norm_in_norm(
+    pred: Tensor,
+    mos: Tensor,
+    *,
+    form: Literal["eq4", "nin", "l1"] = "eq4",
+    p: float = 1.0,
+    q: float = 2.0,
+    alphas: tuple[float, float] = (1.0, 0.0),
+) -> Tensor:
+    """Compare predictions and scores after each is normalised over the batch.
+
+    ``eq4`` is half the squared difference of z-scores; its batch mean is 1 - Pearson correlation.
+    ``nin`` is the loss that the paper cites: both sides divided by their q-norm, a p-norm between
+    them, and a second term in which the prediction is first scaled by its cosine to the scores.
+    ``l1`` is what the released code computes: its (1, B) tensor falls into a batch-of-one branch.
+
+    Args:
+        pred: Predictions, shape (B,).
+        mos: Scores, shape (B,).
+        form: Which of the three.
+        p: Exponent of the outer norm (``nin`` only).
+        q: Exponent of the inner norm (``nin`` only).
+        alphas: Weights of the plain and of the cosine-scaled term (``nin`` only).
+
+    Returns:
+        Scalar: ``eq4`` in [0, 2], ``nin`` in [0, 1], ``l1`` in score units.
+
+    Raises:
+        ValueError: If shapes differ, the form is unknown, or p, q < 1, or the alphas do not have a
+            positive sum.
+
+    Note:
+        ``eq4`` and ``nin`` have no value for one image, for constant scores or for constant
+        predictions; there they are 0 with zero gradient, so that such a batch adds nothing.
+
+    References:
+        Feng et al., Electronics Letters 2023, Eq. (4); Li et al., Norm-in-norm loss, ACM MM 2020.
+    """
+    check_pair(pred, mos)
+    if form not in ("eq4", "nin", "l1"):
+        raise ValueError(f"form must be eq4, nin or l1, got {form!r}")
+    if form == "l1":
+        return F.l1_loss(pred, mos)
+    if form == "eq4":
+        p, q, alphas = 2.0, 2.0, (1.0, 0.0)
+    if p < 1 or q < 1 or min(alphas) < 0 or sum(alphas) <= 0:
+        raise ValueError(
+            f"p and q must be >= 1 and alphas >= 0 with a positive sum, got {p}, {q}, {alphas}"
+        )
+    y_hat, varied = _unit(pred, q)
+    y, known = _unit(mos, q)
+    largest = 2 ** max(1.0, 1 / q) * len(pred) ** max(0.0, 1 / p - 1 / q)
+    plain = (y_hat - y).abs().pow(p).sum() / largest**p
+    scaled = (F.cosine_similarity(y_hat, y, dim=0) * y_hat - y).abs().pow(p).sum() / largest**p
+    loss = (alphas[0] * plain + alphas[1] * scaled) / sum(alphas)
+    loss = 2 * loss if form == "eq4" else loss  # plain is (1 - correlation) / 2
+    return torch.where(varied & known, loss, 0.0)
+
+
+def _unit(values: Tensor, q: float) -> tuple[Tensor, Tensor]:
+    """Centre (B,) and divide by the q-norm; the flag is False where there is no spread."""
+    centred = values - values.mean()
+    norm = torch.linalg.vector_norm(centred, q)
+    spread = norm > 1e-6 * (1 + values.detach().abs().max())  # rounding leaves no exact zero
+    return centred / torch.where(spread, norm + _EPS, 1.0), spread
+
+
+def fidelity(
+    pred: Tensor, mos: Tensor, *, mos_std: Tensor | None = None, pred_std: float = 1.0
+) -> Tensor:
+    """Fidelity between the true and the predicted order of every pair in the batch.
+
+    Thurstone's model turns a score difference into the probability that one image is preferred.
+    The probabilities of truth and prediction are compared by 1 - sqrt(p q) - sqrt((1-p)(1-q)).
+    Only the order within the batch matters, so scores of one data set must not meet another's.
+
+    Args:
+        pred: Predictions on a scale of their own, shape (B,).
+        mos: Scores, shape (B,).
+        mos_std: Standard deviation of every score, same units as ``mos``, shape (B,). Without it
+            the true probability is 0, 1/2 or 1.
+        pred_std: Standard deviation of one prediction.
+
+    Returns:
+        Mean over the B (B - 1) / 2 pairs, in [0, 1]; 0 with zero gradient for one image.
+
+    Raises:
+        ValueError: If shapes differ.
+
+    Note:
+        UNIQUE also learns a variance per image; here it is the constant ``pred_std``.
+
+    References:
+        Tsai et al., FRank, SIGIR 2007; Zhang et al., UNIQUE, IEEE TIP 2021, Eqs. (1)-(4).
+    """
+    check_pair(pred, mos)
+    i, j = torch.triu_indices(len(pred), len(pred), offset=1, device=pred.device)  # (pairs,) each
+    if not len(i):
+        return 0.0 * pred.sum()
+    difference = mos[i] - mos[j]
+    if mos_std is None:
+        truth = 0.5 * (1 + difference.sign())
+    else:
+        check_pair(mos_std, mos)
+        noise = (mos_std[i].square() + mos_std[j].square()).sqrt()
+        truth = torch.special.ndtr(difference / noise.clamp_min(_EPS))
+    guess = torch.special.ndtr((pred[i] - pred[j]) / (2**0.5 * pred_std))
+    agreement = (truth * guess + _EPS).sqrt() + ((1 - truth) * (1 - guess) + _EPS).sqrt()
+    return (1 - agreement).mean()
+
+
+def mean_over_sources(
+    loss: Callable[[Tensor, Tensor], Tensor], pred: Tensor, mos: Tensor, source: Tensor
+) -> Tensor:
+    """Apply a loss to each data set of a mixed batch and average the data sets equally.
+
+    Args:
+        loss: Takes ``pred`` and ``mos`` of one data set.
+        pred: Predictions, shape (B,).
+        mos: Scores, shape (B,).
+        source: Number of the data set of each image, integers, shape (B,).
+
+    Returns:
+        Scalar. A data set without an image in the batch does not count; one with a single image
+        counts with whatever ``loss`` gives for it (norm-in-norm and fidelity: 0).
+
+    References:
+        Feng et al., Electronics Letters 2023, released code: six losses, averaged.
+    """
+    check_pair(pred, mos)
+    check_pair(source, mos)
+    parts = [loss(pred[source == s], mos[source == s]) for s in source.unique().tolist()]
+    return torch.stack(parts).mean()

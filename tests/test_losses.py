@@ -1,0 +1,119 @@
+"""The losses against hand values, the published identities and the oracle of NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
+
+PRED = torch.tensor([1.0, 2.0, 4.0, 4.5, 7.0], dtype=torch.float64)
+MOS = torch.tensor([0.5, 3.0, 3.5, 6.5, 6.0], dtype=torch.float64)
+RHO = np.corrcoef(PRED, MOS)[0, 1]
+
+
+def test_smooth_l1_is_quadratic_below_one_and_linear_above():
+    pred, mos = torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0])
+    assert smooth_l1(pred, mos).item() == pytest.approx((0.125 + 2.5) / 2)
+
+
+def test_eq4_is_one_minus_the_correlation_and_the_mean_of_the_printed_formula():
+    z_pred, z_mos = stats.zscore(PRED), stats.zscore(MOS)
+    printed = 0.5 * np.mean((z_pred - z_mos) ** 2)
+    assert norm_in_norm(PRED, MOS).item() == pytest.approx(1 - RHO, abs=1e-7)
+    assert norm_in_norm(PRED, MOS).item() == pytest.approx(printed, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "expected"),
+    [
+        ((1.0, 0.0), (1 - RHO) / 2),
+        ((0.0, 1.0), (1 - RHO**2) / 4),
+        ((1.0, 1.0), ((1 - RHO) / 2 + (1 - RHO**2) / 4) / 2),  # the copy in the released code
+    ],
+)
+def test_nin_with_both_norms_euclidean_is_a_mixture_of_two_correlations(alphas, expected):
+    loss = norm_in_norm(PRED, MOS, form="nin", p=2, q=2, alphas=alphas)
+    assert loss.item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 2), (2, 1), (1, 1)])
+def test_nin_divides_by_the_largest_value_it_can_take(p, q):
+    y_hat, y = (v - v.mean() for v in (PRED.numpy(), MOS.numpy()))
+    y_hat, y = (v / np.linalg.norm(v, q) for v in (y_hat, y))
+    c = 2 ** max(1, 1 / q) * 5 ** max(0, 1 / p - 1 / q)
+    expected = (np.linalg.norm(y_hat - y, p) / c) ** p
+    loss = norm_in_norm(PRED, MOS, form="nin", p=p, q=q)
+    assert loss.item() == pytest.approx(expected, abs=1e-7)
+    worst = norm_in_norm(-MOS[[0, 4]], MOS[[0, 4]], form="nin", p=p, q=q)
+    assert 0 <= loss.item() < worst.item() <= 1 + 1e-9
+
+
+def test_l1_is_what_the_released_code_computes():
+    assert norm_in_norm(PRED, MOS, form="l1").item() == pytest.approx((PRED - MOS).abs().mean())
+
+
+@pytest.mark.parametrize("form", ["eq4", "nin"])
+def test_norm_in_norm_ignores_offset_and_gain(form):
+    moved = norm_in_norm(3 * PRED + 11, MOS, form=form)
+    assert moved.item() == pytest.approx(norm_in_norm(PRED, MOS, form=form).item(), abs=1e-7)
+
+
+@pytest.mark.parametrize("form", ["eq4", "nin"])
+@pytest.mark.parametrize(
+    ("pred", "mos"),
+    [([0.3], [4.0]), ([1.0, 2.0, 5.0], [7.1, 7.1, 7.1]), ([0.1, 0.1, 0.1], [1.0, 2.0, 3.0])],
+    ids=["one image", "constant scores", "constant predictions"],
+)
+def test_where_no_correlation_exists_the_loss_and_its_gradient_are_zero(form, pred, mos):
+    pred = torch.tensor(pred, requires_grad=True)
+    loss = norm_in_norm(pred, torch.tensor(mos), form=form, alphas=(1.0, 0.5))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(pred.grad, torch.zeros_like(pred))
+
+
+def test_gradients_of_all_losses_agree_with_finite_differences():
+    pred = PRED.clone().requires_grad_()
+    for loss in (
+        lambda x: norm_in_norm(x, MOS),
+        lambda x: norm_in_norm(x, MOS, form="nin", alphas=(1.0, 0.1)),
+        lambda x: fidelity(x, MOS, mos_std=torch.full_like(MOS, 1.3)),
+    ):
+        assert torch.autograd.gradcheck(loss, pred)
+
+
+def test_fidelity_of_one_pair_by_hand():
+    pred, mos = torch.tensor([1.0, 0.0]), torch.tensor([5.0, 3.0])
+    guess = stats.norm.cdf(1 / np.sqrt(2))
+    assert fidelity(pred, mos).item() == pytest.approx(1 - np.sqrt(guess), abs=2e-4)
+    truth = stats.norm.cdf(2 / np.sqrt(0.5))
+    expected = 1 - np.sqrt(truth * guess) - np.sqrt((1 - truth) * (1 - guess))
+    loss = fidelity(pred, mos, mos_std=torch.full((2,), 0.5))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_fidelity_sees_the_order_only_and_one_image_has_none():
+    assert fidelity(PRED, MOS).item() == pytest.approx(fidelity(PRED, MOS.exp()).item())
+    assert fidelity(PRED, MOS) < fidelity(-PRED, MOS)
+    assert fidelity(PRED[:1], MOS[:1]).item() == 0
+
+
+def test_every_data_set_of_a_mixed_batch_counts_the_same():
+    pred, mos = torch.tensor([1.0, 1.0, 1.0, 2.0]), torch.tensor([1.5, 1.5, 1.5, 4.0])
+    source = torch.tensor([3, 3, 3, 0])
+    mixed = mean_over_sources(smooth_l1, pred, mos, source)
+    assert mixed.item() == pytest.approx((0.125 + 1.5) / 2)
+
+
+@pytest.mark.parametrize("loss", [smooth_l1, norm_in_norm, fidelity])
+def test_a_column_against_a_vector_is_refused(loss):
+    with pytest.raises(ValueError, match=r"shape \(B,\).*\(8, 1\) and \(8,\)"):
+        loss(torch.zeros(8, 1), torch.zeros(8))
+
+
+def test_unknown_forms_and_impossible_exponents_are_refused():
+    with pytest.raises(ValueError, match="eq4, nin or l1, got 'eq5'"):
+        norm_in_norm(PRED, MOS, form="eq5")
+    with pytest.raises(ValueError, match="p and q must be >= 1"):
+        norm_in_norm(PRED, MOS, form="nin", p=0.5)
