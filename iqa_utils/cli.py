@@ -6,6 +6,7 @@ Each command calls one function of the package; modules are imported when a comm
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -17,6 +18,50 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="List, check, download and cut data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def run(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STEM... [-p NAME VALUE]...",
+            help="Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML.",
+        ),
+    ],
+    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "demo",
+    publish: Annotated[bool, typer.Option(help="Copy real results to figures/.")] = False,
+) -> None:
+    """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
+    from iqa_utils import engine
+
+    stems, parameters = _split_parameters(arguments)
+    failures = engine.run_notebooks(
+        [] if stems == ["all"] else stems,
+        profile=profile,
+        parameters=parameters,
+        publish_results=publish,
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
+    import yaml
+
+    stems, parameters, rest = [], {}, list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word not in ("-p", "--parameter"):
+            if word.startswith("-"):
+                raise ValueError(f"unknown option {word}; parameters are given as -p NAME VALUE")
+            stems.append(word)
+        elif len(rest) < 2:
+            raise ValueError("-p needs a name and a value")
+        else:
+            name, value = rest.pop(0), rest.pop(0)
+            parameters[name] = yaml.safe_load(value)
+    return stems, parameters
 
 
 def main() -> None:
