@@ -33,10 +33,10 @@ def run(
     publish: Annotated[bool, typer.Option(help="Copy real results to figures/.")] = False,
 ) -> None:
     """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
-    from iqa_utils import engine
+    from iqa_utils import batch
 
     stems, parameters = _split_parameters(arguments)
-    failures = engine.run_notebooks(
+    failures = batch.run_notebooks(
         [] if stems == ["all"] else stems,
         profile=profile,
         parameters=parameters,

@@ -1,0 +1,183 @@
+"""Run notebooks in batches: parameters checked first, one line a notebook, nothing lost.
+
+papermill itself exits 0 on a misspelt parameter, which then silently runs the default; here every
+name and type is checked before a kernel starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from iqa_utils.runs import ROOT, publish, run_dir
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def notebook_stems() -> list[str]:
+    """List the notebooks in their order.
+
+    Returns:
+        Names without ending, sorted: ``00_claims_audit`` first.
+    """
+    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def find_notebook(stem: str) -> Path:
+    """Return the notebook of a stem, or of its number (``02``).
+
+    Raises:
+        ValueError: If none or several fit; names those there are.
+    """
+    fitting = [s for s in notebook_stems() if s == stem or s.split("_")[0] == stem]
+    if len(fitting) != 1:
+        raise ValueError(f"no notebook {stem!r}; there are {', '.join(notebook_stems())}")
+    return NOTEBOOKS / f"{fitting[0]}.ipynb"
+
+
+def read_profile(stem: str, profile: str) -> dict[str, Any]:
+    """Read the parameter values of a profile; ``demo`` is what the notebook declares.
+
+    Raises:
+        FileNotFoundError: If the notebook has no such profile; names those it has.
+    """
+    path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
+    if path.is_file():
+        return yaml.safe_load(path.read_text()) or {}
+    if profile == "demo":
+        return {}
+    known = sorted(p.stem.removeprefix(f"{stem}.") for p in path.parent.glob(f"{stem}.*.yaml"))
+    raise FileNotFoundError(
+        f"{stem} has no profile {profile!r}; it has {', '.join(['demo', *known])}"
+    )
+
+
+def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
+    """Hold values against the notebook's declared parameters, before any kernel starts.
+
+    Args:
+        notebook: The notebook.
+        values: Name to value.
+
+    Raises:
+        ValueError: If a name is not declared, or a value is not of the declared type. All such
+            names are listed, with the names there are.
+    """
+    declared = papermill.inspect_notebook(str(notebook))
+    problems = [
+        f"{name} is not one of {', '.join(declared)}" for name in values if name not in declared
+    ]
+    for name in values.keys() & declared.keys():
+        kind = declared[name]["inferred_type_name"]
+        try:
+            TypeAdapter(eval(kind, {"__builtins__": __builtins__})).validate_python(
+                values[name], strict=True
+            )
+        except ValidationError:
+            given = f"{values[name]!r} ({type(values[name]).__name__})"
+            problems.append(f"{name} must be {kind}, got {given}")
+    if problems:
+        raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
+
+
+def run_notebook(
+    stem: str,
+    *,
+    profile: str = "demo",
+    parameters: Mapping[str, Any] | None = None,
+    publish_results: bool = False,
+) -> Path:
+    """Run one notebook of one profile from top to bottom.
+
+    Args:
+        stem: Notebook, by name or number.
+        profile: Values of ``notebooks/params/STEM.PROFILE.yaml``.
+        parameters: Values that override the profile's.
+        publish_results: Copy figures and metrics to ``figures/`` afterwards (real data only).
+
+    Returns:
+        The finished run's folder, which holds the executed notebook too.
+
+    Raises:
+        ValueError: If a parameter is unknown or of the wrong type; nothing has been started then.
+        RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
+    """
+    notebook = find_notebook(stem)
+    stem = notebook.stem
+    values = {**read_profile(stem, profile), "PROFILE": profile, **(parameters or {})}
+    check_parameters(notebook, values)
+    folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))
+    executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    finished_before = _finish_time(folder)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            parameters=values,
+            engine_name="iqa",
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(NOTEBOOKS),
+        )
+    except PapermillExecutionError as error:
+        raise RuntimeError(
+            f"{stem}: {error.ename}: {error.evalue} (cell {error.cell_index}); "
+            f"the executed notebook is {executed.relative_to(ROOT)}"
+        ) from error
+    if _finish_time(folder) == finished_before:
+        raise RuntimeError(f"{stem}: ran to its end but wrote no {folder.name}/metrics.json")
+    executed.replace(folder / f"{stem}.ipynb")
+    if publish_results:
+        publish(folder)
+    return folder
+
+
+def run_notebooks(
+    stems: Sequence[str],
+    *,
+    profile: str = "demo",
+    parameters: Mapping[str, Any] | None = None,
+    publish_results: bool = False,
+) -> list[str]:
+    """Run several notebooks, one line each, and go on past one that fails.
+
+    Args:
+        stems: Notebooks, by name or number; all of them if empty.
+        profile: As for :func:`run_notebook`.
+        parameters: As for :func:`run_notebook`.
+        publish_results: As for :func:`run_notebook`.
+
+    Returns:
+        One line for each notebook that failed; empty if all went well.
+    """
+    notebooks = [find_notebook(stem) for stem in stems or notebook_stems()]
+    for notebook in notebooks:
+        given = {**read_profile(notebook.stem, profile), **(parameters or {})}
+        check_parameters(notebook, given)
+    failures = []
+    for number, notebook in enumerate(notebooks, start=1):
+        start = time.perf_counter()
+        tqdm.write(f"[{number}/{len(notebooks)}] {notebook.stem} ...")
+        try:
+            options = {"parameters": parameters, "publish_results": publish_results}
+            folder = run_notebook(notebook.stem, profile=profile, **options)
+            outcome = f"done   -> {folder.relative_to(ROOT)}"
+        except Exception as error:
+            failures.append(str(error))
+            outcome = f"FAILED: {error}"
+        tqdm.write(f"      {time.perf_counter() - start:6.1f} s  {outcome}")
+    return failures
+
+
+def _finish_time(folder: Path) -> int | None:
+    path = folder / "metrics.json"
+    return path.stat().st_mtime_ns if path.is_file() else None
