@@ -1,0 +1,304 @@
+"""Deep features: tap named layers of a backbone once, and never run it twice on the same pixels.
+
+A feature array is a function of (weights, layer, pooling, pixels, precision) and is cached under a
+hash of exactly these. One forward pass serves all layers that were asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from iqa_utils.backbones import weights_hash
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+
+if TYPE_CHECKING:
+    from iqa_utils.images import ImageStore
+
+POOLINGS = ("flatten", "mean", "std", "max", "mean_std")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One seeded random crop of every image, at the network's own input size.
+
+    Attributes:
+        size: (height, width) in pixels.
+        number: Which of the crops; crop k of an image never depends on how many are taken.
+        seed: Root seed.
+    """
+
+    size: tuple[int, int]
+    number: int = 0
+    seed: int = 0
+
+
+@contextmanager
+def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the activations of several layers during one forward pass.
+
+    Activations are cloned when they leave their layer: the in-place activation that often follows
+    (VGG, DenseNet, MobileNet) would otherwise overwrite them.
+
+    Args:
+        network: Any module.
+        layers: Names as in ``network.named_modules()``; ``"name:input"`` taps what enters a layer
+            instead (a list of tensors is concatenated over channels, as DenseNet does itself).
+
+    Yields:
+        A dictionary that holds the activations of the latest forward pass by these names.
+
+    Raises:
+        ValueError: If the network has no layer of that name; the nearest names are given.
+    """
+    modules = dict(network.named_modules())
+    unknown = [layer for layer in layers if layer.partition(":")[0] not in modules]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
+        raise ValueError(f"{type(network).__name__} has no layer {unknown[0]!r}; nearest: {near}")
+    taps: dict[str, torch.Tensor] = {}
+    handles = []
+    for layer in layers:
+        name, _, end = layer.partition(":")
+        if end == "input":
+            keep = modules[name].register_forward_pre_hook(_keep_input(taps, layer))
+        else:
+            keep = modules[name].register_forward_hook(_keep_output(taps, layer))
+        handles.append(keep)
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep_input(taps: dict[str, torch.Tensor], layer: str) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        value = inputs[0]
+        taps[layer] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+
+    return hook
+
+
+def _keep_output(taps: dict[str, torch.Tensor], layer: str) -> Any:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
+        taps[layer] = output.clone()
+
+    return hook
+
+
+def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Turn one layer's activation into a feature vector an image.
+
+    Args:
+        activation: Shape (B, C, H, W), tokens (B, T, C), or vectors (B, C).
+        pooling: ``"flatten"`` (the paper's: every value), or over places ``"mean"``, ``"std"``
+            (population), ``"max"``, ``"mean_std"`` (both, means first).
+
+    Returns:
+        Shape (B, D), float32.
+
+    Raises:
+        ValueError: If the pooling is unknown, or a spread over places is asked of plain vectors.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
+    activation = activation.float()
+    if pooling == "flatten":
+        return activation.flatten(1)
+    if activation.ndim == 2:
+        if "std" in pooling:
+            raise ValueError(f"pooling {pooling!r} needs places, the layer gives vectors")
+        return activation
+    is_map = activation.ndim == 4
+    places = activation.flatten(2) if is_map else activation.transpose(1, 2)  # (B, C, places)
+    parts = {
+        "mean": lambda: places.mean(2),
+        "std": lambda: places.std(2, correction=0),
+        "max": lambda: places.amax(2),
+    }
+    return torch.cat([parts[name]() for name in pooling.split("_")], dim=1)
+
+
+def iterate_layers(
+    backbone: nn.Module,
+    store: ImageStore,
+    layers: Sequence[str | None],
+    *,
+    pooling: str = "mean_std",
+    crop: Crop | None = None,
+    batch_size: int = 32,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Iterator[tuple[slice, dict[str | None, torch.Tensor]]]:
+    """Run every image through the network once and yield the features of all layers by batch.
+
+    Args:
+        backbone: Network, on the device to use; run in evaluation mode without gradients.
+        store: Decoded images.
+        layers: Names for :func:`tap_layers`, or ``[None]`` for the network's own features
+            (``forward_features`` where it has that, else its output).
+        pooling: For :func:`pool_activation`.
+        crop: Take this crop of each image; None takes whole images of a uniform store.
+        batch_size: Images a batch.
+        mean: Normalisation, RGB in [0, 1].
+        std: Normalisation.
+        dtype: Arithmetic: float32, or bfloat16/float16 under autocast.
+        progress: Show a bar.
+
+    Yields:
+        Rows of the store and, by layer, float32 features of shape (B, D) on the device.
+    """
+    device = next(backbone.parameters()).device
+    named = [layer for layer in layers if layer is not None]
+    if named and len(named) < len(layers):
+        raise ValueError("ask for named layers or for None, not for both in one pass")
+    run = backbone if named else getattr(backbone, "forward_features", backbone)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        starts = tqdm(range(0, len(store), batch_size), disable=not progress, leave=False)
+        for start in starts:
+            rows = slice(start, min(start + batch_size, len(store)))
+            with torch.inference_mode(), tap_layers(backbone, named) as taps:
+                images = to_float(_pixels(store, rows, crop, device), mean=mean, std=std)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    output = run(images)
+                values = taps if named else {None: output}
+                missed = [layer for layer in named if layer not in taps]
+                if missed:
+                    raise ValueError(f"the forward pass never reached the layers {missed}")
+                yield rows, {layer: pool_activation(values[layer], pooling) for layer in layers}
+    finally:
+        backbone.train(was_training)
+
+
+def _pixels(store: ImageStore, rows: slice, crop: Crop | None, device: torch.device) -> Any:
+    indices = np.arange(rows.start, rows.stop)
+    if crop is None:
+        return store.batch(indices, device=device)
+    images = []
+    for index in indices:  # one generator an image: a crop depends on nothing but its own key
+        key = f"{crop.seed}|{crop.number}|{store.names[index]}".encode()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+        generator = torch.Generator().manual_seed(seed)
+        images.append(store.crops([index], crop.size, generator=generator).clone())
+    return torch.cat(images).to(device)
+
+
+def frozen_layers(
+    backbone: nn.Module,
+    store: ImageStore,
+    layers: Sequence[str | None],
+    *,
+    pooling: str = "mean_std",
+    crop: Crop | None = None,
+    cache_dir: str | Path | None,
+    batch_size: int = 32,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> dict[str | None, np.ndarray]:
+    """Encode all images of a store at several layers in one pass, or read the cached result.
+
+    Args:
+        backbone: Network, on the device to use.
+        store: Decoded images, N of them.
+        layers: Names for :func:`tap_layers`, or ``[None]``; only those not cached are computed.
+        pooling: For :func:`pool_activation`.
+        crop: Crop to take, or None for whole images.
+        cache_dir: Folder of the cache; None computes and keeps nothing.
+        batch_size: Images a batch.
+        mean: Normalisation, RGB in [0, 1].
+        std: Normalisation.
+        dtype: Arithmetic.
+        progress: Show a bar.
+
+    Returns:
+        Layer to float32 array of shape (N, D).
+
+    Raises:
+        ValueError: If a layer is unknown or never reached, the pooling does not fit, or a feature
+            is not finite (the image is named).
+
+    Note:
+        Cached and re-encoded features are equal to the last bit for the same ``batch_size`` and
+        machine; other batch sizes may round differently (1e-6), so they share one cache entry.
+    """
+    recipe = {"pooling": pooling, "crop": crop and asdict(crop), "dtype": str(dtype)}
+    recipe |= {"mean": [float(x) for x in mean], "std": [float(x) for x in std]}
+    recipe |= {"pixels": store.key, "weights": weights_hash(backbone), "network": repr(backbone)}
+    files = {}
+    if cache_dir is not None:
+        files = {layer: Path(cache_dir) / _cache_name(recipe, layer) for layer in layers}
+    arrays = {layer: np.load(path) for layer, path in files.items() if path.is_file()}
+    missing = [layer for layer in dict.fromkeys(layers) if layer not in arrays]
+    if missing:
+        batches = iterate_layers(
+            backbone, store, missing, pooling=pooling, crop=crop, batch_size=batch_size,
+            mean=mean, std=std, dtype=dtype, progress=progress,
+        )  # fmt: skip
+        fresh: dict[str | None, np.ndarray] = {}
+        for rows, batch in batches:
+            for layer, features in batch.items():
+                if layer not in fresh:
+                    fresh[layer] = np.empty((len(store), features.shape[1]), dtype=np.float32)
+                fresh[layer][rows] = features.cpu().numpy()
+        for layer, array in fresh.items():
+            bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+            if len(bad):
+                names = [store.names[i] for i in bad[:3]]
+                raise ValueError(
+                    f"layer {layer}: features of {len(bad)} images are not finite: {names}"
+                )
+            if layer in files:
+                _save_array(files[layer], array)
+        arrays |= fresh
+    return {layer: arrays[layer] for layer in layers}
+
+
+def frozen_features(
+    backbone: nn.Module, store: ImageStore, *, layer: str | None = None, **options: Any
+) -> np.ndarray:
+    """Encode all images of a store once: :func:`frozen_layers` for a single layer.
+
+    Args:
+        backbone: Network, on the device to use.
+        store: Decoded images, N of them.
+        layer: Name for :func:`tap_layers`; None takes the network's own features.
+        **options: Keyword arguments of :func:`frozen_layers` (``pooling``, ``crop``,
+            ``cache_dir``, ``batch_size``, ``mean``, ``std``, ``dtype``, ``progress``).
+
+    Returns:
+        Float32 array of shape (N, D).
+    """
+    return frozen_layers(backbone, store, [layer], **options)[layer]
+
+
+def _cache_name(recipe: dict[str, Any], layer: str | None) -> str:
+    text = json.dumps({**recipe, "layer": layer}, sort_keys=True)
+    label = (layer or "features").replace(":", "-")
+    return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)

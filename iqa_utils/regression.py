@@ -1,0 +1,179 @@
+"""Regression of scores on fixed features: ridge, linear SVR and an exact Gaussian process.
+
+A linear SVR sees features only through inner products and a Matern Gaussian process only through
+distances, so both take (N, N) matrices from :mod:`iqa_utils.features` and never the features
+themselves; ridge takes the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+LAMBDAS = tuple(float(x) for x in np.logspace(-2, 7, 19))
+
+
+def check_features(features: ArrayLike, *, n_images: int | None = None) -> np.ndarray:
+    """Return features as an array, or refuse those that no regression can use.
+
+    Args:
+        features: Shape (N, D).
+        n_images: Expected N.
+
+    Returns:
+        The same array; no copy where it is one already.
+
+    Raises:
+        ValueError: If the shape is wrong or a value is not finite; the images are named by row.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or (n_images is not None and len(features) != n_images):
+        expected = "(N, D)" if n_images is None else f"({n_images}, D)"
+        raise ValueError(f"features must have shape {expected}, got {features.shape}")
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"features must be finite, {len(bad)} of {len(features)} images are not: rows "
+            f"{bad[:5].tolist()}"
+        )
+    return features
+
+
+def check_scores(mos: ArrayLike) -> np.ndarray:
+    """Return scores as float64 of shape (N,), or refuse them.
+
+    Raises:
+        ValueError: If they are not one finite number an image, or all equal.
+    """
+    mos = np.asarray(mos, dtype=np.float64)
+    if mos.ndim != 1 or not np.isfinite(mos).all():
+        raise ValueError(f"mos must be finite and of shape (N,), got shape {mos.shape}")
+    if len(mos) < 2 or np.ptp(mos) == 0:
+        raise ValueError(f"mos must hold at least two different scores, got {len(mos)} equal ones")
+    return mos
+
+
+def fold_numbers(
+    n_images: int, *, n_folds: int = 5, seed: int = 0, groups: ArrayLike | None = None
+) -> np.ndarray:
+    """Deal images into folds of nearly equal size, contents kept together.
+
+    Args:
+        n_images: N.
+        n_folds: Folds, at least 2.
+        seed: Decides the deal.
+        groups: Content of each image, shape (N,); a content is never cut. None: each its own.
+
+    Returns:
+        Fold of each image, shape (N,), values 0 to n_folds - 1.
+
+    Raises:
+        ValueError: If there are fewer contents than folds.
+    """
+    groups = np.arange(n_images) if groups is None else np.asarray(groups)
+    if groups.shape != (n_images,):
+        raise ValueError(f"groups must have shape ({n_images},), got {groups.shape}")
+    contents, content_of = np.unique(groups, return_inverse=True)
+    if not 2 <= n_folds <= len(contents):
+        raise ValueError(f"{n_folds} folds need 2 to {len(contents)} (the contents there are)")
+    order = np.random.default_rng(seed).permutation(len(contents))
+    fold_of_content = np.empty(len(contents), dtype=np.intp)
+    fold_of_content[order] = np.arange(len(contents)) % n_folds
+    return fold_of_content[content_of]
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A fitted ridge regression.
+
+    Attributes:
+        penalty: The chosen lambda.
+        cv_rmse: Cross-validated RMSE of each lambda tried, in units of the scores.
+        lambdas: The lambdas tried.
+        weights: Shape (D,), for raw (not standardised) features.
+        intercept: Score at features of zero.
+    """
+
+    penalty: float
+    cv_rmse: np.ndarray
+    lambdas: tuple[float, ...]
+    weights: np.ndarray
+    intercept: float
+
+    def predict(self, features: ArrayLike) -> np.ndarray:
+        """Predict scores, shape (N,), of features of shape (N, D), in units of the scores."""
+        features = check_features(features)
+        if features.shape[1] != len(self.weights):
+            raise ValueError(f"{len(self.weights)} features expected, got {features.shape[1]}")
+        return features.astype(np.float64) @ self.weights + self.intercept
+
+
+def ridge_cv(
+    features: ArrayLike,
+    mos: ArrayLike,
+    *,
+    lambdas: Sequence[float] = LAMBDAS,
+    n_folds: int = 5,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+) -> Ridge:
+    """Fit ridge regression on standardised features, lambda chosen by cross-validation.
+
+    The floor that every trained model has to beat. Minimises ``|mos - Zw - b|^2 + lambda |w|^2``
+    with Z the features standardised on the training part of each fold; one eigendecomposition a
+    fold serves all lambdas. A constant feature column gets no weight.
+
+    Args:
+        features: Shape (N, D).
+        mos: Shape (N,), any scale.
+        lambdas: Penalties to try, positive.
+        n_folds: Folds of the cross-validation.
+        seed: Deals the folds.
+        groups: Content of each image, kept within a fold; needed for synthetic data sets.
+
+    Returns:
+        The model, refitted on all N images with the lambda of the smallest cross-validated RMSE.
+
+    Raises:
+        ValueError: If shapes disagree, a value is not finite, a lambda is not positive, or there
+            are fewer contents than folds.
+    """
+    mos = check_scores(mos)
+    features = check_features(features, n_images=len(mos)).astype(np.float64)
+    if min(lambdas) <= 0:
+        raise ValueError(f"lambdas must be positive, got {min(lambdas)}")
+    fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
+    squared = np.zeros(len(lambdas))
+    for k in range(n_folds):
+        train, test = fold != k, fold == k
+        weights, intercepts = _ridge_path(features[train], mos[train], lambdas)  # (L, D), (L,)
+        errors = features[test] @ weights.T + intercepts - mos[test, None]  # (N/k, L)
+        squared += (errors**2).sum(axis=0)
+    best = int(squared.argmin())
+    weights, intercepts = _ridge_path(features, mos, lambdas[best : best + 1])
+    cv_rmse = np.sqrt(squared / len(mos))
+    return Ridge(float(lambdas[best]), cv_rmse, tuple(lambdas), weights[0], float(intercepts[0]))
+
+
+def _ridge_path(
+    features: np.ndarray, mos: np.ndarray, lambdas: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve for all lambdas by one eigendecomposition of the smaller side; (L, D) and (L,)."""
+    centre, spread = features.mean(axis=0), features.std(axis=0)
+    constant = spread <= 1e-12 * np.maximum(1.0, np.abs(centre))
+    spread = np.where(constant, np.inf, spread)
+    z = (features - centre) / spread
+    mean = mos.mean()
+    if z.shape[0] <= z.shape[1]:
+        values, vectors = np.linalg.eigh(z @ z.T)
+        along = vectors.T @ (mos - mean)
+        back = z.T @ vectors
+    else:
+        values, back = np.linalg.eigh(z.T @ z)
+        along = back.T @ (z.T @ (mos - mean))
+    shrunk = along[:, None] / (values.clip(min=0)[:, None] + np.asarray(lambdas))  # (R, L)
+    weights = (back @ shrunk).T / spread  # (L, D)
+    return weights, mean - weights @ centre
