@@ -1,0 +1,139 @@
+"""Read one image file as 8-bit RGB, by rules that are stated and never silent.
+
+Accepted files are JPEG, PNG, BMP, TIFF and MPO. What does not map onto 8-bit RGB in one obvious
+way is refused by name, because a quality model must not be fed pixels that nobody decided on.
+
+============================ ===================================================================
+input                        rule
+============================ ===================================================================
+grey, 1-bit, palette         expanded to three channels, exactly
+CMYK, YCbCr                  Pillow's conversion; embedded colour profiles are ignored
+16 bits a channel            the high byte is kept (grey in the same way as colour)
+alpha                        dropped where every pixel is opaque, refused otherwise
+EXIF orientation             applied: pixels stand as a viewer sees them
+MPO (stereo, depth)          first picture
+several pages or animation   refused
+32-bit, float, Lab           refused
+truncated, failing checksum  refused
+============================ ===================================================================
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
+_EXACT_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
+_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_ORIENTATION = 0x0112
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read by the stated rules; the message names the file."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a file to upright 8-bit RGB.
+
+    Args:
+        path: A JPEG, PNG, BMP, TIFF or MPO file.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        BadImageError: If the file is truncated, corrupt, or outside the rules of this module.
+        FileNotFoundError: If there is no such file.
+
+    Note:
+        The entropy-coded part of a JPEG carries no checksum: a flipped bit there changes pixels
+        unnoticed, in every decoder.
+    """
+    return decode_image(path.read_bytes(), str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode the bytes of a file to upright 8-bit RGB; `read_image` without the disk.
+
+    Args:
+        data: The whole file.
+        name: What errors call it.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        BadImageError: As `read_image`.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise BadImageError(
+            f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so a truncated image would pass "
+            "as a whole one; unset it"
+        )
+    image = _open(data, name)
+    try:
+        if image.format == "PNG":  # Pillow checks the sums of the pixel chunks only here
+            Image.open(io.BytesIO(data)).verify()
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, name)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, BadImageError):
+            raise
+        raise BadImageError(f"{name}: truncated or corrupt ({error})") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the upright size from the header alone.
+
+    Args:
+        path: A file that `read_image` accepts.
+
+    Returns:
+        Height and width in pixels, after the EXIF orientation.
+
+    Raises:
+        BadImageError: If the header is corrupt or the format is not accepted.
+    """
+    with path.open("rb") as file:
+        image = _open(file, str(path))
+        try:
+            # Pillow reports the size of a TIFF already turned
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise BadImageError(f"{path}: corrupt header ({error})") from error
+    return image.size if turned else image.size[::-1]
+
+
+def _open(source: bytes | io.BufferedReader, name: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"{name}: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadImageError(f"{name}: not an image, or its header is corrupt") from error
+    if image.format not in FORMATS:
+        raise BadImageError(f"{name}: expected one of {', '.join(FORMATS)}, found {image.format}")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise BadImageError(f"{name}: expected one picture, found {frames} pages or frames")
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in _DEEP_GREY and not image.has_transparency_data:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        lowest, _ = image.getchannel("A").getextrema()
+        if lowest < 255:
+            raise BadImageError(
+                f"{name}: expected opaque pixels, found alpha down to {lowest} of 255; composite "
+                "it on the background that the viewers saw"
+            )
+    elif image.mode not in _EXACT_MODES:
+        raise BadImageError(f"{name}: no rule turns mode {image.mode!r} into 8-bit RGB")
+    return image.convert("RGB")
