@@ -1,0 +1,229 @@
+"""What a training step sees, and streams of it from an image store or from cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
+
+Augment = Callable[..., Tensor]  # (uint8 images, generator=...) -> uint8 images
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        inputs: Arguments of the network, each with B rows.
+        mos: Scores, shape (B,).
+        index: Row of every image in its store or table, shape (B,).
+        weight: Weights of the loss, shape (B,), or None.
+        source: Data set of every image, shape (B,), or None.
+        names: Image names of the whole store, which ``index`` points into; only for messages.
+    """
+
+    inputs: tuple[Tensor, ...]
+    mos: Tensor
+    index: Tensor
+    weight: Tensor | None = None
+    source: Tensor | None = None
+    names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.mos)
+
+    def to(self, device: torch.device | str, *, channels_last: bool = False) -> Batch:
+        """Return the batch on a device; ``channels_last`` is the memory format of images."""
+
+        def move(x: Tensor) -> Tensor:
+            images = channels_last and x.ndim == 4
+            memory = torch.channels_last if images else torch.preserve_format
+            return x.to(device, non_blocking=True, memory_format=memory)
+
+        return self._map(move)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some rows of the batch."""
+        return self._map(lambda x: x[rows])
+
+    def describe(self) -> str:
+        """Name the images of the batch, or their rows where the names are not known."""
+        index = self.index.tolist()
+        return ", ".join(f"row {i}" if self.names is None else str(self.names[i]) for i in index)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inputs"}
+        changed = {k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, inputs=tuple(change(x) for x in self.inputs), **changed)
+
+
+def store_batches(
+    store: ImageStore,
+    rows: Sequence[int] | np.ndarray,
+    mos: Sequence[float] | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    augment: Augment | None = None,
+    augment_copies: Augment | None = None,
+    crop: tuple[int, int] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    device: torch.device | str = "cpu",
+    extra_inputs: Tensor | None = None,
+    weight: np.ndarray | None = None,
+    drop_last: bool = False,
+) -> Iterator[Batch]:
+    """Stream normalised images; pixels stay bytes until they are on the device.
+
+    Args:
+        store: Decoded images, N of them.
+        rows: Images of this epoch, in any order, repeats allowed.
+        mos: Scores of the whole store, shape (N,).
+        batch_size: Images a batch; the last one may be smaller.
+        seed: Shuffles and augments by ``(seed, epoch)``; None keeps the order and, unless
+            ``augment`` is given, changes nothing.
+        epoch: Counted from 0.
+        augment: Change of uint8 images such as :func:`iqa_utils.images.augment`; called with the
+            batch and ``generator=``. None leaves them alone.
+        augment_copies: The same for images that this epoch has already shown once, instead of
+            ``augment``: repeats of an oversampled class.
+        crop: Height and width to cut out, at random when there is a seed, else from the centre.
+        mean: Per-channel mean, in [0, 1].
+        std: Per-channel standard deviation.
+        device: Where the batches go.
+        extra_inputs: Further input of the network for the whole store, shape (N, D).
+        weight: Loss weights of the whole store, shape (N,).
+        drop_last: Leave out a last batch that is not full.
+
+    Yields:
+        Batches whose first input is float32 images, shape (B, 3, H, W).
+
+    Raises:
+        ValueError: If ``mos`` does not have one score an image of the store.
+    """
+    _check_rows(rows, mos, len(store))
+    generator = torch.Generator().manual_seed(epoch_seed(0 if seed is None else seed, epoch))
+    extra = None if extra_inputs is None else extra_inputs.to(device)
+    for index, repeated in _chunks(rows, batch_size, seed, epoch, drop_last=drop_last):
+        if crop is None:
+            images = store.batch(index, device=device)
+        else:
+            images = store.crops(index, crop, generator=None if seed is None else generator)
+            images = images.to(device)
+        if augment_copies is not None and repeated.any():
+            images = images.clone()
+            images[repeated] = augment_copies(images[repeated], generator=generator)
+            if augment is not None and not repeated.all():
+                images[~repeated] = augment(images[~repeated], generator=generator)
+        elif augment is not None:
+            images = augment(images, generator=generator)
+        images = to_float(images, mean=mean, std=std)
+        inputs = (images,) if extra is None else (images, extra[index.to(device)])
+        yield _batch(inputs, mos, index, weight, device, store.names)
+
+
+def tensor_batches(
+    inputs: Tensor | tuple[Tensor, ...],
+    rows: Sequence[int] | np.ndarray,
+    mos: Sequence[float] | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    device: torch.device | str = "cpu",
+    weight: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+    drop_last: bool = False,
+) -> Iterator[Batch]:
+    """Stream rows of tensors that fit in memory, such as cached features.
+
+    Args:
+        inputs: One tensor an argument of the network, each with N rows.
+        rows: Rows of this epoch, repeats allowed.
+        mos: Scores, shape (N,).
+        batch_size: Rows a batch; the last one may be smaller.
+        seed: Shuffles by ``(seed, epoch)``; None keeps the order.
+        epoch: Counted from 0.
+        device: Where the batches go.
+        weight: Loss weights, shape (N,).
+        names: Image names, N values, for messages.
+        drop_last: Leave out a last batch that is not full.
+
+    Yields:
+        Batches.
+
+    Raises:
+        ValueError: If ``mos`` does not have one score a row.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    for tensor in inputs:
+        _check_rows(rows, mos, len(tensor))
+    for index, _ in _chunks(rows, batch_size, seed, epoch, drop_last=drop_last):
+        taken = tuple(x[index.to(x.device)].to(device).float() for x in inputs)
+        yield _batch(taken, mos, index, weight, device, names)
+
+
+def epoch_seed(seed: int, epoch: int, *more: int) -> int:
+    """Mix a root seed and the number of an epoch into one seed.
+
+    Args:
+        seed: Root seed, 0 or more.
+        epoch: Counted from 0.
+        *more: Further numbers, for independent streams.
+
+    Returns:
+        A 63-bit integer; neighbouring seeds and epochs share nothing.
+    """
+    sequence = np.random.SeedSequence([seed, epoch, *more])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _chunks(
+    rows: Sequence[int] | np.ndarray,
+    batch_size: int,
+    seed: int | None,
+    epoch: int,
+    *,
+    drop_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of each batch, and which of them were already shown in this epoch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = np.asarray(rows, dtype=np.int64)
+    if seed is not None:
+        order = np.random.default_rng(epoch_seed(seed, epoch, 1)).permutation(order)
+    repeated = np.ones(len(order), dtype=bool)
+    repeated[np.unique(order, return_index=True)[1]] = False
+    for start in range(0, len(order), batch_size):
+        part = slice(start, start + batch_size)
+        if drop_last and len(order[part]) < batch_size:
+            return
+        yield torch.from_numpy(order[part]), torch.from_numpy(repeated[part])
+
+
+def _check_rows(rows: Sequence[int] | np.ndarray, mos: Sequence[float], n: int) -> None:
+    if len(mos) != n:
+        raise ValueError(f"mos must hold one score for each of {n} images, got {len(mos)}")
+    if not len(rows):
+        raise ValueError("an epoch needs at least one image, got none")
+
+
+def _batch(
+    inputs: tuple[Tensor, ...],
+    mos: Sequence[float] | np.ndarray,
+    index: Tensor,
+    weight: np.ndarray | None,
+    device: torch.device | str,
+    names: Sequence[str] | None,
+) -> Batch:
+    scores = torch.as_tensor(np.asarray(mos, dtype=np.float32)[index], device=device)  # (B,)
+    if weight is not None:
+        weight = torch.as_tensor(np.asarray(weight, dtype=np.float32)[index], device=device)
+    return Batch(inputs, scores, index, weight=weight, names=names)

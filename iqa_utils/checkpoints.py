@@ -1,0 +1,163 @@
+"""Checkpoint files: one to resume a training, one to use a trained model.
+
+``last.pt`` holds everything a training needs to go on as if it had never stopped. A
+``.safetensors`` file holds a finished network and, in its header, what a user must know about it.
+Both are written to a temporary name and moved, and reading either never executes code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from iqa_utils.models import build_model
+
+HEADER = "iqa_utils"
+REQUIRED_METADATA = ("preprocessing", "training_data", "scores_seen", "metrics")
+
+
+def config_key(config: Mapping[str, Any]) -> str:
+    """Hash a configuration: the name of the folder that its checkpoints live in.
+
+    Args:
+        config: What determines the outcome of a training: JSON types, paths, NumPy scalars.
+
+    Returns:
+        12 hexadecimal digits; the order of the keys does not matter.
+
+    Raises:
+        TypeError: If a value could not be written down the same way twice (an object, a function).
+    """
+    text = json.dumps(config, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a training state in one move: a reader sees the old file or the new one, never half.
+
+    Args:
+        path: Target; its folder is made.
+        state: Nested dictionaries and lists of tensors and plain values.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote.
+
+    Args:
+        path: File.
+        device: Where tensors go.
+
+    Returns:
+        The state.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or would run code when loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path.name}: nothing at {path}")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {path.name} is damaged or not one of ours; delete {path.parent} to start "
+            f"again: {error}"
+        ) from error
+
+
+def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) -> Path:
+    """Write a network for use: weights, and in the header how it was made.
+
+    Args:
+        path: Target, ``.safetensors``.
+        model: Network with ``architecture``: its name in :func:`iqa_utils.models.build_model` and
+            the arguments of its constructor.
+        metadata: JSON types. Must tell ``preprocessing`` (size, mean, std), ``training_data``,
+            ``scores_seen`` (data set and part whose human scores it was fitted to) and ``metrics``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a required entry is missing.
+        AttributeError: If the network does not know its architecture.
+    """
+    absent = [key for key in REQUIRED_METADATA if key not in metadata]
+    if absent:
+        raise ValueError(
+            f"model metadata must tell {', '.join(REQUIRED_METADATA)}; missing {absent}"
+        )
+    header = {"architecture": dict(model.architecture), **metadata}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    state = {k: v.detach().to("cpu").contiguous().clone() for k, v in model.state_dict().items()}
+    save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
+    partial.replace(path)
+    return path
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a network from the file that :func:`save_model` wrote.
+
+    Args:
+        path: ``.safetensors`` file.
+
+    Returns:
+        The network in evaluation mode on the CPU, and the metadata (``architecture`` included).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, not one of ours, or its weights do not fit the
+            architecture it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model {path.name}: nothing at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
+    if header is None:
+        raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
+    metadata = json.loads(header)
+    model = build_model(metadata["architecture"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model {path.name}: weights do not fit {metadata['architecture']}: {error}"
+        ) from error
+    return model.eval(), metadata
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | torch.Tensor) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"a configuration holds plain values, got {type(value).__name__}")

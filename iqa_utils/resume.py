@@ -1,0 +1,126 @@
+"""What a killed training needs to go on, and a Ctrl-C that waits for the end of a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class TrainingState:
+    """What a killed training needs to go on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.epoch, self.history, self.best = 0, [], {"epoch": 0, "value": None, "weights": None}
+        self.random: dict[str, Tensor] = {}
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.batches, self.images, self.loss_sum, self.seconds = 0, 0, torch.zeros(()), 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """Tell apart trainings that differ in what they train and how."""
+        model, optimizer = self.parts["model"], self.parts["optimizer"]
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        scheduler = self.parts.get("scheduler")
+        options = {} if scheduler is None else scheduler.state_dict()
+        schedule = {k: v for k, v in options.items() if isinstance(v, int | float | str | list)}
+        return {
+            "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
+            "trained": [name for name, value in model.named_parameters() if value.requires_grad],
+            "optimizer": [type(optimizer).__name__, groups],
+            "scheduler": [type(scheduler).__name__, schedule],
+        }
+
+    def count(self, loss_sum: Tensor, images: int) -> None:
+        """Note a finished batch."""
+        self.loss_sum = self.loss_sum.to(loss_sum) + loss_sum
+        self.batches, self.images = self.batches + 1, self.images + images
+
+    def pause(self, device: torch.device, seconds: float) -> None:
+        """Keep what the rest of the epoch depends on."""
+        self.seconds, self.random = seconds, {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            self.random["cuda"] = torch.cuda.get_rng_state(device)
+
+    def was_done(self, number: int, device: torch.device) -> bool:
+        """Tell whether a batch came before the interruption; the last one restores the dice."""
+        if self.random and number == self.batches - 1:
+            torch.set_rng_state(self.random["cpu"])
+            if "cuda" in self.random:
+                torch.cuda.set_rng_state(self.random["cuda"], device)
+            self.random = {}
+        return number < self.batches
+
+    def finish_epoch(self, row: dict[str, float], select: str, mode: str) -> None:
+        """Note an epoch and keep its weights if it is the best so far."""
+        if not self.images:
+            raise ValueError(f"train_batches gave no batches for epoch {self.epoch}")
+        self.history.append(row)
+        self.epoch += 1
+        value, best = row[select], self.best["value"]
+        better = best is None or (value < best if mode == "min" else value > best)
+        if np.isfinite(value) and better:
+            weights = {
+                k: v.detach().cpu().clone() for k, v in self.parts["model"].state_dict().items()
+            }
+            self.best = {"epoch": self.epoch, "value": value, "weights": weights}
+        self._start_epoch()
+
+    def to_dict(self, *, finished: bool) -> dict[str, Any]:
+        """Return the state; a finished training keeps only its outcome."""
+        outcome = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        if finished:
+            return outcome
+        position = {
+            k: getattr(self, k) for k in ("batches", "images", "loss_sum", "seconds", "random")
+        }
+        return outcome | position | {k: part.state_dict() for k, part in self.parts.items()}
+
+    def load(self, saved: dict[str, Any], epochs: int) -> None:
+        """Take over a state that was saved."""
+        if saved["epoch"] < epochs:
+            for name, part in self.parts.items():
+                part.load_state_dict(saved.pop(name))
+        for name, value in saved.items():
+            setattr(self, name, value)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that it never falls into the middle of a step.
+
+    A second one interrupts at once. Outside the main thread signals cannot be caught and an
+    interrupt falls where it falls; the checkpoint of the last epoch remains.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    earlier = signal.getsignal(signal.SIGINT)
+
+    def handle(*_: object) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, earlier)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, earlier)
