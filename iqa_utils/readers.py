@@ -52,32 +52,6 @@ KADID_TYPES = (  # noqa: SIM905
     "multiplicative noise|denoising|brighten|darken|mean shift|jitter|non-eccentricity patch|"
     "pixelate|quantisation|colour block|sharpen|contrast change"
 ).split("|")
-    "gaussian blur",
-    "lens blur",
-    "motion blur",
-    "colour diffusion",
-    "colour shift",
-    "colour quantisation",
-    "saturation 1",
-    "saturation 2",
-    "jpeg2000",
-    "jpeg",
-    "white noise",
-    "colour noise",
-    "impulse noise",
-    "multiplicative noise",
-    "denoising",
-    "brighten",
-    "darken",
-    "mean shift",
-    "jitter",
-    "non-eccentricity patch",
-    "pixelate",
-    "quantisation",
-    "colour block",
-    "sharpen",
-    "contrast change",
-]
 
 
 def read_csv(path: Path, columns: list[str], **options: object) -> pd.DataFrame:
