@@ -1,0 +1,144 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import nbformat
+import papermill
+import pytest
+
+from iqa_utils import batch
+
+PARAMETERS = """
+PROFILE: str = "demo"
+DATA_ROOT: str = "data/demo"
+PRETRAINED: str | None = None
+RUN_NAME: str = ""
+SEED: int = 0
+RATE: float = 0.1
+SIZES: list[int] = [1, 2]
+"""
+BODY = """
+from pathlib import Path
+folder = Path(r"{runs}") / PROFILE / "90_small"
+for i in range(30):
+    print(i)
+if RATE > 1:
+    raise ValueError("rate too high")
+folder.mkdir(parents=True, exist_ok=True)
+_ = (folder / "metrics.json").write_text("{{}}")
+"""
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    (folder / "params").mkdir(parents=True)
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(BODY.format(runs=tmp_path / "runs")),
+    ]
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "p"}
+    nbformat.write(notebook, folder / "90_small.ipynb")
+    (folder / "params/90_small.paper.yaml").write_text("RATE: 0.5\n")
+    monkeypatch.setattr(batch, "NOTEBOOKS", folder)
+    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        batch, "run_dir", lambda stem, profile, name="": tmp_path / "runs" / profile / stem
+    )
+    return tmp_path
+
+
+def test_a_notebook_is_found_by_name_and_by_number(notebooks):
+    assert batch.find_notebook("90").stem == batch.find_notebook("90_small").stem == "90_small"
+    with pytest.raises(ValueError, match="no notebook '91'; there are 90_small"):
+        batch.find_notebook("91")
+
+
+def test_an_unknown_profile_names_those_there_are(notebooks):
+    assert batch.read_profile("90_small", "paper") == {"RATE": 0.5}
+    assert batch.read_profile("90_small", "demo") == {}
+    with pytest.raises(FileNotFoundError, match="no profile 'big'; it has demo, paper"):
+        batch.read_profile("90_small", "big")
+
+
+def test_unknown_names_and_wrong_types_are_all_listed_before_anything_starts(notebooks):
+    with pytest.raises(ValueError, match=r"RATES is not one of PROFILE.*SEED must be int, got '3'"):
+        batch.run_notebook("90", parameters={"RATES": 1, "SEED": "3"})
+    assert not (notebooks / "runs").exists()
+
+
+def test_a_run_leaves_its_executed_notebook_with_coalesced_output(notebooks):
+    folder = batch.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
+    executed = nbformat.read(folder / "90_small.ipynb", as_version=4)
+    assert "RATE = 0.5" in executed.cells[1].source
+    outputs = executed.cells[2].outputs
+    assert len(outputs) == 1
+    assert outputs[0].text.split() == [str(i) for i in range(30)]
+
+
+def test_a_failed_cell_is_reported_and_its_notebook_kept(notebooks, capsys):
+    failures = batch.run_notebooks(["90"], parameters={"RATE": 2.0})
+    assert len(failures) == 1
+    assert "ValueError: rate too high" in failures[0]
+    assert (notebooks / "runs/demo/unfinished/90_small.ipynb").is_file()
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_notebook_that_never_finishes_its_run_is_a_failure(notebooks):
+    path = batch.NOTEBOOKS / "90_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "1 + 1"
+    nbformat.write(notebook, path)
+    with pytest.raises(RuntimeError, match=r"wrote no 90_small/metrics\.json"):
+        batch.run_notebook("90")
+
+
+LEASE = """
+    import papermill, sys, time
+    from iqa_utils import engine
+    engine._gpu_indices = lambda: ["0", "1"]
+    with engine.lease_gpu(poll_seconds=0.05) as index:
+        print(index, flush=True)
+        time.sleep(float(sys.argv[1]))
+"""
+
+
+def _lease(tmp_path, seconds, **environment):
+    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LEASE), str(seconds)],
+        env=env | {"TMPDIR": str(tmp_path)} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_each_kernel_gets_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    first, second = _lease(tmp_path, 60), _lease(tmp_path, 60)
+    taken = {first.stdout.readline().strip(), second.stdout.readline().strip()}
+    assert taken == {"0", "1"}
+    third = _lease(tmp_path, 0)
+    assert third.poll() is None  # waits: both are taken
+    first.kill()
+    assert third.stdout.readline().strip() in taken
+    second.kill()
+    for process in (first, second, third):
+        process.communicate()
+
+
+def test_a_choice_made_outside_is_left_alone(tmp_path):
+    process = _lease(tmp_path, 0, CUDA_VISIBLE_DEVICES="5")
+    assert process.communicate()[0].strip() == "None"
+
+
+def test_papermill_finds_the_engine_by_name():
+    assert papermill.engines.papermill_engines.get_engine("iqa").__name__ == "IQAEngine"
+
+
+def test_the_command_line_refuses_half_a_parameter():
+    command = [sys.executable, "-m", "iqa_utils.cli", "run", "00", "-p", "SEED"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "iqa: -p needs a name and a value"

@@ -1,0 +1,150 @@
+"""What holds the repository together: one list of dependencies, clean notebooks, thin imports."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from iqa_utils import batch, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = sorted((ROOT / "notebooks/params").glob("*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked(*patterns):
+    command = ["git", "-C", str(ROOT), "ls-files", "--", *patterns]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_the_conda_environment_is_the_project_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    assert environment["dependencies"] == [
+        f"python{PROJECT['requires-python']}",
+        "pip",
+        {"pip": ["-e ."]},
+    ]
+
+
+def test_the_lock_pins_every_dependency_by_hash_without_addresses():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", lock, flags=re.MULTILINE))
+    wanted = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    names = {re.match(r"[A-Za-z0-9._-]+", w)[0].lower().replace("_", "-") for w in wanted}
+    assert names <= pinned
+    entries = re.split(r"\n(?=[a-z0-9])", lock)
+    assert all("--hash=sha256:" in entry for entry in entries if "==" in entry.split("\n")[0])
+
+
+def test_prescribed_packages_are_dependencies():
+    names = {re.match(r"[A-Za-z0-9_-]+", d)[0] for d in PROJECT["dependencies"]}
+    assert names >= {
+        "jupyterlab", "papermill", "torch", "torchvision", "timm", "open_clip_torch",
+        "seaborn", "pandas", "scipy", "nbval",
+    }  # fmt: skip
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, iqa_utils; heavy = {'torch', 'timm', 'pandas', 'numpy', 'matplotlib', 'scipy'}"
+        "; print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_module_says_what_it_is_and_stays_one_idea():
+    for path in tracked("iqa_utils/*.py"):
+        text = path.read_text()
+        assert text.startswith('"""'), f"{path.name} has no module docstring"
+        assert text.count("\n") <= 500, f"{path.name} is two ideas"
+
+
+def test_every_tracked_file_is_small_and_names_no_machine():
+    for path in tracked():
+        assert path.stat().st_size < 600_000, f"{path} is too large to track"
+        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".ipynb", ".lock", ""}:
+            text = path.read_text(errors="ignore")
+            assert str(ROOT.parent) + "/" not in text or str(ROOT.parent) == "/", path
+
+
+def test_every_notebook_of_the_plan_is_there():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "00_claims_audit", "01_dataset_analysis", "02_cross_sampling", "03_mixed_datasets",
+        "04_deep_features_gpr", "05_lds_fds", "06_distillation", "07_scoreboard",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+class TestNotebook:
+    def test_has_the_portable_kernel_and_no_outputs(self, path):
+        notebook = json.loads(path.read_text())
+        assert notebook["metadata"] == {
+            "kernelspec": {
+                "display_name": "Python 3 (ipykernel)",
+                "language": "python",
+                "name": "python3",
+            },
+            "language_info": {"name": "python"},
+        }
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+        nbformat.validate(nbformat.read(path, as_version=4))
+
+    def test_follows_the_common_anatomy(self, path):
+        cells = nbformat.read(path, as_version=4).cells
+        assert cells[0].cell_type == "markdown"
+        assert cells[0].source.startswith(f"# {path.stem[:2]} · ")
+        tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+        assert tags.count("parameters") == 1
+        assert "check" in tags
+        code = [c for c in cells if c.cell_type == "code"]
+        assert len(code) <= len(cells) - len(code) + 2, "at least one markdown cell per code cell"
+
+    def test_code_cells_are_short_and_define_nothing_long(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code":
+                continue
+            first = cell.source.startswith(("import ", "from "))
+            limit = 25 if first or "parameters" in cell.metadata.get("tags", []) else 15
+            assert len(cell.source.splitlines()) <= limit, cell.source
+            assert not re.search(r"^\s*class |^\s*[!%]|sys\.path", cell.source, re.MULTILINE)
+
+    def test_parameters_are_annotated_literals_with_the_demo_as_default(self, path):
+        declared = papermill.inspect_notebook(str(path))
+        assert set(runs.REQUIRED) <= set(declared)
+        assert declared["PROFILE"]["default"].strip("\"'") == "demo"
+        assert all(d["inferred_type_name"] != "None" for d in declared.values())
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda p: p.stem)
+def test_profile_values_have_declared_names_and_types(path):
+    stem, profile = path.stem.split(".")
+    values = yaml.safe_load(path.read_text())
+    assert values["PROFILE"] == profile
+    batch.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
+
+
+def test_published_metrics_hold_real_results_only():
+    for path in (ROOT / "figures").glob("*/*/metrics.json"):
+        metrics = json.loads(path.read_text())
+        assert metrics["results"], f"{path} is empty"
+        assert path.parent.name == metrics["profile"]
+        assert path.parent.parent.name == metrics["stem"]
+        for result in metrics["results"]:
+            assert tuple(result) == runs.RESULT_COLUMNS
+            assert result["data"] != "demo"
+            TypeAdapter(float).validate_python(result["value"])
+        assert not list(path.parent.glob("private-*"))

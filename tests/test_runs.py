@@ -1,0 +1,165 @@
+import json
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from iqa_utils import runs
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PARAMETERS = {"PROFILE": "test", "DATA_ROOT": "x", "PRETRAINED": None, "RUN_NAME": "", "SEED": 3}
+TYPES = {
+    "PROFILE": str,
+    "DATA_ROOT": str,
+    "PRETRAINED": str | None,
+    "RUN_NAME": str,
+    "SEED": int,
+}
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_parameters_keep_their_order_and_values():
+    namespace = {"__annotations__": TYPES, **PARAMETERS, "SCRATCH": 1}
+    assert runs.notebook_parameters(namespace) == PARAMETERS
+
+
+def test_a_number_that_yaml_read_as_text_is_refused_by_name():
+    namespace = {"__annotations__": TYPES | {"RATE": float}, **PARAMETERS, "RATE": "1e-3"}
+    with pytest.raises(TypeError, match=r"RATE must be float, got '1e-3' \(str\).*1\.0e-3"):
+        runs.notebook_parameters(namespace)
+
+
+def test_an_undeclared_common_parameter_is_named():
+    namespace = {"__annotations__": {"PROFILE": str}, "PROFILE": "demo"}
+    with pytest.raises(KeyError, match="SEED"):
+        runs.notebook_parameters(namespace)
+
+
+def test_metrics_appear_only_when_the_run_is_finished(repo):
+    run = runs.start_run("00_x", PARAMETERS, paper="p")
+    run.add_result(table="T", method="m", dataset="d", metric="SRCC", value=0.5, data="demo")
+    assert not (repo / "runs/test/00_x").exists()
+    run.finish()
+    metrics = json.loads((repo / "runs/test/00_x/metrics.json").read_text())
+    assert metrics["stem"] == "00_x"
+    assert metrics["results"] == [
+        {
+            "paper": "p", "table": "T", "method": "m", "dataset": "d", "metric": "SRCC",
+            "value": 0.5, "ci_low": None, "ci_high": None, "n": None, "n_runs": 1,
+            "variant": "", "data": "demo",
+        }
+    ]  # fmt: skip
+    assert [r["folder"].name for r in runs.find_runs(repo / "runs")] == ["00_x"]
+
+
+def test_a_rerun_replaces_everything_of_the_run_before(repo):
+    first = runs.start_run("00_x", PARAMETERS)
+    (first.dir / "left-over").write_text("")
+    first.finish()
+    second = runs.start_run("00_x", PARAMETERS)
+    assert (repo / "runs/test/00_x/left-over").exists()  # the old run stands until the new one ends
+    second.finish()
+    assert not (repo / "runs/test/00_x/left-over").exists()
+    assert sorted(p.name for p in (repo / "runs/test").iterdir()) == ["00_x"]
+
+
+def test_a_killed_run_finds_its_checkpoints_again(repo):
+    killed = runs.start_run("00_x", PARAMETERS)
+    (killed.checkpoints_dir / "last.pt").write_text("weights")
+    again = runs.start_run("00_x", PARAMETERS)
+    assert (again.checkpoints_dir / "last.pt").read_text() == "weights"
+
+
+def test_two_processes_do_not_share_a_run(repo):
+    runs.start_run("00_x", PARAMETERS)
+    lock = repo / "runs/test/.00_x.partial/lock"
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        lock.write_text(str(other.pid))
+        with pytest.raises(RuntimeError, match=f"00_x is being written by process {other.pid}"):
+            runs.start_run("00_x", PARAMETERS)
+    finally:
+        other.communicate(b"\n")
+    runs.start_run("00_x", PARAMETERS)  # its owner is gone: taken over
+    assert lock.read_text() == str(os.getpid())
+
+
+def test_figures_are_the_same_bytes_on_every_repeat(repo):
+    contents = []
+    for _ in range(2):
+        run = runs.start_run("00_x", PARAMETERS)
+        figure, axes = plt.subplots(layout="constrained")
+        axes.plot([1, 3, 2])
+        png = run.save_figure(figure, "line")
+        contents.append((png.read_bytes(), png.with_suffix(".pdf").read_bytes()))
+        plt.close(figure)
+    assert contents[0] == contents[1]
+
+
+def test_results_must_be_finite(repo):
+    run = runs.start_run("00_x", PARAMETERS)
+    row = {"table": "T", "method": "m", "dataset": "d", "metric": "SRCC", "data": "demo"}
+    with pytest.raises(ValueError, match="T, m, d, SRCC: value is nan"):
+        run.add_result(**row, value=float("nan"))
+    run.add_results(pd.DataFrame([{**row, "value": 1.0, "ci_low": np.nan, "n": 4.0}]))
+    assert run.results[0]["ci_low"] is None
+    assert run.results[0]["n"] == 4
+
+
+def test_predictions_need_their_columns_and_finite_values(repo):
+    run = runs.start_run("00_x", PARAMETERS)
+    frame = pd.DataFrame({c: ["a"] for c in runs.PREDICTION_COLUMNS}).assign(mos=1.0, pred=2.0)
+    with pytest.raises(ValueError, match=r"lack the columns \['pred'\]"):
+        run.save_predictions(frame.drop(columns="pred"))
+    with pytest.raises(ValueError, match="1 predictions are not finite"):
+        run.save_predictions(frame.assign(pred=np.inf))
+    run.save_predictions(frame)
+    pd.testing.assert_frame_equal(pd.read_parquet(run.dir / "predictions.parquet"), frame)
+
+
+def _finished(repo, *, demo):
+    run = runs.start_run("00_x", {**PARAMETERS, "DATA_ROOT": "/somewhere/private/data"})
+    frame = pd.DataFrame({"mos": [1.0]})
+    frame.attrs = {"dataset": "livec", "fingerprint": "f", "demo": demo}
+    run.use_data(frame)
+    figure, _ = plt.subplots()
+    run.save_figure(figure, "numbers")
+    run.save_figure(figure, "gallery", photographs=True)
+    plt.close(figure)
+    return run.finish()
+
+
+def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):
+    target = runs.publish(_finished(repo, demo=False))
+    assert target == repo / "figures/00_x/test"
+    names = sorted(p.name for p in target.iterdir())
+    assert names == ["metrics.json", "numbers.png", "provenance.json"]
+    text = (target / "metrics.json").read_text() + (target / "provenance.json").read_text()
+    assert "/somewhere" not in text
+    assert json.loads((target / "provenance.json").read_text())["data"]["livec"]["rows"] == 1
+
+
+def test_demo_results_and_unfinished_runs_are_not_published(repo):
+    folder = _finished(repo, demo=True)
+    with pytest.raises(ValueError, match="demo data"):
+        runs.publish(folder)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"runs/test/00_x holds no metrics\.json"):
+        runs.publish(folder)
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "x/y"])
+def test_folder_names_are_plain(repo, name):
+    with pytest.raises(ValueError, match="RUN_NAME must be made of letters"):
+        runs.run_dir("00_x", "test", name)
