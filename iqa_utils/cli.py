@@ -1,4 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``report`` and ``score``.
+"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``report``, ``score`` and ``label``.
 
 Each command calls one function of the package; modules are imported when a command needs them.
 """
@@ -6,6 +6,7 @@ Each command calls one function of the package; modules are imported when a comm
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,31 @@ def run(
     )
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
+    teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
+    out: Annotated[Path, typer.Option(help="Folder for the scores (parquet).")],
+    crop: Annotated[tuple[int, int], typer.Option(help="Height and width.")] = (768, 1024),
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 64,
+    part_size: Annotated[int, typer.Option(help="Images a parquet file.")] = 1024,
+    drop_bad: Annotated[bool, typer.Option(help="Note undecodable images and go on.")] = False,
+) -> None:
+    """Score images without scores; resumes, and shares them under torchrun or accelerate."""
+    from iqa_utils import distill
+
+    scored = distill.label_folders(
+        folders,
+        teacher,
+        out,
+        crop=crop,
+        batch_size=batch_size,
+        part_size=part_size,
+        on_bad_image="drop" if drop_bad else "raise",
+    )
+    print(f"{scored} images scored -> {out}")
 
 
 def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:

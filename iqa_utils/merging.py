@@ -1,0 +1,144 @@
+"""Scores of several data sets on one scale, and how far one set of images stands for another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from sklearn.isotonic import IsotonicRegression
+
+# Eq. (1) of the paper; the weights sum to 1
+SROCC_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
+
+
+def weighted_srocc(values: Mapping[str, float]) -> float:
+    """Aggregate the SROCC of the five sets of Table 1.
+
+    Args:
+        values: SROCC by data set, one for each of ``SROCC_WEIGHTS``.
+
+    Returns:
+        Absolute value of the weighted sum, in [0, 1].
+
+    Raises:
+        ValueError: If a set is missing or unknown.
+
+    References:
+        Ponomarenko et al., Eq. (1).
+    """
+    if set(values) != set(SROCC_WEIGHTS):
+        raise ValueError(f"expected SROCC of {sorted(SROCC_WEIGHTS)}, got {sorted(values)}")
+    return abs(sum(SROCC_WEIGHTS[name] * value for name, value in values.items()))
+
+
+def merge_scores(
+    tables: Mapping[str, pd.DataFrame],
+    predictions: Mapping[str, np.ndarray],
+    *,
+    reference: str,
+    method: str = "monotone",
+    n_knots: int = 8,
+) -> pd.DataFrame:
+    """Bring the scores of several data sets onto the scale of one, through a common predictor.
+
+    For every set the predictor is described as a rising function of that set's scores; two scores
+    of different sets are equal where those functions are. The predictor is the response, so its
+    errors (the same network everywhere) do not flatten the curves against each other. Order within
+    a set never changes.
+
+    Args:
+        tables: Score table by data set, each with ``image`` and ``mos``.
+        predictions: The common predictor on the images of each table, same order, shape (N,).
+        reference: Set whose scale the others are brought to; its own scores stay.
+        method: ``"monotone"``: piecewise linear through isotonic means of ``n_knots`` groups of
+            equal size; ``"linear"``: the least-squares line, as the control.
+        n_knots: Groups, where a set has at least ten images for each.
+
+    Returns:
+        One row an image: ``dataset``, ``image``, ``mos`` (own scale), ``merged``, ``predictor``.
+
+    Raises:
+        ValueError: If the predictor does not rise with the scores of a set, lengths differ, or
+            the reference is not among the tables.
+
+    Note:
+        The paper trains its teacher on merged scores that are not public and cites another work
+        for the merging; this is a construction of ours with the same aim.
+    """
+    if method not in ("monotone", "linear"):
+        raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
+    if reference not in tables or set(tables) != set(predictions):
+        raise ValueError(
+            f"reference {reference!r} and the predictions {sorted(predictions)} must match the "
+            f"tables {sorted(tables)}"
+        )
+    knots = 1 if method == "linear" else n_knots
+    curves = {
+        name: _rising_curve(name, table["mos"].to_numpy(), np.asarray(predictions[name]), knots)
+        for name, table in tables.items()
+    }
+    scores, levels, slope = curves[reference]
+    parts = []
+    for name, table in tables.items():
+        common = _read_curve(table["mos"].to_numpy(), *curves[name])
+        merged = _read_curve(common, levels, scores, 1 / slope)
+        if name == reference:
+            merged = table["mos"].to_numpy()
+        part = table[["image", "mos"]].assign(dataset=name, merged=merged)
+        parts.append(part.assign(predictor=np.asarray(predictions[name])))
+    columns = ["dataset", "image", "mos", "merged", "predictor"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20) -> pd.DataFrame:
+    """Compare the spread of quantities on the unlabelled images with that on labelled ones.
+
+    Args:
+        unlabelled: One column a quantity (scores, sharpness, ...), one row an image.
+        labelled: The same columns on images with scores.
+        bins: Equal bins over both, for the overlap.
+
+    Returns:
+        One row a quantity: ``inside`` (share of labelled values between the smallest and the
+        largest unlabelled one), ``overlap`` (common area of both histograms), both in [0, 1].
+    """
+    rows = []
+    for name in unlabelled.columns:
+        a, b = unlabelled[name].to_numpy(dtype=float), labelled[name].to_numpy(dtype=float)
+        edges = np.histogram_bin_edges(np.concatenate([a, b]), bins)
+        shares = [np.histogram(values, edges)[0] / len(values) for values in (a, b)]
+        inside = np.mean((b >= a.min()) & (b <= a.max()))
+        rows.append({"quantity": name, "inside": inside, "overlap": np.minimum(*shares).sum()})
+    return pd.DataFrame(rows)
+
+
+def _rising_curve(
+    name: str, mos: np.ndarray, predictor: np.ndarray, n_knots: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Describe the predictor as a strictly rising function of the scores: knots, levels, slope."""
+    if mos.shape != predictor.shape or mos.ndim != 1:
+        raise ValueError(f"{name}: {mos.shape} scores but {predictor.shape} predictions")
+    slope, offset = np.polyfit(mos, predictor, 1)
+    if slope <= 0:
+        raise ValueError(
+            f"{name}: the predictor must rise with the scores, its slope is {slope:.3g}"
+        )
+    n_knots = min(n_knots, len(mos) // 10)
+    if n_knots < 2:
+        ends = np.array([mos.min(), mos.max()])
+        return ends, offset + slope * ends, slope
+    order = np.argsort(mos, kind="stable")
+    groups = np.array_split(order, n_knots)
+    knots = np.array([mos[group].mean() for group in groups])
+    levels = np.array([predictor[group].mean() for group in groups])
+    knots, first = np.unique(knots, return_index=True)
+    rising = IsotonicRegression().fit_transform(knots, levels[first])
+    # a twentieth of the line makes flat pieces rise, so that order survives
+    return knots, 0.95 * rising + 0.05 * (offset + slope * knots), slope
+
+
+def _read_curve(x: np.ndarray, knots: np.ndarray, levels: np.ndarray, slope: float) -> np.ndarray:
+    """Interpolate between knots and go on with the overall slope beyond them."""
+    beyond = np.minimum(x - knots[0], 0) + np.maximum(x - knots[-1], 0)
+    return np.interp(x, knots, levels) + slope * beyond
