@@ -1,7 +1,7 @@
-"""Samplers that decide which images an epoch shows.
+"""Samplers that decide which images an epoch shows, and which data sets share a batch.
 
-A sampler sees opinion scores and returns rows. It knows nothing about pixels, so it can be tested
-on a score table alone, and its draw depends on ``(seed, epoch)`` and nothing else.
+A sampler sees opinion scores or set sizes and returns rows. It knows nothing about pixels, so it
+can be tested on numbers alone, and its draw depends on ``(seed, epoch)`` and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from iqa_utils.metrics import range_index
 
 Method = Literal["none", "method1", "method2", "method3", "rule"]
 METHODS: tuple[str, ...] = get_args(Method)
+Mixing = Literal["released", "proportional"]
+MIXINGS: tuple[str, ...] = get_args(Mixing)
 MOS_EDGES = (0, 20, 40, 60, 80, 100)
 
 
@@ -119,3 +121,65 @@ def cross_sample(
             copies, rest = divmod(int(quota), len(rows))
             drawn += [rows] * copies + [generator.permutation(rows)[:rest]]
     return np.concatenate(drawn)
+
+
+def mixed_batches(
+    sizes: Sequence[int], mixing: Mixing, *, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """Draw the batches of one epoch over several data sets.
+
+    ``released``: index i of the largest set takes image i modulo n of *every* set of n images, so
+    a batch of 32 indices holds 32 images of each of S sets: 192 for six. An epoch visits the
+    largest set once and cycles through the others. ``proportional``: every image of every set
+    once, shuffled together, so a set has the share of a batch that it has of all images.
+
+    Args:
+        sizes: Training images of each set, S values.
+        mixing: Which of the two.
+        batch_size: Indices in a batch of ``released``, images in one of ``proportional``.
+        seed: Root seed.
+        epoch: Counted from 0.
+
+    Returns:
+        One array a batch with columns (set, row in the set), int64, shape (B, 2). The last batch
+        may be smaller, and under ``proportional`` a batch may hold one image of a set or none.
+
+    Raises:
+        ValueError: If the mixing is unknown, a set is empty, or the batch size is not positive.
+
+    References:
+        Feng et al., Electronics Letters 2023, released code.
+    """
+    sizes = np.asarray(sizes, dtype=np.int64)
+    if mixing not in MIXINGS:
+        raise ValueError(f"mixing must be one of {MIXINGS}, got {mixing!r}")
+    if not len(sizes) or (sizes < 1).any() or batch_size < 1:
+        raise ValueError(
+            f"every set needs an image and a batch a place, got sizes {sizes.tolist()} "
+            f"and batch_size {batch_size}"
+        )
+    generator = np.random.default_rng([seed, epoch])
+    sets = np.arange(len(sizes))
+    if mixing == "proportional":
+        rows = [
+            np.stack([np.full(n, s), np.arange(n)], 1) for s, n in zip(sets, sizes, strict=True)
+        ]
+        rows = generator.permutation(np.concatenate(rows))  # (all images, 2)
+        return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    order = generator.permutation(sizes.max())
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [np.stack([np.repeat(sets, len(c)), (c % sizes[:, None]).ravel()], 1) for c in chunks]
+
+
+def visits_per_epoch(sizes: Sequence[int], mixing: Mixing) -> np.ndarray:
+    """Return how often an epoch of :func:`mixed_batches` shows an image of each set, on average.
+
+    Args:
+        sizes: Training images of each set, S values.
+        mixing: Which of the two.
+
+    Returns:
+        Shape (S,): largest set / set for ``released``, ones for ``proportional``.
+    """
+    sizes = np.asarray(sizes)
+    return sizes.max() / sizes if mixing == "released" else np.ones(len(sizes))
