@@ -1,0 +1,376 @@
+"""Merged scores, unlabelled images and the teacher pass: nothing lost, repeated or relabelled."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+from iqa_utils.checkpoints import save_model
+from iqa_utils.decoding import BadImageError
+from iqa_utils.distill import Teacher, read_pass, teacher_pass
+from iqa_utils.merging import SROCC_WEIGHTS, coverage, merge_scores, weighted_srocc
+from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.unlabelled import central_crop, crop_batches, scan_images
+
+CROP = (24, 32)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Brightness(nn.Module):
+    """Mean of the normalised pixels, counted in images it has seen."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return self.gain * images.mean(dim=(1, 2, 3))
+
+
+def make_teacher(gain=1.0, **options):
+    return Teacher(Brightness(gain), options.pop("size", None), *IMAGENET, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty PNGs of random grey, one too small."""
+    generator = np.random.default_rng(0)
+    target = tmp_path / "photos"
+    (target / "more").mkdir(parents=True)
+    for i in range(20):
+        pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels // (1 + i % 4)).save(target / ("more" * (i % 2)) / f"{i:02}.png")
+    Image.fromarray(pixels[:20]).save(target / "small.png")
+    return target
+
+
+def corrupt(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+# merged scores
+
+
+def made_sets(n=400):
+    generator = np.random.default_rng(1)
+    latent = {name: generator.uniform(0, 1, n) for name in ("a", "b")}
+    mos = {"a": 100 * latent["a"], "b": 1 + 4 * latent["b"] ** 3}
+    tables = {k: pd.DataFrame({"image": [f"{i}" for i in range(n)], "mos": mos[k]}) for k in mos}
+    predictor = {k: v + generator.normal(0, 0.1, n) for k, v in latent.items()}
+    return latent, tables, predictor
+
+
+def test_monotone_merging_finds_a_curved_scale_that_a_line_cannot():
+    latent, tables, predictor = made_sets()
+    error = {}
+    for method in ("monotone", "linear"):
+        merged = merge_scores(tables, predictor, reference="a", method=method)
+        b = merged[merged["dataset"] == "b"]["merged"].to_numpy()
+        error[method] = np.abs(b - 100 * latent["b"]).mean()
+    assert error["monotone"] < 2  # points of 100
+    assert error["linear"] > 4 * error["monotone"]
+
+
+@pytest.mark.parametrize("method", ["monotone", "linear"])
+def test_merging_keeps_the_order_within_a_set_and_the_reference_as_it_is(method):
+    _, tables, predictor = made_sets()
+    merged = merge_scores(tables, predictor, reference="a", method=method)
+    for _, part in merged.groupby("dataset"):
+        assert spearmanr(part["mos"], part["merged"])[0] == pytest.approx(1, abs=1e-12)
+    a = merged[merged["dataset"] == "a"]
+    np.testing.assert_array_equal(a["merged"], a["mos"])
+
+
+def test_the_linear_merging_is_exact_where_scales_are_affine_copies():
+    _, tables, predictor = made_sets()
+    tables["b"] = tables["a"].assign(mos=tables["a"]["mos"] / 25 + 1)
+    merged = merge_scores(
+        tables, dict.fromkeys("ab", predictor["a"]), reference="a", method="linear"
+    )
+    np.testing.assert_allclose(*(p["merged"] for _, p in merged.groupby("dataset")), atol=1e-9)
+
+
+def test_merging_refuses_a_predictor_that_does_not_rise():
+    _, tables, predictor = made_sets()
+    with pytest.raises(ValueError, match=r"b: the predictor must rise"):
+        merge_scores(tables, predictor | {"b": -predictor["b"]}, reference="a")
+    with pytest.raises(ValueError, match=r"reference 'c'"):
+        merge_scores(tables, predictor, reference="c")
+    with pytest.raises(ValueError, match=r"a: \(400,\) scores but \(3,\) predictions"):
+        merge_scores(tables, predictor | {"a": np.arange(3.0)}, reference="a")
+
+
+def test_the_aggregate_is_equation_one():
+    row = {"koniq10k": 0.83, "flive": 0.45, "nrtid": 0.69, "livec": 0.79, "htid": 0.66}
+    assert sum(SROCC_WEIGHTS.values()) == pytest.approx(1)
+    assert round(weighted_srocc(row), 2) == 0.71  # first row of Table 1
+    assert weighted_srocc({k: -v for k, v in row.items()}) == weighted_srocc(row)
+    with pytest.raises(ValueError, match="expected SROCC of"):
+        weighted_srocc({"koniq10k": 0.8})
+
+
+def test_coverage_counts_what_lies_inside():
+    unlabelled = pd.DataFrame({"score": [0.0, 1.0, 2.0, 3.0]})
+    labelled = pd.DataFrame({"score": [-1.0, 1.0, 2.0, 4.0]})
+    row = coverage(unlabelled, labelled, bins=5).iloc[0]  # edges -1, 0, 1, 2, 3, 4
+    assert row["inside"] == 0.5
+    assert row["overlap"] == pytest.approx(0.75)  # bins 1, 2 and 3
+    assert coverage(labelled, labelled).iloc[0][["inside", "overlap"]].tolist() == [1, 1]
+
+
+# unlabelled images
+
+
+def test_too_small_images_are_counted_and_left_out(folder):
+    found = scan_images(folder, crop=CROP)
+    assert len(found) == 20
+    assert found.images["image"].is_monotonic_increasing
+    assert found.left_out.to_dict("records") == [
+        {"image": "photos/small.png", "reason": "too small: 20x40, the crop is 24x32"}
+    ]
+
+
+def test_held_out_images_can_be_excluded_by_name(folder):
+    found = scan_images(folder, crop=CROP, exclude=["photos/00.png"])
+    assert "photos/00.png" not in set(found.images["image"])
+    assert "excluded by name" in set(found.left_out["reason"])
+    with pytest.raises(ValueError, match=r"exclude names 1 images that are not there"):
+        scan_images(folder, crop=CROP, exclude=["photos/99.png"])
+
+
+def test_a_smaller_draw_lies_inside_a_larger_one(folder):
+    found = scan_images(folder, crop=CROP)
+    few, many = (set(found.take(n, seed=3).images["image"]) for n in (5, 12))
+    assert len(few) == 5
+    assert few < many
+    with pytest.raises(ValueError, match="n must be 1 to 20"):
+        found.take(21, seed=0)
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"nothing holds no image file"):
+        scan_images(tmp_path / "nothing", crop=CROP)
+    with pytest.raises(FileNotFoundError, match=r"absent is not a folder"):
+        scan_images(tmp_path / "absent", crop=CROP)
+
+
+def test_no_image_large_enough_is_an_error(folder):
+    with pytest.raises(ValueError, match=r"none of 21 images can be used: too small: 30x40"):
+        scan_images(folder, crop=(64, 64))
+
+
+def test_a_file_that_is_no_image_is_named_or_dropped(folder):
+    (folder / "notes.jpg").write_text("not a picture")
+    with pytest.raises(BadImageError, match=r"1 images cannot be read: .*notes\.jpg"):
+        scan_images(folder, crop=CROP)
+    found = scan_images(folder, crop=CROP, on_bad_image="drop")
+    assert len(found) == 20
+    assert found.left_out["image"].tolist() == ["photos/notes.jpg", "photos/small.png"]
+    with pytest.raises(ValueError, match="on_bad_image must be"):
+        scan_images(folder, crop=CROP, on_bad_image="skip")
+
+
+def test_the_crop_is_the_centre_pixel_for_pixel(folder):
+    whole = np.asarray(Image.open(folder / "00.png"))
+    np.testing.assert_array_equal(central_crop(folder / "00.png", CROP), whole[3:27, 4:36])
+
+
+def test_batches_hold_the_crops_in_order_whatever_the_threads(folder):
+    paths = scan_images(folder, crop=CROP).images["path"].tolist()
+    groups = np.array_split(np.arange(20), 7)
+    seen = [
+        (rows, crops.clone()) for rows, crops, _ in crop_batches(paths, groups, CROP, workers=3)
+    ]
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in seen]), np.arange(20))
+    expected = np.stack([central_crop(path, CROP) for path in paths])
+    pixels = torch.cat([crops for _, crops in seen])  # (20, 3, 24, 32)
+    np.testing.assert_array_equal(pixels.permute(0, 2, 3, 1).numpy(), expected)
+
+
+# the teacher pass
+
+
+def test_the_pass_stores_what_the_teacher_says(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    teacher_pass(teacher, found, tmp_path / "pass", batch_size=3, part_size=7, progress=False)
+    scores, errors = read_pass(tmp_path / "pass", found, teacher)
+    assert errors.empty
+    assert scores["image"].tolist() == found.images["image"].tolist()
+    assert set(scores["teacher"]) == {teacher.hash}
+    crops = np.stack([central_crop(path, CROP) for path in scores["path"]]) / 255
+    expected = ((crops - IMAGENET[0]) / IMAGENET[1]).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(scores["score"], expected, atol=1e-5)
+    assert len(list((tmp_path / "pass").glob("part-*.parquet"))) == 3
+
+
+def test_a_second_pass_scores_nothing_again(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == 20
+    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == 0
+    assert teacher.model.seen == 20
+    Image.new("RGB", (40, 30), "red").save(folder / "new.png")
+    more = scan_images(folder, crop=CROP)
+    assert teacher_pass(teacher, more, tmp_path / "pass", progress=False) == 1
+    assert len(read_pass(tmp_path / "pass", more, teacher)[0]) == 21
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_distill import CROP, make_teacher
+from iqa_utils.distill import teacher_pass
+from iqa_utils.unlabelled import scan_images
+parts = []
+def die(path):
+    parts.append(path)
+    if len(parts) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+teacher_pass(make_teacher(), scan_images(Path({folder!r}), crop=CROP), Path({out!r}),
+             batch_size=2, part_size=4, progress=False, after_part=die)
+"""
+
+
+def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_path):
+    out = tmp_path / "pass"
+    script = KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), out=str(out))
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (out / ".part-half.parquet.1").write_bytes(b"PAR1 a temporary file of the killed process")
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    with pytest.raises(ValueError, match=r"12 of 20 images have no score yet"):
+        read_pass(out, found, teacher)
+    assert teacher_pass(teacher, found, out, part_size=4, progress=False) == 12
+    assert teacher.model.seen == 12
+    raw = pd.concat(pd.read_parquet(p) for p in out.glob("part-*.parquet"))
+    assert sorted(raw["image"]) == found.images["image"].tolist()
+    whole = tmp_path / "whole"
+    teacher_pass(teacher, found, whole, progress=False)
+    pd.testing.assert_frame_equal(
+        read_pass(out, found, teacher)[0], read_pass(whole, found, teacher)[0]
+    )
+
+
+def test_two_processes_share_the_list(folder, tmp_path):
+    torch.manual_seed(0)
+    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
+    how = {"size": list(CROP), "mean": IMAGENET[0], "std": IMAGENET[1]}
+    told = {"training_data": "made", "scores_seen": ["koniq10k/training"], "metrics": {}}
+    save_model(tmp_path / "teacher.safetensors", model, {"preprocessing": how, **told})
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    label = ["-m", "iqa_utils.cli", "label", str(folder), "--crop", "24", "32", "--part-size", "4"]
+    label += ["--teacher", str(tmp_path / "teacher.safetensors"), "--out", str(tmp_path / "pass")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, *torchrun, *label], env=environment, check=True, capture_output=True
+    )
+    found = scan_images(folder, crop=CROP)
+    teacher = Teacher.load(tmp_path / "teacher.safetensors")
+    assert teacher.saw == ("koniq10k/training",)
+    shared, _ = read_pass(tmp_path / "pass", found, teacher)  # refuses a repeated image
+    assert len(list((tmp_path / "pass").glob("part-*.parquet"))) == 2 * 3  # 10 images each, by 4
+    teacher_pass(teacher, found, tmp_path / "one", progress=False)
+    alone, _ = read_pass(tmp_path / "one", found, teacher)
+    np.testing.assert_allclose(shared["score"], alone["score"], atol=1e-5)
+
+
+def test_ranks_take_disjoint_shares_that_cover_the_list(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    shares = [
+        teacher_pass(teacher, found, tmp_path / "pass", rank=r, world_size=3, progress=False)
+        for r in range(3)
+    ]
+    assert shares == [7, 7, 6]
+    assert len(read_pass(tmp_path / "pass", found, teacher)[0]) == 20
+    with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
+        teacher_pass(teacher, found, tmp_path / "pass", rank=2, world_size=2)
+
+
+def test_scores_of_another_teacher_are_refused_by_name(folder, tmp_path):
+    found, out = scan_images(folder, crop=CROP), tmp_path / "pass"
+    teacher_pass(make_teacher(), found, out, progress=False)
+    other = make_teacher(gain=2.0)
+    before = [p.read_bytes() for p in out.iterdir()]
+    for use in (lambda: teacher_pass(other, found, out), lambda: read_pass(out, found, other)):
+        with pytest.raises(ValueError, match=rf"part-\w+\.parquet is of teacher .*{other.hash}"):
+            use()
+    assert [p.read_bytes() for p in out.iterdir()] == before
+
+
+def test_scores_of_another_crop_are_refused_by_name(folder, tmp_path):
+    teacher_pass(make_teacher(), scan_images(folder, crop=CROP), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"is of crop 24x32, this pass takes 20x20"):
+        teacher_pass(make_teacher(), scan_images(folder, crop=(20, 20)), tmp_path)
+
+
+def test_a_file_cut_short_is_refused_by_name(folder, tmp_path):
+    found, teacher, out = scan_images(folder, crop=CROP), make_teacher(), tmp_path / "pass"
+    teacher_pass(teacher, found, out, part_size=8, progress=False)
+    path = sorted(out.iterdir())[1]
+    corrupt(path)
+    for use in (lambda: teacher_pass(teacher, found, out), lambda: read_pass(out, found, teacher)):
+        with pytest.raises(ValueError, match=rf"{path.name} is cut short"):
+            use()
+    path.unlink()
+    assert teacher_pass(teacher, found, out, progress=False) in (4, 8)
+    assert len(read_pass(out, found, teacher)[0]) == 20
+
+
+def test_an_image_that_changed_after_it_was_scored_is_named(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    teacher_pass(teacher, found, tmp_path / "pass", progress=False)
+    Image.new("RGB", (40, 30), "red").save(folder / "00.png")
+    with pytest.raises(ValueError, match=r"scores photos/00\.png, which has changed since"):
+        teacher_pass(teacher, scan_images(folder, crop=CROP), tmp_path / "pass")
+
+
+def test_a_corrupt_image_is_named_and_nothing_scored_is_lost(folder, tmp_path):
+    (folder / "08.png").unlink()
+    Image.new("RGB", (400, 300), "red").save(folder / "08.jpg")
+    corrupt(folder / "08.jpg")  # its header is intact, so only decoding finds it
+    found, teacher, out = scan_images(folder, crop=CROP), make_teacher(), tmp_path / "pass"
+    with pytest.raises(BadImageError, match=r"08\.jpg: truncated or corrupt"):
+        teacher_pass(teacher, found, out, batch_size=2, part_size=100, progress=False)
+    kept = teacher.model.seen
+    assert kept >= 4
+    left = teacher_pass(teacher, found, out, on_bad_image="drop", progress=False)
+    assert left == 20 - kept
+    assert teacher.model.seen == 19
+    scores, errors = read_pass(out, found, teacher)
+    assert len(scores) == 19
+    assert errors["image"].tolist() == ["photos/08.jpg"]
+    assert "truncated or corrupt" in errors["error"].iloc[0]
+
+
+def test_a_score_that_is_not_finite_is_named(folder, tmp_path):
+    found = scan_images(folder, crop=CROP)
+    with pytest.raises(ValueError, match=r"gave photos/00\.png a score that is not finite"):
+        teacher_pass(make_teacher(float("nan")), found, tmp_path / "pass", progress=False)
+    assert not list((tmp_path / "pass").glob("part-*"))
+
+
+def test_the_hash_tells_weights_and_preprocessing_apart():
+    hashes = [make_teacher().hash, make_teacher(2.0).hash, make_teacher(size=(8, 8)).hash]
+    assert len(set(hashes)) == 3
+    assert make_teacher().hash == hashes[0]
+    assert make_teacher(saw=("koniq10k/training",)).hash == hashes[0]
+
+
+def test_a_test_is_leaky_where_the_teacher_saw_its_scores():
+    teacher = make_teacher(saw=("koniq10k/all", "livec/training"))
+    assert teacher.knows("koniq10k", "test") == "leaky"
+    assert teacher.knows("livec", "training") == "leaky"
+    assert teacher.knows("livec", "all") == "leaky"
+    assert teacher.knows("livec", "test") == "held-out"
+    assert teacher.knows("spaq", "all") == "held-out"
