@@ -264,7 +264,7 @@ def search_noise(
         return math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5, deterministic_objective=True)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5)
     study = optuna.create_study(sampler=sampler)
     study.optimize(objective, n_trials=n_trials)
     trials = pd.DataFrame(

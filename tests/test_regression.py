@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.svm import SVR
 
-from iqa_utils.regression import fold_numbers, ridge_cv
+from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
 
 
 def made_data(n=60, d=8, seed=0, noise=0.1):
@@ -76,3 +77,67 @@ def test_a_content_is_never_cut_by_folds():
     fold = fold_numbers(60, n_folds=5, groups=groups, seed=3)
     assert all(len(set(fold[groups == g])) == 1 for g in range(12))
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
+
+
+def test_gram_svr_equals_the_linear_svr_on_the_features():
+    features, mos = made_data(n=80, d=300)
+    train, test = np.arange(60), np.arange(60, 80)
+    linear = SVR(kernel="linear", C=0.5, epsilon=0.01).fit(features[train], mos[train])
+    gram = features @ features.T
+    model = gram_svr(gram[:60, :60], mos[train], c=0.5, epsilon=0.01)
+    difference = model.predict(gram[60:, :60]) - linear.predict(features[test])
+    assert np.abs(difference).max() < 1e-10 * mos.std()
+
+
+def test_gram_svr_in_single_precision_stays_within_a_thousandth_of_a_score_sd():
+    features, mos = made_data(n=80, d=300)
+    narrow = features.astype(np.float32)
+    gram = (narrow @ narrow.T).astype(np.float64)
+    linear = SVR(kernel="linear", C=0.5, epsilon=0.01).fit(features[:60], mos[:60])
+    model = gram_svr(gram[:60, :60], mos[:60], c=0.5, epsilon=0.01)
+    difference = model.predict(gram[60:, :60]) - linear.predict(features[60:])
+    assert 0 < np.abs(difference).max() < 1e-3 * mos.std()
+
+
+def test_svr_defaults_are_those_of_matlab():
+    features, mos = made_data()
+    model = gram_svr(features @ features.T, mos)
+    assert model.c == 1.0
+    assert model.epsilon == pytest.approx((np.quantile(mos, 0.75) - np.quantile(mos, 0.25)) / 13.49)
+
+
+def test_svr_picks_the_constraint_with_the_smallest_cross_validated_error():
+    features, mos = made_data(n=50, d=40, noise=1.0)
+    model = gram_svr(features @ features.T, mos, c=[1e-5, 1e-3, 1.0])
+    assert model.c == [1e-5, 1e-3, 1.0][int(model.cv_rmse.argmin())]
+    assert np.ptp(model.cv_rmse) > 0.01
+
+
+def test_duplicate_images_change_nothing_that_matters():
+    features, mos = made_data()
+    twice, scores = np.vstack([features, features[:5]]), np.append(mos, mos[:5])
+    gram = twice @ twice.T  # rank deficient, still positive semidefinite
+    assert np.isfinite(gram_svr(gram, scores).predict(gram)).all()
+
+
+def test_a_gram_matrix_with_a_negative_eigenvalue_is_refused_with_its_value():
+    features, mos = made_data()
+    gram = features @ features.T
+    vectors = np.linalg.eigh(gram)[1]
+    broken = gram - 5.0 * np.outer(vectors[:, 0], vectors[:, 0])
+    with pytest.raises(ValueError, match=r"smallest eigenvalue is -5 "):
+        gram_svr(broken, mos)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda gram: gram[:-1], r"shape \(60, 60\)"),
+        (lambda gram: np.where(np.eye(60) == 1, np.nan, gram), "finite"),
+        (lambda gram: gram + np.triu(np.full((60, 60), 9.0)), "symmetric"),
+    ],
+)
+def test_a_malformed_gram_matrix_is_refused(change, message):
+    features, mos = made_data()
+    with pytest.raises(ValueError, match=message):
+        gram_svr(change(features @ features.T), mos)

@@ -1,0 +1,168 @@
+"""The exact Gaussian process against scikit-learn and against refitting by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import approx_fprime
+from scipy.spatial.distance import cdist
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from iqa_utils.gaussian_process import (
+    _Likelihood,
+    calibration,
+    cross_validated_residuals,
+    fit_gaussian_process,
+    matern52,
+    search_noise,
+)
+
+
+def made_data(n=60, seed=0, noise=0.2):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, 3))
+    mos = 50 + 10 * np.sin(features[:, 0]) + 5 * features[:, 1] + 10 * noise * rng.normal(size=n)
+    return features, mos
+
+
+def oracle(features, mos):
+    kernel = ConstantKernel(1.0, (1e-6, 1e6)) * Matern(1.0, (1e-4, 1e5), nu=2.5)
+    kernel += WhiteKernel(0.1, (1e-8, 1e3))
+    model = GaussianProcessRegressor(kernel, alpha=0.0, normalize_y=True)
+    return model.fit(features, mos)
+
+
+def test_matern_equals_scikit_learn():
+    features, _ = made_data(n=20)
+    ours, _ = matern52(torch.as_tensor(cdist(features, features)), 0.7)
+    np.testing.assert_allclose(ours, Matern(0.7, nu=2.5)(features), atol=1e-12)
+
+
+def test_the_printed_kernel_is_another_function():
+    r, length = 1.0, 2.0
+    ours, _ = matern52(torch.tensor([r], dtype=torch.float64), length)
+    scaled = math.sqrt(5) * r / length
+    printed = (1 + scaled + 5 * r**2 / (3 * length) ** 2) * math.exp(-scaled)
+    assert float(ours) - printed == pytest.approx((5 / 12 - 5 / 36) * math.exp(-scaled))
+
+
+def test_type_two_likelihood_reaches_the_optimum_of_scikit_learn():
+    features, mos = made_data()
+    model = oracle(features, mos)
+    process = fit_gaussian_process(cdist(features, features), mos)
+    # scikit-learn standardises the scores: its density is per standard deviation
+    likelihood = model.log_marginal_likelihood_value_ - len(mos) * math.log(mos.std())
+    assert process.log_likelihood == pytest.approx(likelihood, rel=1e-7)
+    new = np.random.default_rng(1).normal(size=(15, 3))
+    mean, sd = process.predict(cdist(new, features))
+    expected_mean, expected_sd = model.predict(new, return_std=True)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-3 * mos.std())
+    np.testing.assert_allclose(sd, expected_sd, rtol=1e-3)
+
+
+def test_predictions_equal_scikit_learn_at_the_same_parameters():
+    features, mos = made_data()
+    process = fit_gaussian_process(cdist(features, features), mos)
+    scale = mos.std()
+    kernel = ConstantKernel((process.signal_sd / scale) ** 2) * Matern(process.length, nu=2.5)
+    kernel += WhiteKernel((process.noise_sd / scale) ** 2)
+    model = GaussianProcessRegressor(kernel, alpha=0.0, normalize_y=True, optimizer=None)
+    expected = model.fit(features, mos).predict(features[:9] + 0.1, return_std=True)
+    ours = process.predict(cdist(features[:9] + 0.1, features))
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("noise_sd", [None, 3.0])
+def test_the_gradient_is_that_of_finite_differences(noise_sd):
+    features, mos = made_data(n=25)
+    distances = torch.as_tensor(cdist(features, features))
+    y = torch.as_tensor(mos - mos.mean())
+
+    def at(theta):
+        return _Likelihood(distances, y, *np.exp(theta), noise_sd)
+
+    theta = np.array([0.3, -1.0])
+    numeric = approx_fprime(theta, lambda t: at(t).value, 1e-6)
+    np.testing.assert_allclose(at(theta).value_and_gradient()[1], numeric, rtol=1e-4)
+
+
+def test_held_noise_is_kept_and_fits_no_better_than_free_noise():
+    features, mos = made_data()
+    distances = cdist(features, features)
+    free = fit_gaussian_process(distances, mos)
+    held = fit_gaussian_process(distances, mos, noise_sd=3 * free.noise_sd)
+    assert held.noise_sd == pytest.approx(3 * free.noise_sd)
+    assert held.log_likelihood < free.log_likelihood
+    same = fit_gaussian_process(distances, mos, noise_sd=free.noise_sd)
+    assert same.log_likelihood == pytest.approx(free.log_likelihood, abs=1e-4)
+
+
+def test_cross_validated_residuals_equal_refitting_the_weights():
+    features, mos = made_data(n=30)
+    distances, fold = cdist(features, features), np.arange(30) % 5
+    process = fit_gaussian_process(distances, mos)
+    matrix = matern52(torch.as_tensor(distances), process.length)[0].numpy()
+    matrix = matrix + (process.noise_sd / process.signal_sd) ** 2 * np.eye(30)
+    expected = np.empty(30)
+    for k in range(5):
+        train, test = fold != k, fold == k
+        weights = np.linalg.solve(matrix[np.ix_(train, train)], mos[train] - process.mean)
+        expected[test] = mos[test] - process.mean - matrix[np.ix_(test, train)] @ weights
+    np.testing.assert_allclose(cross_validated_residuals(process, fold), expected, atol=1e-8)
+
+
+def test_the_noise_search_ends_near_the_noise_that_was_put_in():
+    features, mos = made_data(n=80, noise=0.4)
+    search = search_noise(cdist(features, features), mos, n_trials=12, seed=0)
+    assert list(search.trials.columns) == ["noise_sd", "loss", "best"]
+    assert len(search.trials) == 12
+    assert (search.trials["best"].diff().dropna() <= 0).all()
+    assert 2 < search.process.noise_sd < 8  # 4 was put in
+
+
+def test_predictive_intervals_of_a_true_process_cover_as_often_as_they_say():
+    features, mos = made_data(n=400, seed=3)
+    process = fit_gaussian_process(cdist(features[:200], features[:200]), mos[:200])
+    mean, sd = process.predict(cdist(features[200:], features[:200]))
+    table = calibration(mos[200:], mean, sd)
+    assert np.abs(table["coverage"] - table["level"]).max() < 0.1
+    too_sure = calibration(mos[200:], mean, sd / 3)
+    assert too_sure.loc[too_sure["level"] == 0.95, "coverage"].item() < 0.6
+
+
+def test_calibration_counts_by_hand():
+    table = calibration([0.0, 1.0, 3.0], np.zeros(3), np.ones(3), levels=[0.5, 0.95])
+    np.testing.assert_allclose(table["coverage"], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(table["half_width"], [0.67449, 1.95996], atol=1e-5)
+
+
+def test_duplicate_images_are_handled_by_the_noise():
+    features, mos = made_data(n=40)
+    features[1], mos[1] = features[0], mos[0] + 5
+    process = fit_gaussian_process(cdist(features, features), mos)
+    pair, _ = process.predict(cdist(features[:2], features))
+    assert pair[0] == pytest.approx(pair[1])
+
+
+def test_distances_that_no_features_have_are_refused():
+    rng = np.random.default_rng(0)
+    wrong = rng.uniform(0.01, 10, size=(30, 30))
+    wrong = np.triu(wrong, 1) + np.triu(wrong, 1).T
+    with pytest.raises(ValueError, match="not Euclidean"):
+        fit_gaussian_process(wrong, rng.normal(size=30), noise_sd=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("distances", "message"),
+    [
+        (np.zeros((5, 5)), "same features"),
+        (np.ones((5, 5)), "zeros on the diagonal"),
+        (np.ones((5, 4)), "must have shape"),
+        (np.where(np.eye(5) == 1, 0, np.nan), "finite"),
+    ],
+)
+def test_malformed_distances_are_refused(distances, message):
+    with pytest.raises(ValueError, match=message):
+        fit_gaussian_process(distances, np.arange(5.0))
