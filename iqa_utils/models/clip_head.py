@@ -1,0 +1,261 @@
+"""A frozen image encoder and the residual MLP that regresses quality from its vectors.
+
+The encoder is CLIP's image tower (or any timm trunk in its place), never trained; the head is small
+enough to train on cached vectors in seconds. Feature distribution smoothing sits before the last
+linear layer and acts only while training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from iqa_utils.backbones import HUB, create_backbone, load_weights
+from iqa_utils.feature_smoothing import FDS
+from iqa_utils.features import pool_activation
+from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+
+PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
+OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it
+OPEN_CLIP_TAGS = {"ViT-B-32": "laion2b_s34b_b79k"}  # the same weights under open_clip's name
+
+
+class ImageEncoder(nn.Module):
+    """A frozen trunk that turns normalised images into one vector each.
+
+    Args:
+        name: timm model name (the paper's old name is accepted), or open_clip's with that library.
+        library: ``timm`` or ``open_clip``. Both give the 768 values of CLIP's class token before
+            the projection into the space shared with text (which would leave 512).
+        pooling: ``own`` is the trunk's own pooling (CLIP: the class token); ``mean``, ``std``,
+            ``max`` and ``mean_std`` pool the last activation over places, timm only.
+        pretrained: None for random weights, ``"hub"`` to download, or the path of a state dict.
+
+    Attributes:
+        n_features: Length D of a vector.
+        mean: Channel means that images are normalised with.
+        std: Channel deviations that images are normalised with.
+
+    Raises:
+        ValueError: If the name, library or pooling is unknown, or the file holds another network.
+        FileNotFoundError: If the file of weights is missing.
+        ConnectionError: If ``"hub"`` could not be reached; there is no fallback to random weights.
+
+    References:
+        Nguyen et al., Imbalance problem in image quality assessment, 2024, section 3.1.
+    """
+
+    def __init__(
+        self,
+        name: str = PAPER_ENCODER,
+        *,
+        library: Literal["timm", "open_clip"] = "timm",
+        pooling: str = "own",
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        name = OLD_NAMES.get(name, name)
+        self.settings = {"name": name, "library": library, "pooling": pooling}
+        self.pooling = pooling
+        if library == "open_clip":
+            if pooling != "own":
+                raise ValueError(f"an open_clip tower pools by itself, got pooling {pooling!r}")
+            self.trunk = open_clip_tower(name, pretrained=pretrained)
+            self.n_features, is_clip = self.trunk.ln_post.normalized_shape[0], True
+        elif library == "timm":
+            self.trunk = create_backbone(name, pretrained=pretrained, num_classes=0)
+            self.n_features = self.trunk.num_features * (2 if pooling == "mean_std" else 1)
+            is_clip = "clip" in name
+        else:
+            raise ValueError(f"library must be timm or open_clip, got {library!r}")
+        self.mean = CLIP_MEAN if is_clip else IMAGENET_MEAN
+        self.std = CLIP_STD if is_clip else IMAGENET_STD
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return vectors (B, D) of normalised images (B, 3, H, W)."""
+        if self.pooling == "own":
+            return self.trunk(images)
+        return pool_activation(self.trunk.forward_features(images), self.pooling)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Stay in evaluation mode: a frozen encoder gives the same vectors at any time."""
+        return super().train(False)
+
+
+def open_clip_tower(name: str = "ViT-B-32", *, pretrained: str | None) -> nn.Module:
+    """Return open_clip's image tower without its projection.
+
+    Args:
+        name: open_clip model name with a vision transformer.
+        pretrained: None for random weights, ``"hub"`` to download, or the path of a state dict of
+            the tower (without projection).
+
+    Returns:
+        Module from normalised images (B, 3, H, W) to vectors (B, D), D being the tower's width.
+
+    Raises:
+        ValueError: If open_clip does not know the name, has no weights for it here, or its tower
+            has no projection to leave out.
+        ConnectionError: If the weights could not be fetched.
+    """
+    if name not in open_clip.list_models():
+        raise ValueError(f"library open_clip has no model {name!r}, only e.g. ViT-B-32")
+    tag = None if pretrained != HUB else OPEN_CLIP_TAGS.get(name)
+    if pretrained == HUB and tag is None:
+        raise ValueError(f"weights are known for {sorted(OPEN_CLIP_TAGS)}, got {name!r}")
+    try:
+        model = open_clip.create_model(name, pretrained=tag, device=torch.get_default_device())
+    except Exception as error:
+        if tag is None:
+            raise
+        raise ConnectionError(
+            f"pretrained='hub' could not fetch the weights {tag} of {name}: {error}. Fetch them on "
+            "a machine with a network and pass the path of a state dict of the image tower"
+        ) from error
+    tower = model.visual
+    if not isinstance(getattr(tower, "proj", None), nn.Parameter):
+        raise ValueError(f"the image tower of {name} is not a vision transformer with projection")
+    tower.proj = None
+    return tower if pretrained in (None, HUB) else load_weights(tower, pretrained)
+
+
+class ResidualBlock(nn.Module):
+    """Add a linear layer's activation to its input.
+
+    Args:
+        width: Features in and out.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width) for (B, width)."""
+        return x + torch.relu(self.linear(x))
+
+
+class ClipHead(nn.Module):
+    """Residual MLP from encoder vectors to quality, optionally with the encoder in front.
+
+    Layer norm, a linear layer to ``width``, ``depth`` residual blocks, a linear layer to ``neck``
+    with ReLU, feature distribution smoothing, and one last linear layer. Predictions are
+    ``mos_mean + mos_std * output``: with the moments of the training scores the network works on
+    standardised targets, with 0 and 1 on raw ones.
+
+    Args:
+        n_features: Length D of an encoder vector.
+        width: Width of the residual blocks.
+        depth: Number of residual blocks, >= 0.
+        neck: Features that are smoothed and enter the last layer.
+        mos_mean: Mean of the training scores, on their scale.
+        mos_std: Standard deviation of the training scores, > 0.
+        fds: Keyword arguments of :class:`~iqa_utils.feature_smoothing.FDS`, or None for none.
+        encoder: Settings of an :class:`ImageEncoder` (built with random weights), a ready one, or
+            None for a head that takes vectors.
+
+    Raises:
+        ValueError: If a size or ``mos_std`` is not positive, or the encoder gives other vectors.
+
+    Note:
+        The paper draws its head in a figure that the text does not describe: width, depth and neck
+        are ours. It trains on raw 0-100 targets with learning rate 0.1, which only a frozen encoder
+        survives; standardised targets are the default here.
+
+    References:
+        Nguyen et al., Imbalance problem in image quality assessment, 2024, Figure 2.
+    """
+
+    def __init__(
+        self,
+        n_features: int = 768,
+        *,
+        width: int = 768,
+        depth: int = 2,
+        neck: int = 256,
+        mos_mean: float = 0.0,
+        mos_std: float = 1.0,
+        fds: Mapping[str, Any] | None = None,
+        encoder: Mapping[str, Any] | ImageEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        if min(n_features, width, neck) < 1 or depth < 0 or not mos_std > 0:
+            raise ValueError(
+                f"head sizes and mos_std must be positive, got n_features {n_features}, width "
+                f"{width}, depth {depth}, neck {neck}, mos_std {mos_std}"
+            )
+        if isinstance(encoder, Mapping):
+            encoder = ImageEncoder(**encoder)
+        if encoder is not None and encoder.n_features != n_features:
+            raise ValueError(
+                f"the head expects vectors of {n_features}, the encoder gives {encoder.n_features}"
+            )
+        self.architecture: dict[str, Any] = {
+            "name": "clip_head",
+            "n_features": n_features,
+            "width": width,
+            "depth": depth,
+            "neck": neck,
+            "mos_mean": float(mos_mean),
+            "mos_std": float(mos_std),
+            "fds": None if fds is None else {**fds, "edges": [float(e) for e in fds["edges"]]},
+            "encoder": None if encoder is None else encoder.settings,
+        }
+        self.mos_mean, self.mos_std = float(mos_mean), float(mos_std)
+        self.encoder = encoder
+        self.body = nn.Sequential(
+            nn.LayerNorm(n_features),
+            nn.Linear(n_features, width),
+            *[ResidualBlock(width) for _ in range(depth)],
+            nn.Linear(width, neck),
+            nn.ReLU(),
+        )
+        self.fds = None if fds is None else FDS(neck, **fds)
+        self.last = nn.Linear(neck, 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the features (B, neck) that smoothing acts on; ``x`` as in :meth:`forward`."""
+        return self.body(x if self.encoder is None else self.encoder(x))
+
+    def forward(self, x: Tensor, mos: Tensor | None = None) -> Tensor:
+        """Return predicted quality (B,) on the scale of the scores.
+
+        Args:
+            x: Encoder vectors (B, D), or normalised images (B, 3, H, W) with an encoder.
+            mos: Scores (B,), needed while training with feature distribution smoothing.
+        """
+        features = self.embed(x)  # (B, neck)
+        if self.fds is not None:
+            features = self.fds(features, mos)
+        return self.mos_mean + self.mos_std * self.last(features).squeeze(1)
+
+    @torch.no_grad()
+    def end_epoch(self, x: Tensor, mos: Tensor, *, batch_size: int = 1024) -> None:
+        """Give the smoothing layer the features of the whole training part; else do nothing.
+
+        Args:
+            x: Inputs of the training part, N of them.
+            mos: Their scores, shape (N,).
+            batch_size: Inputs embedded at once.
+        """
+        if self.fds is not None:
+            parts = [self.embed(part) for part in x.split(batch_size)]
+            self.fds.end_epoch(torch.cat(parts), mos)
+
+    def with_encoder(self, encoder: ImageEncoder) -> ClipHead:
+        """Return a copy without smoothing that takes images: the network to save and to use.
+
+        Args:
+            encoder: The one that made the vectors this head was trained on.
+        """
+        settings = {k: v for k, v in self.architecture.items() if k != "name"}
+        whole = ClipHead(**(settings | {"fds": None, "encoder": encoder}))
+        whole.body.load_state_dict(self.body.state_dict())
+        whole.last.load_state_dict(self.last.state_dict())
+        return whole.eval()
