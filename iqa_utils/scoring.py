@@ -1,0 +1,209 @@
+"""Score one's own images with any model trained here.
+
+The header of a model file (see :mod:`iqa_utils.checkpoints`) is all that is needed: the network's
+architecture and the pixels it was trained on. One bad file never stops the others.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from iqa_utils.checkpoints import load_model
+from iqa_utils.decode_once import Fit
+from iqa_utils.decoding import BadImageError, read_image
+from iqa_utils.images import to_float
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
+PREPROCESSING = ("size", "fit", "resampler", "mean", "std")
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """List the image files among some paths; folders are searched to any depth.
+
+    Args:
+        paths: Files (taken whatever their ending) and folders.
+
+    Returns:
+        Files, each once, folders' contents sorted by name.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or none of them holds an image.
+    """
+    found: dict[Path, None] = {}
+    given = [Path(path) for path in paths]
+    for path in given:
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found.update(dict.fromkeys(sorted(inside)))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise FileNotFoundError(f"nothing at {path}")
+    if not found:
+        raise FileNotFoundError(f"no image ({', '.join(SUFFIXES)}) in {', '.join(map(str, given))}")
+    return list(found)
+
+
+def score_images(
+    paths: Sequence[str | Path],
+    checkpoint: str | Path,
+    *,
+    batch_size: int = 16,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Predict the quality of image files.
+
+    Args:
+        paths: Files and folders.
+        checkpoint: Model file of :func:`iqa_utils.checkpoints.save_model`.
+        batch_size: Images a forward pass; images of different sizes are never put together.
+        device: Torch device; the first GPU, else the CPU.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        One row a file in the order found: ``image``, ``score`` (on the scale the model was trained
+        on, higher is better; NaN where the file is bad) and ``error`` (empty where it is good).
+
+    Raises:
+        FileNotFoundError: If a path or the checkpoint does not exist.
+        ValueError: If the checkpoint is foreign, damaged or altered, or needs more than pixels.
+    """
+    model, metadata = load_model(checkpoint)
+    treatment = Preprocessing(metadata, Path(checkpoint).name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    files = find_images(paths)
+    scores, errors = np.full(len(files), np.nan), [""] * len(files)
+    model = model.to(device).eval()
+    bar = tqdm(total=len(files), unit="image", disable=None if progress else True)
+    with ThreadPoolExecutor() as pool, torch.inference_mode(), bar:
+        for start in range(0, len(files), batch_size):
+            part = range(start, min(start + batch_size, len(files)))
+            pixels = dict(
+                zip(part, pool.map(treatment.load, [files[i] for i in part]), strict=True)
+            )
+            for i in part:
+                if isinstance(pixels[i], str):
+                    errors[i] = pixels.pop(i)
+            for rows in _same_size(pixels):
+                batch = torch.from_numpy(np.stack([pixels[i] for i in rows])).permute(0, 3, 1, 2)
+                scores[rows] = treatment.predict(model, batch.to(device))
+            bar.update(len(part))
+    names = [str(path) for path in files]
+    return pd.DataFrame({"image": names, "score": scores, "error": errors})
+
+
+class Preprocessing:
+    """What a model file says must happen to pixels before, and to numbers after, the network.
+
+    Args:
+        metadata: Header of the model file.
+        name: Its file name, for errors.
+
+    Raises:
+        ValueError: If the header does not say enough, or asks for inputs other than pixels.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], name: str) -> None:
+        given = metadata["preprocessing"]
+        absent = [key for key in PREPROCESSING if key not in given]
+        if absent:
+            raise ValueError(f"model {name}: its preprocessing does not tell {', '.join(absent)}")
+        if given.get("inputs", ["image"]) != ["image"]:
+            raise ValueError(
+                f"model {name} needs {', '.join(given['inputs'])}; only models of pixels alone can "
+                "score files"
+            )
+        size = tuple(given["size"]) if isinstance(given["size"], list) else given["size"]
+        self.fit = Fit(size, given["fit"], given["resampler"])
+        self.mean, self.std = given["mean"], given["std"]
+        self.gain, self.offset = given.get("gain", 1.0), given.get("offset", 0.0)
+
+    def load(self, path: Path) -> np.ndarray | str:
+        """Return fitted pixels, uint8 (H, W, 3), or the reason why there are none."""
+        try:
+            return self.fit.apply(read_image(path))
+        except (BadImageError, OSError) as error:
+            return str(error)
+
+    def predict(self, model: nn.Module, batch: torch.Tensor) -> np.ndarray:
+        """Return scores (B,) of uint8 images (B, 3, H, W) on the model's device."""
+        output = model(to_float(batch, mean=self.mean, std=self.std)).reshape(len(batch))
+        return (output.double() * self.gain + self.offset).cpu().numpy()
+
+
+def _same_size(pixels: Mapping[int, np.ndarray]) -> list[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, array in pixels.items():
+        groups.setdefault(array.shape, []).append(row)
+    return list(groups.values())
+
+
+def write_contact_sheet(scores: pd.DataFrame, path: str | Path, *, thumbnail: int = 220) -> Path:
+    """Write one HTML file with every image, best first, bad files at the end.
+
+    Args:
+        scores: From :func:`score_images`.
+        path: File to write; it needs no other file to be looked at.
+        thumbnail: Longest side of a picture, pixels.
+
+    Returns:
+        The path.
+    """
+    good = scores[scores["error"] == ""].sort_values("score", ascending=False)
+    cards = [_card(row.image, row.score, thumbnail) for row in good.itertuples()]
+    bad = "".join(
+        f"<li><code>{html.escape(row.image)}</code> {html.escape(row.error)}</li>"
+        for row in scores[scores["error"] != ""].itertuples()
+    )
+    page = _PAGE.format(
+        n=len(good), cards="\n".join(cards), bad=f"<h2>Not scored</h2><ul>{bad}</ul>" if bad else ""
+    )
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _card(name: str, score: float, thumbnail: int) -> str:
+    picture = read_image(Path(name))
+    picture.thumbnail((thumbnail, thumbnail), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    label = html.escape(name)
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
+        f"<figcaption><b>{score:.3f}</b> {html.escape(Path(name).name)}</figcaption></figure>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Scored images</title>
+<style>
+ body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px }}
+ body {{ padding: 0 1rem }}
+ main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 1rem }}
+ figure {{ margin: 0 }} img {{ width: 100%; height: 150px; object-fit: contain; background: #eee }}
+ figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
+</style>
+<h1>{n} images, best first</h1>
+<main>
+{cards}
+</main>
+{bad}
+</html>
+"""
