@@ -133,6 +133,22 @@ def load_weights(
     return network
 
 
+def freeze_batch_statistics(network: nn.Module) -> nn.Module:
+    """Keep every batch normalisation on its stored mean and variance in training.
+
+    Args:
+        network: Any module; scale and shift stay trainable. Each layer is marked, and
+            :func:`iqa_utils.training.fit` reads the mark.
+
+    Returns:
+        The same module.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.frozen_statistics = True
+    return network
+
+
 def weights_hash(network: nn.Module) -> str:
     """Hash every parameter and buffer of a network: the key of caches that depend on it.
 

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.batches import Batch, epoch_seed, store_batches, tensor_batches
 from iqa_utils.checkpoints import (
     config_key,
@@ -78,21 +79,6 @@ def mean_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, 
         ``loss_step`` for :func:`fit`.
     """
     return lambda model, batch: loss(model(*batch.inputs), batch.mos)
-
-
-def freeze_batch_statistics(network: nn.Module) -> nn.Module:
-    """Keep every batch normalisation on its stored mean and variance during :func:`fit`.
-
-    Args:
-        network: Any module; scale and shift stay trainable.
-
-    Returns:
-        The same module.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.frozen_statistics = True
-    return network
 
 
 def fit(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.backbones import create_backbone
+from iqa_utils.backbones import create_backbone, freeze_batch_statistics
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
@@ -39,6 +39,8 @@ class DualXception(nn.Module):
         pooling: ``"mean"``, or ``"mean_std"``: also the standard deviation over positions.
         activation: Apply the paper's leaky ReLU (slope 0.1, from the author's code, which defines
             it and leaves it out). Features of a trunk that ends in a ReLU are not changed by it.
+        frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
+            weights and statistics, and :meth:`forward` takes their output in place of images.
         mos_mean: Score that an untrained network predicts, on the data's scale.
         mos_std: Spread of the scores: the head works in these units.
         pretrained: Weights of the image trunk, as :func:`iqa_utils.backbones.create_backbone`.
@@ -52,9 +54,10 @@ class DualXception(nn.Module):
     Note:
         The paper states 40.8 million parameters; no construction has that number. With Xception
         ``A``, ``B``, ``C`` and ``G`` have 41,618,289, 45,812,593, 38,466,417 and 40,565,617. The
-        narrowed convolution of ``C`` and ``G`` starts from random weights. The author also loads ImageNet weights into the second trunk; the paper says it was not
-        pretrained, and so it is here. Standardised output (``mos_mean``, ``mos_std``) is ours: the
-        paper lets the head find a mean of 59 at a learning rate of 1e-4.
+        narrowed convolution of ``C`` and ``G`` starts from random weights. The author also loads
+        ImageNet weights into the second trunk; the paper says it was not pretrained, and so it is
+        here. Standardised output (``mos_mean``, ``mos_std``) is ours: the paper lets the head find
+        a mean of 59 at a learning rate of 1e-4.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 2.2.1, Figs. 4 and 5.
@@ -71,6 +74,7 @@ class DualXception(nn.Module):
         plane_size: int | None = 64,
         pooling: Literal["mean", "mean_std"] = "mean",
         activation: bool = True,
+        frozen: str | None = None,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
         pretrained: str | Path | None = None,
@@ -80,13 +84,15 @@ class DualXception(nn.Module):
         self.architecture: dict[str, Any] = {
             "name": "dual_xception", "backbone": backbone, "inputs": inputs, "fusion": fusion,
             "variant": variant, "width": width, "plane_size": plane_size, "pooling": pooling,
-            "activation": activation, "mos_mean": mos_mean, "mos_std": mos_std,
+            "activation": activation, "frozen": frozen, "mos_mean": mos_mean, "mos_std": mos_std,
         }  # fmt: skip
         options = {"variant": variant, "width": width, "pooling": pooling}
         self.image_branch = self.parameter_branch = None
         n_features = 0
         if inputs != "parameters":
             self.image_branch = Branch(backbone, 3, pretrained=pretrained, **options)
+            if frozen is not None:
+                self.image_branch.freeze(frozen)
             n_features += self.image_branch.n_features
         if inputs == "parameters" or (inputs == "both" and fusion == "dual"):
             self.parameter_branch = Branch(backbone, N_PARAMETERS, pretrained=None, **options)
@@ -105,8 +111,8 @@ class DualXception(nn.Module):
         """Predict the score of every image.
 
         Args:
-            images: Normalised RGB, shape (B, 3, H, W); with ``inputs="parameters"`` they only give
-                the size of the planes.
+            images: Normalised RGB, shape (B, 3, H, W), or what ``image_branch.stem`` made of them;
+                with ``inputs="parameters"`` they only give the size of the planes.
             parameters: Standardised indicators, shape (B, 4); not read with ``inputs="images"``.
 
         Returns:
@@ -163,6 +169,7 @@ class Branch(nn.Module):
         if channels != 3:
             options["in_chans"] = channels
         self.trunk = create_backbone(backbone, pretrained=pretrained, **options)
+        self.channels = channels
         self.pooling = pooling
         n_map = self.trunk.num_features
         if variant in ("C", "G"):
@@ -171,12 +178,49 @@ class Branch(nn.Module):
         n_map *= 2 if pooling == "mean_std" else 1
         self.project = nn.Linear(n_map, width) if variant in ("B", "G") else nn.Identity()
         self.n_features = width if variant in ("B", "G") else n_map
+        self._frozen_steps: list[nn.Module] = []  # of the trunk, which owns them
+        self._trained_steps: list[nn.Module] = [self.trunk]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to features (B, n_features)."""
-        return self.project(self.pool(self.trunk(images)))
+        """Map images (B, C, H, W), or the output of :meth:`stem`, to features (B, n_features)."""
+        maps = self.stem(images) if images.shape[1] == self.channels else images
+        for step in self._trained_steps:
+            maps = step(maps)
+        return self.project(self._pool(maps))
 
-    def pool(self, maps: Tensor) -> Tensor:
+    @torch.no_grad()
+    def stem(self, images: Tensor) -> Tensor:
+        """Apply the frozen layers, which always give the same for the same image."""
+        for step in self._frozen_steps:
+            images = step(images)
+        return images
+
+    def freeze(self, last: str) -> None:
+        """Freeze the trunk from its beginning to a layer.
+
+        Args:
+            last: Name of a child of the trunk, or of one of its sequential blocks.
+
+        Raises:
+            ValueError: If there is no such layer, or the trunk is not a chain of its layers.
+        """
+        steps = _chain(self.trunk)
+        if last not in steps:
+            raise ValueError(f"frozen must be one of {list(steps)}, got {last!r}")
+        position = list(steps).index(last) + 1
+        self._frozen_steps = list(steps.values())[:position]
+        self._trained_steps = list(steps.values())[position:]
+        for step in self._frozen_steps:
+            freeze_batch_statistics(step).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Branch:
+        """Set the mode of everything but the frozen layers, which stay in evaluation mode."""
+        super().train(mode)
+        for step in self._frozen_steps:
+            step.eval()
+        return self
+
+    def _pool(self, maps: Tensor) -> Tensor:
         """Pool a map (B, F, h, w) over its positions, to (B, F) or, with the spread, (B, 2 F)."""
         if maps.ndim != 4:
             raise ValueError(f"the trunk must end in a map (B, F, h, w), got {tuple(maps.shape)}")
@@ -189,6 +233,29 @@ class Branch(nn.Module):
 def count_parameters(network: nn.Module) -> int:
     """Count the trainable numbers of a network."""
     return sum(p.numel() for p in network.parameters())
+
+
+def _chain(trunk: nn.Module) -> dict[str, nn.Module]:
+    """List a trunk's layers in order, by name, and make sure that in a row they are the trunk."""
+    steps: dict[str, nn.Module] = {}
+    for name, child in trunk.named_children():
+        if isinstance(child, nn.Sequential):
+            steps |= {f"{name}.{inner}": step for inner, step in child.named_children()}
+        else:
+            steps[name] = child
+    probe = maps = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    mode = trunk.training
+    trunk.eval()
+    with torch.no_grad():
+        expected = trunk(probe)
+        for step in steps.values():
+            maps = step(maps)
+    trunk.train(mode)
+    if not torch.equal(maps, expected):
+        raise ValueError(
+            f"{type(trunk).__name__} is not a chain of its layers: cannot freeze a part"
+        )
+    return steps
 
 
 def _narrow_last_convolution(trunk: nn.Module, backbone: str, width: int) -> None:

@@ -36,8 +36,9 @@ class KonCept(nn.Module):
 
     Note:
         Layers follow the released notebooks: dense, ReLU, batch normalisation, dropout; weights
-        drawn as He did. 59,821,729 parameters; the "56 million" of Lehmann is InceptionResNetV2 with its ImageNet classifier. Standardised
-        output is ours: as released the head needs 13 epochs to climb to the mean score.
+        drawn as He did. 59,821,729 parameters; the "56 million" of Lehmann is InceptionResNetV2
+        with its ImageNet classifier. Standardised output is ours: as released the head needs 13
+        epochs to climb to the mean score.
 
     References:
         Hosu, Lin, Sziranyi and Saupe, IEEE Transactions on Image Processing 2020, section V.
