@@ -225,3 +225,70 @@ def range_weighted_mse(
     weights = counts.clamp(min=1).pow(-power)  # (R,)
     weights = weights * counts.sum() / (weights * counts).sum()
     return (weights[ranges] * (pred - mos) ** 2).mean()
+
+
+def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Absolute error, each image with its own weight.
+
+    Args:
+        pred: Predictions, shape (B,).
+        mos: Scores, shape (B,).
+        weight: Weight of each image, >= 0, averaging 1 over the training part, shape (B,); None
+            weighs all alike.
+
+    Returns:
+        Mean over the batch, scalar, in score units. The batch's weights are not renormalised: a
+        batch of rare scores counts more.
+
+    Raises:
+        ValueError: If shapes differ.
+
+    References:
+        Yang et al., Delving into deep imbalanced regression, ICML 2021; Nguyen et al. 2024 names
+        no loss.
+    """
+    check_pair(pred, mos)
+    return _weighted_mean((pred - mos).abs(), weight)
+
+
+def weighted_mse(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Squared error, each image with its own weight; otherwise as :func:`weighted_l1`."""
+    check_pair(pred, mos)
+    return _weighted_mean((pred - mos) ** 2, weight)
+
+
+def balanced_mse(pred: Tensor, mos: Tensor, *, noise: float) -> Tensor:
+    """Squared error corrected for the label density, estimated from the batch itself.
+
+    A prediction is compared with every score of the batch: the loss is the cross-entropy of finding
+    its own among them when predictions scatter normally around the truth. Where many scores lie
+    close together, being near them earns less.
+
+    Args:
+        pred: Predictions, shape (B,).
+        mos: Scores, shape (B,).
+        noise: Standard deviation of a prediction around the truth, score units, > 0.
+
+    Returns:
+        Mean over the batch times 2 noise^2, scalar, in squared score units; 0 for one image.
+
+    Raises:
+        ValueError: If shapes differ or the noise is not positive.
+
+    References:
+        Ren et al., Balanced MSE for imbalanced visual regression, CVPR 2022, batch-based
+        Monte-Carlo form with constant noise.
+    """
+    check_pair(pred, mos)
+    if not noise > 0:
+        raise ValueError(f"noise must be positive, got {noise}")
+    distance = (pred[:, None] - mos[None, :]) ** 2  # (B, B), row i: prediction i to all scores
+    own = torch.arange(len(mos), device=mos.device)
+    return 2 * noise**2 * F.cross_entropy(-distance / (2 * noise**2), own)
+
+
+def _weighted_mean(errors: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return errors.mean()
+    check_pair(weight, errors)
+    return (weight * errors).mean()
