@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from iqa_utils.backbones import weights_hash
 from iqa_utils.models import build_model
 
 HEADER = "iqa_utils"
@@ -108,6 +109,7 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
             f"model metadata must tell {', '.join(REQUIRED_METADATA)}; missing {absent}"
         )
     header = {"architecture": dict(model.architecture), **metadata}
+    header["weights_hash"] = weights_hash(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -128,8 +130,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, not one of ours, or its weights do not fit the
-            architecture it names.
+        ValueError: If the file is damaged, not one of ours, its weights do not fit the
+            architecture it names, or they are not those it was saved with.
     """
     path = Path(path)
     if not path.is_file():
@@ -150,6 +152,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(
             f"model {path.name}: weights do not fit {metadata['architecture']}: {error}"
         ) from error
+    if weights_hash(model) != metadata.get("weights_hash"):
+        raise ValueError(
+            f"model {path.name} was altered: its weights are not those it was saved with"
+        )
     return model.eval(), metadata
 
 

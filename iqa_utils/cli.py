@@ -90,6 +90,29 @@ def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object
     return stems, parameters
 
 
+@app.command()
+def score(
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors of a run.")],
+    out: Annotated[Path, typer.Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
+) -> None:
+    """Score images with a model trained here: a CSV and a contact sheet, best first."""
+    from iqa_utils import scoring
+
+    scores = scoring.score_images(paths, checkpoint, batch_size=batch_size, device=device)
+    table = out.with_name(f"{out.name}.csv")
+    scores.to_csv(table, index=False)
+    sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"))
+    bad = scores[scores["error"] != ""]
+    print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {table}, {sheet}")
+    for row in bad.itertuples():
+        print(f"iqa: not scored: {row.image}: {row.error}", file=sys.stderr)
+    if len(bad):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; an expected error is one line on stderr and exit code 1."""
     try:

@@ -1,0 +1,221 @@
+"""Look at a run's predictions image by image: worst and best, filtered, two runs side by side.
+
+In JupyterLab :func:`browse` shows controls; where no front end listens (papermill, nbval) it shows
+one picture of the same view and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iqa_utils.datasets import load_scores
+from iqa_utils.decoding import BadImageError, read_image
+from iqa_utils.plots.common import PALETTE
+
+ORDERS = ("largest error", "smallest error", "highest prediction", "lowest prediction")
+ANY = "(any)"
+
+
+@dataclass(frozen=True)
+class View:
+    """What to show.
+
+    Attributes:
+        order: One of ``ORDERS``.
+        method: Method of the run, or ``"(any)"``.
+        dataset: Data set, or ``"(any)"``.
+        distortion: Distortion name, or ``"(any)"``.
+        low: Lowest opinion score shown, on the scale of the run.
+        high: Highest.
+        n: Images shown.
+    """
+
+    order: str = ORDERS[0]
+    method: str = ANY
+    dataset: str = ANY
+    distortion: str = ANY
+    low: float = -np.inf
+    high: float = np.inf
+    n: int = 6
+
+
+def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
+    """Read a run's predictions and join what their data sets know of each image.
+
+    Args:
+        run: Folder of a finished run.
+        data_root: Folder that holds each set in a folder of its name; sets that are not there are
+            left without votes and distortions.
+
+    Returns:
+        ``predictions.parquet`` with ``error`` (prediction minus opinion), ``distortion``, the vote
+        counts ``c1..c5`` (NA where a set has none) and ``path`` (empty where no image is there).
+
+    Raises:
+        FileNotFoundError: If the run has no predictions.
+    """
+    file = Path(run) / "predictions.parquet"
+    if not file.is_file():
+        raise FileNotFoundError(f"{Path(run).name} holds no predictions.parquet")
+    predictions = pd.read_parquet(file)
+    tables = []
+    for name, part in predictions.groupby("dataset", sort=False):
+        root = Path(data_root) / str(name)
+        tables.append(_join_scores(part, str(name), root))
+    joined = pd.concat(tables).sort_index()
+    return joined.assign(error=joined["pred"] - joined["mos"])
+
+
+def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
+    extra = ["distortion", *(f"c{k}" for k in range(1, 6))]
+    try:
+        scores = load_scores(name, root)
+    except (FileNotFoundError, ValueError):
+        return part.reindex(columns=[*part.columns, *extra]).assign(path="")
+    known = scores.reindex(columns=["image", *extra])
+    joined = part.reset_index().merge(known, on="image", how="left").set_index("index")
+    paths = [str(root / image) if (root / image).is_file() else "" for image in joined["image"]]
+    return joined.assign(path=paths)
+
+
+def select(predictions: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Filter and order predictions.
+
+    Args:
+        predictions: From :func:`load_predictions`.
+        view: What to show.
+
+    Returns:
+        At most ``view.n`` rows, each image once.
+
+    Raises:
+        ValueError: If the order is unknown.
+    """
+    rows = predictions[predictions["mos"].between(view.low, view.high)]
+    for column in ("method", "dataset", "distortion"):
+        wanted = getattr(view, column)
+        if wanted != ANY:
+            rows = rows[rows[column] == wanted]
+    keys = {
+        ORDERS[0]: -rows["error"].abs(),
+        ORDERS[1]: rows["error"].abs(),
+        ORDERS[2]: -rows["pred"],
+        ORDERS[3]: rows["pred"],
+    }
+    if view.order not in keys:
+        raise ValueError(f"order must be one of {ORDERS}, got {view.order!r}")
+    rows = rows.loc[keys[view.order].sort_values(kind="stable").index]
+    return rows.drop_duplicates(["dataset", "image"]).head(view.n)
+
+
+def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int = 3) -> Figure:
+    """Draw images with their votes, opinion score and prediction.
+
+    Args:
+        rows: From :func:`select`.
+        other: Predictions of a second run, shown beside the first where the image is in both.
+        columns: Images a line.
+
+    Returns:
+        The figure: a picture and a bar of votes (where the set has them) an image.
+    """
+    lines = max(1, -(-len(rows) // columns))
+    figure = plt.figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
+    cells = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines)
+    for axes in cells.ravel():
+        axes.set_axis_off()
+    for i, (_, row) in enumerate(rows.iterrows()):
+        line, column = divmod(i, columns)
+        _draw_image(cells[2 * line, column], row, _prediction_of(other, row))
+        _draw_votes(cells[2 * line + 1, column], row)
+    if rows.empty:
+        cells[0, 0].text(0.0, 0.5, "no prediction fits this choice")
+    return figure
+
+
+def _prediction_of(other: pd.DataFrame | None, row: pd.Series) -> float | None:
+    if other is None:
+        return None
+    same = other[(other["dataset"] == row["dataset"]) & (other["image"] == row["image"])]
+    return None if same.empty else float(same["pred"].iloc[0])
+
+
+def _draw_image(axes: Axes, row: pd.Series, second: float | None) -> None:
+    title = f"opinion {row['mos']:.2f}, predicted {row['pred']:.2f}"
+    title += "" if second is None else f", other run {second:.2f}"
+    axes.set_title(f"{Path(row['image']).name}\n{title}", fontsize=8)
+    try:
+        picture = read_image(Path(row["path"])) if row["path"] else None
+    except BadImageError:
+        picture = None
+    if picture is None:
+        axes.text(0.5, 0.5, "image not here", ha="center", transform=axes.transAxes)
+        return
+    picture.thumbnail((480, 480))
+    axes.imshow(picture)
+
+
+def _draw_votes(axes: Axes, row: pd.Series) -> None:
+    votes = pd.to_numeric(row.reindex([f"c{k}" for k in range(1, 6)]), errors="coerce")
+    if votes.isna().any() or votes.sum() == 0:
+        return
+    axes.set_axis_on()
+    axes.bar(range(1, 6), votes / votes.sum(), color=PALETTE[0])
+    axes.set(xticks=range(1, 6), yticks=[], ylim=(0, 1), xlabel="share of votes per grade")
+    axes.xaxis.label.set_size(7)
+    axes.tick_params(labelsize=7)
+    axes.grid(visible=False)
+
+
+def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
+    """Show the browser, or one picture where no front end listens.
+
+    Args:
+        predictions: From :func:`load_predictions`.
+        other: A second run to compare with.
+
+    Returns:
+        The picture where there is no front end; None where the controls are shown.
+    """
+    if not _has_front_end():
+        return draw(select(predictions, View()), other=other)
+    import ipywidgets as widgets
+
+    choices = {
+        column: widgets.Dropdown(options=_options(predictions, column), description=column)
+        for column in ("method", "dataset", "distortion")
+    }
+    order = widgets.Dropdown(options=ORDERS, description="order")
+    low, high = float(predictions["mos"].min()), float(predictions["mos"].max())
+    scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
+    n = widgets.IntSlider(value=6, min=3, max=24, step=3, description="images")
+
+    def show(scores: tuple[float, float], **options: object) -> None:
+        view = View(low=scores[0], high=scores[1], **options)
+        figure = draw(select(predictions, view), other=other)
+        display(figure)
+        plt.close(figure)
+
+    controls = {**choices, "order": order, "scores": scores, "n": n}
+    output = widgets.interactive_output(show, controls)
+    left = widgets.VBox([order, *choices.values()])
+    display(widgets.HBox([left, widgets.VBox([scores, n])]), output)
+    return None
+
+
+def _options(predictions: pd.DataFrame, column: str) -> list[str]:
+    return [ANY, *sorted(predictions[column].dropna().astype(str).unique())]
+
+
+def _has_front_end() -> bool:
+    # Jupyter servers name the session of a kernel they start for a person; batch runners do not
+    return "JPY_SESSION_NAME" in os.environ

@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from iqa_utils import scoring
+from iqa_utils.checkpoints import load_model, save_model
+from iqa_utils.images import build_store, to_float
+from iqa_utils.models.imqnet import IMQNet
+
+PIXELS = {
+    "size": [64, 80], "fit": "squash", "resampler": "bilinear",
+    "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+}  # fmt: skip
+TOLD = {"training_data": "made", "scores_seen": "made training part", "metrics": {}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    for i, name in enumerate(["b.png", "a.jpg", "deep/c.bmp", "d.png", "e.png"]):
+        pixels = rng.integers(0, 255, (70 + 10 * i, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / name)
+    return images
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = IMQNet(width=0.125, high_level_side=48, mos_mean=50.0, mos_std=10.0)
+    return save_model(tmp_path / "m.safetensors", model, {"preprocessing": PIXELS, **TOLD})
+
+
+def test_scores_are_the_models_own_predictions_in_the_order_found(folder, checkpoint, tmp_path):
+    scores = scoring.score_images([folder], checkpoint, batch_size=2, progress=False)
+    names = ["a.jpg", "b.png", "d.png", "deep/c.bmp", "e.png"]
+    assert scores["image"].tolist() == [str(folder / name) for name in names]
+    store = build_store(folder, names, tmp_path / "stores", size=(64, 80), progress=False)
+    model, _ = load_model(checkpoint)
+    with torch.inference_mode():
+        batch = to_float(store.batch(range(5)), mean=PIXELS["mean"], std=PIXELS["std"])
+        expected = model(batch).reshape(-1)
+    np.testing.assert_allclose(scores["score"], expected, atol=2e-4)
+    assert scores["score"].std() > 1e-4
+
+
+def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
+    (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
+    scores = scoring.score_images([folder], checkpoint, progress=False)
+    assert scores["score"].isna().tolist() == [True, False, False, False, False]
+    assert "a.jpg" in scores["error"][0]
+
+
+def test_files_may_be_named_one_by_one_and_twice(folder, checkpoint):
+    paths = [folder / "b.png", folder, folder / "b.png"]
+    assert len(scoring.find_images(paths)) == 5
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*missing"):
+        scoring.find_images([folder / "missing"])
+    empty = folder / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match="no image"):
+        scoring.find_images([empty])
+
+
+def test_a_foreign_and_an_altered_model_file_are_refused_by_name(folder, checkpoint, tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.zeros(2)}, foreign)
+    with pytest.raises(ValueError, match=r"foreign\.safetensors has no 'iqa_utils' header"):
+        scoring.score_images([folder], foreign)
+    state = load_file(checkpoint)
+    state[next(iter(state))][0] += 1
+    from safetensors import safe_open
+
+    with safe_open(checkpoint, framework="pt") as file:
+        header = file.metadata()
+    altered = tmp_path / "altered.safetensors"
+    save_file(state, altered, metadata=header)
+    with pytest.raises(ValueError, match=r"altered\.safetensors was altered"):
+        scoring.score_images([folder], altered)
+    text = tmp_path / "text.safetensors"
+    text.write_text("not a model")
+    with pytest.raises(ValueError, match=r"text\.safetensors is not a safetensors file"):
+        scoring.score_images([folder], text)
+
+
+def test_a_model_that_needs_more_than_pixels_says_so(folder, tmp_path):
+    model = IMQNet(width=0.125, high_level_side=48)
+    pixels = {**PIXELS, "inputs": ["image", "indicators"]}
+    path = save_model(tmp_path / "both.safetensors", model, {"preprocessing": pixels, **TOLD})
+    with pytest.raises(ValueError, match=r"both\.safetensors needs image, indicators"):
+        scoring.score_images([folder], path)
+    half = {key: PIXELS[key] for key in ("size", "fit")}
+    path = save_model(tmp_path / "half.safetensors", model, {"preprocessing": half, **TOLD})
+    with pytest.raises(ValueError, match="does not tell resampler, mean, std"):
+        scoring.score_images([folder], path)
+
+
+def test_the_command_writes_both_files_and_fails_when_a_file_was_bad(folder, checkpoint, tmp_path):
+    (folder / "e.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "iqa_utils.cli", "score", str(folder)]
+    command += ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "scores")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "4 images scored, 1 not" in done.stdout
+    assert "e.png" in done.stderr
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert len(lines) == 6
+    page = (tmp_path / "scores.html").read_text()
+    assert page.count("<figure>") == 4
+    assert "http" not in page.replace("http-equiv", "")
+    assert json.dumps(str(folder / "e.png"))[1:-1] in page
