@@ -174,15 +174,17 @@ def iterate_layers(
         starts = tqdm(range(0, len(store), batch_size), disable=not progress, leave=False)
         for start in starts:
             rows = slice(start, min(start + batch_size, len(store)))
+            # gathered outside inference mode, which would taint the store's reused buffer
+            images = to_float(_pixels(store, rows, crop, device), mean=mean, std=std)
             with torch.inference_mode(), tap_layers(backbone, named) as taps:
-                images = to_float(_pixels(store, rows, crop, device), mean=mean, std=std)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     output = run(images)
                 values = taps if named else {None: output}
                 missed = [layer for layer in named if layer not in taps]
                 if missed:
                     raise ValueError(f"the forward pass never reached the layers {missed}")
-                yield rows, {layer: pool_activation(values[layer], pooling) for layer in layers}
+                found = {layer: pool_activation(values[layer], pooling) for layer in layers}
+            yield rows, found
     finally:
         backbone.train(was_training)
 
@@ -240,12 +242,10 @@ def frozen_layers(
         Cached and re-encoded features are equal to the last bit for the same ``batch_size`` and
         machine; other batch sizes may round differently (1e-6), so they share one cache entry.
     """
-    recipe = {"pooling": pooling, "crop": crop and asdict(crop), "dtype": str(dtype)}
-    recipe |= {"mean": [float(x) for x in mean], "std": [float(x) for x in std]}
-    recipe |= {"pixels": store.key, "weights": weights_hash(backbone), "network": repr(backbone)}
+    recipe = feature_recipe(backbone, [store], pooling, crop, mean, std, dtype)
     files = {}
     if cache_dir is not None:
-        files = {layer: Path(cache_dir) / _cache_name(recipe, layer) for layer in layers}
+        files = {layer: cache_path(cache_dir, recipe, layer) for layer in layers}
     arrays = {layer: np.load(path) for layer, path in files.items() if path.is_file()}
     missing = [layer for layer in dict.fromkeys(layers) if layer not in arrays]
     if missing:
@@ -264,10 +264,10 @@ def frozen_layers(
             if len(bad):
                 names = [store.names[i] for i in bad[:3]]
                 raise ValueError(
-                    f"layer {layer}: features of {len(bad)} images are not finite: {names}"
+                    f"layer {layer}: features must be finite, {len(bad)} images are not: {names}"
                 )
             if layer in files:
-                _save_array(files[layer], array)
+                save_array(files[layer], array)
         arrays |= fresh
     return {layer: arrays[layer] for layer in layers}
 
@@ -290,13 +290,39 @@ def frozen_features(
     return frozen_layers(backbone, store, [layer], **options)[layer]
 
 
-def _cache_name(recipe: dict[str, Any], layer: str | None) -> str:
-    text = json.dumps({**recipe, "layer": layer}, sort_keys=True)
-    label = (layer or "features").replace(":", "-")
-    return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+def feature_recipe(
+    backbone: nn.Module,
+    stores: Sequence[ImageStore],
+    pooling: str,
+    crop: Crop | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Collect everything that features depend on but the layer: the key of a cache entry."""
+    return {
+        "weights": weights_hash(backbone),
+        "network": repr(backbone),
+        "pixels": [store.key for store in stores],
+        "pooling": pooling,
+        "crop": crop and asdict(crop),
+        "mean": [float(x) for x in mean],
+        "std": [float(x) for x in std],
+        "dtype": str(dtype),
+    }
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
+def cache_path(
+    cache_dir: str | Path, recipe: dict[str, Any], layer: str | None, kind: str = ""
+) -> Path:
+    """Name the file of one cache entry: the layer for people, a hash of the recipe for us."""
+    text = json.dumps({**recipe, "layer": layer, "kind": kind}, sort_keys=True)
+    label = kind + (layer or "features").replace(":", "-")
+    return Path(cache_dir) / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a temporary name and move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:

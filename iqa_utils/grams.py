@@ -1,0 +1,217 @@
+"""Gram and distance matrices of features that are too wide to hold in memory.
+
+The last cells of NASNet give 487,872 values an image: 5.9 GB for 3,000 images and one layer. Here
+each batch goes to a file in panels of columns, the panels are multiplied one after the other, and
+the file is deleted. What stays is the upper triangle of one (N, N) matrix.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
+
+from iqa_utils.features import (
+    Crop,
+    cache_path,
+    feature_recipe,
+    iterate_layers,
+    save_array,
+)
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from iqa_utils.images import ImageStore
+
+PANEL = 8192  # features a panel: 200 MB at 6,000 images
+
+
+def gram_from_panels(
+    panels: Iterator[np.ndarray], *, center: bool = True, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Sum the inner products of features that arrive in panels of columns.
+
+    Args:
+        panels: Arrays of shape (N, W_k), float32 or float64, whose columns together are the
+            features. Products are taken in the panel's own precision and summed in float64.
+        center: Subtract the mean of each column first. A linear SVR and all distances stay what
+            they were, and rounding errors get smaller.
+        device: Where the products are taken.
+
+    Returns:
+        Inner products, shape (N, N), float64.
+
+    Raises:
+        ValueError: If there is no panel, or a value is not finite (the rows are named).
+    """
+    gram: np.ndarray | torch.Tensor | None = None
+    on_cpu = torch.device(device).type == "cpu"
+    for panel in panels:
+        if not np.isfinite(panel.sum(dtype=np.float64)):
+            bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
+            raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
+        if center:
+            panel = panel - panel.mean(axis=0, dtype=np.float64).astype(panel.dtype)
+        if not on_cpu:
+            panel = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
+        product = panel @ panel.T  # (N, N); NumPy computes one triangle only
+        if gram is None:
+            gram = product.astype(np.float64) if on_cpu else product.double()
+        else:
+            gram += product
+    if gram is None:
+        raise ValueError("no panel of features was given")
+    return gram if on_cpu else gram.cpu().numpy()
+
+
+def squared_distances(gram: ArrayLike) -> np.ndarray:
+    """Turn inner products into squared Euclidean distances, shape (N, N), at least 0."""
+    gram = np.asarray(gram, dtype=np.float64)
+    norms = np.diagonal(gram)
+    squared = norms[:, None] + norms[None, :] - 2 * gram
+    np.fill_diagonal(squared, 0.0)
+    return squared.clip(min=0)
+
+
+def layer_grams(
+    backbone: nn.Module,
+    stores: ImageStore | Sequence[ImageStore],
+    layers: Sequence[str],
+    *,
+    cache_dir: str | Path,
+    crop: Crop | None = None,
+    batch_size: int = 32,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """Compute or read the centred Gram matrices of whole (flattened) activations.
+
+    All layers come from one pass; their activations wait in ``cache_dir`` until they are
+    multiplied: 4 bytes a value, all layers together, deleted at once. What is kept is one
+    triangle, 4 N (N + 1) bytes a layer.
+
+    Args:
+        backbone: Network, on the device to use.
+        stores: Decoded images; the rows of several stores follow each other.
+        layers: Names for :func:`iqa_utils.features.tap_layers`.
+        cache_dir: Folder of the cache.
+        crop: Crop to take, or None for whole images.
+        batch_size: Images a batch.
+        mean: Normalisation, RGB in [0, 1].
+        std: Normalisation.
+        dtype: Arithmetic of the network.
+        progress: Show a bar.
+
+    Returns:
+        Layer to inner products, shape (N, N), float64, N over all stores.
+
+    Raises:
+        OSError: If the disk cannot hold the activations; says how much is needed.
+        ValueError: If a layer is unknown or a feature is not finite.
+    """
+    stores = list(stores) if isinstance(stores, Sequence) else [stores]
+    recipe = feature_recipe(backbone, stores, "flatten", crop, mean, std, dtype)
+    paths = {layer: cache_path(cache_dir, recipe, layer, "gram-") for layer in layers}
+    missing = [layer for layer, path in paths.items() if not path.is_file()]
+    if missing:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        n_images = sum(len(store) for store in stores)
+        device = next(backbone.parameters()).device
+        options = {"pooling": "flatten", "crop": crop, "batch_size": batch_size}
+        options |= {"mean": mean, "std": std, "dtype": dtype, "progress": progress}
+        with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
+            spools: dict[str, _Spool] = {}
+            done = 0
+            for store in stores:
+                for rows, batch in iterate_layers(backbone, store, missing, **options):
+                    if not spools:
+                        spools = _make_spools(Path(folder), n_images, batch)
+                    for layer, features in batch.items():
+                        start = done + rows.start
+                        spools[layer].write(start, features.cpu().numpy())
+                done += len(store)
+            for layer, spool in spools.items():
+                save_array(paths[layer], pack(gram_from_panels(spool.panels(), device=device)))
+                spool.delete()
+    return {layer: unpack(np.load(path)) for layer, path in paths.items()}
+
+
+def pack(matrix: np.ndarray) -> np.ndarray:
+    """Keep the upper triangle of a symmetric matrix: (N, N) to (N (N + 1) / 2,)."""
+    return matrix[np.triu_indices(len(matrix))]
+
+
+def unpack(triangle: np.ndarray) -> np.ndarray:
+    """Restore a symmetric matrix from :func:`pack`."""
+    n = int((np.sqrt(8 * len(triangle) + 1) - 1) / 2)
+    matrix = np.zeros((n, n), dtype=triangle.dtype)
+    upper = np.triu_indices(n)
+    matrix[upper] = triangle
+    matrix.T[upper] = triangle
+    return matrix
+
+
+def disk_use(n_images: int, sizes: Sequence[int]) -> dict[str, int]:
+    """State what feature sets of N images take on disk.
+
+    Args:
+        n_images: N.
+        sizes: Features an image, one value a layer.
+
+    Returns:
+        Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``largest`` (the
+        widest layer's activations, which wait on disk for a moment).
+    """
+    return {
+        "features": 4 * n_images * int(sum(sizes)),
+        "grams": 4 * n_images * (n_images + 1) * len(sizes),
+        "largest": 4 * n_images * int(max(sizes)),
+    }
+
+
+class _Spool:
+    """Features of one layer on disk, one contiguous (N, W) block a panel of columns."""
+
+    def __init__(self, path: Path, n_images: int, n_features: int) -> None:
+        self.path, self.n_features = path, n_features
+        width = min(PANEL, n_features)
+        shape = (-(-n_features // width), n_images, width)
+        self.blocks = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+
+    def write(self, start: int, features: np.ndarray) -> None:
+        width = self.blocks.shape[2]
+        for k, block in enumerate(self.blocks):
+            part = features[:, k * width : (k + 1) * width]
+            block[start : start + len(features), : part.shape[1]] = part
+
+    def panels(self) -> Iterator[np.ndarray]:
+        width = self.blocks.shape[2]
+        for k, block in enumerate(self.blocks):
+            yield np.asarray(block[:, : min(width, self.n_features - k * width)])
+
+    def delete(self) -> None:
+        del self.blocks
+        self.path.unlink()
+
+
+def _make_spools(folder: Path, n_images: int, batch: dict[str, torch.Tensor]) -> dict[str, _Spool]:
+    sizes = {layer: features.shape[1] for layer, features in batch.items()}
+    needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"activations of {n_images} images at {len(sizes)} layers need {needed / 1e9:.1f} GB "
+            f"of disk for a moment, {free / 1e9:.1f} GB are free: ask for fewer layers at a time"
+        )
+    return {
+        layer: _Spool(folder / f"{k}.bin", n_images, size)
+        for k, (layer, size) in enumerate(sizes.items())
+    }

@@ -1,0 +1,228 @@
+"""Tapped layers, the feature cache, crops, and the matrices of wide features."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from iqa_utils import features as features_module
+from iqa_utils.features import (
+    Crop,
+    frozen_features,
+    frozen_layers,
+    iterate_layers,
+    pool_activation,
+    tap_layers,
+)
+from iqa_utils.grams import (
+    disk_use,
+    gram_from_panels,
+    layer_grams,
+    pack,
+    squared_distances,
+    unpack,
+)
+from iqa_utils.images import build_store, to_float
+
+PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def made_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for k in range(7):
+        pixels = rng.integers(0, 256, size=(24 + k, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{k}.png")
+    return root
+
+
+def made_store(folder, tmp_path, *, size=(20, 20), fit="squash"):
+    names = [f"{k}.png" for k in range(7)]
+    return build_store(folder, names, tmp_path / "stores", size=size, fit=fit, progress=False)
+
+
+def test_taps_are_the_activations_before_the_in_place_relu():
+    network, images = made_network().eval(), torch.randn(2, 3, 20, 20)
+    with tap_layers(network, ["0", "3", "2:input"]) as taps:
+        network(images)
+    first = network[0](images)
+    assert torch.equal(taps["0"], first)
+    assert (first < 0).any()  # an alias would have been rectified
+    assert torch.equal(taps["2:input"], first.relu())
+    assert not network[0]._forward_hooks
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_names():
+    with (
+        pytest.raises(ValueError, match=r"no layer 'blocks.9'"),
+        tap_layers(made_network(), ["blocks.9"]),
+    ):
+        pass
+
+
+def test_a_layer_that_is_never_reached_is_an_error(folder, tmp_path):
+    network = made_network()
+    network.forward = lambda x: nn.Sequential.__call__(network[:3], x)
+    with pytest.raises(ValueError, match=r"never reached the layers \['7'\]"):
+        frozen_features(network, made_store(folder, tmp_path), layer="7", cache_dir=None)
+
+
+def test_pooling_by_hand():
+    activation = torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]])  # (1, 2, 1, 2)
+    assert pool_activation(activation, "flatten").tolist() == [[1, 3, 5, 5]]
+    assert pool_activation(activation, "mean_std").tolist() == [[2, 5, 1, 0]]
+    assert pool_activation(activation, "max").tolist() == [[3, 5]]
+    tokens = activation[:, :, 0].transpose(1, 2)  # (1, 2, 2)
+    assert pool_activation(tokens, "mean").tolist() == [[2, 5]]
+    assert pool_activation(torch.ones(3, 4), "mean").shape == (3, 4)
+
+
+@pytest.mark.parametrize(("pooling", "message"), [("mean_std", "needs places"), ("sum", "one of")])
+def test_a_pooling_that_does_not_fit_is_refused(pooling, message):
+    with pytest.raises(ValueError, match=message):
+        pool_activation(torch.ones(3, 4), pooling)
+
+
+def test_one_pass_gives_the_same_tensors_as_a_pass_a_layer(folder, tmp_path):
+    network, store = made_network(), made_store(folder, tmp_path)
+    layers = ["0", "2", "4"]
+    together = frozen_layers(network, store, layers, pooling="flatten", cache_dir=None, **PLAIN)
+    for layer in layers:
+        alone = frozen_features(
+            network, store, layer=layer, pooling="flatten", cache_dir=None, **PLAIN
+        )
+        np.testing.assert_array_equal(together[layer], alone)
+    assert network.training  # left as it was
+
+
+def test_cached_features_are_those_of_encoding_again_to_the_last_bit(folder, tmp_path, monkeypatch):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"layer": "4", "cache_dir": tmp_path / "cache", "batch_size": 3, **PLAIN}
+    first = frozen_features(network, store, **options)
+    fresh = frozen_features(network, store, **{**options, "cache_dir": None})
+
+    def never(*_, **__):
+        raise AssertionError("the network was run again")
+
+    monkeypatch.setattr(features_module, "iterate_layers", never)
+    cached = frozen_features(network, store, **options)
+    assert cached.dtype == np.float32
+    assert cached.tobytes() == first.tobytes() == fresh.tobytes()
+    with pytest.raises(AssertionError, match="run again"):  # other weights, other key
+        frozen_features(made_network(seed=1), store, **options)
+    with pytest.raises(AssertionError, match="run again"):  # other pixels, other key
+        frozen_features(network, made_store(folder, tmp_path, size=(20, 22)), **options)
+    with pytest.raises(AssertionError, match="run again"):  # other normalisation, other key
+        frozen_features(network, store, **{**options, "mean": (0.4, 0.5, 0.5)})
+
+
+def test_features_equal_the_network_run_by_hand(folder, tmp_path):
+    network, store = made_network().eval(), made_store(folder, tmp_path)
+    ours = frozen_features(network, store, pooling="flatten", cache_dir=None, **PLAIN)
+    with torch.no_grad():
+        expected = network(to_float(store.batch(range(7)), **PLAIN))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_a_crop_depends_on_its_number_and_seed_and_on_nothing_else(folder, tmp_path):
+    network, store = made_network(), made_store(folder, tmp_path, size=None, fit="native")
+    common = {"pooling": "flatten", "layer": "0", "cache_dir": None, **PLAIN}
+    small = frozen_features(network, store, crop=Crop((16, 16), 1), batch_size=2, **common)
+    large = frozen_features(network, store, crop=Crop((16, 16), 1), batch_size=7, **common)
+    np.testing.assert_allclose(small, large, atol=1e-6)
+    others = [Crop((16, 16), 0), Crop((16, 16), 1, seed=5)]
+    for crop in others:
+        assert np.abs(frozen_features(network, store, crop=crop, **common) - large).max() > 0.1
+
+
+def test_a_crop_larger_than_an_image_names_the_image(folder, tmp_path):
+    store = made_store(folder, tmp_path, size=None, fit="native")
+    with pytest.raises(ValueError, match=r"0\.png is only 24x30"):
+        frozen_features(made_network(), store, crop=Crop((25, 25)), cache_dir=None)
+
+
+def test_features_that_are_not_finite_name_their_images(folder, tmp_path):
+    network = made_network()
+    with torch.no_grad():
+        network[7].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"7 images are not: \['0.png'"):
+        frozen_features(network, made_store(folder, tmp_path), pooling="flatten", cache_dir=None)
+
+
+def test_batches_cover_every_row_once(folder, tmp_path):
+    store = made_store(folder, tmp_path)
+    batches = iterate_layers(made_network(), store, ["4"], batch_size=3, **PLAIN)
+    assert [(rows.start, rows.stop) for rows, _ in batches] == [(0, 3), (3, 6), (6, 7)]
+
+
+def test_gram_in_panels_equals_the_gram_of_everything():
+    x = np.random.default_rng(0).normal(3, 1, size=(9, 50))
+    panels = [x[:, :20], x[:, 20:40], x[:, 40:]]
+    np.testing.assert_allclose(gram_from_panels(iter(panels), center=False), x @ x.T)
+    z = x - x.mean(0)
+    np.testing.assert_allclose(gram_from_panels(iter(panels)), z @ z.T, atol=1e-12)
+
+
+def test_distances_from_a_gram_matrix_are_euclidean():
+    x = np.random.default_rng(0).normal(size=(9, 50))
+    direct = ((x[:, None] - x[None]) ** 2).sum(2)
+    np.testing.assert_allclose(squared_distances(x @ x.T), direct, atol=1e-12)
+
+
+def test_a_panel_that_is_not_finite_is_refused_by_row():
+    panel = np.ones((4, 3), dtype=np.float32)
+    panel[2, 1] = np.inf
+    with pytest.raises(ValueError, match=r"rows \[2\]"):
+        gram_from_panels(iter([panel]))
+
+
+def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("iqa_utils.grams.PANEL", 100)
+    network, store = made_network(), made_store(folder, tmp_path)
+    cache = tmp_path / "cache"
+    options = {"cache_dir": cache, "batch_size": 3, **PLAIN}
+    grams = layer_grams(network, [store, store], ["0", "4"], **options)
+    for layer in ("0", "4"):
+        x = frozen_features(network, store, layer=layer, pooling="flatten", **options)
+        x = np.vstack([x, x]).astype(np.float64)
+        x -= x.mean(0)
+        scale = np.abs(np.diagonal(grams[layer])).mean()
+        np.testing.assert_allclose(grams[layer], x @ x.T, atol=1e-6 * scale)
+    grams_on_disk = sorted(cache.glob("gram-*"))
+    assert len(grams_on_disk) == 2
+    assert not list(cache.glob(".spool*"))
+    again = layer_grams(network, [store, store], ["0", "4"], **options)
+    np.testing.assert_array_equal(again["0"], grams["0"])
+    stated = disk_use(14, [1])["grams"]
+    assert grams_on_disk[0].stat().st_size == pytest.approx(stated, abs=200)  # .npy header
+
+
+def test_packing_keeps_a_symmetric_matrix():
+    matrix = np.random.default_rng(0).normal(size=(6, 6))
+    matrix += matrix.T
+    np.testing.assert_array_equal(unpack(pack(matrix)), matrix)
+
+
+def test_a_disk_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
+    store = made_store(folder, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match="7 images at 1 layers need"):
+        layer_grams(made_network(), store, ["0"], cache_dir=tmp_path / "c")

@@ -1,0 +1,90 @@
+"""The map of the paper's layers, sizes checked on the meta device."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from iqa_utils.features import tap_layers
+from iqa_utils.layers import (
+    LAYERS,
+    NETWORKS,
+    create_network,
+    feature_sizes,
+    layers_of,
+    ledger_method,
+)
+
+LEDGER = Path(__file__).resolve().parents[1] / "data" / "claims.csv"
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_layer_has_the_size_the_map_states(name):
+    assert feature_sizes(name) == {layer.name: layer.size for layer in layers_of(name)}
+
+
+def test_the_map_covers_tables_1_and_2_of_the_ledger_with_the_printed_sizes():
+    with LEDGER.open() as file:
+        printed = {
+            (row["table"], row["method"]): int(float(row["value"]))
+            for row in csv.DictReader(file)
+            if row["paper"] == "ahmed2020"
+            and row["table"] in ("Table 1", "Table 2")
+            and row["metric"] == "feature count"
+        }
+    assert len(printed) == 39 + 24
+    ours = {
+        (table, ledger_method(layer, table)): layer.printed
+        for layer in LAYERS
+        for table in layer.tables
+    }
+    assert ours == printed
+
+
+def test_printed_sizes_that_differ_are_explained_and_no_others():
+    wrong = {(row.network, row.name) for row in LAYERS if row.printed not in (None, row.size)}
+    assert wrong == {
+        ("resnet50", "add_14"),
+        ("resnet101", "res5a"),
+        ("resnet101", "res5b"),
+        ("xception", "add_12"),
+        ("shufflenet", "node_174"),
+        ("shufflenet", "node_186"),
+        ("shufflenet", "node_198"),
+    }
+    assert all(row.note for row in LAYERS if (row.network, row.name) in wrong)
+
+
+def test_thirteen_networks_are_the_papers_and_eight_were_fine_tuned():
+    assert sum("Table 1" in network.titles for network in NETWORKS.values()) == 13
+    assert sum("Table 2" in network.titles for network in NETWORKS.values()) == 8
+
+
+def test_squeezenet_1_0_never_answers_for_a_row_of_the_paper():
+    with pytest.raises(ValueError, match="prints no layer"):
+        layers_of("squeezenet1_0", "Table 1")
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="network must be one of"):
+        create_network("lenet", pretrained=None)
+
+
+def test_densenet_concatenation_is_what_its_next_layer_sees():
+    network = create_network("densenet201", pretrained=None).eval()
+    layers = [row.module for row in layers_of("densenet201", "Table 1")]
+    with torch.no_grad(), tap_layers(network, layers) as taps:
+        network(torch.randn(1, 3, 32, 32))
+    block32, block31, block30 = (taps[name] for name in layers)
+    assert torch.equal(block32[:, :1888], block31)
+    assert torch.equal(block31[:, :1856], block30)
+
+
+def test_real_squeezenet_weights_load_into_the_map(real_weights):
+    network = create_network(
+        "squeezenet1_0", pretrained=real_weights / "squeezenet1_0-imagenet.pth"
+    )
+    assert network.classifier[1].weight.abs().sum() > 0
+    with pytest.raises(ValueError, match="another architecture"):
+        create_network("squeezenet", pretrained=real_weights / "squeezenet1_0-imagenet.pth")
