@@ -226,5 +226,5 @@ def _interpolate_rows(table: Tensor, known: Tensor) -> Tensor:
     right = torch.searchsorted(where, rows).clamp(max=len(where) - 1)
     left = (torch.searchsorted(where, rows, right=True) - 1).clamp(min=0)
     low, high = where[left], where[right]  # equal on known rows and beyond the ends
-    share = ((rows - low) / (high - low).clamp(min=1)).clamp(0, 1)
-    return torch.lerp(table[low], table[high], share[:, None].to(table.dtype))
+    share = ((rows - low).to(table.dtype) / (high - low).clamp(min=1)).clamp(0, 1)
+    return torch.lerp(table[low], table[high], share[:, None])

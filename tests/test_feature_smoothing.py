@@ -1,0 +1,219 @@
+"""Feature distribution smoothing against a plain loop, and the quirks of the released layer."""
+
+import numpy as np
+import pytest
+import torch
+from bench_fds import LoopFDS, run_epoch
+
+from iqa_utils.feature_smoothing import FDS, bucket_statistics
+from iqa_utils.imbalance import smoothing_kernel
+
+EDGES = np.arange(13.0)
+KERNEL = smoothing_kernel(size=5, sigma=2) / smoothing_kernel(size=5, sigma=2).sum()
+
+
+def _sample(n=200, n_features=6, *, seed=0, dtype=torch.float64):
+    """Scores that leave buckets 0, 4, 5, 9 and 11 empty and give bucket 10 a single image."""
+    generator = torch.Generator().manual_seed(seed)
+    mos = 1 + 3 * torch.rand(n - 1, generator=generator, dtype=dtype)
+    mos = torch.where(torch.arange(n - 1) % 2 == 0, mos, mos + 5)  # 1..4 and 6..9
+    mos = torch.cat([mos, torch.tensor([10.5], dtype=dtype)])
+    spread = 1 + mos[:, None] / 5
+    features = torch.randn(n, n_features, generator=generator, dtype=dtype) * spread
+    return features + mos[:, None], mos
+
+
+def _layer(variant="corrected", n_features=6, **options):
+    return FDS(n_features, EDGES, variant=variant, **options).double()
+
+
+def _epochs(layer, n, *, features=None, mos=None):
+    """Outputs of n epochs in which the features drift."""
+    base, scores = _sample() if features is None else (features, mos)
+    return [run_epoch(layer, base + 0.3 * epoch, scores, 64) for epoch in range(n)]
+
+
+@pytest.mark.parametrize("variant", ["corrected", "released"])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "clip": (0.5, 2.0)},
+                                     {"start_update": 1, "start_smooth": 3}])  # fmt: skip
+def test_the_layer_equals_a_plain_loop_over_buckets(variant, options):
+    loop = LoopFDS(6, EDGES, kernel=KERNEL, released=variant == "released", **options)
+    ours = _epochs(_layer(variant, **options), 6)
+    for mine, reference in zip(ours, _epochs(loop, 6), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-10)
+    assert (ours[-1] - _epochs(_layer(variant, **options), 6)[0]).abs().max() > 0.1
+
+
+def test_single_precision_stays_within_a_millionth_of_the_loop():
+    features, mos = _sample(dtype=torch.float32)
+    layer, loop = FDS(6, EDGES), LoopFDS(6, EDGES, kernel=KERNEL)
+    for _ in range(4):
+        mine = run_epoch(layer, features, mos, 64)
+        reference = run_epoch(loop, features.double(), mos, 64)
+    assert (mine.double() - reference).abs().max() / reference.abs().max() < 1e-6
+
+
+def test_calibration_by_hand():
+    layer = FDS(1, [0.0, 1, 2], kernel="triangular", kernel_size=1).double()
+    layer.mean[:] = torch.tensor([[1.0], [5.0]])
+    layer.variance[:] = torch.tensor([[4.0], [1.0]])
+    layer._calibrate(torch.tensor([[2.0], [5.0]]), torch.tensor([[1.0], [100.0]]))
+    layer.epoch += 1
+    x = torch.tensor([[3.0], [6.0]], dtype=torch.float64)
+    # bucket 0: (3 - 1) * sqrt(1 / 4) + 2 = 3; bucket 1: ratio 100 is clipped to 10
+    expected = torch.tensor([[3.0], [5 + np.sqrt(10)]], dtype=torch.float64)
+    torch.testing.assert_close(layer(x, torch.tensor([0.5, 1.5])), expected)
+
+
+def test_the_corrected_layer_starts_in_epoch_one_and_the_released_one_in_epoch_two():
+    features, _ = _sample()
+    changed = {}
+    for variant in ("corrected", "released"):
+        outputs = _epochs(_layer(variant), 4)
+        inputs = [features + 0.3 * epoch for epoch in range(4)]
+        changed[variant] = [not torch.equal(a, b) for a, b in zip(outputs, inputs, strict=True)]
+    assert changed["corrected"] == [False, True, True, True]
+    assert changed["released"] == [False, False, True, True]  # epoch 1: zeros and ones, identity
+
+
+def test_the_released_layer_whitens_with_newer_statistics_than_it_recolours_with():
+    features, mos = _sample()
+    layer = _layer("released", momentum=0.0)  # running statistics are those of the last epoch
+    layer.end_epoch(features, mos)
+    first = layer.smoothing @ layer.mean
+    layer.end_epoch(features + 7.0, mos)
+    bucket = int(layer.buckets(mos[:1]))
+    # a feature at the mean of epoch 1 lands on the smoothed mean of epoch 0, 7 below
+    out = layer(layer.mean[bucket][None], mos[:1])
+    torch.testing.assert_close(out[0], first[bucket])
+    corrected = _layer("corrected", momentum=0.0)
+    for shift in (0.0, 7.0):
+        corrected.end_epoch(features + shift, mos)
+    out = corrected(corrected.mean[bucket][None], mos[:1])
+    torch.testing.assert_close(out[0], (corrected.smoothing @ corrected.mean)[bucket])
+
+
+def test_the_released_layer_collects_features_that_it_has_calibrated_in_place():
+    features, mos = _sample()
+    layer = _layer("released")
+    layer.end_epoch(features, mos)
+    layer.end_epoch(features, mos)
+    twin = _layer("corrected")
+    twin.load_state_dict(layer.state_dict())
+    calibrated, before = layer(features, mos), layer.mean.clone()
+    layer.end_epoch(features, mos)
+    full = [k for k in range(12) if k not in (0, 4, 5, 9, 11)]
+    _, mean, _ = bucket_statistics(calibrated, layer.buckets(mos), 12)
+    torch.testing.assert_close(layer.mean[full], 0.9 * before[full] + 0.1 * mean[full])
+    twin.end_epoch(features, mos)  # plain features give other statistics
+    assert (twin.mean[full] - layer.mean[full]).abs().max() > 1e-3
+
+
+def test_collected_features_do_not_depend_on_the_mode_the_layer_is_in():
+    features, mos = _sample()
+    layers = _layer("released"), _layer("released").eval()
+    for _ in range(4):
+        for layer in layers:
+            layer.end_epoch(features, mos)
+    torch.testing.assert_close(layers[0].mean, layers[1].mean, rtol=0, atol=0)
+
+
+def test_first_epoch_sets_the_statistics_and_later_ones_move_them_by_a_tenth():
+    layer = FDS(1, [0.0, 1.0], kernel_size=1).double()
+    for values, expected in (([1.0, 3.0], 2.0), ([11.0, 13.0], 0.9 * 2 + 0.1 * 12)):
+        layer.end_epoch(torch.tensor(values)[:, None].double(), torch.tensor([0.5, 0.5]))
+        assert layer.mean.item() == pytest.approx(expected)
+    assert layer.variance.item() == pytest.approx(2.0)  # unbiased
+
+
+def test_empty_buckets_are_interpolated_and_the_released_ones_start_near_zero():
+    features = torch.tensor([[4.0], [6.0], [10.0], [12.0]], dtype=torch.float64)
+    mos = torch.tensor([1.5, 1.5, 4.5, 4.5])  # buckets 1 and 4 of six: means 5 and 11
+    layer = FDS(1, np.arange(7.0), kernel_size=1).double()
+    layer.end_epoch(features, mos)
+    np.testing.assert_allclose(layer.mean[:, 0], [5, 5, 7, 9, 11, 11])
+    released = FDS(1, np.arange(7.0), kernel_size=1, variant="released").double()
+    released.end_epoch(features, mos)
+    # bucket 2 averages 5 and the still untouched 0; bucket 3 then that and 11
+    np.testing.assert_allclose(released.mean[:, 0], [5, 5, 2.5, 6.75, 11, 11])
+
+
+def test_a_single_image_borrows_its_variance_or_has_none_as_released():
+    features = torch.tensor([[0.0], [2.0], [7.0], [3.0], [5.0]], dtype=torch.float64)
+    mos = torch.tensor([0.5, 0.5, 1.5, 2.5, 2.5])
+    for variant, expected in (("corrected", [2, 2, 2]), ("released", [2, 0, 2])):
+        layer = FDS(1, [0.0, 1, 2, 3], kernel_size=1, variant=variant).double()
+        layer.end_epoch(features, mos)
+        np.testing.assert_allclose(layer.variance[:, 0], expected)
+        np.testing.assert_allclose(layer.mean[:, 0], [1, 7, 4])
+
+
+@pytest.mark.parametrize("variant", ["corrected", "released"])
+def test_one_image_in_every_bucket_leaves_features_alone(variant):
+    features, mos = torch.randn(4, 3), torch.tensor([0.5, 1.5, 2.5, 3.5])
+    layer = FDS(3, np.arange(5.0), kernel_size=3, variant=variant)
+    for _ in range(3):
+        layer.end_epoch(features, mos)
+    torch.testing.assert_close(layer(features, mos), features, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["corrected", "released"])
+def test_features_of_zero_variance_pass_while_the_others_are_calibrated(variant):
+    features, mos = _sample(n_features=2)
+    features[:, 1] = 3.0
+    layer = _layer(variant, n_features=2)
+    for _ in range(3):
+        layer.end_epoch(features, mos)
+    out = layer(features, mos)
+    assert torch.equal(out[:, 1], features[:, 1])
+    assert (out[:-1, 0] - features[:-1, 0]).abs().median() > 1e-3
+    assert torch.isfinite(out).all()
+
+
+def test_evaluation_and_the_first_epoch_leave_features_alone():
+    features, mos = _sample()
+    layer = _layer()
+    assert layer(features) is features
+    layer.end_epoch(features, mos)
+    assert layer.eval()(features) is features
+    with pytest.raises(ValueError, match="needs the scores"):
+        layer.train()(features)
+
+
+def test_gradients_flow_through_the_calibration():
+    features, mos = _sample()
+    layer = _layer()
+    layer.end_epoch(features, mos)
+    features.requires_grad_()
+    layer(features, mos).sum().backward()
+    torch.testing.assert_close(features.grad, layer.scale[layer.buckets(mos)])
+
+
+def test_a_layer_restored_in_mid_training_goes_on_the_same():
+    layer, again = _layer("released"), _layer("released")
+    _epochs(layer, 3)
+    again.load_state_dict(layer.state_dict())
+    for a, b in zip(_epochs(layer, 2), _epochs(again, 2), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": 14}, "covers 13 bins, the histogram has 12"),
+        ({"variant": "fixed"}, "variant must be"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"clip": (2.0, 1.0)}, "clip low"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FDS(2, EDGES, **options)
+
+
+@pytest.mark.parametrize("score", [-0.1, 12.1, float("nan")])
+def test_scores_outside_the_buckets_are_refused(score):
+    with pytest.raises(ValueError, match=r"inside \[0, 12\]"):
+        FDS(2, EDGES).end_epoch(torch.zeros(2, 2), torch.tensor([5.0, score]))
+    with pytest.raises(ValueError, match="edges must increase"):
+        FDS(2, [0.0, 2.0, 1.0])

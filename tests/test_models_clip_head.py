@@ -1,0 +1,183 @@
+"""The frozen encoder in both libraries, and the residual head on its vectors."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from open_clip.transformer import VisionTransformer as OpenClipTower
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from iqa_utils.checkpoints import load_model, save_model
+from iqa_utils.models.clip_head import PAPER_ENCODER, ClipHead, ImageEncoder
+
+EDGES = [float(edge) for edge in range(11)]
+METADATA = {"preprocessing": {}, "training_data": {}, "scores_seen": [], "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("vit_base_patch32_224_clip_laion2b", "timm"),
+        (PAPER_ENCODER, "timm"),
+        ("ViT-B-32", "open_clip"),
+    ],
+)
+def test_both_libraries_give_the_papers_768_values_before_the_projection(name, library):
+    with torch.device("meta"):  # shapes without weights: 87 million of them cost nothing
+        encoder = ImageEncoder(name, library=library)
+        vectors = encoder(torch.zeros(2, 3, 224, 224))
+    assert vectors.shape == (2, 768) == (2, encoder.n_features)
+    assert sum(p.numel() for p in encoder.parameters()) == 87_456_000
+    assert encoder.mean == pytest.approx(timm.get_pretrained_cfg(PAPER_ENCODER).mean)
+
+
+def test_the_papers_old_name_means_the_new_one():
+    with torch.device("meta"):
+        encoder = ImageEncoder("vit_base_patch32_224_clip_laion2b")
+    assert encoder.settings["name"] == PAPER_ENCODER == "vit_base_patch32_clip_224.laion2b"
+
+
+def test_a_small_tower_of_open_clip_and_its_timm_twin_give_equal_vectors():
+    torch.manual_seed(0)
+    theirs = OpenClipTower(32, 16, width=64, layers=2, heads=2, mlp_ratio=4, output_dim=8).eval()
+    nn.init.normal_(theirs.class_embedding)
+    twin = VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=2, num_classes=0,
+        pre_norm=True, norm_layer=nn.LayerNorm,
+    ).eval()  # fmt: skip
+    state = {f"visual.{key}": value for key, value in theirs.state_dict().items()}
+    twin.load_state_dict({k: v for k, v in checkpoint_filter_fn(state, twin).items()
+                          if not k.startswith("head.")})  # fmt: skip
+    theirs.proj = None
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(theirs(images), twin(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_encoder_neither_learns_nor_changes_with_the_mode():
+    encoder = ImageEncoder("mobilenetv2_035", pooling="mean_std").train()
+    images = torch.randn(2, 3, 64, 64)
+    before = encoder(images)
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert before.shape == (2, 2 * 1280) == (2, encoder.n_features)
+    assert torch.equal(before, encoder(images))
+    places = encoder.trunk.forward_features(images)
+    torch.testing.assert_close(before[:, :1280], places.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"library": "torchvision"}, "library must be timm or open_clip"),
+        ({"name": "ViT-B-32", "library": "open_clip", "pooling": "mean"}, "pools by itself"),
+        ({"name": "ViT-Z-99", "library": "open_clip"}, "no model 'ViT-Z-99'"),
+        ({"name": "ViT-B-16", "library": "open_clip", "pretrained": "hub"}, "weights are known"),
+        ({"name": "RN50", "library": "open_clip"}, "not a vision transformer"),
+        ({"name": "clip"}, "must be a timm model name"),
+    ],
+)
+def test_impossible_encoders_are_refused(arguments, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        ImageEncoder(**arguments)
+
+
+def test_missing_weights_are_an_error_and_never_random_ones(monkeypatch):
+    def offline(*_, pretrained, **__):
+        raise RuntimeError(f"no route to {pretrained}")
+
+    monkeypatch.setattr("open_clip.create_model", offline)
+    with pytest.raises(ConnectionError, match="laion2b_s34b_b79k of ViT-B-32: no route"):
+        ImageEncoder("ViT-B-32", library="open_clip", pretrained="hub")
+
+
+def test_weights_of_a_tower_come_from_a_file_and_must_fit(tmp_path, monkeypatch):
+    def small(*_, **__):
+        tower = OpenClipTower(32, 16, width=32, layers=1, heads=1, mlp_ratio=2, output_dim=8)
+        return SimpleNamespace(visual=tower)
+
+    monkeypatch.setattr("open_clip.create_model", small)
+    state = small().visual.state_dict()
+    state = {k: torch.full_like(v, 0.5) for k, v in state.items() if k != "proj"}
+    torch.save(state, tmp_path / "tower.pth")
+    encoder = ImageEncoder("ViT-B-32", library="open_clip", pretrained=str(tmp_path / "tower.pth"))
+    assert encoder.n_features == 32
+    assert all((p == 0.5).all() for p in encoder.trunk.parameters())
+    del state["conv1.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match="1 parameters missing"):
+        ImageEncoder("ViT-B-32", library="open_clip", pretrained=str(tmp_path / "cut.pth"))
+
+
+def test_the_head_counts_its_parameters_and_predicts_on_the_scale_of_the_scores():
+    head = ClipHead(768, mos_mean=58.7, mos_std=15.4)
+    layers = [768 * 2, *[768 * 768 + 768] * 3, 768 * 256 + 256, 256 + 1]
+    assert sum(p.numel() for p in head.parameters()) == sum(layers)
+    nn.init.zeros_(head.last.weight)
+    nn.init.constant_(head.last.bias, 2.0)
+    torch.testing.assert_close(head(torch.randn(3, 768)), torch.full((3,), 58.7 + 2 * 15.4))
+
+
+def test_width_depth_and_neck_are_named_and_blocks_are_residual():
+    head = ClipHead(10, width=6, depth=3, neck=4)
+    assert [m.linear.in_features for m in head.body if hasattr(m, "linear")] == [6, 6, 6]
+    assert head.embed(torch.randn(2, 10)).shape == (2, 4)
+    block = head.body[2]
+    nn.init.zeros_(block.linear.weight)
+    nn.init.zeros_(block.linear.bias)
+    x = torch.randn(2, 6)
+    assert torch.equal(block(x), x)
+
+
+def test_smoothing_acts_before_the_last_layer_while_training_only():
+    torch.manual_seed(0)
+    head = ClipHead(8, width=8, depth=1, neck=4, fds={"edges": EDGES, "kernel_size": 3})
+    x, mos = torch.randn(60, 8), torch.linspace(0, 10, 60)
+    plain = head(x, mos)
+    head.end_epoch(x, mos, batch_size=7)
+    expected = head.last(head.fds(head.embed(x), mos)).squeeze(1)
+    torch.testing.assert_close(head(x, mos), expected)
+    assert (head(x, mos) - plain).abs().max() > 1e-3
+    torch.testing.assert_close(head.eval()(x), plain)
+
+
+def test_the_batch_size_of_the_second_pass_does_not_matter():
+    x, mos = torch.randn(60, 8), torch.linspace(0, 10, 60)
+    means = []
+    for batch_size in (7, 1000):
+        torch.manual_seed(0)
+        head = ClipHead(8, width=8, neck=4, fds={"edges": np.arange(11.0), "kernel_size": 3})
+        head.end_epoch(x, mos, batch_size=batch_size)
+        means.append(head.fds.mean)
+    torch.testing.assert_close(*means)
+
+
+def test_a_saved_head_comes_back_with_its_smoothing_statistics(tmp_path):
+    head = ClipHead(8, width=8, neck=4, mos_mean=5.0, mos_std=2.0,
+                    fds={"edges": np.arange(11.0), "kernel_size": 3})  # fmt: skip
+    x, mos = torch.randn(40, 8), torch.linspace(0, 10, 40)
+    head.end_epoch(x, mos)
+    again, metadata = load_model(save_model(tmp_path / "head.safetensors", head, METADATA))
+    assert metadata["architecture"]["name"] == "clip_head"
+    torch.testing.assert_close(again(x), head.eval()(x))
+    torch.testing.assert_close(again.train()(x, mos), head.train()(x, mos))
+
+
+def test_a_head_with_its_encoder_scores_images_and_survives_saving(tmp_path):
+    encoder = ImageEncoder("mobilenetv2_035", pooling="mean_std")
+    head = ClipHead(2560, width=8, depth=1, neck=4, fds={"edges": EDGES}).eval()
+    whole = head.with_encoder(encoder)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(whole(images), head(encoder(images)))
+    again, _ = load_model(save_model(tmp_path / "whole.safetensors", whole, METADATA))
+    torch.testing.assert_close(again(images), whole(images))
+    with pytest.raises(ValueError, match="expects vectors of 8, the encoder gives 2560"):
+        ClipHead(8, encoder=encoder)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": -1}, {"mos_std": 0.0}, {"neck": 0}])
+def test_impossible_heads_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be positive"):
+        ClipHead(8, **wrong)
