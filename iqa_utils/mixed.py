@@ -1,0 +1,358 @@
+"""Train one quality regressor on several data sets at once, and score all of them with it.
+
+A :class:`Method` says which curves, loss and data sets; :func:`train_method` runs it in the
+:class:`Setup` that all methods share: same trunk, head, batches, schedule and selection. What
+differs between two rows of a table is then only what their names say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from iqa_utils.batches import Batch, epoch_seed
+from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
+from iqa_utils.metrics import size_weighted, srcc
+from iqa_utils.mixed_data import TOP, CroppedImages, Frames, Parts, Pixels, TrunkMaps, rescale
+from iqa_utils.models.monotonic import MonotonicIQA, parameter_groups
+from iqa_utils.samplers import Mixing, mixed_batches
+from iqa_utils.schedules import constant_then_halved
+from iqa_utils.training import FitResult, fit, predict
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: Label.
+        variant: Curves, see :class:`iqa_utils.models.monotonic.MonotonicTransformers`.
+        n_layers: Depth of the curves.
+        loss: ``regression`` on re-scaled scores, or ``ranking`` by fidelity within each set.
+        only: Train on this set alone.
+    """
+
+    name: str
+    variant: str = "identity"
+    n_layers: int = 5
+    loss: Literal["regression", "ranking"] = "regression"
+    only: str | None = None
+
+
+def parse_method(name: str) -> Method:
+    """Read a method from its short name.
+
+    Args:
+        name: ``released``, ``paper``, ``mixed``, ``scalar`` (also with a depth, ``released-3``),
+            ``linear`` (re-scaling without curves), ``ranking``, or ``single:SET``.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    variant, _, depth = name.partition("-")
+    if name == "linear":
+        return Method(name)
+    if name == "ranking":
+        return Method(name, loss="ranking")
+    if name.startswith("single:"):
+        return Method(name, only=name.removeprefix("single:"))
+    if variant in ("released", "paper", "mixed", "scalar") and depth in ("", "3", "5", "7"):
+        return Method(name, variant, int(depth or 5))
+    raise ValueError(
+        "a method is released, paper, mixed or scalar (-3, -5, -7), linear, ranking or single:SET, "
+        f"got {name!r}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all methods share.
+
+    Attributes:
+        backbone: timm trunk.
+        pretrained: Its weights, see :func:`iqa_utils.backbones.create_backbone`.
+        channels: Channels after a learnt projection, or None for all (published).
+        mixing: ``released`` or ``proportional``, see :func:`iqa_utils.samplers.mixed_batches`.
+        batch_size: Likewise.
+        epochs: Epochs of the mixture.
+        lr_trunk: Learning rate of the trunk.
+        lr: Learning rate of the rest; both shrink by 0.9 every 3 epochs.
+        norm_form: Form of norm-in-norm.
+        norm_weight: Its weight beside smooth L1.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        test_batch_size: Whole images of one size predicted together.
+        device: Where to train.
+    """
+
+    backbone: str
+    pretrained: str | None
+    channels: int | None
+    mixing: Mixing
+    batch_size: int
+    epochs: int
+    lr_trunk: float = 3e-5
+    lr: float = 3e-4
+    norm_form: Literal["eq4", "nin", "l1"] = "l1"
+    norm_weight: float = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    test_batch_size: int = 8
+    device: str = "cpu"
+
+
+@dataclass
+class Trained:
+    """A trained method.
+
+    Attributes:
+        method: What was trained.
+        model: With the weights of its best epoch.
+        spans: Lowest and highest training score of each set.
+        result: History and best epoch.
+    """
+
+    method: Method
+    model: MonotonicIQA
+    spans: dict[str, tuple[float, float]]
+    result: FitResult
+
+
+def train_method(
+    method: Method,
+    frames: Frames,
+    pixels: Pixels,
+    parts: Parts,
+    setup: Setup,
+    *,
+    seed: int,
+    checkpoint_dir: str | Path | None = None,
+) -> Trained:
+    """Train one method on the training parts; the epoch is chosen on the validation parts.
+
+    Args:
+        method: What to train.
+        frames: Score tables by set.
+        pixels: Images, or maps of the frozen trunk, by set.
+        parts: Part of each row, by set.
+        setup: What all methods share.
+        seed: Initial weights, order and crops.
+        checkpoint_dir: Where to keep the state to resume from, or None.
+
+    Returns:
+        The trained method. Under frozen maps its trunk is the untouched pretrained one.
+
+    Raises:
+        KeyError: If the method wants a set that is not there.
+    """
+    if method.only is not None and method.only not in frames:
+        raise KeyError(f"{method.name}: no set {method.only!r} among {sorted(frames)}")
+    names = [method.only] if method.only else list(frames)
+    torch.manual_seed(seed)
+    model = MonotonicIQA(
+        names, backbone=setup.backbone, pretrained=setup.pretrained, channels=setup.channels,
+        variant=method.variant, n_layers=method.n_layers,
+    ).to(setup.device)  # fmt: skip
+    trunk = model.trunk
+    if isinstance(pixels[names[0]], TrunkMaps):
+        model.trunk = nn.Identity()  # its work is done
+    scaled, spans = {}, {}
+    for name in names:
+        mos = frames[name]["mos"].to_numpy(dtype=float)
+        scaled[name], spans[name] = rescale(mos, (parts[name] == "training").to_numpy())
+    groups = parameter_groups(model, lr_trunk=setup.lr_trunk, lr=setup.lr)
+    optimizer = torch.optim.Adam(groups, fused=setup.device == "cuda")
+    result = fit(
+        model,
+        training_batches(frames, pixels, parts, scaled, setup, seed=seed),
+        loss_step=loss_step(method, setup),
+        evaluate=lambda m: validate(m, frames, pixels, parts, setup, names),
+        optimizer=optimizer,
+        scheduler=constant_then_halved(optimizer, every=3, factor=0.9),
+        epochs=setup.epochs,
+        precision=setup.precision,
+        channels_last=not isinstance(model.trunk, nn.Identity),
+        checkpoint_dir=checkpoint_dir,
+        config={**asdict(method), **asdict(setup), **_data_keys(pixels, parts, scaled)},
+        seed=seed,
+        progress=False,
+    )
+    model.trunk = trunk
+    return Trained(method, model, spans, result)
+
+
+def loss_step(method: Method, setup: Setup) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the loss of one mixed batch: each set on its own, the sets averaged."""
+
+    def of_one_set(pred: Tensor, mos: Tensor) -> Tensor:
+        if method.loss == "ranking":
+            return fidelity(pred, mos)
+        norm = norm_in_norm(pred, mos, form=setup.norm_form)
+        return smooth_l1(pred, mos) + setup.norm_weight * norm
+
+    return lambda model, batch: mean_over_sources(
+        of_one_set, model(*batch.inputs, batch.source).float(), batch.mos, batch.source
+    )
+
+
+def training_batches(
+    frames: Frames,
+    pixels: Pixels,
+    parts: Parts,
+    scaled: Mapping[str, np.ndarray],
+    setup: Setup,
+    *,
+    seed: int,
+) -> Callable[[int], Iterator[Batch]]:
+    """Return the stream of mixed batches of an epoch.
+
+    Args:
+        frames: Score tables by set.
+        pixels: Images or maps by set.
+        parts: Part of each row, by set.
+        scaled: Scores to train on, by set; its keys are the sets, in order.
+        setup: Mixing and batch size.
+        seed: Root seed of order and crops.
+
+    Returns:
+        Function of the epoch, counted from 0. ``source`` of a batch numbers the keys of ``scaled``.
+    """
+    names = list(scaled)
+    rows = [np.flatnonzero(parts[name] == "training") for name in names]
+    starts = np.cumsum([0, *(len(frames[name]) for name in names)])
+    images = [f"{name}/{image}" for name in names for image in frames[name]["image"]]
+
+    def epoch_batches(epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, 2))
+        sizes = [len(r) for r in rows]
+        options = {"batch_size": setup.batch_size, "seed": seed, "epoch": epoch}
+        for drawn in mixed_batches(sizes, setup.mixing, **options):
+            drawn = drawn[np.argsort(drawn[:, 0], kind="stable")]  # (B, 2), set by set
+            chosen = {s: rows[s][drawn[drawn[:, 0] == s, 1]] for s in np.unique(drawn[:, 0])}
+            inputs = torch.cat([pixels[names[s]].draw(r, generator) for s, r in chosen.items()])
+            mos = np.concatenate([scaled[names[s]][r] for s, r in chosen.items()])
+            index = np.concatenate([starts[s] + r for s, r in chosen.items()])
+            yield Batch(
+                (inputs,),
+                torch.as_tensor(mos, dtype=torch.float32),
+                torch.as_tensor(index),
+                source=torch.as_tensor(drawn[:, 0]),
+                names=images,
+            )
+
+    return epoch_batches
+
+
+def validate(
+    model: nn.Module, frames: Frames, pixels: Pixels, parts: Parts, setup: Setup, names: list[str]
+) -> dict[str, float]:
+    """Rank the validation part of each set; ``val_srcc`` weights the sets by all their images.
+
+    A constant prediction ranks nothing and counts as 0. The curves do not change the order, so
+    quality is ranked and not its image under a curve.
+    """
+    values = {}
+    for name in names:
+        rows = np.flatnonzero(parts[name] == "validation")
+        quality = predict_quality(model, pixels[name], rows, setup)
+        values[name] = np.nan_to_num(srcc(frames[name]["mos"].to_numpy()[rows], quality))
+    weighted = size_weighted(values, {name: len(frames[name]) for name in names})
+    return {"val_srcc": weighted, **{f"val_srcc {name}": v for name, v in values.items()}}
+
+
+def predict_quality(
+    model: nn.Module, pixels: CroppedImages | TrunkMaps, rows: np.ndarray, setup: Setup
+) -> np.ndarray:
+    """Predict the quality of whole images by the regressor alone.
+
+    Args:
+        model: Trained network; under maps of a frozen trunk its trunk is passed by.
+        pixels: Images or maps of the set.
+        rows: Images wanted, N rows.
+        setup: Batch size and precision.
+
+    Returns:
+        Quality on the model's own scale, shape (N,).
+    """
+    network = model.head if isinstance(pixels, TrunkMaps) else model
+    order, batches = [], pixels.whole(rows, setup.test_batch_size)
+
+    def stream() -> Iterator[Batch]:
+        for positions, inputs in batches:
+            order.append(positions)
+            index = torch.as_tensor(rows[positions])
+            yield Batch((inputs,), torch.zeros(len(index)), index)
+
+    quality = predict(network, stream(), precision=setup.precision)
+    return quality[np.argsort(np.concatenate(order))]
+
+
+def predict_test(
+    trained: Trained, frames: Frames, pixels: Pixels, parts: Parts, setup: Setup, *, split: int
+) -> pd.DataFrame:
+    """Predict the test part of every set, those the method never saw included.
+
+    Args:
+        trained: From :func:`train_method`.
+        frames: Score tables by set.
+        pixels: Images or maps by set.
+        parts: Part of each row, by set.
+        setup: What all methods share.
+        split: Number of the split, kept in ``seed``.
+
+    Returns:
+        One row an image: the columns of ``predictions.parquet`` (``pred`` is quality),
+        ``reference``, ``mapped`` (through the set's curve, on the set's own scale; NaN for sets
+        without one) and ``mos_original`` where scores were warped.
+    """
+    tables = []
+    known = trained.model.architecture["sources"]
+    for name, table in frames.items():
+        rows = np.flatnonzero(parts[name] == "test")
+        quality = predict_quality(trained.model, pixels[name], rows, setup)
+        columns = ["image", "mos", "reference", *({"mos_original"} & set(table))]
+        out = table.iloc[rows][columns].reset_index(drop=True)
+        out = out.assign(dataset=name, split="test", seed=split, pred=quality, mapped=np.nan)
+        if name in known:
+            curve = curve_of(trained, name)
+            out["mapped"] = curve(quality)
+        tables.append(out.assign(method=trained.method.name, variant=trained.method.variant))
+    return pd.concat(tables, ignore_index=True)
+
+
+def curve_of(trained: Trained, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the curve of one set, from quality to scores on that set's own scale.
+
+    Args:
+        trained: From :func:`train_method`.
+        name: A set it was trained on.
+
+    Returns:
+        Function of an array of qualities, any length.
+    """
+    low, high = trained.spans[name]
+    number = trained.model.architecture["sources"].index(name)
+
+    @torch.inference_mode()
+    def curve(quality: np.ndarray) -> np.ndarray:
+        device = next(trained.model.head.parameters()).device
+        x = torch.as_tensor(np.asarray(quality), dtype=torch.float32, device=device)
+        scores = trained.model.transformers.curves(x)[:, number].double().cpu().numpy()
+        return low + scores / TOP * (high - low)
+
+    return curve
+
+
+def _data_keys(pixels: Pixels, parts: Parts, scaled: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Name the data of a training in its checkpoint key."""
+    rows = {name: np.flatnonzero(parts[name] == "training").tolist() for name in scaled}
+    scores = {name: values[rows[name]].tolist() for name, values in scaled.items()}
+    return {"pixels": [pixels[name].key for name in scaled], "rows": rows, "scores": scores}

@@ -1,0 +1,382 @@
+"""What predictions over several data sets and splits say: tables, intervals, paired comparisons.
+
+Everything starts from the table of predictions, one row an image, method and split; nothing here
+needs a network. The released predictions of the paper are read into the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.io import loadmat
+
+from iqa_utils.metrics import METRICS, size_weighted
+from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
+
+PAPER_SIZES = {
+    "live": 779, "csiq": 866, "kadid10k": 10125, "bid": 586, "livec": 1162, "koniq10k": 10073,
+}  # fmt: skip
+# short name of a method -> the rows of the ledger that it re-runs
+LEDGER = {
+    "released": [
+        ("Table 1", "Proposed (All databases)"),
+        ("Table 2", "Five CFCLs and Four ELUs (Proposed)"),
+    ],
+    "released-3": [("Table 2", "Three CFCLs and Two ELUs")],
+    "released-7": [("Table 2", "Seven CFCLs and Six ELUs")],
+    "linear": [("Table 1", "UNIQUE-Linear (All databases)")],
+    "ranking": [("Table 1", "UNIQUE (All databases)")],
+    "single:koniq10k": [("Table 1", "KonCept512 (KonIQ-10k)")],
+    "niqe": [("Table 1", "NIQE")],
+}
+CORRELATIONS = ("SRCC", "PLCC", "PLCC logistic")
+TOTAL, WEIGHTED = "total", "weighted"
+
+
+def score_splits(
+    predictions: pd.DataFrame, *, metrics: Sequence[str] = CORRELATIONS
+) -> pd.DataFrame:
+    """Score every method on every set of every split.
+
+    Args:
+        predictions: Columns ``method``, ``seed`` (number of the split), ``dataset``, ``mos`` and
+            ``pred``; where ``mos_original`` is given, a set ``total`` pools all images against it.
+        metrics: Names of :data:`iqa_utils.metrics.METRICS`.
+
+    Returns:
+        Columns ``method``, ``dataset``, ``seed``, ``n`` and the metrics; NaN where a method
+        predicts a constant.
+    """
+    rows = []
+    for (method, dataset, seed), part in _with_total(predictions).groupby(
+        ["method", "dataset", "seed"], sort=False
+    ):
+        values = {name: METRICS[name](part["mos"], part["pred"]) for name in metrics}
+        rows.append({"method": method, "dataset": dataset, "seed": seed, "n": len(part)} | values)
+    return pd.DataFrame(rows)
+
+
+def _with_total(predictions: pd.DataFrame) -> pd.DataFrame:
+    columns = ["method", "dataset", "seed", "reference", "image", "mos", "pred"]
+    if "mos_original" not in predictions:
+        return predictions[columns]
+    total = predictions.assign(dataset=TOTAL, mos=predictions["mos_original"])
+    return pd.concat([predictions[columns], total[columns]], ignore_index=True)
+
+
+def bootstrap_medians(
+    predictions: pd.DataFrame, sizes: Mapping[str, int], *, n_resamples: int, seed: int
+) -> pd.DataFrame:
+    """Resample images and recompute each method's median SRCC over splits.
+
+    Contents are drawn with all their images, once for all methods and splits: an image that is in
+    the test part of two splits is drawn for both, and two columns of the result are paired.
+
+    Args:
+        predictions: As in :func:`score_splits`, with ``reference``.
+        sizes: Images of each set, weights of the set ``weighted``.
+        n_resamples: Draws, R.
+        seed: Of the draws.
+
+    Returns:
+        Shape (R, columns): columns are (method, dataset), ``weighted`` and ``total`` included.
+
+    Note:
+        The interval covers the choice of test images, not that of training images and seeds, which
+        the spread over splits shows.
+    """
+    columns: dict[tuple[str, str], np.ndarray] = {}
+    table = _with_total(predictions)
+    for dataset, of_set in table.groupby("dataset", sort=False):
+        contents, label = np.unique(of_set["reference"].astype(str), return_inverse=True)
+        generator = np.random.default_rng([seed, len(contents)])
+        uniform = np.full(len(contents), 1 / len(contents))
+        counts = generator.multinomial(len(contents), uniform, size=n_resamples)  # (R, contents)
+        of_set = of_set.assign(label=label)
+        for method, part in of_set.groupby("method", sort=False):
+            draws = [
+                _resampled_srcc(p["mos"].to_numpy(), p["pred"].to_numpy(), counts[:, p["label"]])
+                for _, p in part.groupby("seed")
+            ]
+            columns[method, dataset] = np.nanmedian(draws, axis=0)
+    draws = pd.DataFrame(columns)
+    for method in draws.columns.unique(0):
+        if set(sizes) <= set(draws[method]):
+            weights = pd.Series(sizes, dtype=float)
+            values = draws[method][list(sizes)].to_numpy() @ (weights / weights.sum()).to_numpy()
+            draws[method, WEIGHTED] = values
+    return draws
+
+
+def _resampled_srcc(mos: np.ndarray, pred: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of (N,) data in which image n occurs counts[r, n] times; (R,)."""
+    counts = counts.astype(float)
+    total = counts.sum(1, keepdims=True)
+    centred = []
+    for values in (mos, pred):
+        _, group = np.unique(values, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        in_group = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
+        ranks = (in_group.cumsum(1) - (in_group - 1) / 2)[:, group]  # (R, N)
+        centred.append(ranks - (counts * ranks).sum(1, keepdims=True) / total)
+    a, b = centred
+    norms = (counts * a * a).sum(1) * (counts * b * b).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (counts * a * b).sum(1) / np.sqrt(norms)
+
+
+def summarise(
+    scores: pd.DataFrame, sizes: Mapping[str, int], draws: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Take medians over splits, and their mean over sets weighted by size.
+
+    Args:
+        scores: From :func:`score_splits`.
+        sizes: Images of each set; the weights.
+        draws: From :func:`bootstrap_medians`, or None for no intervals.
+
+    Returns:
+        Columns ``method``, ``dataset``, ``metric``, ``value`` (median), ``sd`` (over splits; NaN
+        for one split), ``ci_low``, ``ci_high`` (95 %, SRCC only), ``n`` and ``n_runs``. The set
+        ``weighted`` is there for methods that were scored on all sets; its ``sd`` is that of the
+        splits' weighted values.
+
+    References:
+        Feng et al., Table 1: weights are the full sizes of the sets.
+    """
+    metrics = [c for c in scores.columns if c in METRICS]
+    rows = []
+    for method, of_method in scores.groupby("method", sort=False):
+        for metric in metrics:
+            table = _by_split(of_method, metric)
+            n = of_method.groupby("dataset")["n"].median()
+            if set(sizes) <= set(table):
+                split_values = table[list(sizes)] @ (pd.Series(sizes) / sum(sizes.values()))
+                median = size_weighted(table[list(sizes)].median().to_dict(), sizes)
+                rows.append(_row(method, WEIGHTED, metric, median, split_values, n[list(sizes)]))
+            for dataset in table:
+                values = table[dataset].dropna()
+                rows.append(_row(method, dataset, metric, values.median(), values, n[[dataset]]))
+    out = pd.DataFrame(rows)
+    if draws is None:
+        return out.assign(ci_low=np.nan, ci_high=np.nan)
+    limits = draws.quantile([0.025, 0.975])
+    keys = list(zip(out["method"], out["dataset"], strict=True))
+    is_srcc = out["metric"].eq("SRCC").tolist()
+    for column, level in (("ci_low", 0.025), ("ci_high", 0.975)):
+        known = [s and k in limits for k, s in zip(keys, is_srcc, strict=True)]
+        out[column] = [
+            limits.loc[level, k] if ok else np.nan for k, ok in zip(keys, known, strict=True)
+        ]
+    return out
+
+
+def _row(
+    method: str, dataset: str, metric: str, value: float, splits: pd.Series, n: pd.Series
+) -> dict:
+    return {
+        "method": method, "dataset": dataset, "metric": metric, "value": value,
+        "sd": splits.std(), "n": int(n.sum()), "n_runs": len(splits),
+    }  # fmt: skip
+
+
+def compare_methods(
+    scores: pd.DataFrame,
+    draws: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    dataset: str,
+    *,
+    n_train: int,
+    n_test: int,
+    sizes: Mapping[str, int],
+) -> pd.DataFrame:
+    """Compare methods pair by pair on the same images and on the same splits.
+
+    Args:
+        scores: From :func:`score_splits`.
+        draws: From :func:`bootstrap_medians`.
+        pairs: (a, b), compared as a - b.
+        dataset: A set, ``weighted`` or ``total``.
+        n_train: Training images of a split, for the corrected t.
+        n_test: Test images of a split.
+        sizes: Images of each set, for ``weighted``.
+
+    Returns:
+        One row a pair: ``difference`` of the median SRCC, its interval and p over images, the
+        ``sd`` of the differences over splits, and over splits the p of the corrected resampled t
+        and of Wilcoxon's exact test (NaN where fewer than three or five splits say too little).
+    """
+    weights = pd.Series(sizes, dtype=float) / sum(sizes.values())
+    rows = []
+    for a, b in pairs:
+        values = []
+        for method in (a, b):
+            table = _by_split(scores[scores["method"] == method], "SRCC")
+            values.append(table[list(sizes)] @ weights if dataset == WEIGHTED else table[dataset])
+        delta = (draws[a, dataset] - draws[b, dataset]).dropna()
+        tail = min((delta <= 0).sum(), (delta >= 0).sum())
+        j = len(values[0])
+        corrected = nadeau_bengio(*values, n_train, n_test).p if j >= 3 else np.nan
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "dataset": dataset,
+                "difference": values[0].median() - values[1].median(),
+                "ci_low": delta.quantile(0.025),
+                "ci_high": delta.quantile(0.975),
+                "p images": min(1.0, 2 * (tail + 1) / (len(delta) + 1)),
+                "sd splits": (values[0] - values[1]).std(),
+                "p splits": corrected,
+                "p signed ranks": wilcoxon_splits(*values).p if j >= 5 else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _by_split(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return one method's values, a row a split and a column a set."""
+    return scores.pivot_table(index="seed", columns="dataset", values=metric, dropna=False)
+
+
+def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]:
+    """Turn a summary into results: ledger rows where the paper has them, ``control`` otherwise.
+
+    Args:
+        summary: From :func:`summarise`.
+        data: ``demo``, or the name of the real set; empty takes the set of each row.
+        variant: What differs from the paper.
+
+    Returns:
+        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`. Undefined correlations (a
+        method that predicts a constant) are left out.
+    """
+    rows = []
+    for record in summary.dropna(subset="value").to_dict("records"):
+        keep = {
+            k: record[k] for k in ("dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs")
+        }
+        keep |= {"variant": variant, "data": data or record["dataset"]}
+        for table, method in LEDGER.get(record["method"], [("control", record["method"])]):
+            rows.append({"table": table, "method": method, **keep})
+    return rows
+
+
+# --- do the curves recover known maps? ----------------------------------------------------------
+
+
+def carry_over(
+    curves: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    warps: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    quality: Mapping[str, np.ndarray],
+    *,
+    reference: str,
+    n_points: int = 60,
+) -> pd.DataFrame:
+    """Carry scores of one set to the scale of another through the shared quality.
+
+    A score m of set s is warped as the set's labels are, traced back through the set's curve to a
+    quality, and read off the curve of the reference set; undoing that set's warp should give m
+    again. This is all that data can tell: a warp common to all curves is absorbed by the
+    regressor.
+
+    Args:
+        curves: Quality to scores, by set, see :func:`iqa_utils.mixed.curve_of`.
+        warps: The known maps, by set; that of the reference must be the identity.
+        quality: Predicted qualities of each set, any length; carrying stays inside their range.
+        reference: Set whose scale is the target.
+        n_points: Points a set.
+
+    Returns:
+        Columns ``dataset``, ``mos`` (original) and ``carried`` (on the reference's scale); equal
+        where the map was recovered.
+    """
+    tables = []
+    for name, curve in curves.items():
+        if name == reference:
+            continue
+        grid = np.linspace(quality[name].min(), quality[name].max(), 400)
+        scores = np.maximum.accumulate(curve(grid))
+        mos = np.linspace(0, 1, 2001)
+        inside = (warps[name](mos) >= scores[0]) & (warps[name](mos) <= scores[-1])
+        if not inside.any() or scores[-1] <= scores[0]:
+            continue
+        mos = np.linspace(mos[inside].min(), mos[inside].max(), n_points)
+        traced = np.interp(warps[name](mos), scores, grid)
+        tables.append(
+            pd.DataFrame({"dataset": name, "mos": mos, "carried": curves[reference](traced)})
+        )
+    return (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame({"dataset": [], "mos": [], "carried": []})
+    )
+
+
+# --- the released predictions -------------------------------------------------------------------
+
+
+def load_released(folder: str | Path) -> pd.DataFrame:
+    """Read the ten score files that the authors released.
+
+    Args:
+        folder: Holds ``scores1.mat`` to ``scores10.mat``.
+
+    Returns:
+        One row an image and split: ``method`` ("released files"), ``seed`` (the split, 1 to 10),
+        ``dataset``, ``reference`` and ``image`` (a number; the files name none), ``mos``, ``pred``
+        (quality) and ``hat`` (through the curve, on the range [0, 10]).
+
+    Raises:
+        FileNotFoundError: If a file is missing; says which.
+    """
+    paths = [Path(folder) / f"scores{split}.mat" for split in range(1, 11)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"released scores: expected {missing} in {folder}")
+    tables = []
+    for split, path in enumerate(paths, start=1):
+        content = loadmat(path)
+        for name in content["mos"].dtype.names:
+            columns = {"mos": "mos", "pred": "DNN_mos", "hat": "hat"}
+            values = {k: content[v][name][0, 0].ravel().astype(float) for k, v in columns.items()}
+            image = [f"{split}-{i}" for i in range(len(values["mos"]))]
+            dataset = "livec" if name == "clive" else name
+            table = pd.DataFrame({"dataset": dataset, "seed": split, "image": image} | values)
+            tables.append(table)
+    out = pd.concat(tables, ignore_index=True)
+    return out.assign(method="released files", variant="released", reference=out["image"])
+
+
+def released_gains(released: pd.DataFrame) -> pd.DataFrame:
+    """Measure what the released transformers do: the ratio of mapped score to quality.
+
+    Args:
+        released: From :func:`load_released`.
+
+    Returns:
+        One row a split and set: ``gain`` (median of the ratio where quality is positive),
+        ``spread`` (largest relative deviation from it) and ``not_positive`` (images with quality
+        at or below 0, where the curve may bend).
+    """
+    rows = []
+    for (split, dataset), part in released.groupby(["seed", "dataset"], sort=False):
+        positive = part[part["pred"] > 0]
+        ratio = positive["hat"] / positive["pred"]
+        gain = ratio.median()
+        spread = (ratio / gain - 1).abs().max()
+        low = len(part) - len(positive)
+        rows.append(
+            {
+                "split": split,
+                "dataset": dataset,
+                "gain": gain,
+                "spread": spread,
+                "not_positive": low,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,158 @@
+"""Medians, weights, paired draws and what the released files hold."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iqa_utils.metrics import srcc
+from iqa_utils.mixed_results import (
+    PAPER_SIZES,
+    _resampled_srcc,
+    bootstrap_medians,
+    carry_over,
+    compare_methods,
+    ledger_rows,
+    load_released,
+    released_gains,
+    score_splits,
+    summarise,
+)
+
+SIZES = {"a": 30, "b": 10}
+
+
+def make_predictions(noise, *, n_splits=4, seed=0):
+    rng = np.random.default_rng(seed)
+    tables = []
+    for split in range(n_splits):
+        for name, n in SIZES.items():
+            mos = rng.uniform(size=n)
+            for method, sd in noise.items():
+                table = pd.DataFrame({"mos": mos, "pred": mos + sd * rng.normal(size=n)})
+                image = [f"{name}{i}" for i in range(n)]
+                tables.append(
+                    table.assign(
+                        method=method, seed=split, dataset=name, image=image, reference=image
+                    )
+                )
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_resampled_srcc_is_that_of_the_repeated_data_with_ties():
+    rng = np.random.default_rng(0)
+    mos, pred = rng.integers(6, size=40), rng.normal(size=40).round(1)
+    counts = rng.multinomial(40, np.full(40, 1 / 40), size=5)
+    expected = [srcc(np.repeat(mos, c), np.repeat(pred, c)) for c in counts]
+    np.testing.assert_allclose(_resampled_srcc(mos, pred, counts), expected, rtol=1e-12)
+
+
+def test_weighted_value_is_the_size_weighted_mean_of_the_medians():
+    predictions = make_predictions({"m": 0.3})
+    scores = score_splits(predictions, metrics=("SRCC",))
+    summary = summarise(scores, SIZES).set_index("dataset")
+    medians = scores.groupby("dataset")["SRCC"].median()
+    expected = (30 * medians["a"] + 10 * medians["b"]) / 40
+    assert summary.loc["weighted", "value"] == pytest.approx(expected)
+    by_split = scores.pivot_table(index="seed", columns="dataset", values="SRCC")
+    assert summary.loc["weighted", "sd"] == pytest.approx((by_split @ [0.75, 0.25]).std())
+    assert summary.loc["weighted", "n"] == 40
+    assert summary.loc["a", "n_runs"] == 4
+
+
+def test_total_is_scored_against_the_scores_before_the_warp():
+    predictions = make_predictions({"m": 0.0}).assign(mos_original=lambda t: t["mos"])
+    predictions["mos"] = predictions["mos"] ** 3
+    scores = score_splits(predictions, metrics=("SRCC", "PLCC")).set_index(["dataset", "seed"])
+    assert scores.loc[("total", 0), "PLCC"] == pytest.approx(1)
+    assert scores.loc[("a", 0), "PLCC"] < 0.95
+    assert scores.loc[("total", 0), "n"] == 40
+
+
+def test_interval_holds_the_median_and_a_better_method_is_found():
+    predictions = make_predictions({"good": 0.1, "poor": 1.0}, n_splits=6)
+    scores = score_splits(predictions, metrics=("SRCC",))
+    draws = bootstrap_medians(predictions, SIZES, n_resamples=300, seed=0)
+    summary = summarise(scores, SIZES, draws)
+    assert (summary["ci_low"] < summary["ci_high"]).all()
+    assert summary["value"].between(summary["ci_low"], summary["ci_high"]).mean() > 0.8
+    options = {"n_train": 120, "n_test": 40, "sizes": SIZES}
+    (row,) = compare_methods(scores, draws, [("good", "poor")], "weighted", **options).to_dict(
+        "records"
+    )
+    assert row["ci_low"] > 0
+    assert row["p images"] < 0.02
+    assert row["p signed ranks"] == pytest.approx(2 / 2**6)
+    assert row["p splits"] < 0.05
+    assert row["difference"] > 0.3
+    same = compare_methods(scores, draws, [("good", "good")], "a", **options).iloc[0]
+    assert same["difference"] == 0
+    assert same["p images"] == 1
+
+
+def test_few_splits_give_no_p_over_splits():
+    predictions = make_predictions({"x": 0.2, "y": 0.4}, n_splits=2)
+    scores = score_splits(predictions, metrics=("SRCC",))
+    draws = bootstrap_medians(predictions, SIZES, n_resamples=50, seed=0)
+    row = compare_methods(scores, draws, [("x", "y")], "a", n_train=3, n_test=1, sizes=SIZES).iloc[
+        0
+    ]
+    assert np.isnan(row["p splits"])
+    assert np.isnan(row["p signed ranks"])
+
+
+def test_constant_predictions_are_left_out_of_the_results():
+    predictions = make_predictions({"dead": 0.0}).assign(pred=1.0)
+    summary = summarise(score_splits(predictions, metrics=("SRCC",)), SIZES)
+    assert summary["value"].isna().all()
+    assert ledger_rows(summary, data="demo", variant="") == []
+
+
+def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
+    predictions = make_predictions({"released": 0.2, "mixed": 0.2}, n_splits=1)
+    summary = summarise(score_splits(predictions, metrics=("SRCC",)), SIZES)
+    rows = pd.DataFrame(ledger_rows(summary, data="", variant="demo"))
+    names = set(zip(rows["table"], rows["method"], strict=True))
+    assert names == {
+        ("Table 1", "Proposed (All databases)"),
+        ("Table 2", "Five CFCLs and Four ELUs (Proposed)"),
+        ("control", "mixed"),
+    }
+    assert set(rows["dataset"]) == {"a", "b", "weighted"} == set(rows["data"])
+
+
+def test_perfect_curves_carry_scores_over_and_linear_rescaling_does_not():
+    warps = {"r": lambda x: x, "s": np.sqrt, "c": lambda x: x**3}
+    quality = {name: np.linspace(0.1, 0.9, 50) for name in warps}
+    carried = carry_over(warps, warps, quality, reference="r")
+    assert set(carried["dataset"]) == {"s", "c"}
+    np.testing.assert_allclose(carried["carried"], carried["mos"], atol=2e-3)
+    any_scale = {k: (lambda q, f=f: f(np.log(q) / 5 + 1)) for k, f in warps.items()}
+    quality = {name: np.exp(np.linspace(-4.5, -0.5, 50)) for name in warps}
+    bent = carry_over(any_scale, warps, quality, reference="r")  # the common bend cancels
+    np.testing.assert_allclose(bent["carried"], bent["mos"], atol=5e-3)
+    straight = dict.fromkeys(warps, lambda q: q)
+    missed = carry_over(straight, warps, {k: np.linspace(0, 1, 9) for k in warps}, reference="r")
+    assert (missed["carried"] - missed["mos"]).abs().max() > 0.2
+
+
+def test_released_files_give_the_published_medians_and_one_gain_a_set(real_data):
+    released = load_released(real_data / "monotoniciqa_scores")
+    assert len(released) == 46_711
+    summary = summarise(score_splits(released, metrics=("SRCC",)), PAPER_SIZES)
+    values = summary.set_index("dataset")["value"].round(3)
+    assert values.to_dict() == {
+        "live": 0.958, "csiq": 0.898, "kadid10k": 0.885, "bid": 0.847, "livec": 0.854,
+        "koniq10k": 0.902, "weighted": 0.892,
+    }  # fmt: skip
+    sd = summary.set_index("dataset")["sd"].round(3)
+    assert sd["weighted"] == pytest.approx(0.0125, abs=5e-4)
+    gains = released_gains(released)
+    assert gains["gain"].min() == pytest.approx(3.25, abs=0.005)
+    assert gains["gain"].max() == pytest.approx(4.63, abs=0.005)
+    assert gains["spread"].max() < 2e-3
+    assert gains["not_positive"].sum() == 1
+
+
+def test_missing_released_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"scores1\.mat.*scores10\.mat"):
+        load_released(tmp_path)
