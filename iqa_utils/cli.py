@@ -91,6 +91,38 @@ def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object
 
 
 @app.command()
+def demo(
+    scale: Annotated[float, typer.Option(help="1 is small; 64 has the official sizes.")] = 1.0,
+) -> None:
+    """Make the demo data, run every notebook on it and build the report."""
+    from iqa_utils import batch, report
+    from iqa_utils.demo import DEMO_ROOT, make_demo
+    from iqa_utils.runs import ROOT
+
+    print("making the demo data ...", flush=True)
+    made = make_demo(DEMO_ROOT, scale=scale)
+    print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
+    failures = batch.run_notebooks([], profile="demo")
+    index = report.build_report()
+    print("executed notebooks and figures: runs/demo/<notebook>/")
+    print(f"index of everything:            {index.relative_to(ROOT)}")
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command(name="report")
+def write_report(
+    readme: Annotated[bool, typer.Option(help="Update the README's result tables.")] = False,
+) -> None:
+    """Turn the runs into one offline HTML site."""
+    from iqa_utils import report
+
+    if readme:
+        print("README updated" if report.update_readme() else "README was up to date")
+    print(report.build_report())
+
+
+@app.command()
 def score(
     paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     checkpoint: Annotated[Path, typer.Option(help="A model.safetensors of a run.")],

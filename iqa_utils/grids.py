@@ -1,0 +1,190 @@
+"""Grids of runs: which combinations to run, and what they say together.
+
+A grid file (``workflow/grids/PROFILE.yaml``) names notebooks and, for each, parameters with several
+values; every combination is one run. Runs that differ only in ``SEED`` or ``SPLIT`` repeat each
+other: :func:`aggregate` puts them together into one run that the scoreboard reads like any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from iqa_utils import batch
+from iqa_utils.runs import RESULT_COLUMNS, ROOT, run_dir, write_json
+from iqa_utils.statistics import holm, wilcoxon_splits
+
+REPEATS = ("SEED", "SPLIT")
+KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid.
+
+    Attributes:
+        stem: Notebook.
+        run_name: Says which values it has: ``grid.SEED-1.SPLIT-0``.
+        parameters: Those values.
+        after: Notebooks whose jobs must finish first.
+        gpus: GPUs to hold.
+    """
+
+    stem: str
+    run_name: str
+    parameters: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    gpus: int = 1
+
+
+def read_grid(path: str | Path) -> list[Job]:
+    """Expand a grid file into its jobs.
+
+    Args:
+        path: YAML: notebook stem to ``grid`` (parameter to list of values), and optionally
+            ``after`` (stems) and ``gpus``.
+
+    Returns:
+        Every combination, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file; names the grids there are.
+        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, or
+            ``after`` names a notebook the grid does not run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"no grid {path.name}; there are {known}")
+    entries = yaml.safe_load(path.read_text())
+    jobs = []
+    for stem, entry in entries.items():
+        unknown = set(entry) - {"grid", "after", "gpus"}
+        if unknown:
+            raise ValueError(f"{path.name}, {stem}: unknown {sorted(unknown)}")
+        missing = [name for name in entry.get("after", []) if name not in entries]
+        if missing:
+            raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
+        notebook = batch.find_notebook(stem)
+        names = list(entry["grid"])
+        for values in itertools.product(*entry["grid"].values()):
+            parameters = dict(zip(names, values, strict=True))
+            batch.check_parameters(notebook, parameters)
+            after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
+            jobs.append(Job(stem, run_name(parameters), parameters, after, gpus))
+    return jobs
+
+
+def run_name(parameters: Mapping[str, Any]) -> str:
+    """Name a run after its values; equal values give equal names.
+
+    Args:
+        parameters: Name to value.
+
+    Returns:
+        ``grid.NAME-value`` for each, joined by dots, with anything but letters, digits and ``-``
+        replaced by ``_``.
+    """
+    parts = [f"{name}-{value}" for name, value in parameters.items()]
+    plain = ["".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts]
+    return ".".join(["grid", *plain])
+
+
+def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
+    """Put the finished runs of a grid together.
+
+    Args:
+        stem: Notebook.
+        profile: Profile that ran.
+        jobs: Jobs of the grid; those of other notebooks are ignored.
+
+    Returns:
+        Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
+        t interval, ``n_runs`` repeats), ``aggregate.csv`` (mean, SD, median and n besides) and
+        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table).
+
+    Raises:
+        FileNotFoundError: If a run has not finished; names them all.
+    """
+    mine = [job for job in jobs if job.stem == stem]
+    files = {job: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
+    missing = [job.run_name for job, file in files.items() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
+    rows = pd.concat([_read(job, file) for job, file in files.items()], ignore_index=True)
+    summary = _summarise(rows)
+    folder = run_dir(stem, profile, "grid")
+    folder.mkdir(parents=True, exist_ok=True)
+    summary.to_csv(folder / "aggregate.csv", index=False)
+    compare_methods(rows).to_csv(folder / "tests.csv", index=False)
+    results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
+    results = results.astype(object).where(results.notna(), None)
+    parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in mine]}
+    content = {"stem": stem, "profile": profile, "parameters": parameters}
+    write_json(folder / "metrics.json", content | {"results": results.to_dict("records")})
+    return folder
+
+
+def _read(job: Job, file: Path) -> pd.DataFrame:
+    table = pd.DataFrame(json.loads(file.read_text())["results"], columns=list(RESULT_COLUMNS))
+    fixed = {k: v for k, v in job.parameters.items() if k not in REPEATS}
+    label = " ".join(f"{name}={value}" for name, value in fixed.items())
+    variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
+    repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
+    return table.assign(variant=variant, repeat=repeat)
+
+
+def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    groups = rows.groupby(KEYS, sort=False, dropna=False)
+    table = groups.agg(
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        median=("value", "median"),
+        n=("n", "max"),
+        n_runs=("value", "size"),
+    ).reset_index()
+    half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
+    half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
+    return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
+
+
+def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
+    """Test every two methods of a table against each other over the repeats they share.
+
+    Args:
+        rows: Results with ``repeat``.
+
+    Returns:
+        One row a pair and metric: the mean difference, the number of repeats, Wilcoxon's p and p
+        after Holm within the table; empty where nothing repeats.
+    """
+    found = []
+    keys = ["paper", "table", "dataset", "metric", "data"]
+    for key, part in rows.groupby(keys, sort=False, dropna=False):
+        label = part["method"] + part["variant"].map(lambda v: f" [{v}]" if v else "")
+        wide = part.assign(label=label).pivot_table(index="repeat", columns="label", values="value")
+        for a, b in itertools.combinations(wide.columns, 2):
+            both = wide[[a, b]].dropna()
+            if len(both) < 2:
+                continue
+            difference = float((both[a] - both[b]).mean())
+            p = wilcoxon_splits(both[a], both[b]).p
+            found.append([*key, a, b, difference, len(both), p])
+    columns = [*keys, "a", "b", "difference", "n_runs", "p"]
+    tests = pd.DataFrame(found, columns=columns)
+    adjusted = tests.groupby(["paper", "table"])["p"].transform(lambda p: holm(p.to_numpy()))
+    return tests.assign(p_holm=adjusted if len(tests) else [])
+
+
+def grid_path(profile: str) -> Path:
+    """Return the grid file of a profile."""
+    return ROOT / "workflow" / "grids" / f"{profile}.yaml"
