@@ -241,10 +241,10 @@ def read_csiq(files: Files) -> pd.DataFrame:
     The sheet's table starts where a row says ``image``; the image called 1600 arrives as a number.
     """
     path = files["csiq.DMOS.xlsx"]
-    sheets = pd.ExcelFile(path)
-    if "all_by_image" not in sheets.sheet_names:
-        raise ValueError(f"{path}: expected sheet 'all_by_image', found {sheets.sheet_names}")
-    cells = sheets.parse("all_by_image", header=None)
+    with pd.ExcelFile(path) as book:
+        if "all_by_image" not in book.sheet_names:
+            raise ValueError(f"{path}: expected sheet 'all_by_image', found {book.sheet_names}")
+        cells = pd.read_excel(book, sheet_name="all_by_image", header=None)
     header = np.argwhere((cells == "image").to_numpy())
     if len(header) == 0:
         raise ValueError(f"{path}: sheet all_by_image has no header cell 'image'")
