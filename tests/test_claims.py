@@ -1,0 +1,391 @@
+"""The ledger, its audit and what a verdict means."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import kendalltau, multivariate_normal, spearmanr
+
+from iqa_utils import audit, claims
+
+RESULT = {
+    "paper": "nguyen2024", "table": "Table 1", "method": "CLIP", "dataset": "koniq10k",
+    "metric": "MAE all", "value": 7.5, "ci_low": 7.3, "ci_high": 7.7, "n": 2015, "n_runs": 3,
+    "variant": "paper", "data": "koniq10k",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ledger() -> pd.DataFrame:
+    return claims.load_claims()
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return claims.audit()
+
+
+def result(**changes):
+    return {**RESULT, **changes}
+
+
+def row(results, paper="nguyen2024", **where):
+    found = claims.compare(results, paper)
+    where = {"dataset": "koniq10k", **where}
+    for column, value in where.items():
+        found = found[found[column] == value]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+# the ledger
+
+
+def test_the_ledger_holds_827_numbers_of_five_papers(ledger):
+    assert len(ledger) == 827
+    assert tuple(dict.fromkeys(ledger["paper"])) == claims.PAPERS
+    assert ledger["value"].notna().all()
+    assert ledger.loc[2, "printed"] == "-0.00"  # digits are kept as printed
+
+
+def test_a_ledger_with_a_missing_column_or_a_double_row_is_refused(tmp_path):
+    path = tmp_path / "claims.csv"
+    path.write_text("paper,table\na,b\n")
+    with pytest.raises(ValueError, match="must have the columns"):
+        claims.load_claims(path)
+    path.write_text(",".join(claims.COLUMNS) + "\n" + "p,t,m,d,x,1,\n" * 2)
+    with pytest.raises(ValueError, match="holds 1 rows twice"):
+        claims.load_claims(path)
+
+
+# arithmetic of the audit
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        ("0.71", (0.705, 0.72)),
+        ("-0.03", (-0.04, -0.025)),
+        ("-0.00", (-0.01, 0.005)),
+        ("6", (5.5, 7)),
+    ],
+)
+def test_a_printed_number_stands_for_what_rounds_or_cuts_to_it(text, interval):
+    assert audit.printed_interval(text) == pytest.approx(interval)
+
+
+def test_bounds_hold_every_random_draw_and_are_reached():
+    rng = np.random.default_rng(0)
+    values, weights = [(0.1, 0.2), (0.7, 0.9), (0.4, 0.4)], [(1, 3), (2, 2), (5, 9)]
+    low, high = audit.weighted_bounds(values, weights)
+    draws = [
+        np.average(
+            [rng.choice(v) for v in values],
+            weights=[rng.uniform(*w) if rng.random() < 0.5 else rng.choice(w) for w in weights],
+        )
+        for _ in range(3000)
+    ]
+    assert low <= min(draws) < low + 0.02
+    assert high - 0.02 < max(draws) <= high
+    boxes = [(1.0, 1.2), (1.1, 1.5), (2.0, 2.1)]
+    low, high = audit.deviation_bounds(boxes, 1)
+    spread = [np.std([rng.uniform(*b) for b in boxes], ddof=1) for _ in range(3000)]
+    assert low - 1e-6 <= min(spread) < low + 0.02
+    assert high - 0.02 < max(spread) <= high + 1e-9
+
+
+def test_kendall_follows_spearman_on_normal_scores():
+    sample = multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]]).rvs(4000, random_state=1).T
+    expected = audit.kendall_from_spearman(spearmanr(*sample).statistic)
+    assert kendalltau(*sample).statistic == pytest.approx(expected, abs=0.01)
+    assert audit.kendall_from_spearman(1.0) == pytest.approx(1.0)
+
+
+def test_the_smallest_deviation_lies_below_any_with_those_counts():
+    rng = np.random.default_rng(2)
+    counts = np.array([18, 119, 308, 541, 21])
+    scores = np.concatenate([rng.uniform(20 * k, 20 * k + 20, c) for k, c in enumerate(counts)])
+    assert 5 < audit.smallest_deviation(counts) < scores.std()
+
+
+# what the audit must find, and must not
+
+
+def found(table, paper, place, words):
+    rows = table[(table["paper"] == paper) & (table["table"] == place)]
+    same = rows["what"] == words
+    rows = rows[same if same.any() else rows["what"].str.contains(words, regex=False)]
+    assert len(rows) == 1, rows["what"].tolist()
+    return rows.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("paper", "place", "words", "recomputed", "verdict"),
+    [
+        ("feng2023", "Table 1", "KonCept512 (KonIQ-10k), SRCC", 0.710, "inconsistent"),
+        ("feng2023", "Table 1", "ILNIQE, SRCC", 0.541, "inconsistent"),
+        ("lehmann2023", "Tab. 4", "method 3, SD", 1.25, "inconsistent"),
+        ("lehmann2023", "Tab. 4", "without cross-sampling, least MSE", 11.4, "inconsistent"),
+        ("lehmann2023", "Tab. 3", "lower limit", 80, "inconsistent"),
+        ("lehmann2023", "section 3.2", "saved by method 3", 3.24, "inconsistent"),
+        ("ahmed2020", "Table 6", "tid2008, least RMSE", 0.776, "inconsistent"),
+        ("ahmed2020", "Table 6", "live2, least RMSE", 8.69, "inconsistent"),
+        ("ahmed2020", "Table 7", "csiq, least RMSE", 0.121, "implausible"),
+        ("ahmed2020", "Table 5", "trained on TID, csiq", 0.70, "implausible"),
+        ("ahmed2020", "Table 1", "ResNet50 / add_14", 100352, "inconsistent"),
+        ("ahmed2020", "Table 1", "ResNet101 / res5a", 100352, "inconsistent"),
+        ("ahmed2020", "Table 2", "Xception / add_12", 102400, "inconsistent"),
+        ("ahmed2020", "Table 3", "CSIQ, distorted", 866, "inconsistent"),
+        ("ahmed2020", "Table 3", "LIVE-II, distorted", 779, "inconsistent"),
+        ("ahmed2020", "section 4.1", "20 %", 600, "inconsistent"),
+        ("ahmed2020", "Eq. (3)", "Matern", 1.667, "inconsistent"),
+        ("ahmed2020", "Table 9", "beats the other", 0, "inconsistent"),
+        ("nguyen2024", "section 2.1", "images of KonIQ-10k", 10073, "inconsistent"),
+        ("nguyen2024", "section 5", "best of all", 0.330, "inconsistent"),
+        ("nguyen2024", "Table 2", "CLIP + LDS + FDS", 0.0147, "inconsistent"),
+    ],
+)
+def test_a_known_error_is_found(table, paper, place, words, recomputed, verdict):
+    check = found(table, paper, place, words)
+    assert check["recomputed"] == pytest.approx(recomputed, rel=5e-3)
+    assert check["verdict"] == verdict
+    assert check["meaning"].endswith(".")
+
+
+def test_nothing_beyond_the_reviewed_list_is_accused(table):
+    """A false accusation is the worst error here: every accused place was read in the paper."""
+    counts = table[table["verdict"] != "consistent"].groupby(["paper", "kind"]).size().to_dict()
+    assert counts == {
+        ("ahmed2020", "Kendall against Spearman"): 8,
+        ("ahmed2020", "count"): 1,
+        ("ahmed2020", "data set"): 7,
+        ("ahmed2020", "error floor"): 8,
+        ("ahmed2020", "feature size"): 5,
+        ("ahmed2020", "formula"): 2,
+        ("ahmed2020", "matrix"): 1,
+        ("ahmed2020", "setting"): 1,
+        ("feng2023", "complexity"): 1,
+        ("feng2023", "setting"): 1,
+        ("feng2023", "weighted mean"): 2,
+        ("lehmann2023", "count"): 1,
+        ("lehmann2023", "epoch time"): 3,
+        ("lehmann2023", "error floor"): 4,
+        ("lehmann2023", "parameters"): 2,
+        ("lehmann2023", "ranges deviation"): 1,
+        ("nguyen2024", "claim"): 2,
+        ("nguyen2024", "data set"): 3,
+        ("nguyen2024", "pooled error"): 1,
+        ("ponomarenko2022", "claim"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("paper", "place", "words"),
+    [
+        ("feng2023", "Table 1", "Proposed (All databases), SRCC"),  # 0.8927 printed 0.892: cut
+        ("lehmann2023", "Tab. 4", "without cross-sampling, SD"),  # 1.576 printed 1.57: cut
+        ("lehmann2023", "Tab. 4", "method 3, total"),
+        ("lehmann2023", "Tab. 4", "method 3, least RMSE"),
+        ("ahmed2020", "Table 4", "GPR, live1"),  # Kendall below, not above
+        ("ahmed2020", "Table 8", "Proposed, live1, PLCC"),  # .9779 printed .977: cut
+        ("ahmed2020", "Table 8", "Proposed, tid2013, SROCC"),  # .9717 printed .972: rounded
+        ("ahmed2020", "Table 7", "tid2008, least RMSE"),
+        ("ahmed2020", "Table 1", "ResNet50 / add_15"),
+        ("nguyen2024", "Table 1", "CLIP + LDS, total"),
+        ("nguyen2024", "abstract", "rare internal labels"),  # 0.3458 printed 0.345: cut
+        ("nguyen2024", "Table 2", "pools 3 and 4, CLIP + LDS"),
+        ("ponomarenko2022", "Table 1", "FISH"),
+        ("ponomarenko2022", "Table 4", "IMQNet, SROCC over"),  # 0.7025 printed 0.70
+    ],
+)
+def test_a_cell_that_can_be_right_is_not_accused(table, paper, place, words):
+    rows = table[(table["paper"] == paper) & (table["table"] == place)]
+    rows = rows[rows["what"].str.contains(words, regex=False)]
+    assert "consistent" in set(rows["verdict"])
+
+
+def test_parts_of_a_set_are_never_held_to_the_deviation_of_the_whole(table):
+    floors = table[(table["paper"] == "ahmed2020") & (table["kind"] == "error floor")]
+    floors = floors[floors["what"].str.contains("least RMSE")]
+    assert set(floors["table"]) == {"Table 5", "Table 6", "Table 7"}
+
+
+def test_every_feature_count_and_kendall_cell_of_the_ledger_is_checked(ledger, table):
+    assert (table["kind"] == "feature size").sum() == (ledger["metric"] == "feature count").sum()
+    kendall = table["kind"] == "Kendall against Spearman"
+    assert kendall.sum() == (ledger["metric"] == "KROCC").sum() == 81
+
+
+def test_set_constants_are_those_of_the_real_files(real_data):
+    scores = pd.read_csv(real_data / "tid2008" / "TID2008.txt")["score"]
+    assert scores.std() == pytest.approx(audit.SCORE_SD["tid2008"][0], abs=1e-4)
+    names = (real_data / "tid2013" / "mos_with_names.txt").read_text().split()[::2]
+    assert np.std(np.array(names, float), ddof=1) == pytest.approx(1.2399, abs=1e-4)
+    live = pd.read_csv(real_data / "live" / "live_all.reconstructed.csv")
+    first = live[live["img"].str.match("jp2k|jpeg")]
+    for name, part in (("live1", first), ("live2", live)):
+        distorted = part[part["is_original"] == 0]
+        readings = [
+            p[c].std() for p in (part, distorted) for c in ("dmos_realigned", "dmos_legacy")
+        ]
+        assert min(readings) == pytest.approx(audit.SCORE_SD[name][0], abs=0.01)
+        assert max(readings) == pytest.approx(audit.SCORE_SD[name][1], abs=0.01)
+    assert (len(first), int((first["is_original"] == 0).sum())) == (460, 344)
+
+
+# verdicts
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "options", "expected"),
+    [
+        ("0.64", 0.6440, {"metric": "pearson with Sharpness", "deterministic": True}, "reproduced"),
+        ("0.64", 0.6300, {"metric": "pearson with Sharpness", "deterministic": True}, "close"),
+        ("183", 208, {"metric": "count MOS 0-20", "deterministic": True}, "worse"),
+        ("0.90", 0.91, {"metric": "SRCC", "ci_low": 0.89, "ci_high": 0.93}, "reproduced"),
+        ("0.90", 0.915, {"metric": "SRCC", "ci_low": 0.911, "ci_high": 0.92}, "close"),
+        ("0.90", 0.915, {"metric": "SRCC"}, "close"),
+        ("0.90", 0.9, {"metric": "SRCC"}, "close"),  # equal by chance is not reproduced
+        ("0.90", 0.95, {"metric": "SRCC", "ci_low": 0.94, "ci_high": 0.96}, "better"),
+        ("0.90", 0.80, {"metric": "SRCC", "ci_low": 0.79, "ci_high": 0.81}, "worse"),
+        ("6.40", 5.00, {"metric": "RMSE", "ci_low": 4.9, "ci_high": 5.1}, "better"),
+        ("6.40", 6.69, {"metric": "RMSE"}, "close"),
+        ("6.40", 6.75, {"metric": "RMSE"}, "worse"),
+        ("0.90", 0.88, {"metric": "SRCC", "ci_low": 0.84, "ci_high": 0.92}, "not comparable"),
+        ("6.40", 6.5, {"metric": "RMSE", "ci_low": 5.8, "ci_high": 7.2}, "not comparable"),
+        ("0.90", 0.90, {"metric": "SRCC", "obstacle": "other data: biq2021"}, "not comparable"),
+        ("0.90", None, {"metric": "SRCC"}, "not run"),
+    ],
+)
+def test_verdicts(printed, ours, options, expected):
+    judged = claims.verdict(printed, ours, **options)
+    assert judged.verdict == expected
+    assert judged.reason
+
+
+def test_a_result_answers_its_row_and_no_other():
+    answered = row([result()], method="CLIP", metric="MAE all")
+    assert answered[["paper value", "ours", "ci", "n", "data", "verdict"]].tolist() == [
+        "7.4405", 7.5, "[7.3, 7.7]", 2015, "koniq10k", "reproduced",
+    ]  # fmt: skip
+    table = claims.compare([result()], "nguyen2024")
+    assert table["verdict"].value_counts().to_dict() == {"not run": 29, "reproduced": 1}
+    assert table["reason"].str.contains("05_lds_fds needs").any()
+
+
+def test_demo_values_are_not_even_shown():
+    judged = row([result(data="demo")], method="CLIP", metric="MAE all")
+    assert judged["verdict"] == "not comparable"
+    assert judged["reason"] == "demo: made data"
+    assert pd.isna(judged["ours"])
+
+
+def test_other_data_and_protocols_are_named():
+    other = row([result(data="biq2021")], method="CLIP", metric="MAE all")
+    assert (other["verdict"], other["reason"]) == ("not comparable", "other data: biq2021")
+    split = row([result(protocol="random split")], method="CLIP", metric="MAE all")
+    assert split["reason"] == "other protocol: random split"
+
+
+def test_a_real_result_comes_before_a_demo_one_and_the_papers_variant_first():
+    results = [
+        result(variant="corrected", value=7.0),
+        result(variant="paper", data="demo", value=1.0),
+        result(variant="paper", value=7.6),
+        result(variant="", value=7.2),
+    ]
+    judged = row(results, method="CLIP", metric="MAE all")
+    assert judged["ours"] == 7.6
+    assert judged["variants"] == "paper 7.6; ours 7.2; corrected 7"
+
+
+def test_lehmanns_mse_is_answered_by_our_rmse():
+    mine = result(
+        paper="lehmann2023", table="Tab. 4", method="method 1", metric="RMSE 0-20",
+        value=10.0, ci_low=9.9, ci_high=10.1,
+    )  # fmt: skip
+    judged = row([mine], "lehmann2023", method="method 1", metric="MSE 0-20")
+    assert judged["verdict"] == "reproduced"
+    wrong = {**mine, "metric": "MSE 0-20"}
+    assert "reproduced" not in set(claims.compare([wrong], "lehmann2023")["verdict"])
+
+
+def test_28_pairs_answer_all_64_cells_of_the_correlation_matrix(ledger):
+    matrix = ledger[ledger["table"] == "Fig. 2"]
+    names = list(dict.fromkeys(matrix["method"]))
+    value = matrix.set_index(["method", "metric"])["value"]
+    pairs = [
+        result(
+            paper="lehmann2023", table="Fig. 2", method=a, metric=f"pearson with {b}",
+            value=value[a, f"pearson with {b}"], ci_low=None, ci_high=None,
+        )
+        for i, a in enumerate(names) for b in names[i + 1 :]
+    ]  # fmt: skip
+    assert len(pairs) == 28
+    table = claims.compare(pairs, "lehmann2023", matched_only=True)
+    assert len(table) == 64
+    assert set(table["verdict"]) == {"reproduced"}
+
+
+def test_live_answers_under_both_names_and_repeated_cells_share_a_result():
+    mine = result(
+        paper="ahmed2020", table="Table 4", method="NASNet-Large + GPR", dataset="live1",
+        metric="PLCC", value=0.978, ci_low=0.97, ci_high=0.985, data="live",
+    )  # fmt: skip
+    table = claims.compare([mine], "ahmed2020", matched_only=True)
+    assert table[["table", "dataset"]].to_numpy().tolist() == [
+        ["Table 4", "live1"],
+        ["Table 8", "live"],
+    ]
+    assert set(table["verdict"]) == {"reproduced"}
+
+
+def test_weighted_means_need_all_their_sets():
+    mine = result(
+        paper="feng2023", table="Table 1", method="Proposed (All databases)", dataset="weighted",
+        metric="SRCC", value=0.8924, variant="released scores", ci_low=None, ci_high=None,
+        data="live+csiq+kadid10k+bid+livec+koniq10k",
+    )  # fmt: skip
+    where = {"method": mine["method"], "dataset": "weighted", "metric": "SRCC"}
+    assert row([mine], "feng2023", **where)["verdict"] == "reproduced"
+    fewer = {**mine, "data": "live+csiq"}
+    assert row([fewer], "feng2023", **where)["verdict"] == "not comparable"
+
+
+def test_a_cell_that_cannot_be_right_stays_so_whatever_we_measure():
+    mine = result(
+        paper="lehmann2023", table="Tab. 4", method="method 3", value=0.72,
+        metric="Ranges standard deviation", ci_low=0.7, ci_high=0.75,
+    )  # fmt: skip
+    judged = row([mine], "lehmann2023", method="method 3", metric=mine["metric"])
+    assert judged["verdict"] == "inconsistent"
+    assert "1.25" in judged["reason"]
+
+
+def test_every_verdict_of_an_empty_scoreboard_is_known():
+    table = claims.compare([])
+    assert len(table) == 827
+    assert set(table["verdict"]) == {"not run", "inconsistent", "implausible"}
+    assert set(table["verdict"]) <= set(claims.VERDICTS)
+    assert (table["reason"] != "").all()
+    with pytest.raises(ValueError, match="paper must be one of"):
+        claims.compare([], "nobody2020")
+
+
+# coverage
+
+
+def test_every_table_has_a_notebook_or_a_reason():
+    table = claims.coverage()
+    assert table["claims"].sum() == 827
+    assert ((table["notebook"] != "") | (table["reason"] != "")).all()
+    partly = table[table["covered"] < table["claims"]]
+    assert (partly["reason"] != "").all()
+    whole = table[table["covered"] == table["claims"]]
+    assert (whole["notebook"] != "").all()
+
+
+def test_a_table_that_nobody_listed_is_named(ledger):
+    from iqa_utils.coverage import coverage_table
+
+    with pytest.raises(ValueError, match="Table 99"):
+        coverage_table(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))
