@@ -137,7 +137,7 @@ def iterate_layers(
     store: ImageStore,
     layers: Sequence[str | None],
     *,
-    pooling: str = "mean_std",
+    rows: Sequence[int] | np.ndarray | None = None,
     crop: Crop | None = None,
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -145,14 +145,14 @@ def iterate_layers(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> Iterator[tuple[slice, dict[str | None, torch.Tensor]]]:
-    """Run every image through the network once and yield the features of all layers by batch.
+    """Run images through the network once and yield the activations of all layers by batch.
 
     Args:
         backbone: Network, on the device to use; run in evaluation mode without gradients.
         store: Decoded images.
         layers: Names for :func:`tap_layers`, or ``[None]`` for the network's own features
             (``forward_features`` where it has that, else its output).
-        pooling: For :func:`pool_activation`.
+        rows: Images to run, in this order; None for the whole store.
         crop: Take this crop of each image; None takes whole images of a uniform store.
         batch_size: Images a batch.
         mean: Normalisation, RGB in [0, 1].
@@ -161,8 +161,12 @@ def iterate_layers(
         progress: Show a bar.
 
     Yields:
-        Rows of the store and, by layer, float32 features of shape (B, D) on the device.
+        Positions in ``rows`` and, by layer, activations of shape (B, ...) on the device.
+
+    Raises:
+        ValueError: If a layer is unknown or never reached, or named layers and None are mixed.
     """
+    rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     device = next(backbone.parameters()).device
     named = [layer for layer in layers if layer is not None]
     if named and len(named) < len(layers):
@@ -171,34 +175,34 @@ def iterate_layers(
     was_training = backbone.training
     backbone.eval()
     try:
-        starts = tqdm(range(0, len(store), batch_size), disable=not progress, leave=False)
+        starts = tqdm(range(0, len(rows), batch_size), disable=not progress, leave=False)
         for start in starts:
-            rows = slice(start, min(start + batch_size, len(store)))
+            part = slice(start, min(start + batch_size, len(rows)))
             # gathered outside inference mode, which would taint the store's reused buffer
-            images = to_float(_pixels(store, rows, crop, device), mean=mean, std=std)
-            with torch.inference_mode(), tap_layers(backbone, named) as taps:
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    output = run(images)
-                values = taps if named else {None: output}
-                missed = [layer for layer in named if layer not in taps]
-                if missed:
-                    raise ValueError(f"the forward pass never reached the layers {missed}")
-                found = {layer: pool_activation(values[layer], pooling) for layer in layers}
-            yield rows, found
+            images = to_float(_pixels(store, rows[part], crop, device), mean=mean, std=std)
+            precision = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+            with torch.inference_mode(), tap_layers(backbone, named) as taps, precision:
+                output = run(images)
+            values = dict(taps) if named else {None: output}
+            missed = [layer for layer in named if layer not in values]
+            if missed:
+                raise ValueError(f"the forward pass never reached the layers {missed}")
+            yield part, values
     finally:
         backbone.train(was_training)
 
 
-def _pixels(store: ImageStore, rows: slice, crop: Crop | None, device: torch.device) -> Any:
-    indices = np.arange(rows.start, rows.stop)
+def _pixels(
+    store: ImageStore, rows: np.ndarray, crop: Crop | None, device: torch.device
+) -> torch.Tensor:
     if crop is None:
-        return store.batch(indices, device=device)
+        return store.batch(rows, device=device)
     images = []
-    for index in indices:  # one generator an image: a crop depends on nothing but its own key
-        key = f"{crop.seed}|{crop.number}|{store.names[index]}".encode()
+    for row in rows:  # one generator an image: a crop depends on nothing but its own key
+        key = f"{crop.seed}|{crop.number}|{store.names[row]}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
         generator = torch.Generator().manual_seed(seed)
-        images.append(store.crops([index], crop.size, generator=generator).clone())
+        images.append(store.crops([row], crop.size, generator=generator).clone())
     return torch.cat(images).to(device)
 
 
@@ -208,23 +212,25 @@ def frozen_layers(
     layers: Sequence[str | None],
     *,
     pooling: str = "mean_std",
-    crop: Crop | None = None,
     cache_dir: str | Path | None,
+    rows: Sequence[int] | np.ndarray | None = None,
+    crop: Crop | None = None,
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> dict[str | None, np.ndarray]:
-    """Encode all images of a store at several layers in one pass, or read the cached result.
+    """Encode images at several layers in one pass, or read the cached result.
 
     Args:
         backbone: Network, on the device to use.
-        store: Decoded images, N of them.
+        store: Decoded images.
         layers: Names for :func:`tap_layers`, or ``[None]``; only those not cached are computed.
         pooling: For :func:`pool_activation`.
-        crop: Crop to take, or None for whole images.
         cache_dir: Folder of the cache; None computes and keeps nothing.
+        rows: Images to encode, N of them in this order; None for the whole store.
+        crop: Crop to take, or None for whole images.
         batch_size: Images a batch.
         mean: Normalisation, RGB in [0, 1].
         std: Normalisation.
@@ -242,47 +248,52 @@ def frozen_layers(
         Cached and re-encoded features are equal to the last bit for the same ``batch_size`` and
         machine; other batch sizes may round differently (1e-6), so they share one cache entry.
     """
-    recipe = feature_recipe(backbone, [store], pooling, crop, mean, std, dtype)
+    recipe = feature_recipe(backbone, store, rows, crop, mean, std, dtype)
     files = {}
     if cache_dir is not None:
-        files = {layer: cache_path(cache_dir, recipe, layer) for layer in layers}
+        files = {layer: cache_path(cache_dir, recipe, layer, pooling) for layer in layers}
     arrays = {layer: np.load(path) for layer, path in files.items() if path.is_file()}
     missing = [layer for layer in dict.fromkeys(layers) if layer not in arrays]
     if missing:
+        rows = np.arange(len(store)) if rows is None else np.asarray(rows)
         batches = iterate_layers(
-            backbone, store, missing, pooling=pooling, crop=crop, batch_size=batch_size,
+            backbone, store, missing, rows=rows, crop=crop, batch_size=batch_size,
             mean=mean, std=std, dtype=dtype, progress=progress,
         )  # fmt: skip
-        fresh: dict[str | None, np.ndarray] = {}
-        for rows, batch in batches:
-            for layer, features in batch.items():
-                if layer not in fresh:
-                    fresh[layer] = np.empty((len(store), features.shape[1]), dtype=np.float32)
-                fresh[layer][rows] = features.cpu().numpy()
-        for layer, array in fresh.items():
-            bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-            if len(bad):
-                names = [store.names[i] for i in bad[:3]]
-                raise ValueError(
-                    f"layer {layer}: features must be finite, {len(bad)} images are not: {names}"
-                )
+        parts: dict[str | None, list[np.ndarray]] = {layer: [] for layer in missing}
+        for _, batch in batches:
+            for layer, activation in batch.items():
+                parts[layer].append(pool_activation(activation, pooling).cpu().numpy())
+        for layer in missing:
+            arrays[layer] = _finite(np.concatenate(parts.pop(layer)), layer, store, rows)
             if layer in files:
-                save_array(files[layer], array)
-        arrays |= fresh
+                save_array(files[layer], arrays[layer])
     return {layer: arrays[layer] for layer in layers}
+
+
+def _finite(
+    array: np.ndarray, layer: str | None, store: ImageStore, rows: np.ndarray
+) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        names = [store.names[i] for i in rows[bad[:3]]]
+        raise ValueError(
+            f"layer {layer}: features must be finite, {len(bad)} images are not: {names}"
+        )
+    return array
 
 
 def frozen_features(
     backbone: nn.Module, store: ImageStore, *, layer: str | None = None, **options: Any
 ) -> np.ndarray:
-    """Encode all images of a store once: :func:`frozen_layers` for a single layer.
+    """Encode images once: :func:`frozen_layers` for a single layer.
 
     Args:
         backbone: Network, on the device to use.
-        store: Decoded images, N of them.
+        store: Decoded images.
         layer: Name for :func:`tap_layers`; None takes the network's own features.
-        **options: Keyword arguments of :func:`frozen_layers` (``pooling``, ``crop``,
-            ``cache_dir``, ``batch_size``, ``mean``, ``std``, ``dtype``, ``progress``).
+        **options: Keyword arguments of :func:`frozen_layers` (``pooling``, ``cache_dir``, ``rows``,
+            ``crop``, ``batch_size``, ``mean``, ``std``, ``dtype``, ``progress``).
 
     Returns:
         Float32 array of shape (N, D).
@@ -292,19 +303,19 @@ def frozen_features(
 
 def feature_recipe(
     backbone: nn.Module,
-    stores: Sequence[ImageStore],
-    pooling: str,
+    store: ImageStore,
+    rows: Sequence[int] | np.ndarray | None,
     crop: Crop | None,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Collect everything that features depend on but the layer: the key of a cache entry."""
+    """Collect what features depend on but for layer and pooling: the key of a cache entry."""
     return {
         "weights": weights_hash(backbone),
         "network": repr(backbone),
-        "pixels": [store.key for store in stores],
-        "pooling": pooling,
+        "pixels": store.key,
+        "rows": None if rows is None else [int(row) for row in rows],
         "crop": crop and asdict(crop),
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
@@ -312,12 +323,10 @@ def feature_recipe(
     }
 
 
-def cache_path(
-    cache_dir: str | Path, recipe: dict[str, Any], layer: str | None, kind: str = ""
-) -> Path:
-    """Name the file of one cache entry: the layer for people, a hash of the recipe for us."""
+def cache_path(cache_dir: str | Path, recipe: dict[str, Any], layer: str | None, kind: str) -> Path:
+    """Name the file of one cache entry: kind and layer for people, a hash of all of it for us."""
     text = json.dumps({**recipe, "layer": layer, "kind": kind}, sort_keys=True)
-    label = kind + (layer or "features").replace(":", "-")
+    label = f"{kind}-{layer or 'features'}".replace(":", "-")
     return Path(cache_dir) / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
 
 

@@ -23,6 +23,7 @@ from iqa_utils.features import (
     cache_path,
     feature_recipe,
     iterate_layers,
+    pool_activation,
     save_array,
 )
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
@@ -82,10 +83,11 @@ def squared_distances(gram: ArrayLike) -> np.ndarray:
 
 def layer_grams(
     backbone: nn.Module,
-    stores: ImageStore | Sequence[ImageStore],
+    store: ImageStore,
     layers: Sequence[str],
     *,
     cache_dir: str | Path,
+    also_pooled: str | None = None,
     crop: Crop | None = None,
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -101,9 +103,12 @@ def layer_grams(
 
     Args:
         backbone: Network, on the device to use.
-        stores: Decoded images; the rows of several stores follow each other.
+        store: Decoded images, N of them.
         layers: Names for :func:`iqa_utils.features.tap_layers`.
         cache_dir: Folder of the cache.
+        also_pooled: A pooling whose (small) features of the same pass are cached as well, for
+            :func:`iqa_utils.features.frozen_layers` to find; layers that give plain vectors are
+            cached under ``"flatten"``.
         crop: Crop to take, or None for whole images.
         batch_size: Images a batch.
         mean: Normalisation, RGB in [0, 1].
@@ -112,36 +117,38 @@ def layer_grams(
         progress: Show a bar.
 
     Returns:
-        Layer to inner products, shape (N, N), float64, N over all stores.
+        Layer to inner products, shape (N, N), float64.
 
     Raises:
         OSError: If the disk cannot hold the activations; says how much is needed.
         ValueError: If a layer is unknown or a feature is not finite.
     """
-    stores = list(stores) if isinstance(stores, Sequence) else [stores]
-    recipe = feature_recipe(backbone, stores, "flatten", crop, mean, std, dtype)
-    paths = {layer: cache_path(cache_dir, recipe, layer, "gram-") for layer in layers}
+    recipe = feature_recipe(backbone, store, None, crop, mean, std, dtype)
+    paths = {layer: cache_path(cache_dir, recipe, layer, "gram") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
     if missing:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        n_images = sum(len(store) for store in stores)
         device = next(backbone.parameters()).device
-        options = {"pooling": "flatten", "crop": crop, "batch_size": batch_size}
-        options |= {"mean": mean, "std": std, "dtype": dtype, "progress": progress}
+        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
+        options |= {"dtype": dtype, "progress": progress}
+        pooled: dict[tuple[str, str], list[np.ndarray]] = {}
         with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
             spools: dict[str, _Spool] = {}
-            done = 0
-            for store in stores:
-                for rows, batch in iterate_layers(backbone, store, missing, **options):
-                    if not spools:
-                        spools = _make_spools(Path(folder), n_images, batch)
-                    for layer, features in batch.items():
-                        start = done + rows.start
-                        spools[layer].write(start, features.cpu().numpy())
-                done += len(store)
+            for part, batch in iterate_layers(backbone, store, missing, **options):
+                if not spools:
+                    spools = _make_spools(Path(folder), len(store), batch)
+                for layer, activation in batch.items():
+                    flat = pool_activation(activation, "flatten").cpu().numpy()
+                    spools[layer].write(part.start, flat)
+                    if also_pooled:
+                        kind = also_pooled if activation.ndim > 2 else "flatten"
+                        values = pool_activation(activation, kind).cpu().numpy()
+                        pooled.setdefault((layer, kind), []).append(values)
             for layer, spool in spools.items():
                 save_array(paths[layer], pack(gram_from_panels(spool.panels(), device=device)))
                 spool.delete()
+        for (layer, kind), parts in pooled.items():
+            save_array(cache_path(cache_dir, recipe, layer, kind), np.concatenate(parts))
     return {layer: unpack(np.load(path)) for layer, path in paths.items()}
 
 
@@ -204,7 +211,7 @@ class _Spool:
 
 
 def _make_spools(folder: Path, n_images: int, batch: dict[str, torch.Tensor]) -> dict[str, _Spool]:
-    sizes = {layer: features.shape[1] for layer, features in batch.items()}
+    sizes = {layer: activation[0].numel() for layer, activation in batch.items()}
     needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(

@@ -171,6 +171,32 @@ def test_batches_cover_every_row_once(folder, tmp_path):
     assert [(rows.start, rows.stop) for rows, _ in batches] == [(0, 3), (3, 6), (6, 7)]
 
 
+def test_the_consumer_of_a_pass_is_not_put_into_inference_mode(folder, tmp_path):
+    store = made_store(folder, tmp_path)
+    for _ in iterate_layers(made_network(), store, ["4"], batch_size=3, **PLAIN):
+        assert not torch.is_inference_mode_enabled()
+    assert not store.batch([0, 1]).is_inference()
+
+
+def test_chosen_rows_are_encoded_in_their_order(folder, tmp_path):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"layer": "4", "cache_dir": tmp_path / "cache", **PLAIN}
+    everything = frozen_features(network, store, **options)
+    some = frozen_features(network, store, rows=[5, 0, 2], **options)
+    np.testing.assert_allclose(some, everything[[5, 0, 2]], atol=1e-6)
+
+
+def test_pooled_features_come_from_the_pass_of_the_gram_matrices(folder, tmp_path, monkeypatch):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"cache_dir": tmp_path / "cache", **PLAIN}
+    layer_grams(network, store, ["4", "7"], also_pooled="mean_std", **options)
+    fresh = frozen_features(network, store, layer="4", cache_dir=None, **PLAIN)
+    monkeypatch.setattr(features_module, "iterate_layers", None)  # calling it would fail
+    np.testing.assert_array_equal(frozen_features(network, store, layer="4", **options), fresh)
+    vectors = frozen_features(network, store, layer="7", pooling="flatten", **options)
+    assert vectors.shape == (7, 5)
+
+
 def test_gram_in_panels_equals_the_gram_of_everything():
     x = np.random.default_rng(0).normal(3, 1, size=(9, 50))
     panels = [x[:, :20], x[:, 20:40], x[:, 40:]]
@@ -199,19 +225,19 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
     network, store = made_network(), made_store(folder, tmp_path)
     cache = tmp_path / "cache"
     options = {"cache_dir": cache, "batch_size": 3, **PLAIN}
-    grams = layer_grams(network, [store, store], ["0", "4"], **options)
+    grams = layer_grams(network, store, ["0", "4"], **options)
     for layer in ("0", "4"):
         x = frozen_features(network, store, layer=layer, pooling="flatten", **options)
-        x = np.vstack([x, x]).astype(np.float64)
+        x = x.astype(np.float64)
         x -= x.mean(0)
         scale = np.abs(np.diagonal(grams[layer])).mean()
         np.testing.assert_allclose(grams[layer], x @ x.T, atol=1e-6 * scale)
     grams_on_disk = sorted(cache.glob("gram-*"))
     assert len(grams_on_disk) == 2
     assert not list(cache.glob(".spool*"))
-    again = layer_grams(network, [store, store], ["0", "4"], **options)
+    again = layer_grams(network, store, ["0", "4"], **options)
     np.testing.assert_array_equal(again["0"], grams["0"])
-    stated = disk_use(14, [1])["grams"]
+    stated = disk_use(7, [1])["grams"]
     assert grams_on_disk[0].stat().st_size == pytest.approx(stated, abs=200)  # .npy header
 
 
