@@ -110,6 +110,36 @@ def demo(
         raise typer.Exit(1)
 
 
+@data_app.command(name="download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
+    root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
+) -> None:
+    """Fetch an openly served data set, or say what you must do to get it."""
+    from iqa_utils.downloads import download
+
+    if not download(name, root):
+        raise typer.Exit(1)
+
+
+@data_app.command(name="cut")
+def data_cut(
+    name: Annotated[str, typer.Argument(help="biq2021")],
+    root: Annotated[Path, typer.Argument(help="Folder of the full data set.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the small set; mini/NAME beside ROOT.")
+    ] = None,
+) -> None:
+    """Cut out the 2,000 images that our real results are shown on."""
+    from iqa_utils.cuts import cut_biq2021
+
+    if name != "biq2021":
+        raise ValueError(f"only biq2021 has a small set, found {name!r}")
+    out = out or root.resolve().parent / "mini" / name
+    counts = cut_biq2021(root, out)
+    print(", ".join(f"{count} {part}" for part, count in counts.items()), "images:", out)
+
+
 @app.command(name="report")
 def write_report(
     readme: Annotated[bool, typer.Option(help="Update the README's result tables.")] = False,
