@@ -136,6 +136,8 @@ def run_notebook(
     if _finish_time(folder) == finished_before:
         raise RuntimeError(f"{stem}: ran to its end but wrote no {folder.name}/metrics.json")
     executed.replace(folder / f"{stem}.ipynb")
+    if not any(executed.parent.iterdir()):
+        executed.parent.rmdir()
     if publish_results:
         publish(folder)
     return folder

@@ -116,11 +116,11 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
         FileNotFoundError: If a run has not finished; names them all.
     """
     mine = [job for job in jobs if job.stem == stem]
-    files = {job: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
-    missing = [job.run_name for job, file in files.items() if not file.is_file()]
+    files = [run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine]
+    missing = [job.run_name for job, file in zip(mine, files, strict=True) if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
-    rows = pd.concat([_read(job, file) for job, file in files.items()], ignore_index=True)
+    rows = pd.concat(map(_read, mine, files), ignore_index=True)
     summary = _summarise(rows)
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iqa_utils import batch, grids, runs
+from iqa_utils.runs import RESULT_COLUMNS
+
+CELL = dict.fromkeys(RESULT_COLUMNS) | {
+    "paper": "p", "table": "T", "dataset": "d", "metric": "SRCC", "n": 50, "n_runs": 1,
+    "variant": "", "data": "biq2021",
+}  # fmt: skip
+SCORES = {0: {"a": 0.50, "b": 0.60}, 1: {"a": 0.54, "b": 0.66}, 2: {"a": 0.52, "b": 0.72}}
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    return tmp_path
+
+
+def grid_file(tmp_path, text):
+    path = tmp_path / "demo.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_grid_is_every_combination_in_order(tmp_path):
+    path = grid_file(
+        tmp_path,
+        "07_scoreboard:\n  grid: {SEED: [0, 1], PROFILE: [demo, paper]}\n  gpus: 0\n",
+    )
+    jobs = grids.read_grid(path)
+    assert [job.run_name for job in jobs] == [
+        "grid.SEED-0.PROFILE-demo", "grid.SEED-0.PROFILE-paper",
+        "grid.SEED-1.PROFILE-demo", "grid.SEED-1.PROFILE-paper",
+    ]  # fmt: skip
+    assert jobs[3].parameters == {"SEED": 1, "PROFILE": "paper"}
+    assert {job.gpus for job in jobs} == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("07_scoreboard:\n  grid: {SEEDS: [0]}\n", "SEEDS is not one of"),
+        ("07_scoreboard:\n  grid: {SEED: ['0']}\n", "SEED must be int, got '0'"),
+        ("70_none:\n  grid: {SEED: [0]}\n", "no notebook '70_none'"),
+        ("07_scoreboard:\n  grid: {SEED: [0]}\n  gpu: 1\n", r"unknown \['gpu'\]"),
+        ("07_scoreboard:\n  grid: {SEED: [0]}\n  after: [02_x]\n", "which the grid does not run"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_named_before_anything_runs(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        grids.read_grid(grid_file(tmp_path, text))
+
+
+def test_an_unknown_grid_names_those_there_are(tmp_path):
+    grid_file(tmp_path, "")
+    with pytest.raises(FileNotFoundError, match=r"no grid big\.yaml; there are demo"):
+        grids.read_grid(tmp_path / "big.yaml")
+
+
+def test_every_grid_of_the_repository_fits_its_notebooks():
+    for path in grids.grid_path("demo").parent.glob("*.yaml"):
+        jobs = grids.read_grid(path)
+        assert len({(job.stem, job.run_name) for job in jobs}) == len(jobs)
+        for job in jobs:
+            values = batch.read_profile(job.stem, path.stem) | dict(job.parameters)
+            batch.check_parameters(batch.find_notebook(job.stem), values)
+
+
+def finish(repo, job, methods):
+    folder = runs.run_dir(job.stem, "test", job.run_name)
+    folder.mkdir(parents=True)
+    results = [CELL | {"method": m, "value": v} for m, v in methods.items()]
+    (folder / "metrics.json").write_text(json.dumps({"results": results}))
+
+
+def seeds(*, backbones=("x",)):
+    found = []
+    for backbone in backbones:
+        for seed in SCORES:
+            values = {"SEED": seed, "BACKBONE": backbone}
+            found.append(grids.Job("02_x", grids.run_name(values), values))
+    return found
+
+
+def test_repeats_become_a_mean_with_its_interval(repo):
+    jobs = seeds()
+    for job in jobs:
+        finish(repo, job, SCORES[job.parameters["SEED"]])
+    folder = grids.aggregate("02_x", "test", jobs)
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert [r["method"] for r in results] == ["a", "b"]
+    a = results[0]
+    assert a["value"] == pytest.approx(0.52)
+    assert a["n_runs"] == 3
+    half = 4.302652729911275 * 0.02 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
+    assert (a["ci_low"], a["ci_high"]) == pytest.approx((0.52 - half, 0.52 + half))
+    assert a["variant"] == "BACKBONE=x"
+    table = pd.read_csv(folder / "aggregate.csv")
+    assert table["sd"].tolist() == pytest.approx([0.02, 0.06])
+    assert table["median"].tolist() == pytest.approx([0.52, 0.66])
+    tests = pd.read_csv(folder / "tests.csv")
+    assert tests["difference"].item() == pytest.approx(-0.14)
+    assert tests["p"].item() == pytest.approx(0.25)  # three pairs of one sign: 2 / 2^3
+
+
+def test_only_repeats_are_put_together(repo):
+    jobs = seeds(backbones=("x", "y"))
+    for job in jobs:
+        finish(repo, job, {"a": SCORES[job.parameters["SEED"]]["a"]})
+    folder = grids.aggregate("02_x", "test", jobs)
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert [(r["variant"], r["n_runs"]) for r in results] == [("BACKBONE=x", 3), ("BACKBONE=y", 3)]
+
+
+def test_a_single_run_has_no_interval(repo):
+    jobs = seeds()[:1]
+    finish(repo, jobs[0], {"a": 0.5})
+    folder = grids.aggregate("02_x", "test", jobs)
+    result = json.loads((folder / "metrics.json").read_text())["results"][0]
+    assert result["ci_low"] is None
+    assert result["n_runs"] == 1
+
+
+def test_unfinished_runs_are_named(repo):
+    jobs = seeds()
+    finish(repo, jobs[1], {"a": 0.5})
+    with pytest.raises(FileNotFoundError, match=r"SEED-0\.BACKBONE-x, grid\.SEED-2\.BACKBONE-x"):
+        grids.aggregate("02_x", "test", jobs)
