@@ -246,16 +246,16 @@ def _checked_scores(
 def _paths_on_disk(names: pd.Series, root: Path, folders: tuple[str, ...]) -> list[str]:
     """Return each image's path below root, spelt as on disk where the folder is there."""
     for folder in folders:
-        wanted = [str(PurePosixPath(folder) / name) for name in names]
+        wanted = [f"{folder}/{name}" if folder else name for name in names]
         spelt = defaultdict(list)
-        for parent in {str(PurePosixPath(path).parent) for path in wanted}:
+        for parent in {path.rpartition("/")[0] for path in wanted}:
             if (root / parent).is_dir():
                 for entry in os.scandir(root / parent):
-                    path = str(PurePosixPath(parent) / entry.name)
+                    path = f"{parent}/{entry.name}" if parent else entry.name
                     spelt[path.casefold()].append(path)
         if any(path.casefold() in spelt for path in wanted):
             return [_spelling(path, spelt.get(path.casefold(), []), root) for path in wanted]
-    return [str(PurePosixPath(folders[0]) / name) for name in names]
+    return [f"{folders[0]}/{name}" if folders[0] else name for name in names]
 
 
 def _spelling(path: str, there: list[str], root: Path) -> str:

@@ -99,10 +99,14 @@ def _is_current(folder: Path) -> bool:
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Put a finished folder in its place; an older one goes, a simultaneous one is kept."""
+    """Put a finished folder in its place; one that another process made meanwhile is kept."""
     new.chmod(0o755)
     if old.exists():
         doomed = old.with_name(f".{old.name}-{os.getpid()}-old")
         os.replace(old, doomed)
         shutil.rmtree(doomed)
-    os.replace(new, old)
+    try:
+        os.replace(new, old)
+    except OSError:
+        if not _is_current(old):
+            raise

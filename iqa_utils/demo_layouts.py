@@ -4,8 +4,11 @@ Each writes one set into an empty folder and returns the scene of every image it
 votes, means, deviations and z-scores follow from the raters' answers and from nothing else.
 """
 
+import io
+import re
 import struct
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 import pandas as pd
@@ -125,11 +128,11 @@ def make_live(root: Path, scale: float, seed: int) -> dict[str, str]:
         (root / folder / "info.txt").write_text("\n".join(info) + "\n")
     dmos_new, dmos_std, orgs = np.array(rows).T[:, None]  # (1, N) each
     realigned = {"dmos_new": dmos_new, "dmos_std": dmos_std, "orgs": orgs}
-    scipy.io.savemat(root / "dmos_realigned.mat", realigned)
+    _write_matlab(root / "dmos_realigned.mat", realigned)
     legacy = 100 / (1 + np.exp((50 - dmos_new) / 24)) * (1 - orgs)
-    scipy.io.savemat(root / "dmos.mat", {"dmos": legacy, "orgs": orgs})
+    _write_matlab(root / "dmos.mat", {"dmos": legacy, "orgs": orgs})
     cells = np.array([[f"{scene}.bmp" for scene in references.values()]], dtype=object)
-    scipy.io.savemat(root / "refnames_all.mat", {"refnames_all": cells})
+    _write_matlab(root / "refnames_all.mat", {"refnames_all": cells})
     return references
 
 
@@ -165,7 +168,7 @@ def make_csiq(root: Path, scale: float, seed: int) -> dict[str, str]:
     for r, row in enumerate(rows, start=4):
         for c, value in enumerate(row, start=4):
             sheet.cell(r, c, value)
-    book.save(root / "csiq.DMOS.xlsx")
+    _write_book(root / "csiq.DMOS.xlsx", book)
     return references
 
 
@@ -252,7 +255,7 @@ def make_livec(root: Path, scale: float, seed: int) -> dict[str, str]:
     }
     for part, values in columns.items():
         path = root / "Data" / f"All{part}_release.mat"
-        scipy.io.savemat(path, {f"All{part}_release": values})
+        _write_matlab(path, {f"All{part}_release": values})
     return {n: p.reference for n, p in zip(names, pictures, strict=True)}
 
 
@@ -288,3 +291,22 @@ def _write_bid_sheet(path: Path, rows: list[list[float]]) -> None:
             records.append(struct.pack("<HHHH3xd", 0x0003, 15, row, column, value))
     records.append(struct.pack("<HH", 0x000A, 0))  # end
     path.write_bytes(b"".join(records))
+
+
+def _write_matlab(path: Path, variables: dict[str, np.ndarray]) -> None:
+    """Write a MATLAB file without the time of writing in its header."""
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, variables)
+    path.write_bytes(b"MATLAB 5.0 MAT-file, made data".ljust(116) + stream.getvalue()[116:])
+
+
+def _write_book(path: Path, book: Workbook) -> None:
+    """Write a workbook without the time of writing in it."""
+    stream = io.BytesIO()
+    book.save(stream)
+    with ZipFile(stream) as packed, ZipFile(path, "w", ZIP_DEFLATED) as fixed:
+        for name in packed.namelist():
+            part = packed.read(name)
+            if name == "docProps/core.xml":
+                part = re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+", b"2000-01-01T00:00:00", part)
+            fixed.writestr(ZipInfo(name), part, ZIP_DEFLATED)

@@ -76,18 +76,22 @@ def synthetic(
         for j, kind in enumerate(types):
             for level in sorted((i + j + 2 * step) % 5 + 1 for step in range(per_pair)):
                 pixels = distort(clean, kind, level, generator(seed, name, i, j, level))
-                quality = float(np.exp(-_difference(clean, pixels)))
+                quality = float(np.exp(-difference(clean, pixels)))
                 yield Picture(reference, kind, level, pixels, quality)
+
+
+def range_qualities(n: int) -> np.ndarray:
+    """Spread n qualities over [0, 1] so that KonIQ-10k's ranges hold their share; (N,), rising."""
+    counts = np.array(list(KONIQ_RANGES.values()))
+    edges = np.concatenate([[0], np.cumsum(counts) / counts.sum()])
+    return np.interp((np.arange(n) + 0.5) / n, edges, [0.02, 0.2, 0.4, 0.6, 0.8, 0.97])
 
 
 def authentic(
     name: str, n: int, size: tuple[int, int], scale: float, seed: int
 ) -> Iterator[Picture]:
     """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly."""
-    counts = np.array(list(KONIQ_RANGES.values()))
-    edges = np.concatenate([[0], np.cumsum(counts) / counts.sum()])
-    share = (np.arange(n) + 0.5) / n
-    qualities = np.interp(share, edges, [0.02, 0.2, 0.4, 0.6, 0.8, 0.97])
+    qualities = range_qualities(n)
     order = generator(seed, name).permutation(n)
     for i in range(n):
         rng = generator(seed, name, i)
@@ -112,7 +116,7 @@ def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.
     return f"leaves-{name}-{i:05d}", dead_leaves(size, rng)
 
 
-def _difference(clean: np.ndarray, other: np.ndarray) -> float:
+def difference(clean: np.ndarray, other: np.ndarray) -> float:
     """Measure how much two pictures differ to the eye, 0 for none.
 
     The deviation of the similarity of gradient magnitudes (edges), and the mean difference of
