@@ -65,8 +65,8 @@ class Fit:
             raise ValueError(
                 f"size: fit {self.kind!r} takes {wanted} positive integers, found {self.size!r}"
             )
-        if wanted == 2:
-            object.__setattr__(self, "size", tuple(numbers))
+        if wanted:  # Python's own integers, whatever came in
+            object.__setattr__(self, "size", tuple(numbers) if wanted == 2 else numbers[0])
 
     @property
     def uniform(self) -> bool:
@@ -103,6 +103,36 @@ class Fit:
         return np.ascontiguousarray(np.asarray(image)[top : top + height, left : left + width])
 
 
+def finished_folder(
+    root: Path, names: Sequence[str], store_dir: Path, fit: Fit, *, progress: bool
+) -> Path:
+    """Return the folder of this store, filled by this process or by whoever came first.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Files, N different names.
+        store_dir: Folder of all stores.
+        fit: What is done to each image.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        The folder, named by the key.
+
+    Raises:
+        BadImageError: If not one image can be read.
+        FileNotFoundError: If files are missing; names them.
+        OSError: If the disk cannot hold the pixels.
+        ValueError: If there is no name, or one is there twice.
+    """
+    folder = store_dir / store_key(names, hash_files(root, names, store_dir), fit)
+    with lock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            fill_folder(partial, root, names, fit, progress=progress)
+            partial.rename(folder)
+    return folder
+
+
 def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
     """Hash the bytes of every file; only files whose time or length changed are read again.
 
@@ -118,7 +148,9 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
         FileNotFoundError: If files are missing; names them.
         ValueError: If there is no name, or one is there twice.
     """
-    if len(set(names)) < max(1, len(names)):
+    if not names:
+        raise ValueError("expected image names, found none")
+    if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"expected different image names, found more than once: {listed(twice)}")
     _refuse_missing(root, names)

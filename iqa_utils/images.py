@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from iqa_utils.decode_once import Fit, checksum, fill_folder, hash_files, listed, lock, store_key
+from iqa_utils.decode_once import Fit, checksum, finished_folder, listed
 from iqa_utils.decoding import BadImageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,16 +64,18 @@ class ImageStore:
         kept = np.flatnonzero(index["sums"])
         self.names: list[str] = [index["names"][row] for row in kept]
         self.sizes = np.asarray(index["sizes"], dtype=np.int64).reshape(-1, 2)[kept]
-        self.uniform = bool(len(kept)) and bool((self.sizes == self.sizes[0]).all())
+        self.uniform = bool((self.sizes == self.sizes[0]).all())
         self._starts = np.asarray(index["starts"], dtype=np.int64)[kept]
         self._sums = np.asarray(index["sums"], dtype=np.int64)[kept]
         # copy-on-write: torch gets writable memory, the file never changes
         self._bytes = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c"))
         self._resident: dict[torch.device, Tensor] = {}
         self._buffers: dict[torch.device, Tensor] = {}
-        if self.uniform:
-            length = int(self.sizes[0].prod()) * 3
-            self._slots = self._bytes.view(-1, length)  # (S, H * W * 3), dropped ones are empty
+        self._slots = None
+        length = int(self.sizes[0].prod()) * 3
+        if self.uniform and not (self._starts % length).any():
+            n_slots = len(self._bytes) // length  # more than N where images were dropped
+            self._slots = self._bytes[: n_slots * length].view(n_slots, length)
             self._rows = torch.from_numpy(self._starts // length)  # (N,)
 
     def __len__(self) -> int:
@@ -118,12 +120,14 @@ class ImageStore:
                 f"expected images of one size, found {len(np.unique(self.sizes, axis=0))} sizes; "
                 "use crops() or image()"
             )
+        height, width = self.sizes[0].tolist()
+        if self._slots is None:  # an image of another size left a gap
+            return self.crops(indices, (height, width), device=device)
         device = torch.device(device)
         source = self._resident.get(device, self._slots)
-        rows = self._rows[torch.as_tensor(indices, dtype=torch.int64)].to(source.device)  # (B,)
+        rows = self._rows[torch.from_numpy(_row_numbers(indices))].to(source.device)  # (B,)
         buffer = self._buffer((len(rows), source.shape[1]), source.device, device)
         torch.index_select(source, 0, rows, out=buffer)
-        height, width = self.sizes[0].tolist()
         return buffer.to(device).view(-1, height, width, 3).permute(0, 3, 1, 2)
 
     def crops(
@@ -148,7 +152,7 @@ class ImageStore:
         Raises:
             ValueError: If an image is smaller than the crop.
         """
-        indices, (height, width) = np.asarray(indices), size
+        indices, (height, width) = _row_numbers(indices), size
         room = self.sizes[indices] - (height, width)  # (B, 2)
         if (room < 0).any():
             small = indices[(room < 0).any(axis=1)][0]
@@ -173,7 +177,12 @@ class ImageStore:
 
         Args:
             device: A device with N * H * W * 3 bytes to spare.
+
+        Raises:
+            ValueError: If the images differ in size.
         """
+        if self._slots is None:
+            raise ValueError("expected images of one size without gaps, found another layout")
         self._resident[torch.device(device)] = self._slots.to(device)
 
     def verify(self) -> None:
@@ -241,13 +250,7 @@ def build_store(
     root, names, treatment = Path(root), [str(name) for name in names], Fit(size, fit, resampler)
     if on_bad_image not in ("raise", "drop"):
         raise ValueError(f"on_bad_image: expected 'raise' or 'drop', found {on_bad_image!r}")
-    digests = hash_files(root, names, Path(store_dir))
-    folder = Path(store_dir) / store_key(names, digests, treatment)
-    with lock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            fill_folder(partial, root, names, treatment, progress=progress)
-            partial.rename(folder)
+    folder = finished_folder(root, names, Path(store_dir), treatment, progress=progress)
     store = ImageStore(folder)
     if len(store.dropped):
         lines = [f"{image} ({reason})" for image, reason in store.dropped.itertuples(index=False)]
@@ -296,7 +299,7 @@ def augment(
     """Vary a batch on its device, every image by its own draw.
 
     The default is the horizontal flip, which leaves quality as it was; the rest changes quality
-    and is there because method 3 of the cross-sampling paper used it.
+    and is there because the cross-sampling paper used it with training method 3.
 
     Args:
         batch: uint8, shape (B, 3, H, W).
@@ -313,8 +316,8 @@ def augment(
         ValueError: If the batch is not bytes, or a strength is negative or out of range.
 
     References:
-        Lehmann et al., 2023, section 2.2.3 (rotations, noise, contrast). The strengths are not
-        stated there.
+        Lehmann, Rokita, 2023, training method 3: rotations, flips, minor contrast modifications
+        and noise; how strong they were is not stated.
     """
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: augment before to_float")
@@ -343,6 +346,13 @@ def augment(
         out = out + noise * torch.randn(out.shape, generator=local, device=device)
     result = out.round_().clamp_(0, 255).to(torch.uint8)
     return result.contiguous(memory_format=torch.channels_last)
+
+
+def _row_numbers(indices: Sequence[int] | Tensor) -> np.ndarray:
+    rows = np.asarray(indices)
+    if rows.dtype.kind == "b" or (rows.size and rows.dtype.kind not in "iu"):
+        raise ValueError(f"expected row numbers, found {rows.dtype}; use np.flatnonzero of a mask")
+    return rows.astype(np.int64)  # a copy: pandas hands out read-only arrays
 
 
 def _rotated(images: Tensor, angles: Tensor) -> Tensor:
