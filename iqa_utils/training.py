@@ -155,13 +155,9 @@ def fit(
     state = TrainingState(model, optimizer, scheduler, scaler)
     path = None
     if checkpoint_dir is not None:
-        arguments = {
-            "epochs": epochs,
-            "seed": seed,
-            "select": [select, mode],
-            "precision": precision,
-        }
-        key = config_key({"config": dict(config), **arguments, **state.describe(schedule_each)})
+        arguments = {"epochs": epochs, "seed": seed, "precision": precision}
+        arguments |= {"select": [select, mode], "schedule_each": schedule_each}
+        key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
         if resume and path.is_file():
             state.load(load_checkpoint(path), epochs)
