@@ -104,6 +104,7 @@ def fit_gaussian_process(
     *,
     noise_sd: float | None = None,
     start: tuple[float, float] | None = None,
+    tolerance: float = 1e-12,
     device: str | torch.device = "cpu",
 ) -> GaussianProcess:
     """Fit length, signal and noise by maximum marginal likelihood with its exact gradient.
@@ -118,6 +119,7 @@ def fit_gaussian_process(
         mos: Scores, shape (N,), any scale.
         noise_sd: Hold the noise at this value, in units of the scores; None finds it.
         start: First length and noise ratio; by default the median distance and 0.1.
+        tolerance: Relative change of the likelihood at which the search ends.
         device: Where the matrices live.
 
     Returns:
@@ -146,10 +148,11 @@ def fit_gaussian_process(
         return -value / len(mos), -gradient / len(mos)
 
     length, ratio = start or (typical, 0.1)
+    ratio = float(np.clip(ratio, *_RATIO_BOUNDS))
     found = minimize(
         negative, np.log([length, ratio]), jac=True, method="L-BFGS-B",
         bounds=[tuple(np.log(typical) + np.log([1e-3, 1e4])), tuple(np.log(_RATIO_BOUNDS))],
-        options={"ftol": 1e-13, "gtol": 1e-8},
+        options={"ftol": tolerance, "gtol": min(1e-6, 1e3 * tolerance)},
     )  # fmt: skip
     best = _Likelihood(distances, centred, *np.exp(found.x), noise_sd)
     return GaussianProcess(
@@ -256,11 +259,15 @@ def search_noise(
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     spread = float(mos.std())
     distances = _distances(distances, columns=len(mos), device=device, square=True)
-    options = {"device": device}
+    free = fit_gaussian_process(distances, mos, tolerance=1e-7, device=device)
+
+    def fit(noise_sd: float, tolerance: float) -> GaussianProcess:
+        start = (free.length, (noise_sd / free.signal_sd) ** 2)
+        options = {"start": start, "tolerance": tolerance, "device": device}
+        return fit_gaussian_process(distances, mos, noise_sd=noise_sd, **options)
 
     def objective(trial: optuna.Trial) -> float:
-        noise_sd = trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True)
-        process = fit_gaussian_process(distances, mos, noise_sd=noise_sd, **options)
+        process = fit(trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True), 1e-6)
         return math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -274,8 +281,7 @@ def search_noise(
         }
     )
     trials["best"] = trials["loss"].cummin()
-    best = study.best_params["noise_sd"]
-    return NoiseSearch(trials, fit_gaussian_process(distances, mos, noise_sd=best, **options))
+    return NoiseSearch(trials, fit(study.best_params["noise_sd"], 1e-12))
 
 
 def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.ndarray:
