@@ -210,3 +210,28 @@ DATASETS: dict[str, DatasetInfo] = {
         terms="one's own",
     ),
 }
+
+
+def describe(name: str) -> str:
+    """Describe a data set in a few lines: what it is, its files, home and terms.
+
+    Args:
+        name: One of :data:`DATASETS`.
+
+    Returns:
+        Five lines; one more where the layout could not be verified.
+    """
+    info = DATASETS[name]
+    size = f"{info.n_images:,} images" if info.n_images else "any number of images"
+    span = "MOS {:g} to {:g}".format(*info.scale) if info.scale else "MOS on the scale of the file"
+    extra = ", ".join(info.optional)
+    lines = [
+        f"{name}: {info.title}, {info.kind}, {size}, {span}",
+        f"  files   {', '.join(info.files)}{f' ({extra} if there)' if extra else ''}",
+        f"  images  {info.folders[0] or 'beside them'}",
+        f"  home    {info.home}",
+        f"  terms   {info.terms}",
+    ]
+    if not info.verified:
+        lines.append("  note    no official layout could be seen: a CSV with image,mos is read")
+    return "\n".join(lines)

@@ -110,6 +110,28 @@ def demo(
         raise typer.Exit(1)
 
 
+@data_app.command(name="list")
+def data_list() -> None:
+    """Show what each data set is, its terms and where it comes from."""
+    from iqa_utils.catalogue import DATASETS, describe
+
+    print("\n\n".join(describe(name) for name in DATASETS))
+
+
+@data_app.command(name="check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
+    root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
+) -> None:
+    """Say whether a folder holds a data set whole; exit code 1 if not."""
+    from iqa_utils.datasets import check_dataset, report_lines
+
+    report = check_dataset(name, root)
+    print("\n".join(report_lines(name, report)))
+    if not report["whole"]:
+        raise typer.Exit(1)
+
+
 @data_app.command(name="download")
 def data_download(
     name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],

@@ -123,7 +123,11 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
     files, root = _locate(name, Path(root))
     hashes = {path: _sha256(path)[:16] for path in files.values()}
     known = {path: CHECKED.get(path.name, CHECKED.get(f"{name}/{path.name}")) for path in hashes}
-    verdict = {None: "no copy to compare with", True: "as checked", False: "differs from the copy"}
+    verdict = {
+        None: "no copy to compare with",
+        True: "as checked",
+        False: "differs from the checked copy",
+    }
     same = {path: None if known[path] is None else known[path] == hashes[path] for path in hashes}
     missing = _missing_images(frame, root)
     low, high = frame.attrs["scale"]
@@ -145,6 +149,25 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
         "files": {p.name: f"{hashes[p]} ({verdict[same[p]]})" for p in hashes},
         "statistics": statistics,
     }
+
+
+def report_lines(name: str, report: dict[str, object]) -> list[str]:
+    """Put a report of :func:`check_dataset` into words, one finding a line.
+
+    Args:
+        name: The set.
+        report: As returned.
+
+    Returns:
+        Lines for a terminal.
+    """
+    official, missing = report["official_rows"], report["images_missing"]
+    lines = [f"{name}: {'whole' if report['whole'] else 'not whole'}"]
+    against = f" of {official} in the official release" if official else ""
+    lines.append(f"  scores: {report['rows']}{against}")
+    shown = f": {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}" if missing else ""
+    lines.append(f"  images missing: {len(missing)}{shown}")
+    return lines + [f"  {key}: {v}" for key, v in (report["files"] | report["statistics"]).items()]
 
 
 def audit(data_root: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

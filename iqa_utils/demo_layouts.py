@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 import scipy.io
 from openpyxl import Workbook
-from scipy import ndimage
 
 from iqa_utils import made_pictures as made
 from iqa_utils.distortions import as_image
+from iqa_utils.indicators import measure
 from iqa_utils.made_pictures import Picture
 from iqa_utils.readers import (
     CSIQ_TYPES,
     KADID_TYPES,
     KONIQ_COUNTS,
+    KONIQ_INDICATORS,
     LIVE_FOLDERS,
     LIVE_TOP,
     TID_TYPES,
@@ -58,7 +59,7 @@ def make_koniq10k(root: Path, scale: float, seed: int) -> dict[str, str]:
         factor = int(rng.integers(71, 101))
         path = root / "1024x768" / name
         _save(picture.pixels, path, quality=factor)
-        indicators.append(_indicators(picture.pixels, path, factor, rng))
+        indicators.append(_indicators(path, factor, rng))
     references = {n: p.reference for n, p in zip(table["image_name"], pictures, strict=True)}
     by_name = table.sort_values("image_name")
     by_name.to_csv(root / "koniq10k_scores_and_distributions.csv", index=False, quoting=2)
@@ -66,7 +67,7 @@ def make_koniq10k(root: Path, scale: float, seed: int) -> dict[str, str]:
     sets[KONIQ_COUNTS] = sets[KONIQ_COUNTS].div(sets["c_total"], axis=0)
     sets.drop(columns="MOS_zscore").to_csv(root / "koniq10k_distributions_sets.csv", index=False)
     by_id = pd.DataFrame(indicators).assign(image_id=ids)  # in the order of the numbers
-    by_id = by_id[["image_id", *(c for c in by_id if c != "image_id")]]
+    by_id = by_id[["image_id", *KONIQ_INDICATORS]]
     by_id.to_csv(root / "koniq10k_indicators.csv", index=False)
     return references
 
@@ -84,24 +85,13 @@ def _official_parts(table: pd.DataFrame, references: dict[str, str]) -> pd.Serie
     return part.fillna(place.map(lambda i: pattern[i % 10]))
 
 
-def _indicators(
-    pixels: np.ndarray, path: Path, factor: int, rng: np.random.Generator
-) -> dict[str, float]:
+def _indicators(path: Path, factor: int, rng: np.random.Generator) -> dict[str, float]:
     """Measure what the official table of indicators holds; the last two are drawn."""
-    luma = pixels @ np.array([0.299, 0.587, 0.114])
-    red_green = pixels[..., 0] - pixels[..., 1]
-    yellow_blue = (pixels[..., 0] + pixels[..., 1]) / 2 - pixels[..., 2]
-    spread = np.hypot(red_green.std(), yellow_blue.std())
-    return {
-        "brightness": luma.mean(),
-        "contrast": luma.std(),
-        "colorfulness": spread + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean()),
-        "sharpness": 100 * np.abs(ndimage.laplace(luma)).mean(),
-        "quality_factor": factor,
-        "bitrate": path.stat().st_size / luma.size,
-        "hxw": int(rng.choice([3145728, 5038848, 10036224, 14732784])),
-        "deep_feature": int(rng.integers(1, 201)),
-    }
+    measured = measure(path)
+    measured["quality_factor"] = factor
+    measured["hxw"] = int(rng.choice([3145728, 5038848, 10036224, 14732784]))  # of the original
+    measured["deep_feature"] = int(rng.integers(1, 201))
+    return measured
 
 
 def make_live(root: Path, scale: float, seed: int) -> dict[str, str]:

@@ -9,8 +9,10 @@ import pytest
 import scipy.io
 from openpyxl import Workbook
 from PIL import Image
+from typer.testing import CliRunner
 
 from iqa_utils import datasets
+from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS, audit, check_dataset, check_images, load_scores
 
 KONIQ_SETS = "koniq10k_distributions_sets.csv"
@@ -418,3 +420,13 @@ def test_a_fingerprint_follows_the_content(small_koniq: Path, tmp_path: Path) ->
     assert load_scores("koniq10k", tmp_path / "k").attrs["fingerprint"] == first
     (tmp_path / "k" / "koniq10k_indicators.csv").unlink()
     assert load_scores("koniq10k", tmp_path / "k").attrs["fingerprint"] != first
+
+
+def test_the_commands_list_and_check(real_data: Path) -> None:
+    listed = CliRunner().invoke(app, ["data", "list"]).output
+    assert all(f"{name}: {info.title}" in listed for name, info in DATASETS.items())
+    assert listed.count("no official layout could be seen") == 2
+    checked = CliRunner().invoke(app, ["data", "check", "bid", str(real_data / "bid")])
+    assert checked.exit_code == 1  # no images
+    assert "scores: 586 of 586 in the official release" in checked.output
+    assert "DatabaseGrades.xls: 0b051f192356b81e (as checked)" in checked.output

@@ -74,7 +74,7 @@ def test_the_koniq_of_the_demo_keeps_every_convention(small: Path) -> None:
     assert frame["mos"].corr(frame["mos_raw"]) > 0.97
     assert not np.allclose(frame["mos"], 25 * (frame["mos_raw"] - 1))
     check_disjoint(frame, official_split(frame))
-    assert frame["bitrate"].between(0.01, 3).all()
+    assert frame["bitrate"].between(0.05, 24).all()  # bits a pixel
     indicators = pd.read_csv(small / "koniq10k" / "koniq10k_indicators.csv")
     assert indicators["image_id"].is_monotonic_increasing  # by number; the scores by name
 
