@@ -1,0 +1,126 @@
+"""The batch workflow on a copy of the repository with one-second notebooks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+BODY = """
+import time
+from pathlib import Path
+from iqa_utils.runs import notebook_parameters, start_run
+parameters = notebook_parameters(globals())
+run = start_run(STEM, parameters, paper="p")
+with open(Path(DATA_ROOT) / "log.txt", "a") as log:
+    log.write(f"{STEM} {SEED}\\n")
+time.sleep(SECONDS)
+if SEED == FAIL:
+    raise ValueError("this seed fails")
+cell = {"table": "T", "method": "m", "dataset": "d", "metric": "SRCC", "data": "demo"}
+run.add_result(**cell, value=SEED)
+run.finish()
+"""
+PARAMETERS = """
+PROFILE: str = "demo"
+DATA_ROOT: str = "."
+PRETRAINED: str | None = None
+RUN_NAME: str = ""
+SEED: int = 0
+SECONDS: float = 0.0
+FAIL: int = -1
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The package and the workflow, with two small notebooks in place of the real ones."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(ROOT / "iqa_utils", folder / "iqa_utils")
+    shutil.copytree(ROOT / "workflow", folder / "workflow")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=lambda *_: ["demo", "weights"])
+    (folder / "notebooks/params").mkdir(parents=True)
+    for stem in ("80_first", "81_second"):
+        notebook = nbformat.v4.new_notebook()
+        notebook.cells = [
+            nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(f'STEM = "{stem}"' + BODY),
+        ]
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "p"}
+        notebook.metadata["kernelspec"]["language"] = "python"
+        nbformat.write(notebook, folder / f"notebooks/{stem}.ipynb")
+    return folder
+
+
+def write_grid(copy, name, *, fail=-1, seconds=0.0, seeds=(0, 1)):
+    (copy / name).mkdir()
+    common = f"      DATA_ROOT: ['{copy / name}']\n      SECONDS: [{seconds}]\n"
+    text = ""
+    for stem, after in (("80_first", ""), ("81_second", "    after: [80_first]\n")):
+        grid = f"      SEED: {list(seeds)}\n      FAIL: [{fail if stem == '80_first' else -1}]\n"
+        text += f"{stem}:\n    gpus: 0\n{after}    grid:\n{grid}{common}"
+    (copy / f"workflow/grids/{name}.yaml").write_text(text.replace("    ", "  "))
+    for stem in ("80_first", "81_second"):
+        (copy / f"notebooks/params/{stem}.{name}.yaml").write_text(f"PROFILE: {name}\n")
+
+
+def snakemake(copy, name, **options):
+    command = [str(SNAKEMAKE), "--snakefile", "workflow/Snakefile"]
+    command += ["--profile", "workflow/profiles/local", "--config", f"profile={name}"]
+    # the copy's own package, in this process and in every kernel
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    return subprocess.Popen(
+        command, cwd=copy, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def finished(copy, name):
+    return sorted(p.parent.name[:9] for p in (copy / "runs" / name).glob("*grid.*/metrics.json"))
+
+
+def _lines(path):
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_a_killed_batch_goes_on_without_losing_or_repeating_work(copy):
+    write_grid(copy, "kill", seconds=1.0)
+    process = snakemake(copy, "kill", start_new_session=True)
+    log = copy / "kill/log.txt"
+    deadline = time.monotonic() + 240
+    while len(_lines(log)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)  # the first job is done and the second has started
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = _lines(log)
+    assert len(before) == 2
+    again = snakemake(copy, "kill")
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert finished(copy, "kill") == ["80_first-", "80_first-", "81_second", "81_second"]
+    assert before[0] not in _lines(log)[1:], "finished work was repeated"
+    assert set(_lines(log)) == {"80_first 0", "80_first 1", "81_second 0", "81_second 1"}
+    grid = copy / "runs/kill/80_first-grid/metrics.json"
+    assert '"n_runs": 2' in grid.read_text()
+    nothing = snakemake(copy, "kill")
+    assert "Nothing to be done" in nothing.communicate(timeout=120)[0]
+
+
+def test_one_failing_job_is_named_and_the_rest_goes_on(copy):
+    write_grid(copy, "fail", fail=0)
+    process = snakemake(copy, "fail")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert finished(copy, "fail") == ["80_first-"]
+    logs = [p for p in (copy / "runs/fail/logs").iterdir() if "SEED-0" in p.name]
+    assert "ValueError: this seed fails" in logs[0].read_text()
+    assert logs[0].name.removesuffix(".log") in output
+    kept = list((copy / "runs/fail/unfinished").glob("80_first-*.ipynb"))
+    assert len(kept) == 1
