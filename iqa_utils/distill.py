@@ -19,11 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from tqdm.auto import tqdm
 
 from iqa_utils.backbones import weights_hash
 from iqa_utils.checkpoints import load_model
+from iqa_utils.images import to_float
+from iqa_utils.scoring import Preprocessing
 from iqa_utils.unlabelled import UnlabelledSet, crop_batches, scan_images
 
 PASS_COLUMNS = ("image", "score", "teacher", "crop", "bytes", "error")
@@ -35,23 +38,26 @@ class Teacher:
 
     Attributes:
         model: Takes normalised RGB (B, 3, H, W), returns (B,); higher is better.
-        size: Height and width that a crop is resized to; None feeds the crop as it is.
+        size: Height and width that a crop is resized to (antialiased, on the device); None feeds
+            the crop as it is.
         mean: Of the normalisation, three channels, for pixels in [0, 1].
         std: As ``mean``.
-        saw: Scores it was trained on, as ``"dataset/split"``.
-        hash: 16 digits of weights and preprocessing, computed here.
+        saw: Scores it was trained on, as ``"dataset/part"``.
+        resampler: ``"bilinear"`` or ``"bicubic"``: that of the teacher's training.
+        hash: 16 digits of weights, architecture and preprocessing, computed here.
     """
 
     model: nn.Module
     size: tuple[int, int] | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
     saw: tuple[str, ...] = ()
+    resampler: str = "bilinear"
     hash: str = field(init=False)
 
     @classmethod
     def load(cls, path: Path) -> Teacher:
-        """Make a teacher of a network saved by any notebook.
+        """Make a teacher of a network that any notebook saved.
 
         Args:
             path: File of :func:`iqa_utils.checkpoints.save_model`.
@@ -61,23 +67,29 @@ class Teacher:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no model of this project, or one that needs more than an image.
+            ValueError: If it is no model of this project, needs more than pixels, or was trained on
+                pixels that a whole crop cannot be turned into.
         """
         model, facts = load_model(path)
-        how = facts["preprocessing"]
-        if "extra_inputs" in how:
-            raise ValueError(f"{path.name} needs {how['extra_inputs']} beside the image")
-        size = how.get("size")
-        size = (size, size) if isinstance(size, int) else size and tuple(size)
-        return cls(model, size, tuple(how["mean"]), tuple(how["std"]), tuple(facts["scores_seen"]))
+        treatment = Preprocessing(facts, path.name)
+        fit = treatment.fit
+        if fit.kind not in ("squash", "native", "center_crop"):
+            raise ValueError(f"{path.name} was trained on fit {fit.kind!r}, expected 'squash'")
+        size = fit.size if fit.kind == "squash" else None
+        saw = facts["scores_seen"]
+        saw = tuple([saw] if isinstance(saw, str) else saw)
+        return cls(model, size, treatment.mean, treatment.std, saw, fit.resampler)
 
     def __post_init__(self) -> None:
-        facts = [weights_hash(self.model), self.size, list(self.mean), list(self.std)]
+        facts = [weights_hash(self.model), getattr(self.model, "architecture", None)]
+        facts += [self.size, list(self.mean), list(self.std), self.resampler]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         object.__setattr__(self, "hash", digest)
 
     @torch.inference_mode()
-    def score(self, crops: Tensor, *, device: str = "cpu", precision: str = "fp32") -> Tensor:
+    def score(
+        self, crops: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
+    ) -> Tensor:
         """Score a batch of 8-bit crops.
 
         Args:
@@ -88,25 +100,26 @@ class Teacher:
         Returns:
             float32 scores on the device, shape (B,).
         """
-        crops = crops.to(device, memory_format=torch.channels_last)
+        crops = crops.to(device)
         if self.size is not None and tuple(crops.shape[-2:]) != tuple(self.size):
-            crops = tv.resize(crops, list(self.size), antialias=True)
-        images = tv.normalize(tv.to_dtype(crops, torch.float32, scale=True), self.mean, self.std)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16"):
+            how = InterpolationMode(self.resampler)
+            crops = tv.resize(crops, list(self.size), interpolation=how, antialias=True)
+        images = to_float(crops, mean=self.mean, std=self.std)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return self.model(images).float().reshape(-1)
 
-    def knows(self, dataset: str, split: str = "test") -> str:
+    def knows(self, dataset: str, part: str = "test") -> str:
         """Say whether a test on some scores is fair: ``"leaky"`` or ``"held-out"``.
 
         Args:
             dataset: Data set of the test.
-            split: Part of it that is tested; ``"all"`` is leaky if any part was seen.
+            part: Part of it that is tested; ``"all"`` is leaky if any part was seen.
 
         Returns:
             ``"leaky"`` where the teacher was trained on scores of that part.
         """
-        seen = {part.split("/")[1] for part in self.saw if part.split("/")[0] == dataset}
-        return "leaky" if seen and (split in seen or "all" in (split, *seen)) else "held-out"
+        seen = {known.rpartition("/")[2] for known in self.saw if known.startswith(f"{dataset}/")}
+        return "leaky" if seen and (part in seen or "all" in (part, *seen)) else "held-out"
 
 
 def teacher_pass(
@@ -118,7 +131,7 @@ def teacher_pass(
     part_size: int = 1024,
     rank: int | None = None,
     world_size: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int | None = None,
     on_bad_image: str = "raise",

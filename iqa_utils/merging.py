@@ -8,15 +8,54 @@ import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-# Eq. (1) of the paper; the weights sum to 1
-SROCC_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
+from iqa_utils.audit import TEACHER_WEIGHTS
+from iqa_utils.splits import content_split, official_split
+
+
+def join_sets(
+    frames: Mapping[str, pd.DataFrame], *, n_training: int = 0, seed: int = 0
+) -> pd.DataFrame:
+    """Put several data sets into one table, with the part of every image.
+
+    Args:
+        frames: Score tables by data set.
+        n_training: Training scores kept in all, a seeded draw; the others become ``"unused"``, as
+            if nobody had judged them. 0 keeps all.
+        seed: Of the draw, and of the split of sets without an official one.
+
+    Returns:
+        One row an image: ``dataset``, ``image`` (with its set's folder in front), ``mos``, ``part``
+        (``"training"``, ``"validation"``, ``"test"``, ``"unused"``) and ``subset`` where a set has
+        one, else the set's name.
+
+    Raises:
+        ValueError: If fewer training scores are there than asked for.
+    """
+    parts = []
+    for name, frame in frames.items():
+        split = content_split(frame, seed=seed)
+        if frame["split"].notna().all():
+            split = official_split(frame)
+        part = pd.DataFrame({"dataset": name, "image": f"{name}/" + frame["image"]})
+        part = part.assign(mos=frame["mos"], part=split.astype(str))
+        parts.append(part.assign(subset=frame.get("subset", name)))
+    table = pd.concat(parts, ignore_index=True)
+    training = np.flatnonzero(table["part"] == "training")
+    if n_training > len(training):
+        raise ValueError(f"n_training is {n_training}, but there are {len(training)} scores")
+    if n_training:
+        kept = np.random.default_rng(seed).permutation(training)[:n_training]
+        # validation scores are human judgements too: with few scores nobody has those either
+        spare = np.setdiff1d(np.flatnonzero(table["part"].isin(["training", "validation"])), kept)
+        table.loc[spare, "part"] = "unused"
+    return table
 
 
 def weighted_srocc(values: Mapping[str, float]) -> float:
     """Aggregate the SROCC of the five sets of Table 1.
 
     Args:
-        values: SROCC by data set, one for each of ``SROCC_WEIGHTS``.
+        values: SROCC by data set, one for each of ``TEACHER_WEIGHTS``.
 
     Returns:
         Absolute value of the weighted sum, in [0, 1].
@@ -27,9 +66,9 @@ def weighted_srocc(values: Mapping[str, float]) -> float:
     References:
         Ponomarenko et al., Eq. (1).
     """
-    if set(values) != set(SROCC_WEIGHTS):
-        raise ValueError(f"expected SROCC of {sorted(SROCC_WEIGHTS)}, got {sorted(values)}")
-    return abs(sum(SROCC_WEIGHTS[name] * value for name, value in values.items()))
+    if set(values) != set(TEACHER_WEIGHTS):
+        raise ValueError(f"expected SROCC of {sorted(TEACHER_WEIGHTS)}, got {sorted(values)}")
+    return abs(sum(TEACHER_WEIGHTS[name] * value for name, value in values.items()))
 
 
 def merge_scores(

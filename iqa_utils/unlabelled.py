@@ -20,7 +20,7 @@ from torch import Tensor
 
 from iqa_utils.decoding import BadImageError, image_size, read_image
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class UnlabelledSet:
 def scan_images(
     *folders: Path,
     crop: tuple[int, int],
-    exclude: Collection[str] = (),
+    exclude: Collection[Path] = (),
     on_bad_image: str = "raise",
     workers: int | None = None,
 ) -> UnlabelledSet:
@@ -76,7 +76,8 @@ def scan_images(
     Args:
         *folders: Searched with their sub-folders for files with the endings of images.
         crop: Height and width of the central crop, pixels.
-        exclude: Names to leave out, as in ``images.image``: held-out test images belong here.
+        exclude: Files to leave out where they lie in one of the folders: the images of every
+            test, and those whose scores are known.
         on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
             them among those left out.
         workers: Threads that read headers; by default one a core.
@@ -98,10 +99,9 @@ def scan_images(
     for folder in folders:
         found = _image_files(folder)
         paths |= {f"{folder.name}/{p.relative_to(folder).as_posix()}": p for p in found}
-    unknown = sorted(set(exclude) - set(paths))
-    if unknown:
-        raise ValueError(f"exclude names {len(unknown)} images that are not there: {unknown[:3]}")
-    names = sorted(set(paths) - set(exclude))
+    hidden = {path.resolve() for path in exclude}
+    excluded = {name for name, path in paths.items() if path.resolve() in hidden}
+    names = sorted(set(paths) - excluded)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         rows = list(pool.map(lambda name: _measure(name, paths[name], crop), names))
     frame = pd.DataFrame(rows, columns=["image", "path", "height", "width", "bytes", "reason"])
@@ -110,11 +110,11 @@ def scan_images(
         raise BadImageError(f"{len(bad)} images cannot be read: {'; '.join(bad)}")
     usable = frame["reason"].isna()
     if not usable.any():
-        first = frame["reason"].iloc[0] if len(frame) else "all are excluded by name"
+        first = frame["reason"].iloc[0] if len(frame) else "all are excluded"
         raise ValueError(f"none of {len(paths)} images can be used: {first}")
     images = frame[usable].drop(columns="reason").reset_index(drop=True)
-    excluded = pd.DataFrame({"image": sorted(exclude), "reason": "excluded by name"})
-    left_out = pd.concat([frame.loc[~usable, ["image", "reason"]], excluded], ignore_index=True)
+    left_out = pd.DataFrame({"image": sorted(excluded), "reason": "excluded"})
+    left_out = pd.concat([frame.loc[~usable, ["image", "reason"]], left_out], ignore_index=True)
     return UnlabelledSet(images.astype({"height": int, "width": int}), left_out, crop)
 
 

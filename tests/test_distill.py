@@ -13,10 +13,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
+from iqa_utils.audit import TEACHER_WEIGHTS
 from iqa_utils.checkpoints import save_model
 from iqa_utils.decoding import BadImageError
 from iqa_utils.distill import Teacher, read_pass, teacher_pass
-from iqa_utils.merging import SROCC_WEIGHTS, coverage, merge_scores, weighted_srocc
+from iqa_utils.merging import coverage, join_sets, merge_scores, weighted_srocc
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.unlabelled import central_crop, crop_batches, scan_images
 
@@ -110,9 +111,23 @@ def test_merging_refuses_a_predictor_that_does_not_rise():
         merge_scores(tables, predictor | {"a": np.arange(3.0)}, reference="a")
 
 
+def test_joined_sets_keep_only_the_scores_that_are_asked_for():
+    names = [f"{i}.jpg" for i in range(50)]
+    frame = pd.DataFrame({"image": names, "mos": np.arange(50.0), "reference": names})
+    frames = {"a": frame.assign(split=pd.NA), "b": frame.assign(split=["training", "test"] * 25)}
+    table = join_sets(frames, n_training=10, seed=1)
+    assert table["part"].value_counts().to_dict() == {"unused": 55, "test": 35, "training": 10}
+    assert table["image"].iloc[[0, 50]].tolist() == ["a/0.jpg", "b/0.jpg"]
+    whole = join_sets(frames, seed=1)
+    assert set(whole["part"]) == {"training", "validation", "test"}
+    pd.testing.assert_frame_equal(table[table["part"] == "test"], whole[whole["part"] == "test"])
+    with pytest.raises(ValueError, match=r"n_training is 99, but there are 50 scores"):
+        join_sets(frames, n_training=99, seed=1)
+
+
 def test_the_aggregate_is_equation_one():
     row = {"koniq10k": 0.83, "flive": 0.45, "nrtid": 0.69, "livec": 0.79, "htid": 0.66}
-    assert sum(SROCC_WEIGHTS.values()) == pytest.approx(1)
+    assert sum(TEACHER_WEIGHTS.values()) == pytest.approx(1)
     assert round(weighted_srocc(row), 2) == 0.71  # first row of Table 1
     assert weighted_srocc({k: -v for k, v in row.items()}) == weighted_srocc(row)
     with pytest.raises(ValueError, match="expected SROCC of"):
@@ -140,12 +155,10 @@ def test_too_small_images_are_counted_and_left_out(folder):
     ]
 
 
-def test_held_out_images_can_be_excluded_by_name(folder):
-    found = scan_images(folder, crop=CROP, exclude=["photos/00.png"])
+def test_held_out_images_can_be_excluded_wherever_they_lie(folder, tmp_path):
+    found = scan_images(folder, crop=CROP, exclude=[folder / "00.png", tmp_path / "elsewhere.png"])
     assert "photos/00.png" not in set(found.images["image"])
-    assert "excluded by name" in set(found.left_out["reason"])
-    with pytest.raises(ValueError, match=r"exclude names 1 images that are not there"):
-        scan_images(folder, crop=CROP, exclude=["photos/99.png"])
+    assert ("photos/00.png", "excluded") in list(found.left_out.itertuples(index=False, name=None))
 
 
 def test_a_smaller_draw_lies_inside_a_larger_one(folder):
@@ -265,7 +278,8 @@ def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_
 def test_two_processes_share_the_list(folder, tmp_path):
     torch.manual_seed(0)
     model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
-    how = {"size": list(CROP), "mean": IMAGENET[0], "std": IMAGENET[1]}
+    how = {"size": list(CROP), "fit": "squash", "resampler": "bilinear"}
+    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
     told = {"training_data": "made", "scores_seen": ["koniq10k/training"], "metrics": {}}
     save_model(tmp_path / "teacher.safetensors", model, {"preprocessing": how, **told})
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -64,9 +64,11 @@ def test_a_downscaling_block_strides_only_its_last_convolutions():
 
 def test_scores_start_at_the_mean_on_the_given_scale():
     torch.manual_seed(0)
-    model = IMQNet(**SMALL, score_mean=58.7, score_sd=15.4)
+    model = IMQNet(**SMALL, mos_mean=58.7, mos_std=15.4)
     plain = IMQNet(**SMALL)
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(
+        model.state_dict() | {"mos_mean": torch.tensor(0.0), "mos_std": torch.tensor(1.0)}
+    )
     images = torch.randn(4, 3, 96, 96)
     torch.testing.assert_close(model(images), 58.7 + 15.4 * plain(images))
     assert (model(images) - 58.7).abs().max() < 15.4
@@ -97,7 +99,7 @@ def test_bad_arguments_are_refused():
         ThreeWayBlock(3, 8)
     with pytest.raises(ValueError, match=r"width must be > 0"):
         IMQNet(width=0)
-    with pytest.raises(ValueError, match=r"score_sd must be > 0"):
-        IMQNet(score_sd=0)
+    with pytest.raises(ValueError, match=r"mos_std must be > 0"):
+        IMQNet(mos_std=0)
     with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), got \(2, 1, 64, 64\)"):
         IMQNet(**SMALL)(torch.rand(2, 1, 64, 64))

@@ -77,8 +77,8 @@ class IMQNet(nn.Module):
         high_level_side: Shorter side of the input of branch 2, in pixels.
         hidden: Widths of the two hidden fully connected layers.
         batch_norm: Normalise after every convolution.
-        score_mean: Added to the output: start it at the mean of the training scores.
-        score_sd: Multiplies the output: the SD of the training scores.
+        mos_mean: Added to the output: start it at the mean of the training scores.
+        mos_std: Multiplies the output: the SD of the training scores.
 
     Raises:
         ValueError: If width, downscale or the side is not positive.
@@ -101,8 +101,8 @@ class IMQNet(nn.Module):
         high_level_side: int = 292,
         hidden: tuple[int, int] = (256, 64),
         batch_norm: bool = False,
-        score_mean: float = 0.0,
-        score_sd: float = 1.0,
+        mos_mean: float = 0.0,
+        mos_std: float = 1.0,
     ) -> None:
         super().__init__()
         if width <= 0 or downscale < 1 or high_level_side < GRID:
@@ -110,8 +110,8 @@ class IMQNet(nn.Module):
                 f"width must be > 0, downscale >= 1 and high_level_side >= {GRID}, "
                 f"got {width}, {downscale} and {high_level_side}"
             )
-        if score_sd <= 0:
-            raise ValueError(f"score_sd must be > 0, got {score_sd}")
+        if mos_std <= 0:
+            raise ValueError(f"mos_std must be > 0, got {mos_std}")
         hidden = tuple(hidden)
         self.architecture = {
             "name": "imqnet",
@@ -120,11 +120,12 @@ class IMQNet(nn.Module):
             "high_level_side": high_level_side,
             "hidden": list(hidden),
             "batch_norm": batch_norm,
-            "score_mean": score_mean,
-            "score_sd": score_sd,
+            "mos_mean": mos_mean,
+            "mos_std": mos_std,
         }
         self.downscale, self.high_level_side = downscale, high_level_side
-        self.score_mean, self.score_sd = score_mean, score_sd
+        self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
+        self.register_buffer("mos_std", torch.tensor(float(mos_std)))
         self.low_level = _branch(LOW_LEVEL, width, batch_norm)
         self.high_level = _branch(HIGH_LEVEL, width, batch_norm)
         joined = _scaled(LOW_LEVEL[-1][0], width) + _scaled(HIGH_LEVEL[-1][0], width)
@@ -169,7 +170,7 @@ class IMQNet(nn.Module):
         small = _resize(images, tuple(round(length * scale) for length in images.shape[-2:]))
         high = _resize(self.high_level(small), (GRID, GRID))  # (B, C, 7, 7)
         depth = self.space_to_depth(torch.cat([low, high], dim=1))  # (B, 49 * 2C, 1, 1)
-        return self.score_mean + self.score_sd * self.head(depth.flatten(1)).squeeze(1)  # (B,)
+        return self.mos_mean + self.mos_std * self.head(depth.flatten(1)).squeeze(1)  # (B,)
 
 
 def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[str, int]:

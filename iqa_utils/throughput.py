@@ -1,0 +1,197 @@
+"""How fast a large set can be labelled and learned from, leg by leg, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from iqa_utils.distill import Teacher
+from iqa_utils.images import to_float
+from iqa_utils.unlabelled import UnlabelledSet, central_crop, crop_batches
+
+LEGS = ("read", "decode", "network", "pass", "student step")
+
+
+def label_naively(teacher: Teacher, paths: Iterable[Path], crop: tuple[int, int]) -> np.ndarray:
+    """Score image after image, normalised to floats on the CPU: the leg to compare with.
+
+    Args:
+        teacher: Its network stays where it is.
+        paths: Image files, N of them.
+        crop: Height and width, pixels.
+
+    Returns:
+        Scores, shape (N,).
+    """
+    device = next(teacher.model.parameters()).device
+    scores = []
+    for path in paths:
+        pixels = torch.from_numpy(central_crop(path, crop).copy()).permute(2, 0, 1)[None]
+        scores.append(teacher.score(pixels, device=device).item())
+    return np.array(scores)
+
+
+def label_in_batches(
+    teacher: Teacher, paths: list[Path], crop: tuple[int, int], *, batch_size: int, **options: str
+) -> np.ndarray:
+    """Score as the teacher pass does, without storing.
+
+    Args:
+        teacher: Its network stays where it is.
+        paths: Image files, N of them.
+        crop: Height and width, pixels.
+        batch_size: Images a forward pass.
+        **options: ``precision`` of :meth:`iqa_utils.distill.Teacher.score`.
+
+    Returns:
+        Scores, shape (N,).
+    """
+    device = next(teacher.model.parameters()).device
+    groups = np.split(np.arange(len(paths)), range(batch_size, len(paths), batch_size))
+    batches = crop_batches(paths, groups, crop)
+    scores = [teacher.score(crops, device=device, **options) for _, crops, _ in batches]
+    return torch.cat(scores).double().cpu().numpy()
+
+
+def measure_rates(
+    teacher: Teacher,
+    student: nn.Module,
+    images: UnlabelledSet,
+    *,
+    n: int = 64,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> pd.Series:
+    """Time each leg of the pipeline alone and together on the first images of a set.
+
+    Args:
+        teacher: On the device to time.
+        student: On the same device; its weights are left as they are.
+        images: At least ``n`` images.
+        n: Images of one timing.
+        batch_size: Images a forward pass or step.
+        precision: Of the teacher on a GPU.
+
+    Returns:
+        Images per second: ``read`` (bytes of the files), ``decode`` (and crop; all cores),
+        ``network`` (teacher on crops in memory), ``pass`` (all three together), ``student step``
+        (forward and backward); and ``bytes``, the mean size of a file.
+    """
+    n = min(n, len(images))
+    batch_size = min(batch_size, n)
+    paths, device = images.images["path"].tolist()[:n], next(student.parameters()).device
+    teacher.model.to(device).eval()
+    groups = np.split(np.arange(n), range(batch_size, n, batch_size))
+    _, crops, _ = next(crop_batches(paths, groups[:1], images.crop))
+    crops = crops.clone().to(device)
+    target = torch.zeros(len(crops), device=device)
+    repeats = max(n // len(crops), 1)
+
+    def step() -> None:
+        pixels = to_float(crops, mean=teacher.mean, std=teacher.std)
+        F.mse_loss(student(pixels), target).backward()
+        student.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        teacher.score(crops, device=device, precision=precision)
+
+    student.train()
+    step(), forward()  # warm up
+    legs: dict[str, tuple[Callable[[], object], int]] = {
+        "read": (lambda: [path.read_bytes() for path in paths], n),
+        "decode": (lambda: [None for _ in crop_batches(paths, groups, images.crop)], n),
+        "network": (lambda: [forward() for _ in range(repeats)], repeats * len(crops)),
+        "pass": (
+            lambda: label_in_batches(
+                teacher, paths, images.crop, batch_size=batch_size, precision=precision
+            ),
+            n,
+        ),
+        "student step": (lambda: [step() for _ in range(repeats)], repeats * len(crops)),
+    }
+    rates = {name: count / _seconds(leg) for name, (leg, count) in legs.items()}
+    rates["bytes"] = float(images.images["bytes"].iloc[:n].mean())
+    return pd.Series(rates, name="images/s")
+
+
+def plan(
+    rates: pd.Series, *, n_images: int, student_images: int, cores: int, devices: int
+) -> dict[str, object]:
+    """Work out how long a large set takes on some hardware, from rates measured here.
+
+    Decoding is taken to scale with cores and networks with devices; a leg of the pass runs beside
+    the others, so the slowest decides.
+
+    Args:
+        rates: From :func:`measure_rates`, on this machine's cores and one device.
+        n_images: Images to label.
+        student_images: Images that the student's steps show (steps times batch).
+        cores: Decoding cores in all machines.
+        devices: GPUs (or, measured on a CPU, machines like this one) in all.
+
+    Returns:
+        Minutes of ``decode``, ``teacher`` and ``student``, the ``bottleneck`` of labelling, minutes
+        of ``all``, and ``reading`` in MB/s while labelling.
+    """
+    per_core = rates["decode"] / len(os.sched_getaffinity(0))
+    minutes = {
+        "decode": n_images / (per_core * cores) / 60,
+        "teacher": n_images / (rates["network"] * devices) / 60,
+        "student": student_images / (rates["student step"] * devices) / 60,
+    }
+    labelling = max(minutes["decode"], minutes["teacher"])
+    return {
+        "images": n_images,
+        "cores": cores,
+        "devices": devices,
+        **minutes,
+        "bottleneck": "decode" if minutes["decode"] >= minutes["teacher"] else "teacher",
+        "all": labelling + max(minutes["student"], student_images / (per_core * cores) / 60),
+        "reading": n_images * rates["bytes"] / 1e6 / (labelling * 60),
+    }
+
+
+def needed_for(rates: pd.Series, *, n_images: int, seconds: float = 86_400) -> dict[str, float]:
+    """Work out what labelling a set within a time needs.
+
+    Args:
+        rates: From :func:`measure_rates`.
+        n_images: Images.
+        seconds: Time allowed, by default a day.
+
+    Returns:
+        ``cores`` that decode, ``devices`` that score (shares of one count) and ``MB/s`` of reading.
+    """
+    per_core = rates["decode"] / len(os.sched_getaffinity(0))
+    wanted = n_images / seconds
+    return {
+        "images/s": wanted,
+        "cores": wanted / per_core,
+        "devices": wanted / rates["network"],
+        "MB/s": wanted * rates["bytes"] / 1e6,
+    }
+
+
+def _seconds(leg: Callable[[], object], repeats: int = 3) -> float:
+    """Return the median time of a leg, the device's work included."""
+    times = []
+    for _ in range(repeats):
+        _wait()
+        start = time.perf_counter()
+        leg()
+        _wait()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
