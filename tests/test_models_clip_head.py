@@ -68,6 +68,12 @@ def test_a_frozen_encoder_neither_learns_nor_changes_with_the_mode():
     torch.testing.assert_close(before[:, :1280], places.mean((2, 3)))
 
 
+def test_encoders_that_pool_otherwise_do_not_look_the_same_to_a_cache():
+    with torch.device("meta"):
+        named = {repr(ImageEncoder("mobilenetv2_035", pooling=p)) for p in ("own", "mean", "std")}
+    assert len(named) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,7 +119,7 @@ def test_weights_of_a_tower_come_from_a_file_and_must_fit(tmp_path, monkeypatch)
 
 def test_the_head_counts_its_parameters_and_predicts_on_the_scale_of_the_scores():
     head = ClipHead(768, mos_mean=58.7, mos_std=15.4)
-    layers = [768 * 2, *[768 * 768 + 768] * 3, 768 * 256 + 256, 256 + 1]
+    layers = [*[768 * 768 + 768] * 3, 768 * 256 + 256, 256 + 1]
     assert sum(p.numel() for p in head.parameters()) == sum(layers)
     nn.init.zeros_(head.last.weight)
     nn.init.constant_(head.last.bias, 2.0)
@@ -124,11 +130,20 @@ def test_width_depth_and_neck_are_named_and_blocks_are_residual():
     head = ClipHead(10, width=6, depth=3, neck=4)
     assert [m.linear.in_features for m in head.body if hasattr(m, "linear")] == [6, 6, 6]
     assert head.embed(torch.randn(2, 10)).shape == (2, 4)
-    block = head.body[2]
+    block = head.body[1]
     nn.init.zeros_(block.linear.weight)
     nn.init.zeros_(block.linear.bias)
     x = torch.randn(2, 6)
     assert torch.equal(block(x), x)
+
+
+def test_inputs_are_standardised_by_the_training_vectors_and_constants_only_centred():
+    vectors = torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0]])
+    head = ClipHead(3, width=4, neck=2).standardise(vectors)
+    assert head.input_mean.tolist() == [2, 5, 0]
+    assert head.input_std.tolist() == [1, 1, 1]
+    plain = head.body(torch.tensor([[4.0, 0.0, 7.0]]))
+    torch.testing.assert_close(head.embed(torch.tensor([[6.0, 5.0, 7.0]])), plain)
 
 
 def test_smoothing_acts_before_the_last_layer_while_training_only():
@@ -168,6 +183,7 @@ def test_a_saved_head_comes_back_with_its_smoothing_statistics(tmp_path):
 def test_a_head_with_its_encoder_scores_images_and_survives_saving(tmp_path):
     encoder = ImageEncoder("mobilenetv2_035", pooling="mean_std")
     head = ClipHead(2560, width=8, depth=1, neck=4, fds={"edges": EDGES}).eval()
+    head.standardise(torch.randn(5, 2560) + 3)
     whole = head.with_encoder(encoder)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(whole(images), head(encoder(images)))

@@ -83,6 +83,10 @@ class ImageEncoder(nn.Module):
             return self.trunk(images)
         return pool_activation(self.trunk.forward_features(images), self.pooling)
 
+    def extra_repr(self) -> str:
+        """Tell encoders of equal weights and other pooling apart, in caches too."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+
     def train(self, mode: bool = True) -> ImageEncoder:
         """Stay in evaluation mode: a frozen encoder gives the same vectors at any time."""
         return super().train(False)
@@ -144,10 +148,10 @@ class ResidualBlock(nn.Module):
 class ClipHead(nn.Module):
     """Residual MLP from encoder vectors to quality, optionally with the encoder in front.
 
-    Layer norm, a linear layer to ``width``, ``depth`` residual blocks, a linear layer to ``neck``
-    with ReLU, feature distribution smoothing, and one last linear layer. Predictions are
-    ``mos_mean + mos_std * output``: with the moments of the training scores the network works on
-    standardised targets, with 0 and 1 on raw ones.
+    A linear layer to ``width``, ``depth`` residual blocks, a linear layer to ``neck`` with ReLU,
+    feature distribution smoothing, and one last linear layer. Vectors are standardised first, see
+    :meth:`standardise`. Predictions are ``mos_mean + mos_std * output``: with the moments of the
+    training scores the network works on standardised targets, with 0 and 1 on raw ones.
 
     Args:
         n_features: Length D of an encoder vector.
@@ -209,8 +213,9 @@ class ClipHead(nn.Module):
         }
         self.mos_mean, self.mos_std = float(mos_mean), float(mos_std)
         self.encoder = encoder
+        self.register_buffer("input_mean", torch.zeros(n_features))
+        self.register_buffer("input_std", torch.ones(n_features))
         self.body = nn.Sequential(
-            nn.LayerNorm(n_features),
             nn.Linear(n_features, width),
             *[ResidualBlock(width) for _ in range(depth)],
             nn.Linear(width, neck),
@@ -219,9 +224,21 @@ class ClipHead(nn.Module):
         self.fds = None if fds is None else FDS(neck, **fds)
         self.last = nn.Linear(neck, 1)
 
+    def standardise(self, vectors: Tensor) -> ClipHead:
+        """Centre and scale each input by the training vectors (N, D); constants are only centred.
+
+        Returns:
+            The head itself.
+        """
+        self.input_mean.copy_(vectors.mean(0))
+        std = vectors.std(0, correction=0)
+        self.input_std.copy_(torch.where(std > 1e-6 * vectors.abs().amax(0), std, 1.0))
+        return self
+
     def embed(self, x: Tensor) -> Tensor:
         """Return the features (B, neck) that smoothing acts on; ``x`` as in :meth:`forward`."""
-        return self.body(x if self.encoder is None else self.encoder(x))
+        vectors = x if self.encoder is None else self.encoder(x)
+        return self.body((vectors - self.input_mean) / self.input_std)
 
     def forward(self, x: Tensor, mos: Tensor | None = None) -> Tensor:
         """Return predicted quality (B,) on the scale of the scores.
@@ -256,6 +273,6 @@ class ClipHead(nn.Module):
         """
         settings = {k: v for k, v in self.architecture.items() if k != "name"}
         whole = ClipHead(**(settings | {"fds": None, "encoder": encoder}))
-        whole.body.load_state_dict(self.body.state_dict())
-        whole.last.load_state_dict(self.last.state_dict())
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("fds.")}
+        whole.load_state_dict(own, strict=False)
         return whole.eval()
