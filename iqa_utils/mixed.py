@@ -148,7 +148,7 @@ def train_method(
         checkpoint_dir: Where to keep the state to resume from, or None.
 
     Returns:
-        The trained method. Under frozen maps its trunk is the untouched pretrained one.
+        The trained method. Under frozen maps its trunk is the one that made them.
 
     Raises:
         KeyError: If the method wants a set that is not there.
@@ -161,8 +161,8 @@ def train_method(
         names, backbone=setup.backbone, pretrained=setup.pretrained, channels=setup.channels,
         variant=method.variant, n_layers=method.n_layers,
     ).to(setup.device)  # fmt: skip
-    trunk = model.trunk
-    if isinstance(pixels[names[0]], TrunkMaps):
+    frozen = isinstance(pixels[names[0]], TrunkMaps)
+    if frozen:
         model.trunk = nn.Identity()  # its work is done
     scaled, spans = {}, {}
     for name in names:
@@ -179,13 +179,14 @@ def train_method(
         scheduler=constant_then_halved(optimizer, every=3, factor=0.9),
         epochs=setup.epochs,
         precision=setup.precision,
-        channels_last=not isinstance(model.trunk, nn.Identity),
+        channels_last=not frozen,
         checkpoint_dir=checkpoint_dir,
         config={**asdict(method), **asdict(setup), **_data_keys(pixels, parts, scaled)},
         seed=seed,
         progress=False,
     )
-    model.trunk = trunk
+    if frozen:
+        model.trunk = pixels[names[0]].trunk
     return Trained(method, model, spans, result)
 
 

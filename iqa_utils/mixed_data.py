@@ -177,11 +177,12 @@ class TrunkMaps:
 
     Args:
         maps: Shape (N, C, h, w), any float type.
-        key: Names what they were computed from.
+        trunk: What they were computed with.
+        key: Names the pixels and the weights.
     """
 
-    def __init__(self, maps: Tensor, *, key: str) -> None:
-        self.maps, self.key = maps, key
+    def __init__(self, maps: Tensor, *, trunk: nn.Module, key: str) -> None:
+        self.maps, self.trunk, self.key = maps, trunk, key
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the maps of the rows, (B, C, h, w), float32; there is nothing to draw."""
@@ -213,4 +214,4 @@ def trunk_maps(trunk: nn.Module, store: ImageStore, *, cache_dir: str | Path | N
     with torch.inference_mode():
         shape = trunk.eval().forward_features(torch.zeros(1, 3, *store.sizes[0], device=device))
     maps = torch.from_numpy(flat).half().reshape(-1, *shape.shape[1:])
-    return TrunkMaps(maps, key=f"{store.key} {weights_hash(trunk)}")
+    return TrunkMaps(maps, trunk=trunk, key=f"{store.key} {weights_hash(trunk)}")

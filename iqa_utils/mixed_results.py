@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from iqa_utils.metrics import METRICS, size_weighted
+from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 
 PAPER_SIZES = {
@@ -32,29 +32,29 @@ LEDGER = {
     "single:koniq10k": [("Table 1", "KonCept512 (KonIQ-10k)")],
     "niqe": [("Table 1", "NIQE")],
 }
-CORRELATIONS = ("SRCC", "PLCC", "PLCC logistic")
 TOTAL, WEIGHTED = "total", "weighted"
 
 
-def score_splits(
-    predictions: pd.DataFrame, *, metrics: Sequence[str] = CORRELATIONS
-) -> pd.DataFrame:
+def score_splits(predictions: pd.DataFrame, *, logistic: Sequence[str] = ()) -> pd.DataFrame:
     """Score every method on every set of every split.
 
     Args:
         predictions: Columns ``method``, ``seed`` (number of the split), ``dataset``, ``mos`` and
             ``pred``; where ``mos_original`` is given, a set ``total`` pools all images against it.
-        metrics: Names of :data:`iqa_utils.metrics.METRICS`.
+        logistic: Methods whose PLCC is also taken after the five-parameter logistic, which is
+            slow; NaN for others.
 
     Returns:
-        Columns ``method``, ``dataset``, ``seed``, ``n`` and the metrics; NaN where a method
-        predicts a constant.
+        Columns ``method``, ``dataset``, ``seed``, ``n``, ``SRCC``, ``PLCC`` and ``PLCC logistic``;
+        NaN where a method predicts a constant.
     """
     rows = []
     for (method, dataset, seed), part in _with_total(predictions).groupby(
         ["method", "dataset", "seed"], sort=False
     ):
-        values = {name: METRICS[name](part["mos"], part["pred"]) for name in metrics}
+        values = {name: METRICS[name](part["mos"], part["pred"]) for name in ("SRCC", "PLCC")}
+        fitted = method in logistic and np.ptp(part["pred"]) > 0
+        values["PLCC logistic"] = plcc_logistic(part["mos"], part["pred"]) if fitted else np.nan
         rows.append({"method": method, "dataset": dataset, "seed": seed, "n": len(part)} | values)
     return pd.DataFrame(rows)
 
@@ -101,7 +101,7 @@ def bootstrap_medians(
                 _resampled_srcc(p["mos"].to_numpy(), p["pred"].to_numpy(), counts[:, p["label"]])
                 for _, p in part.groupby("seed")
             ]
-            columns[method, dataset] = np.nanmedian(draws, axis=0)
+            columns[method, dataset] = pd.DataFrame(draws).median().to_numpy()  # NaN is skipped
     draws = pd.DataFrame(columns)
     for method in draws.columns.unique(0):
         if set(sizes) <= set(draws[method]):
@@ -116,16 +116,16 @@ def _resampled_srcc(mos: np.ndarray, pred: np.ndarray, counts: np.ndarray) -> np
     counts = counts.astype(float)
     total = counts.sum(1, keepdims=True)
     centred = []
-    for values in (mos, pred):
-        _, group = np.unique(values, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-        in_group = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
-        ranks = (in_group.cumsum(1) - (in_group - 1) / 2)[:, group]  # (R, N)
-        centred.append(ranks - (counts * ranks).sum(1, keepdims=True) / total)
-    a, b = centred
-    norms = (counts * a * a).sum(1) * (counts * b * b).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without any image is NaN
+        for values in (mos, pred):
+            _, group = np.unique(values, return_inverse=True)
+            order = np.argsort(group, kind="stable")
+            starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+            in_group = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
+            ranks = (in_group.cumsum(1) - (in_group - 1) / 2)[:, group]  # (R, N)
+            centred.append(ranks - (counts * ranks).sum(1, keepdims=True) / total)
+        a, b = centred
+        norms = (counts * a * a).sum(1) * (counts * b * b).sum(1)
         return (counts * a * b).sum(1) / np.sqrt(norms)
 
 

@@ -48,8 +48,8 @@ def test_resampled_srcc_is_that_of_the_repeated_data_with_ties():
 
 def test_weighted_value_is_the_size_weighted_mean_of_the_medians():
     predictions = make_predictions({"m": 0.3})
-    scores = score_splits(predictions, metrics=("SRCC",))
-    summary = summarise(scores, SIZES).set_index("dataset")
+    scores = score_splits(predictions)
+    summary = summarise(scores, SIZES).query("metric == 'SRCC'").set_index("dataset")
     medians = scores.groupby("dataset")["SRCC"].median()
     expected = (30 * medians["a"] + 10 * medians["b"]) / 40
     assert summary.loc["weighted", "value"] == pytest.approx(expected)
@@ -62,7 +62,7 @@ def test_weighted_value_is_the_size_weighted_mean_of_the_medians():
 def test_total_is_scored_against_the_scores_before_the_warp():
     predictions = make_predictions({"m": 0.0}).assign(mos_original=lambda t: t["mos"])
     predictions["mos"] = predictions["mos"] ** 3
-    scores = score_splits(predictions, metrics=("SRCC", "PLCC")).set_index(["dataset", "seed"])
+    scores = score_splits(predictions).set_index(["dataset", "seed"])
     assert scores.loc[("total", 0), "PLCC"] == pytest.approx(1)
     assert scores.loc[("a", 0), "PLCC"] < 0.95
     assert scores.loc[("total", 0), "n"] == 40
@@ -70,9 +70,11 @@ def test_total_is_scored_against_the_scores_before_the_warp():
 
 def test_interval_holds_the_median_and_a_better_method_is_found():
     predictions = make_predictions({"good": 0.1, "poor": 1.0}, n_splits=6)
-    scores = score_splits(predictions, metrics=("SRCC",))
+    scores = score_splits(predictions)
     draws = bootstrap_medians(predictions, SIZES, n_resamples=300, seed=0)
     summary = summarise(scores, SIZES, draws)
+    assert set(summary.loc[summary["ci_low"].isna(), "metric"]) == {"PLCC", "PLCC logistic"}
+    summary = summary.query("metric == 'SRCC'")
     assert (summary["ci_low"] < summary["ci_high"]).all()
     assert summary["value"].between(summary["ci_low"], summary["ci_high"]).mean() > 0.8
     options = {"n_train": 120, "n_test": 40, "sizes": SIZES}
@@ -89,9 +91,16 @@ def test_interval_holds_the_median_and_a_better_method_is_found():
     assert same["p images"] == 1
 
 
+def test_logistic_is_fitted_for_the_methods_that_ask_for_it():
+    predictions = make_predictions({"x": 0.2, "y": 0.2}, n_splits=1)
+    scores = score_splits(predictions, logistic=("x",)).set_index(["method", "dataset"])
+    assert scores.loc[("x", "a"), "PLCC logistic"] >= scores.loc[("x", "a"), "PLCC"]
+    assert scores.loc["y", "PLCC logistic"].isna().all()
+
+
 def test_few_splits_give_no_p_over_splits():
     predictions = make_predictions({"x": 0.2, "y": 0.4}, n_splits=2)
-    scores = score_splits(predictions, metrics=("SRCC",))
+    scores = score_splits(predictions)
     draws = bootstrap_medians(predictions, SIZES, n_resamples=50, seed=0)
     row = compare_methods(scores, draws, [("x", "y")], "a", n_train=3, n_test=1, sizes=SIZES).iloc[
         0
@@ -102,14 +111,14 @@ def test_few_splits_give_no_p_over_splits():
 
 def test_constant_predictions_are_left_out_of_the_results():
     predictions = make_predictions({"dead": 0.0}).assign(pred=1.0)
-    summary = summarise(score_splits(predictions, metrics=("SRCC",)), SIZES)
+    summary = summarise(score_splits(predictions), SIZES)
     assert summary["value"].isna().all()
     assert ledger_rows(summary, data="demo", variant="") == []
 
 
 def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
     predictions = make_predictions({"released": 0.2, "mixed": 0.2}, n_splits=1)
-    summary = summarise(score_splits(predictions, metrics=("SRCC",)), SIZES)
+    summary = summarise(score_splits(predictions), SIZES)
     rows = pd.DataFrame(ledger_rows(summary, data="", variant="demo"))
     names = set(zip(rows["table"], rows["method"], strict=True))
     assert names == {
@@ -138,14 +147,14 @@ def test_perfect_curves_carry_scores_over_and_linear_rescaling_does_not():
 def test_released_files_give_the_published_medians_and_one_gain_a_set(real_data):
     released = load_released(real_data / "monotoniciqa_scores")
     assert len(released) == 46_711
-    summary = summarise(score_splits(released, metrics=("SRCC",)), PAPER_SIZES)
-    values = summary.set_index("dataset")["value"].round(3)
+    summary = summarise(score_splits(released), PAPER_SIZES)
+    summary = summary.query("metric == 'SRCC'").set_index("dataset")
+    values = summary["value"].round(3)
     assert values.to_dict() == {
         "live": 0.958, "csiq": 0.898, "kadid10k": 0.885, "bid": 0.847, "livec": 0.854,
         "koniq10k": 0.902, "weighted": 0.892,
     }  # fmt: skip
-    sd = summary.set_index("dataset")["sd"].round(3)
-    assert sd["weighted"] == pytest.approx(0.0125, abs=5e-4)
+    assert summary.loc["weighted", "sd"] == pytest.approx(0.0125, abs=5e-4)
     gains = released_gains(released)
     assert gains["gain"].min() == pytest.approx(3.25, abs=0.005)
     assert gains["gain"].max() == pytest.approx(4.63, abs=0.005)
