@@ -70,8 +70,6 @@ class TrainingState:
 
     def finish_epoch(self, row: dict[str, float], select: str, mode: str) -> None:
         """Note an epoch and keep its weights if it is the best so far."""
-        if not self.images:
-            raise ValueError(f"train_batches gave no batches for epoch {self.epoch}")
         self.history.append(row)
         self.epoch += 1
         value, best = row[select], self.best["value"]

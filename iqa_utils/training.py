@@ -200,9 +200,11 @@ def fit(
                     save()
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, saved")
             watch.check()
+            if not state.images:
+                raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
             row = {
                 "epoch": state.epoch + 1,
-                "train_loss": workers.total(state.loss_sum) / max(state.images, 1),
+                "train_loss": workers.total(state.loss_sum) / state.images,
                 "lr": learning_rate,
                 "images": state.images,
                 "seconds": time.perf_counter() - started,
