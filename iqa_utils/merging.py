@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
 from iqa_utils.audit import TEACHER_WEIGHTS
+from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import content_split, official_split
 
 
@@ -76,6 +77,7 @@ def merge_scores(
     predictions: Mapping[str, np.ndarray],
     *,
     reference: str,
+    known: Mapping[str, np.ndarray] | None = None,
     method: str = "monotone",
     n_knots: int = 8,
 ) -> pd.DataFrame:
@@ -90,6 +92,8 @@ def merge_scores(
         tables: Score table by data set, each with ``image`` and ``mos``.
         predictions: The common predictor on the images of each table, same order, shape (N,).
         reference: Set whose scale the others are brought to; its own scores stay.
+        known: Rows of each table whose scores may be used to draw the curves, boolean, shape (N,);
+            all by default. Scores of a test part must not be.
         method: ``"monotone"``: piecewise linear through isotonic means of ``n_knots`` groups of
             equal size; ``"linear"``: the least-squares line, as the control.
         n_knots: Groups, where a set has at least ten images for each.
@@ -113,10 +117,13 @@ def merge_scores(
             f"tables {sorted(tables)}"
         )
     knots = 1 if method == "linear" else n_knots
-    curves = {
-        name: _rising_curve(name, table["mos"].to_numpy(), np.asarray(predictions[name]), knots)
-        for name, table in tables.items()
-    }
+    curves = {}
+    for name, table in tables.items():
+        mos, predicted = table["mos"].to_numpy(), np.asarray(predictions[name])
+        if mos.shape != predicted.shape:
+            raise ValueError(f"{name}: {mos.shape} scores but {predicted.shape} predictions")
+        rows = slice(None) if known is None else known[name]
+        curves[name] = _rising_curve(name, mos[rows], predicted[rows], knots)
     scores, levels, slope = curves[reference]
     parts = []
     for name, table in tables.items():
@@ -128,6 +135,45 @@ def merge_scores(
         parts.append(part.assign(predictor=np.asarray(predictions[name])))
     columns = ["dataset", "image", "mos", "merged", "predictor"]
     return pd.concat(parts, ignore_index=True)[columns]
+
+
+def merge_by_features(
+    labelled: pd.DataFrame,
+    features: np.ndarray,
+    names: Sequence[str],
+    *,
+    parts: Sequence[str] = ("training",),
+    method: str = "monotone",
+) -> np.ndarray:
+    """Merge the scores of some sets with ridge regression on frozen features as the predictor.
+
+    The regression learns the first set; nothing but the scores of the named sets and parts is used.
+
+    Args:
+        labelled: Table of :func:`join_sets`, N rows.
+        features: Frozen features of its images, shape (N, D).
+        names: Data sets to merge; the first gives the scale.
+        parts: Parts whose scores may be used.
+        method: As :func:`merge_scores`.
+
+    Returns:
+        Merged scores, shape (N,); NaN outside the named sets.
+    """
+    usable = labelled["part"].isin(parts).to_numpy()
+    first = usable & (labelled["dataset"] == names[0]).to_numpy()
+    predictor = ridge_cv(features[first], labelled.loc[first, "mos"].to_numpy()).predict(features)
+    tables = {name: labelled[labelled["dataset"] == name] for name in names}
+    merged = merge_scores(
+        tables,
+        {name: predictor[table.index] for name, table in tables.items()},
+        reference=names[0],
+        known={name: usable[table.index] for name, table in tables.items()},
+        method=method,
+    )
+    scores = np.full(len(labelled), np.nan)
+    for name, table in tables.items():
+        scores[table.index] = merged.loc[merged["dataset"] == name, "merged"]
+    return scores
 
 
 def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20) -> pd.DataFrame:
@@ -156,8 +202,6 @@ def _rising_curve(
     name: str, mos: np.ndarray, predictor: np.ndarray, n_knots: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Describe the predictor as a strictly rising function of the scores: knots, levels, slope."""
-    if mos.shape != predictor.shape or mos.ndim != 1:
-        raise ValueError(f"{name}: {mos.shape} scores but {predictor.shape} predictions")
     slope, offset = np.polyfit(mos, predictor, 1)
     if slope <= 0:
         raise ValueError(

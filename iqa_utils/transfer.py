@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, t
 from iqa_utils.metrics import rmse, srcc
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.schedules import constant_then_halved
+from iqa_utils.statistics import bootstrap_ci
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.unlabelled import crop_batches
 
@@ -297,3 +299,32 @@ def predict_any_size(
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 pred[part] = model(images).double().reshape(-1).cpu().numpy()
     return pred
+
+
+def score_table(
+    predictions: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Turn predictions into SRCC with intervals, in total and within subsets.
+
+    Args:
+        predictions: One row an image and method: ``table``, ``method``, ``variant``, ``dataset``,
+            ``subset``, ``mos``, ``pred``.
+        n_resamples: Bootstrap resamples of an interval.
+        seed: Of the resamples.
+
+    Returns:
+        One row a number: ``table``, ``method``, ``variant``, ``dataset``, ``metric`` (``SRCC``, and
+        ``SRCC SUBSET`` where a set has several), ``value``, ``ci_low``, ``ci_high``, ``n``.
+    """
+    rows = []
+    keys = ["table", "method", "variant", "dataset"]
+    for group, part in predictions.groupby(keys, sort=False):
+        pieces = {"SRCC": part}
+        if part["subset"].nunique() > 1:
+            pieces |= {f"SRCC {name}": piece for name, piece in part.groupby("subset")}
+        for metric, piece in pieces.items():
+            mos, pred = piece["mos"].to_numpy(), piece["pred"].to_numpy()
+            low, high = bootstrap_ci(mos, pred, srcc, n_resamples=n_resamples, seed=seed)
+            row = dict(zip(keys, group, strict=True)) | {"metric": metric, "value": srcc(mos, pred)}
+            rows.append(row | {"ci_low": low, "ci_high": high, "n": len(piece)})
+    return pd.DataFrame(rows)
