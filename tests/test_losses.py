@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy import stats
 
-from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
+from iqa_utils.losses import (
+    balanced_mse,
+    fidelity,
+    mean_over_sources,
+    norm_in_norm,
+    smooth_l1,
+    weighted_l1,
+    weighted_mse,
+)
 
 PRED = torch.tensor([1.0, 2.0, 4.0, 4.5, 7.0], dtype=torch.float64)
 MOS = torch.tensor([0.5, 3.0, 3.5, 6.5, 6.0], dtype=torch.float64)
@@ -117,3 +125,36 @@ def test_unknown_forms_and_impossible_exponents_are_refused():
         norm_in_norm(PRED, MOS, form="eq5")
     with pytest.raises(ValueError, match="p and q must be >= 1"):
         norm_in_norm(PRED, MOS, form="nin", p=0.5)
+
+
+def test_weighted_errors_by_hand_and_without_weights_the_plain_ones():
+    pred, mos = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 2.0])
+    weight = torch.tensor([1.5, 0.5])
+    assert weighted_l1(pred, mos, weight).item() == pytest.approx((1.5 * 1 + 0.5 * 3) / 2)
+    assert weighted_mse(pred, mos, weight).item() == pytest.approx((1.5 * 1 + 0.5 * 9) / 2)
+    assert weighted_l1(pred, mos).item() == pytest.approx(2)
+    assert weighted_mse(pred, mos).item() == pytest.approx(5)
+    with pytest.raises(ValueError, match="shape"):
+        weighted_l1(pred, mos, torch.ones(2, 1))
+
+
+def test_balanced_mse_of_two_images_by_hand_and_of_one_is_zero():
+    pred, mos = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 3.0])
+    # noise 1: distances to the two scores are 1 and 4, then 9 and 0
+    terms = [np.log(1 + np.exp(-(4 - 1) / 2)), np.log(1 + np.exp(-9 / 2))]
+    assert balanced_mse(pred, mos, noise=1.0).item() == pytest.approx(2 * np.mean(terms))
+    assert balanced_mse(pred[:1], mos[:1], noise=1.0).item() == 0
+
+
+def test_balanced_mse_drives_predictions_out_of_the_crowd():
+    mos = torch.tensor([0.0] + [10.0] * 9)
+    pred = torch.full((10,), 9.0, requires_grad=True)
+    balanced_mse(pred, mos, noise=5.0).backward()
+    balanced = pred.grad.clone()
+    pred.grad = None
+    weighted_mse(pred, mos).backward()
+    lone, crowd = 0, slice(1, None)
+    assert balanced[lone] > pred.grad[lone] * 0.5  # the rare score still pulls down
+    assert (balanced[crowd].abs() < pred.grad[crowd].abs()).all()  # the crowd pulls less
+    with pytest.raises(ValueError, match="noise must be positive"):
+        balanced_mse(pred, mos, noise=0.0)
