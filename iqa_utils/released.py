@@ -1,0 +1,181 @@
+"""The score files that the authors of feng2023 released: read them and recompute their Table 1.
+
+Ten MATLAB files, one a split, hold for the test images of six data sets the human score, the output
+of the shared regressor and that of the set's own monotone transformer. No image names are in them.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.io import loadmat
+
+from iqa_utils import metrics
+from iqa_utils.metrics import Metric, size_weighted
+
+SETS = {  # our name: name in the files and full size of the set, its weight in the paper's means
+    "live": ("live", 779), "csiq": ("csiq", 866), "kadid10k": ("kadid10k", 10125),
+    "bid": ("bid", 586), "livec": ("clive", 1162), "koniq10k": ("koniq10k", 10073),
+}  # fmt: skip
+SIZES = {name: size for name, (_, size) in SETS.items()}
+ALL_SETS = "+".join(SETS)
+METRICS: Mapping[str, Metric] = {
+    "SRCC": metrics.srcc, "PLCC": metrics.plcc, "PLCC logistic": metrics.plcc_logistic,
+    "PLCC logistic 4": lambda mos, pred: metrics.plcc_logistic(mos, pred, 4),
+}  # fmt: skip
+
+
+def load_released(root: Path) -> pd.DataFrame:
+    """Read ``scores1.mat`` to ``scores10.mat``.
+
+    Args:
+        root: Folder of the files, as the authors' repository (fzp0424/MonotonicIQA) lays them out.
+
+    Returns:
+        One row a test image: ``split`` (1 to 10), ``dataset``, ``mos`` (the set's own scale, higher
+        is better), ``pred`` (regressor) and ``transformed`` (transformer, 0 to 10 in training).
+
+    Raises:
+        FileNotFoundError: If files are missing; all are named.
+        ValueError: If a file lacks a variable or a set, or lengths differ within it.
+    """
+    paths = [root / f"scores{k}.mat" for k in range(1, 11)]
+    if lost := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(f"{root} must hold scores1.mat to scores10.mat, lacks {lost}")
+    parts, digest = [], hashlib.sha256()
+    for split, path in enumerate(paths, start=1):
+        digest.update(path.read_bytes())
+        content = loadmat(path, simplify_cells=True)
+        for name, (theirs, _) in SETS.items():
+            try:
+                columns = {
+                    ours: np.ravel(content[key][theirs]).astype(np.float64)
+                    for ours, key in (("mos", "mos"), ("pred", "DNN_mos"), ("transformed", "hat"))
+                }
+                parts.append(pd.DataFrame({"split": split, "dataset": name, **columns}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path.name}, set {theirs}: {error}") from error
+    return _attributed(parts, digest.hexdigest()[:16], demo=False)
+
+
+def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
+    """Make a table of the same form without the files: gains and scores are invented.
+
+    Args:
+        seed: Everything follows from it.
+        n: Images of a set in each split.
+    """
+    parts = []
+    for split in range(1, 11):
+        rng = np.random.default_rng([seed, split])
+        for name in SETS:
+            pred = rng.uniform(0.2, 2.2, n)
+            mos = 40 * pred + rng.normal(0, 12, n)
+            columns = {"mos": mos, "pred": pred, "transformed": pred * rng.uniform(3.5, 4.5)}
+            parts.append(pd.DataFrame({"split": split, "dataset": name, **columns}))
+    return _attributed(parts, f"made-{seed}-{n}", demo=True)
+
+
+def _attributed(parts: list[pd.DataFrame], fingerprint: str, *, demo: bool) -> pd.DataFrame:
+    frame = pd.concat(parts, ignore_index=True)
+    title = "made scores" if demo else "released scores of feng2023"
+    frame.attrs = {"dataset": "monotoniciqa_scores", "title": title}
+    frame.attrs |= {"demo": demo, "fingerprint": fingerprint}
+    return frame
+
+
+def split_metrics(frame: pd.DataFrame, methods: Mapping[str, Metric] = METRICS) -> pd.DataFrame:
+    """Score the regressor on every split and set.
+
+    Args:
+        frame: From `load_released`.
+        methods: Name to metric.
+
+    Returns:
+        One row a split, set and metric: ``split``, ``dataset``, ``metric``, ``value``, ``n``; the
+        set ``weighted`` is the mean over sets by their full sizes.
+    """
+    rows = []
+    for (split, name), part in frame.groupby(["split", "dataset"], sort=False):
+        mos, pred = part["mos"].to_numpy(), part["pred"].to_numpy()
+        for label, metric in methods.items():
+            rows.append((split, name, label, metric(mos, pred), len(part)))
+    table = pd.DataFrame(rows, columns=["split", "dataset", "metric", "value", "n"])
+    means = [
+        (split, "weighted", label, _weighted(part), part["n"].sum())
+        for (split, label), part in table.groupby(["split", "metric"], sort=False)
+    ]
+    return pd.concat([table, pd.DataFrame(means, columns=table.columns)], ignore_index=True)
+
+
+def _weighted(part: pd.DataFrame) -> float:
+    return size_weighted(part.set_index("dataset")["value"].to_dict(), SIZES)
+
+
+def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> pd.DataFrame:
+    """Median over splits per set and metric, with a bootstrap interval over splits.
+
+    As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
+    weighted means, which is another number, stands beside it as ``median of weighted``.
+
+    Args:
+        table: From `split_metrics`.
+        seed: Of the bootstrap.
+        n_resamples: Of the bootstrap.
+
+    Returns:
+        One row a set and metric: ``dataset``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``n``
+        (images of all splits), ``n_runs`` and ``sd`` over splits.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for metric, part in table.groupby("metric", sort=False):
+        wide = part.pivot_table(index="split", columns="dataset", values="value")
+        names = list(SETS)
+        counts = part.groupby("dataset")["n"].sum()
+        draws = rng.integers(len(wide), size=(n_resamples, len(wide)))
+        resampled = np.median(wide[names].to_numpy()[draws], axis=1)  # (resamples, sets)
+        weights = np.array([SIZES[name] for name in names]) / sum(SIZES.values())
+        values = {name: (wide[name].median(), resampled[:, k]) for k, name in enumerate(names)}
+        values["weighted"] = (wide[names].median() @ weights, resampled @ weights)
+        whole = wide["weighted"].to_numpy()
+        values["median of weighted"] = (np.median(whole), np.median(whole[draws], axis=1))
+        for name, (value, sample) in values.items():
+            low, high = np.quantile(sample, [0.025, 0.975])
+            spread = wide[name if name in SETS else "weighted"].std()
+            n = counts[name if name in SETS else "weighted"]
+            rows.append((name, metric, value, low, high, n, len(wide), spread))
+    columns = ["dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs", "sd"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each learned transformer does: its gain, transformed over regressor output.
+
+    Args:
+        frame: From `load_released`.
+
+    Returns:
+        One row a split and set: ``gain`` (median), ``deviation`` (largest relative distance of an
+        image's gain from it) and ``not_positive`` (images with a regressor output of 0 or less,
+        where alone the curve may bend).
+    """
+    rows = []
+    for (split, name), part in frame.groupby(["split", "dataset"], sort=False):
+        positive = part[part["pred"] > 0]
+        gain = positive["transformed"] / positive["pred"]
+        middle = gain.median()
+        deviation = float((gain / middle - 1).abs().max())
+        rows.append((split, name, middle, deviation, int((part["pred"] <= 0).sum())))
+    return pd.DataFrame(rows, columns=["split", "dataset", "gain", "deviation", "not_positive"])
+
+
+def kendall_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Spearman and Kendall of every split and set, to see how far real pairs stray."""
+    methods = {"SRCC": metrics.srcc, "KRCC": metrics.krcc}
+    table = split_metrics(frame, methods)
+    table = table[table["dataset"] != "weighted"]
+    wide = table.pivot_table(index=["split", "dataset"], columns="metric", values="value")
+    return wide.reset_index()
