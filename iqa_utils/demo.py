@@ -16,7 +16,7 @@ from pathlib import Path
 from iqa_utils import demo_layouts
 from iqa_utils.datasets import DEMO_MARKER
 
-VERSION = 1  # of the made data; a folder of another version is made again
+VERSION = 2  # of the made data; a folder of another version is made again
 DEMO_ROOT = Path(__file__).resolve().parents[1] / "data" / "demo"
 SETS: dict[str, Callable[[Path, float, int], dict[str, str]]] = {
     "koniq10k": demo_layouts.make_koniq10k,

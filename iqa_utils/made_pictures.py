@@ -96,8 +96,9 @@ def authentic(
     for i in range(n):
         rng = generator(seed, name, i)
         quality = qualities[order[i]]
-        ordinary = 0.2 < quality < 0.8  # the rare ranges get scenes of their own, free to be split
-        reference, pixels = scene(name, i if ordinary else 2 * i + 1, sides(*size, scale), seed)
+        ordinary = 0.2 < quality < 0.8  # the rare ranges get dead leaves, free to be split
+        place = i if ordinary else 2 * (n + i) + 1
+        reference, pixels = scene(name, place, sides(*size, scale), seed)
         n_kinds = int(rng.integers(1, 4))
         kinds = [rng.choice(MAIN), *rng.choice(BESIDES, 2, replace=False)][:n_kinds]
         shares = rng.dirichlet([6.0, 1.5, 1.5][:n_kinds])

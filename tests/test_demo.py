@@ -84,6 +84,14 @@ def test_range_shares_are_those_of_koniq() -> None:
     np.testing.assert_allclose(counts, list(KONIQ_RANGES.values()), atol=1)
 
 
+def test_dead_leaves_are_shown_once() -> None:
+    pictures = list(made_pictures.authentic("koniq10k", 120, (48, 48), 1.0, 0))
+    leaves = [p.reference for p in pictures if p.reference not in PHOTOGRAPHS]
+    assert len(leaves) == len(set(leaves)) >= 60
+    rare = [p.reference for p in pictures if not 0.2 < p.quality < 0.8]
+    assert set(rare) <= set(leaves)
+
+
 def test_raters_follow_quality_and_disagree() -> None:
     quality = np.linspace(0.1, 0.9, 40)
     answers = made_pictures.answers(quality, 200, np.random.default_rng(0))  # (40, 200)
