@@ -1,7 +1,7 @@
 """What predictions over several data sets and splits say: tables, intervals, paired comparisons.
 
 Everything starts from the table of predictions, one row an image, method and split; nothing here
-needs a network. The released predictions of the paper are read into the same table.
+needs a network. NIQE, which is not trained on scores, fills the same table.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.io import loadmat
 
+from iqa_utils.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
+from iqa_utils.natural_scenes import fit_niqe, niqe
+from iqa_utils.scenes import photograph
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 
-PAPER_SIZES = {
-    "live": 779, "csiq": 866, "kadid10k": 10125, "bid": 586, "livec": 1162, "koniq10k": 10073,
-}  # fmt: skip
 # short name of a method -> the rows of the ledger that it re-runs
 LEDGER = {
     "released": [
@@ -33,6 +32,7 @@ LEDGER = {
     "niqe": [("Table 1", "NIQE")],
 }
 TOTAL, WEIGHTED = "total", "weighted"
+PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
 def score_splits(predictions: pd.DataFrame, *, logistic: Sequence[str] = ()) -> pd.DataFrame:
@@ -248,7 +248,8 @@ def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]
 
     Args:
         summary: From :func:`summarise`.
-        data: ``demo``, or the name of the real set; empty takes the set of each row.
+        data: ``demo``, or the name of the real set; empty takes the set of each row, and all sets
+            joined by ``+`` for ``weighted``.
         variant: What differs from the paper.
 
     Returns:
@@ -256,17 +257,16 @@ def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]
         method that predicts a constant) are left out.
     """
     rows = []
+    sets = "+".join(name for name in summary["dataset"].unique() if name not in (TOTAL, WEIGHTED))
     for record in summary.dropna(subset="value").to_dict("records"):
         keep = {
             k: record[k] for k in ("dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs")
         }
-        keep |= {"variant": variant, "data": data or record["dataset"]}
+        pooled = record["dataset"] in (TOTAL, WEIGHTED)
+        keep |= {"variant": variant, "data": data or (sets if pooled else record["dataset"])}
         for table, method in LEDGER.get(record["method"], [("control", record["method"])]):
             rows.append({"table": table, "method": method, **keep})
     return rows
-
-
-# --- do the curves recover known maps? ----------------------------------------------------------
 
 
 def carry_over(
@@ -317,66 +317,42 @@ def carry_over(
     )
 
 
-# --- the released predictions -------------------------------------------------------------------
-
-
-def load_released(folder: str | Path) -> pd.DataFrame:
-    """Read the ten score files that the authors released.
+def predict_niqe(
+    frames: Mapping[str, pd.DataFrame],
+    splits: Sequence[Mapping[str, pd.Series]],
+    folders: Mapping[str, Path],
+    *,
+    patch: int = 96,
+) -> pd.DataFrame:
+    """Predict every test part by NIQE, which has seen no score.
 
     Args:
-        folder: Holds ``scores1.mat`` to ``scores10.mat``.
+        frames: Score tables by set.
+        splits: Part of each row by set, one a split.
+        folders: Folder that the image names of each set are relative to.
+        patch: Side of its patches, pixels.
 
     Returns:
-        One row an image and split: ``method`` ("released files"), ``seed`` (the split, 1 to 10),
-        ``dataset``, ``reference`` and ``image`` (a number; the files name none), ``mos``, ``pred``
-        (quality) and ``hat`` (through the curve, on the range [0, 10]).
+        One row an image and split, as :func:`iqa_utils.mixed.predict_test` gives them; ``pred`` is
+        negated NIQE, since lower is better there.
 
-    Raises:
-        FileNotFoundError: If a file is missing; says which.
+    Note:
+        The authors' 125 pristine photographs are not at hand; the model is fitted on six of
+        scikit-image and scikit-learn, on patches down to a quarter of the sharpness that is theirs
+        at best (the paper: three quarters, which would leave too few).
     """
-    paths = [Path(folder) / f"scores{split}.mat" for split in range(1, 11)]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"released scores: expected {missing} in {folder}")
+    model = fit_niqe(
+        [np.asarray(photograph(name)) for name in PRISTINE], patch=patch, sharpest=0.25
+    )
     tables = []
-    for split, path in enumerate(paths, start=1):
-        content = loadmat(path)
-        for name in content["mos"].dtype.names:
-            columns = {"mos": "mos", "pred": "DNN_mos", "hat": "hat"}
-            values = {k: content[v][name][0, 0].ravel().astype(float) for k, v in columns.items()}
-            image = [f"{split}-{i}" for i in range(len(values["mos"]))]
-            dataset = "livec" if name == "clive" else name
-            table = pd.DataFrame({"dataset": dataset, "seed": split, "image": image} | values)
-            tables.append(table)
-    out = pd.concat(tables, ignore_index=True)
-    return out.assign(method="released files", variant="released", reference=out["image"])
-
-
-def released_gains(released: pd.DataFrame) -> pd.DataFrame:
-    """Measure what the released transformers do: the ratio of mapped score to quality.
-
-    Args:
-        released: From :func:`load_released`.
-
-    Returns:
-        One row a split and set: ``gain`` (median of the ratio where quality is positive),
-        ``spread`` (largest relative deviation from it) and ``not_positive`` (images with quality
-        at or below 0, where the curve may bend).
-    """
-    rows = []
-    for (split, dataset), part in released.groupby(["seed", "dataset"], sort=False):
-        positive = part[part["pred"] > 0]
-        ratio = positive["hat"] / positive["pred"]
-        gain = ratio.median()
-        spread = (ratio / gain - 1).abs().max()
-        low = len(part) - len(positive)
-        rows.append(
-            {
-                "split": split,
-                "dataset": dataset,
-                "gain": gain,
-                "spread": spread,
-                "not_positive": low,
-            }
-        )
-    return pd.DataFrame(rows)
+    for dataset, frame in frames.items():
+        tested = [np.flatnonzero(parts[dataset] == "test") for parts in splits]
+        quality = np.full(len(frame), np.nan)
+        for row in np.unique(np.concatenate(tested)):
+            pixels = np.asarray(read_image(Path(folders[dataset]) / frame["image"].iloc[row]))
+            quality[row] = -niqe(pixels, model)
+        columns = ["image", "mos", "reference", *({"mos_original"} & set(frame))]
+        for split, rows in enumerate(tested):
+            table = frame.iloc[rows][columns].assign(dataset=dataset, split="test", seed=split)
+            tables.append(table.assign(pred=quality[rows], mapped=np.nan))
+    return pd.concat(tables, ignore_index=True).assign(method="niqe", variant="")

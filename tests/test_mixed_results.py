@@ -1,22 +1,22 @@
-"""Medians, weights, paired draws and what the released files hold."""
+"""Medians, weights, paired draws, maps that are recovered, and NIQE as a baseline."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import ImageFilter
 
 from iqa_utils.metrics import srcc
 from iqa_utils.mixed_results import (
-    PAPER_SIZES,
     _resampled_srcc,
     bootstrap_medians,
     carry_over,
     compare_methods,
     ledger_rows,
-    load_released,
-    released_gains,
+    predict_niqe,
     score_splits,
     summarise,
 )
+from iqa_utils.scenes import photograph
 
 SIZES = {"a": 30, "b": 10}
 
@@ -126,7 +126,8 @@ def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
         ("Table 2", "Five CFCLs and Four ELUs (Proposed)"),
         ("control", "mixed"),
     }
-    assert set(rows["dataset"]) == {"a", "b", "weighted"} == set(rows["data"])
+    assert set(rows["data"]) == {"a", "b", "a+b"}
+    assert set(rows.loc[rows["data"] == "a+b", "dataset"]) == {"weighted"}
 
 
 def test_perfect_curves_carry_scores_over_and_linear_rescaling_does_not():
@@ -144,24 +145,14 @@ def test_perfect_curves_carry_scores_over_and_linear_rescaling_does_not():
     assert (missed["carried"] - missed["mos"]).abs().max() > 0.2
 
 
-def test_released_files_give_the_published_medians_and_one_gain_a_set(real_data):
-    released = load_released(real_data / "monotoniciqa_scores")
-    assert len(released) == 46_711
-    summary = summarise(score_splits(released), PAPER_SIZES)
-    summary = summary.query("metric == 'SRCC'").set_index("dataset")
-    values = summary["value"].round(3)
-    assert values.to_dict() == {
-        "live": 0.958, "csiq": 0.898, "kadid10k": 0.885, "bid": 0.847, "livec": 0.854,
-        "koniq10k": 0.902, "weighted": 0.892,
-    }  # fmt: skip
-    assert summary.loc["weighted", "sd"] == pytest.approx(0.0125, abs=5e-4)
-    gains = released_gains(released)
-    assert gains["gain"].min() == pytest.approx(3.25, abs=0.005)
-    assert gains["gain"].max() == pytest.approx(4.63, abs=0.005)
-    assert gains["spread"].max() < 2e-3
-    assert gains["not_positive"].sum() == 1
-
-
-def test_missing_released_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"scores1\.mat.*scores10\.mat"):
-        load_released(tmp_path)
+def test_niqe_prefers_a_sharp_photograph_to_its_blurred_copy(tmp_path):
+    sharp = photograph("coffee")
+    sharp.save(tmp_path / "sharp.png")
+    sharp.filter(ImageFilter.GaussianBlur(4)).save(tmp_path / "blurred.png")
+    frame = pd.DataFrame({"image": ["sharp.png", "blurred.png"], "mos": [2.0, 1.0]})
+    frame["reference"] = frame["image"]
+    parts = {"a": pd.Series(["test", "test"])}
+    table = predict_niqe({"a": frame}, [parts, parts], {"a": tmp_path})
+    assert table["seed"].tolist() == [0, 0, 1, 1]
+    assert table["pred"].iloc[0] > table["pred"].iloc[1]
+    assert (table["pred"] < 0).all()
