@@ -184,7 +184,7 @@ def audit(data_root: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str
         try:
             tables[name] = load_scores(name, Path(data_root) / name)
         except (FileNotFoundError, ValueError) as error:
-            reasons[name] = str(error)
+            reasons[name] = str(error).replace(f"{data_root}{os.sep}", "")
     return tables, reasons
 
 

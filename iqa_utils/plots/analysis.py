@@ -1,0 +1,215 @@
+"""Pictures of score tables: correlations, ranges, scales, votes and a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from PIL import Image
+
+from iqa_utils.plots.common import PALETTE
+
+
+def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
+    """Draw a correlation matrix with its numbers at two decimals.
+
+    Args:
+        axes: Where to draw.
+        matrix: Symmetric, shape (K, K), in [-1, 1].
+
+    Returns:
+        The axes.
+    """
+    sns.heatmap(
+        matrix, annot=True, fmt=".2f", vmin=-1, vmax=1, cmap="vlag", square=True, ax=axes,
+        annot_kws={"size": 8}, linewidths=0.5, cbar_kws={"label": "Pearson correlation"},
+    )  # fmt: skip
+    axes.tick_params(axis="x", rotation=40)
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("right")
+    return axes
+
+
+def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None = None) -> Axes:
+    """Draw the images in each MOS range, and the printed counts as open diamonds.
+
+    Args:
+        axes: Where to draw.
+        counts: Images, indexed by range.
+        printed: The paper's counts, same index, or None.
+
+    Returns:
+        The axes; the count axis is logarithmic.
+    """
+    bars = axes.bar(counts.index, counts.to_numpy(), color=PALETTE[0], label="here")
+    axes.bar_label(bars, fmt="{:.0f}", padding=3, size=9)
+    if printed is not None:
+        axes.plot(printed.index, printed, "D", color="0.1", fillstyle="none", label="paper")
+        axes.legend(loc="upper left")
+    axes.set(xlabel="MOS range, points", ylabel="images", yscale="log")
+    axes.set_ylim(0.8, 3 * float(counts.max()))
+    axes.grid(axis="x", visible=False)
+    return axes
+
+
+def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
+    """Draw the share of each MOS range in each part of a split.
+
+    Args:
+        axes: Where to draw.
+        shares: One row a part, one column a range; rows sum to 1.
+
+    Returns:
+        The axes.
+    """
+    width = 0.8 / len(shares)
+    for i, (part, row) in enumerate(shares.iterrows()):
+        place = np.arange(len(row)) + (i - (len(shares) - 1) / 2) * width
+        hatch = ("", "//", "..")[i % 3]
+        axes.bar(place, 100 * row, width, color=PALETTE[i], hatch=hatch, label=part)
+    axes.set(xlabel="MOS range, points", ylabel="share of the part, %")
+    axes.set_xticks(range(shares.shape[1]), shares.columns)
+    axes.legend()
+    axes.grid(axis="x", visible=False)
+    return axes
+
+
+def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
+    """Draw the labels on 0-5 in bins of 0.1, with the ranges that nguyen2024 names.
+
+    Args:
+        axes: Where to draw.
+        mos: Z-score MOS on 0-100, shape (N,).
+
+    Returns:
+        The axes.
+    """
+    spans = (
+        (0, 1, 4, "called zero-shot"), (4.2, 5, 4, ""),
+        (1, 2, 1, "called few-shot"), (3.9, 4.2, 1, ""), (2.2, 3.9, 2, "called concentrated"),
+    )  # fmt: skip
+    for low, high, colour, label in spans:
+        shade = {"color": PALETTE[colour], "alpha": 0.16, "linewidth": 0}
+        axes.axvspan(low, high, label=label or None, **shade)
+    axes.hist(np.asarray(mos) / 20, bins=np.linspace(0, 5, 51), color=PALETTE[0])
+    axes.set(xlabel="MOS / 20, bins of 0.1", ylabel="images", xlim=(0, 5))
+    axes.legend(loc="upper left")
+    return axes
+
+
+def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
+    """Draw the two MOS of KonIQ-10k against each other, with the best line.
+
+    Args:
+        axes: Where to draw.
+        raw: MOS on 1-5, shape (N,).
+        z_score: Z-score MOS on 0-100, shape (N,).
+
+    Returns:
+        The axes.
+    """
+    slope, offset = np.polyfit(raw, z_score, 1)
+    ends = np.array([np.min(raw), np.max(raw)])
+    axes.scatter(raw, z_score, s=5, alpha=0.3, linewidths=0, rasterized=True)
+    axes.plot(ends, slope * ends + offset, color=PALETTE[3], label="best line")
+    axes.plot(ends, 25 * (ends - 1), "--", color="0.2", label="(MOS - 1) / 4 * 100")
+    axes.set(xlabel="MOS on 1-5", ylabel="z-score MOS, points")
+    axes.legend()
+    return axes
+
+
+def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axes:
+    """Draw how much raters disagree about an image against its MOS.
+
+    Args:
+        axes: Where to draw.
+        mos: MOS on 1-5, shape (N,).
+        deviation: Sample SD of the votes, shape (N,).
+
+    Returns:
+        The axes, with the largest SD that votes on 1-5 allow.
+    """
+    axes.scatter(mos, deviation, s=5, alpha=0.3, linewidths=0, rasterized=True)
+    grid = np.linspace(1, 5, 100)
+    axes.plot(grid, np.sqrt((grid - 1) * (5 - grid)), "--", color="0.3", label="largest possible")
+    axes.set(xlabel="MOS on 1-5", ylabel="SD of the votes", xlim=(1, 5), ylim=(0, 2.1))
+    axes.legend(loc="upper right")
+    return axes
+
+
+def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
+    """Draw how well the mean of a few votes predicts the others, and the ceiling of a model.
+
+    Args:
+        axes: Where to draw.
+        curve: Columns ``votes``, ``srcc``.
+        ceiling: SRCC that no model can pass.
+
+    Returns:
+        The axes; the vote axis is logarithmic.
+    """
+    axes.semilogx(curve["votes"], curve["srcc"], "o-", label="mean of n votes")
+    axes.axhline(ceiling, color=PALETTE[3], linestyle="--", label=f"ceiling {ceiling:.3f}")
+    axes.set_xticks(curve["votes"], [str(n) for n in curve["votes"]])
+    axes.minorticks_off()
+    axes.set(xlabel="votes drawn", ylabel="SRCC with the other votes")
+    axes.legend(loc="lower right")
+    return axes
+
+
+def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Draw the scores of every data set as shares of its own scale.
+
+    Args:
+        axes: Where to draw.
+        tables: Score tables by name.
+
+    Returns:
+        The axes: one box a set (quartiles, whiskers from the 1st to the 99th percentile).
+    """
+    shares = []
+    for frame in tables.values():
+        low, high = frame.attrs["scale"]
+        shares.append((frame["mos"].to_numpy() - low) / (high - low))
+    colours = [PALETTE[frame.attrs["kind"] == "synthetic"] for frame in tables.values()]
+    boxes = axes.boxplot(
+        shares,
+        whis=(1, 99),
+        showfliers=False,
+        widths=0.6,
+        patch_artist=True,
+        orientation="horizontal",
+        medianprops={"color": "black"},
+    )
+    for box, colour in zip(boxes["boxes"], colours, strict=True):
+        box.set(facecolor=(*colour, 0.55))
+    labels = [f"{name} ({len(frame):,})" for name, frame in tables.items()]
+    axes.set_yticks(range(1, len(tables) + 1), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel="MOS, share of the set's scale (blue authentic, orange synthetic)", xlim=(0, 1))
+    axes.grid(axis="y", visible=False)
+    return axes
+
+
+def plot_gallery(axes: Sequence[Axes], frame: pd.DataFrame, root: str | Path) -> Sequence[Axes]:
+    """Show images with their scores; never to be published.
+
+    Args:
+        axes: One for each row.
+        frame: Rows of a score table.
+        root: The set's folder.
+
+    Returns:
+        The axes.
+    """
+    for panel, (_, row) in zip(axes, frame.iterrows(), strict=True):
+        with Image.open(Path(root) / row["image"]) as picture:
+            picture.draft("RGB", (512, 512))
+            panel.imshow(np.asarray(picture.convert("RGB")))
+        panel.set_title(f"MOS {row['mos']:.1f}", loc="center")
+        panel.set_axis_off()
+    return axes
