@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.backbones import create_backbone, freeze_batch_statistics
+from iqa_utils.models.branch import Branch, Pooling, Variant
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
-Variant = Literal["A", "B", "C", "G"]
 N_PARAMETERS = 4  # brightness, contrast, sharpness, bitrate
 
 
@@ -36,7 +35,7 @@ class DualXception(nn.Module):
         plane_size: Side of the constant planes in pixels; None makes them as large as the image, as
             the author did. Constant planes of 64 hold the same numbers at 2 % of the cost; only the
             zero padding adds structure.
-        pooling: ``"mean"``, or ``"mean_std"``: also the standard deviation over positions.
+        pooling: As :class:`iqa_utils.models.branch.Branch`.
         activation: Apply the paper's leaky ReLU (slope 0.1, from the author's code, which defines
             it and leaves it out). Features of a trunk that ends in a ReLU are not changed by it.
         frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
@@ -72,7 +71,7 @@ class DualXception(nn.Module):
         variant: Variant = "A",
         width: int = 1024,
         plane_size: int | None = 64,
-        pooling: Literal["mean", "mean_std"] = "mean",
+        pooling: Pooling = "mean",
         activation: bool = True,
         frozen: str | None = None,
         mos_mean: float = 0.0,
@@ -121,11 +120,35 @@ class DualXception(nn.Module):
         Raises:
             ValueError: If indicators are needed and missing, or of another shape.
         """
+        features = self.activation(self.features(images, parameters))
+        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+
+    def features(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Return what both branches make of the arguments of :meth:`forward`, shape (B, D)."""
         parts = [] if self.image_branch is None else [self.image_branch(images)]  # (B, F)
         if self.parameter_branch is not None:
             parts.append(self._parameter_features(images, parameters))
-        features = self.activation(torch.cat(parts, dim=1))  # (B, sum of F)
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def start_from(self, weights: Tensor, intercept: float) -> None:
+        """Begin with a linear model of the image features, such as ridge regression.
+
+        Args:
+            weights: Shape (F,), for the image branch's features; all other features get weight 0.
+            intercept: Score at features of zero.
+
+        Raises:
+            ValueError: If there are not F weights.
+        """
+        n_features = 0 if self.image_branch is None else self.image_branch.n_features
+        if len(weights) != n_features:
+            raise ValueError(
+                f"the image branch has {n_features} features, got {len(weights)} weights"
+            )
+        self.head.weight.zero_()
+        self.head.weight[0, :n_features] = weights / self.mos_std
+        self.head.bias.fill_((intercept - self.mos_mean) / self.mos_std)
 
     def _parameter_features(self, images: Tensor, parameters: Tensor | None) -> Tensor:
         expected = (len(images), N_PARAMETERS)
@@ -137,135 +160,6 @@ class DualXception(nn.Module):
         size = images.shape[2:] if self.plane_size is None else (self.plane_size,) * 2
         planes = parameters[:, :, None, None].expand(-1, -1, *size)  # (B, 4, h, w)
         return self.parameter_branch(planes.contiguous())
-
-
-class Branch(nn.Module):
-    """A trunk and the pooling and layers that turn its map into a feature.
-
-    Args:
-        backbone: timm name.
-        channels: Input planes.
-        variant: See :class:`DualXception`.
-        width: Feature width of the variants ``B``, ``C`` and ``G``.
-        pooling: ``"mean"`` or ``"mean_std"``.
-        pretrained: Weights of the trunk.
-
-    Attributes:
-        n_features: Width of the output.
-    """
-
-    def __init__(
-        self,
-        backbone: str,
-        channels: int,
-        *,
-        variant: Variant,
-        width: int,
-        pooling: str,
-        pretrained: str | Path | None,
-    ) -> None:
-        super().__init__()
-        options = {"num_classes": 0, "global_pool": ""}
-        if channels != 3:
-            options["in_chans"] = channels
-        self.trunk = create_backbone(backbone, pretrained=pretrained, **options)
-        self.channels = channels
-        self.pooling = pooling
-        n_map = self.trunk.num_features
-        if variant in ("C", "G"):
-            _narrow_last_convolution(self.trunk, backbone, width)
-            n_map = width
-        n_map *= 2 if pooling == "mean_std" else 1
-        self.project = nn.Linear(n_map, width) if variant in ("B", "G") else nn.Identity()
-        self.n_features = width if variant in ("B", "G") else n_map
-        self._frozen_steps: list[nn.Module] = []  # of the trunk, which owns them
-        self._trained_steps: list[nn.Module] = [self.trunk]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W), or the output of :meth:`stem`, to features (B, n_features)."""
-        maps = self.stem(images) if images.shape[1] == self.channels else images
-        for step in self._trained_steps:
-            maps = step(maps)
-        return self.project(self._pool(maps))
-
-    @torch.no_grad()
-    def stem(self, images: Tensor) -> Tensor:
-        """Apply the frozen layers, which always give the same for the same image."""
-        for step in self._frozen_steps:
-            images = step(images)
-        return images
-
-    def freeze(self, last: str) -> None:
-        """Freeze the trunk from its beginning to a layer.
-
-        Args:
-            last: Name of a child of the trunk, or of one of its sequential blocks.
-
-        Raises:
-            ValueError: If there is no such layer, or the trunk is not a chain of its layers.
-        """
-        steps = _chain(self.trunk)
-        if last not in steps:
-            raise ValueError(f"frozen must be one of {list(steps)}, got {last!r}")
-        position = list(steps).index(last) + 1
-        self._frozen_steps = list(steps.values())[:position]
-        self._trained_steps = list(steps.values())[position:]
-        for step in self._frozen_steps:
-            freeze_batch_statistics(step).requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Branch:
-        """Set the mode of everything but the frozen layers, which stay in evaluation mode."""
-        super().train(mode)
-        for step in self._frozen_steps:
-            step.eval()
-        return self
-
-    def _pool(self, maps: Tensor) -> Tensor:
-        """Pool a map (B, F, h, w) over its positions, to (B, F) or, with the spread, (B, 2 F)."""
-        if maps.ndim != 4:
-            raise ValueError(f"the trunk must end in a map (B, F, h, w), got {tuple(maps.shape)}")
-        mean = maps.mean(dim=(2, 3))
-        if self.pooling == "mean":
-            return mean
-        return torch.cat([mean, maps.flatten(2).float().var(2, correction=0).add(1e-6).sqrt()], 1)
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Count the trainable numbers of a network."""
-    return sum(p.numel() for p in network.parameters())
-
-
-def _chain(trunk: nn.Module) -> dict[str, nn.Module]:
-    """List a trunk's layers in order, by name, and make sure that in a row they are the trunk."""
-    steps: dict[str, nn.Module] = {}
-    for name, child in trunk.named_children():
-        if isinstance(child, nn.Sequential):
-            steps |= {f"{name}.{inner}": step for inner, step in child.named_children()}
-        else:
-            steps[name] = child
-    probe = maps = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
-    mode = trunk.training
-    trunk.eval()
-    with torch.no_grad():
-        expected = trunk(probe)
-        for step in steps.values():
-            maps = step(maps)
-    trunk.train(mode)
-    if not torch.equal(maps, expected):
-        raise ValueError(
-            f"{type(trunk).__name__} is not a chain of its layers: cannot freeze a part"
-        )
-    return steps
-
-
-def _narrow_last_convolution(trunk: nn.Module, backbone: str, width: int) -> None:
-    """Give Xception's last separable convolution another width, with new random weights."""
-    if "xception" not in backbone or not hasattr(getattr(trunk, "conv4", None), "pointwise"):
-        raise ValueError(
-            f"variants C and G narrow Xception's conv4, which {backbone} does not have"
-        )
-    trunk.conv4.pointwise = nn.Conv2d(trunk.conv4.pointwise.in_channels, width, 1, bias=False)
-    trunk.bn4 = nn.BatchNorm2d(width)
 
 
 def _check(**options: str) -> None:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from iqa_utils.backbones import create_backbone
+from iqa_utils.models.branch import Branch
 
 WIDTHS = (2048, 1024, 256)
 DROPOUT = (0.25, 0.25, 0.5)
@@ -24,6 +23,8 @@ class KonCept(nn.Module):
             averages its top-left 8x8 positions, as in their PyTorch port, which keeps the trunk's
             pooling of 299-pixel inputs: at 512x384 it sees 64 of 140 positions.
         widths: Widths of the three layers.
+        frozen: Name of a layer of the trunk that is not trained, nor any before it; as
+            :class:`iqa_utils.models.dual_xception.DualXception`.
         mos_mean: Score that an untrained network predicts, on the data's scale.
         mos_std: Spread of the scores: the head works in these units.
         pretrained: Weights of the trunk, as :func:`iqa_utils.backbones.create_backbone`.
@@ -50,6 +51,7 @@ class KonCept(nn.Module):
         *,
         pooling: Literal["global", "8x8"] = "global",
         widths: tuple[int, ...] = WIDTHS,
+        frozen: str | None = None,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
         pretrained: str | Path | None = None,
@@ -61,11 +63,13 @@ class KonCept(nn.Module):
             raise ValueError(f"widths must be {len(DROPOUT)} numbers, got {tuple(widths)}")
         self.architecture: dict[str, Any] = {
             "name": "koncept", "backbone": backbone, "pooling": pooling, "widths": list(widths),
-            "mos_mean": mos_mean, "mos_std": mos_std,
+            "frozen": frozen, "mos_mean": mos_mean, "mos_std": mos_std,
         }  # fmt: skip
-        self.trunk = create_backbone(backbone, pretrained=pretrained, num_classes=0, global_pool="")
-        self.pooling = pooling
-        layers, n_in = [], self.trunk.num_features
+        how = "mean" if pooling == "global" else pooling
+        self.image_branch = Branch(backbone, 3, pooling=how, pretrained=pretrained)
+        if frozen is not None:
+            self.image_branch.freeze(frozen)
+        layers, n_in = [], self.image_branch.n_features
         for n_out, dropout in zip(widths, DROPOUT, strict=True):
             dense = nn.Linear(n_in, n_out)
             nn.init.kaiming_normal_(dense.weight, nonlinearity="relu")
@@ -80,13 +84,11 @@ class KonCept(nn.Module):
         """Predict the score of every image.
 
         Args:
-            images: Normalised RGB, shape (B, 3, H, W); B above 1 in training mode.
+            images: Normalised RGB, shape (B, 3, H, W), or what ``image_branch.stem`` made of them;
+                B above 1 in training mode.
 
         Returns:
             Scores, shape (B,).
         """
-        maps = self.trunk(images)  # (B, F, h, w)
-        if self.pooling == "8x8":
-            maps = maps[:, :, :8, :8]
-        features = F.adaptive_avg_pool2d(maps, 1).flatten(1)  # (B, F)
+        features = self.image_branch(images)  # (B, F)
         return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
