@@ -7,7 +7,7 @@ differs between two rows of a table is then only what their names say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ class Method:
         n_layers: Depth of the curves.
         loss: ``regression`` on re-scaled scores, or ``ranking`` by fidelity within each set.
         only: Train on this set alone.
+        unwarped: Train on the scores before their known maps, on one scale: a ceiling.
     """
 
     name: str
@@ -44,22 +45,36 @@ class Method:
     n_layers: int = 5
     loss: Literal["regression", "ranking"] = "regression"
     only: str | None = None
+    unwarped: bool = False
 
 
-def parse_method(name: str) -> Method:
-    """Read a method from its short name.
+def parse_methods(names: Sequence[str], sets: Sequence[str]) -> list[Method]:
+    """Read methods from their short names.
 
     Args:
-        name: ``released``, ``paper``, ``mixed``, ``scalar`` (also with a depth, ``released-3``),
-            ``linear`` (re-scaling without curves), ``ranking``, or ``single:SET``.
+        names: ``released``, ``paper``, ``mixed``, ``scalar`` (also with a depth, ``released-3``),
+            ``linear`` (re-scaling without curves), ``ranking``, ``unwarped``, ``single:SET``, or
+            ``single`` for one method a set.
+        sets: Names of the data sets.
 
     Returns:
-        The method.
+        The methods.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If a name is none of these, or wants a set that is not there.
     """
+    singles = [f"single:{name}" for name in sets]
+    expanded = [m for name in names for m in (singles if name == "single" else [name])]
+    absent = sorted({m for m in expanded if m.startswith("single:")} - set(singles))
+    if absent:
+        raise ValueError(f"methods {absent} need sets that are not among {list(sets)}")
+    return [_parse_method(name) for name in expanded]
+
+
+def _parse_method(name: str) -> Method:
     variant, _, depth = name.partition("-")
+    if name == "unwarped":
+        return Method(name, unwarped=True)
     if name == "linear":
         return Method(name)
     if name == "ranking":
@@ -69,8 +84,8 @@ def parse_method(name: str) -> Method:
     if variant in ("released", "paper", "mixed", "scalar") and depth in ("", "3", "5", "7"):
         return Method(name, variant, int(depth or 5))
     raise ValueError(
-        "a method is released, paper, mixed or scalar (-3, -5, -7), linear, ranking or single:SET, "
-        f"got {name!r}"
+        "a method is released, paper, mixed or scalar (-3, -5, -7), linear, ranking, unwarped, "
+        f"single or single:SET, got {name!r}"
     )
 
 
@@ -149,12 +164,7 @@ def train_method(
 
     Returns:
         The trained method. Under frozen maps its trunk is the one that made them.
-
-    Raises:
-        KeyError: If the method wants a set that is not there.
     """
-    if method.only is not None and method.only not in frames:
-        raise KeyError(f"{method.name}: no set {method.only!r} among {sorted(frames)}")
     names = [method.only] if method.only else list(frames)
     torch.manual_seed(seed)
     model = MonotonicIQA(
@@ -166,6 +176,9 @@ def train_method(
         model.trunk = nn.Identity()  # its work is done
     scaled, spans = {}, {}
     for name in names:
+        if method.unwarped:
+            scaled[name], spans[name] = TOP * frames[name]["mos_original"].to_numpy(), (0.0, 1.0)
+            continue
         mos = frames[name]["mos"].to_numpy(dtype=float)
         scaled[name], spans[name] = rescale(mos, (parts[name] == "training").to_numpy())
     groups = parameter_groups(model, lr_trunk=setup.lr_trunk, lr=setup.lr)
@@ -323,33 +336,61 @@ def predict_test(
         out = table.iloc[rows][columns].reset_index(drop=True)
         out = out.assign(dataset=name, split="test", seed=split, pred=quality, mapped=np.nan)
         if name in known:
-            curve = curve_of(trained, name)
-            out["mapped"] = curve(quality)
+            out["mapped"] = map_quality(trained, name, quality)
         tables.append(out.assign(method=trained.method.name, variant=trained.method.variant))
     return pd.concat(tables, ignore_index=True)
 
 
-def curve_of(trained: Trained, name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the curve of one set, from quality to scores on that set's own scale.
+@torch.inference_mode()
+def map_quality(trained: Trained, name: str, quality: np.ndarray) -> np.ndarray:
+    """Map quality through the curve of one set to scores on that set's own scale.
 
     Args:
         trained: From :func:`train_method`.
         name: A set it was trained on.
+        quality: Shape (N,).
 
     Returns:
-        Function of an array of qualities, any length.
+        Scores, shape (N,).
     """
     low, high = trained.spans[name]
     number = trained.model.architecture["sources"].index(name)
+    device = next(trained.model.head.parameters()).device
+    x = torch.as_tensor(quality, dtype=torch.float32, device=device)
+    scores = trained.model.transformers.curves(x)[:, number].double().cpu().numpy()
+    return low + scores / TOP * (high - low)
 
-    @torch.inference_mode()
-    def curve(quality: np.ndarray) -> np.ndarray:
-        device = next(trained.model.head.parameters()).device
-        x = torch.as_tensor(np.asarray(quality), dtype=torch.float32, device=device)
-        scores = trained.model.transformers.curves(x)[:, number].double().cpu().numpy()
-        return low + scores / TOP * (high - low)
 
-    return curve
+def curve_points(
+    trained: Trained, predictions: pd.DataFrame, *, n_points: int = 401
+) -> pd.DataFrame:
+    """Sample the curve of every set over the qualities that the model predicts.
+
+    Args:
+        trained: From :func:`train_method`.
+        predictions: From :func:`predict_test` of the same model.
+        n_points: Points a curve, evenly spaced from the lowest to the highest quality of all sets
+            it was trained on.
+
+    Returns:
+        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the set's own scale) and
+        ``inside``, true from the 1st to the 99th percentile of the set's own qualities. Empty for
+        a ranking, which has no scale.
+    """
+    known = trained.model.architecture["sources"]
+    qualities = predictions[predictions["dataset"].isin(known)].groupby("dataset")["pred"]
+    grid = np.linspace(qualities.min().min(), qualities.max().max(), n_points)
+    tables = []
+    for name in known if trained.method.loss == "regression" else []:
+        low, high = qualities.get_group(name).quantile([0.01, 0.99])
+        score = map_quality(trained, name, grid)
+        inside = (grid >= low) & (grid <= high)
+        points = {"dataset": name, "quality": grid, "score": score, "inside": inside}
+        tables.append(pd.DataFrame(points))
+    if not tables:
+        return pd.DataFrame()
+    split = int(predictions["seed"].iloc[0])
+    return pd.concat(tables, ignore_index=True).assign(method=trained.method.name, seed=split)
 
 
 def _data_keys(pixels: Pixels, parts: Parts, scaled: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from iqa_utils.backbones import weights_hash
 from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.features import frozen_features
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
+from iqa_utils.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageStore,
+    augment,
+    build_store,
+    to_float,
+)
 from iqa_utils.splits import PARTS, check_disjoint, content_split
 
 TOP = 10.0  # training scores of every set are re-scaled to [0, 10]
@@ -215,3 +222,49 @@ def trunk_maps(trunk: nn.Module, store: ImageStore, *, cache_dir: str | Path | N
         shape = trunk.eval().forward_features(torch.zeros(1, 3, *store.sizes[0], device=device))
     maps = torch.from_numpy(flat).half().reshape(-1, *shape.shape[1:])
     return TrunkMaps(maps, trunk=trunk, key=f"{store.key} {weights_hash(trunk)}")
+
+
+def prepare_pixels(
+    frames: Frames,
+    folders: Mapping[str, Path],
+    cache_dir: Path,
+    *,
+    size: int,
+    trunk: nn.Module | None = None,
+    train_side: int = 512,
+    test_side: int = 768,
+    device: torch.device | str = "cpu",
+) -> dict[str, CroppedImages | TrunkMaps]:
+    """Decode every set once, in the way that its training needs.
+
+    Args:
+        frames: Score tables by set.
+        folders: Folder that the image names of each set are relative to.
+        cache_dir: Folder with ``stores`` and ``features``.
+        size: Side of random crops, or of whole squashed images where a trunk is given; pixels.
+        trunk: Frozen trunk: its maps are computed once and nothing before them is trained.
+        train_side: Crops are taken from images shrunk to this shorter side, smaller ones as they
+            are.
+        test_side: Likewise for the whole images that are predicted.
+        device: Where batches of crops are normalised.
+
+    Returns:
+        Pixels by set.
+
+    References:
+        Feng et al., released code: 384-pixel crops from a shorter side of 512, tested at 768.
+    """
+    pixels: dict[str, CroppedImages | TrunkMaps] = {}
+    stores = cache_dir / "stores"
+    for name, frame in frames.items():
+        root, images = folders[name], frame["image"].tolist()
+        if trunk is not None:
+            store = build_store(root, images, stores, size=(size, size))
+            pixels[name] = trunk_maps(trunk, store, cache_dir=cache_dir / "features")
+            continue
+        train, test = (
+            build_store(root, images, stores, size=side, fit="shrink_short_side")
+            for side in (train_side, test_side)
+        )
+        pixels[name] = CroppedImages(train, test, crop=size, device=device)
+    return pixels

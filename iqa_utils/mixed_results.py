@@ -270,51 +270,42 @@ def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]
 
 
 def carry_over(
-    curves: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    points: pd.DataFrame,
     warps: Mapping[str, Callable[[np.ndarray], np.ndarray]],
-    quality: Mapping[str, np.ndarray],
     *,
     reference: str,
     n_points: int = 60,
 ) -> pd.DataFrame:
     """Carry scores of one set to the scale of another through the shared quality.
 
-    A score m of set s is warped as the set's labels are, traced back through the set's curve to a
-    quality, and read off the curve of the reference set; undoing that set's warp should give m
-    again. This is all that data can tell: a warp common to all curves is absorbed by the
+    A score m of a set is warped as the set's labels are, traced back through the set's curve to a
+    quality, and read off the curve of the reference set, whose own warp is then undone. That should
+    give m again. It is all that data can tell: a bend common to all curves is absorbed by the
     regressor.
 
     Args:
-        curves: Quality to scores, by set, see :func:`iqa_utils.mixed.curve_of`.
+        points: Curves of one method and split, see :func:`iqa_utils.mixed.curve_points`.
         warps: The known maps, by set; that of the reference must be the identity.
-        quality: Predicted qualities of each set, any length; carrying stays inside their range.
         reference: Set whose scale is the target.
         n_points: Points a set.
 
     Returns:
-        Columns ``dataset``, ``mos`` (original) and ``carried`` (on the reference's scale); equal
-        where the map was recovered.
+        Columns ``dataset``, ``mos`` (original) and ``carried`` (on the reference's scale), equal
+        where the map was recovered. Scores that the set's own qualities do not reach are left out,
+        and a set without a curve is, too.
     """
+    target = points[points["dataset"] == reference]
     tables = []
-    for name, curve in curves.items():
-        if name == reference:
+    for name, curve in points[points["inside"]].groupby("dataset", sort=False):
+        scores, mos = np.maximum.accumulate(curve["score"]), np.linspace(0, 1, 2001)
+        reached = mos[(warps[name](mos) >= scores.iloc[0]) & (warps[name](mos) <= scores.iloc[-1])]
+        if name == reference or target.empty or len(reached) < 2 or np.ptp(scores) == 0:
             continue
-        grid = np.linspace(quality[name].min(), quality[name].max(), 400)
-        scores = np.maximum.accumulate(curve(grid))
-        mos = np.linspace(0, 1, 2001)
-        inside = (warps[name](mos) >= scores[0]) & (warps[name](mos) <= scores[-1])
-        if not inside.any() or scores[-1] <= scores[0]:
-            continue
-        mos = np.linspace(mos[inside].min(), mos[inside].max(), n_points)
-        traced = np.interp(warps[name](mos), scores, grid)
-        tables.append(
-            pd.DataFrame({"dataset": name, "mos": mos, "carried": curves[reference](traced)})
-        )
-    return (
-        pd.concat(tables, ignore_index=True)
-        if tables
-        else pd.DataFrame({"dataset": [], "mos": [], "carried": []})
-    )
+        mos = np.linspace(reached[0], reached[-1], n_points)
+        traced = np.interp(warps[name](mos), scores, curve["quality"])
+        carried = np.interp(traced, target["quality"], target["score"])
+        tables.append(pd.DataFrame({"dataset": name, "mos": mos, "carried": carried}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def predict_niqe(

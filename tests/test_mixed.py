@@ -11,9 +11,10 @@ from iqa_utils.images import build_store
 from iqa_utils.mixed import (
     Method,
     Setup,
-    curve_of,
+    curve_points,
     loss_step,
-    parse_method,
+    map_quality,
+    parse_methods,
     predict_quality,
     predict_test,
     train_method,
@@ -29,6 +30,11 @@ from iqa_utils.mixed_data import (
     trunk_maps,
     warp_subsets,
 )
+
+
+def parse_method(name):
+    return parse_methods([name], ["a", "b"])[0]
+
 
 SETUP = Setup(
     backbone="test_resnet", pretrained=None, channels=8, mixing="released", batch_size=4,
@@ -176,7 +182,7 @@ def test_curves_speak_each_sets_own_scale():
     frames, pixels, parts = make_sets()
     trained = train_method(parse_method("linear"), frames, pixels, parts, SETUP, seed=0)
     training = frames["b"]["mos"][parts["b"] == "training"]
-    ends = curve_of(trained, "b")(np.array([0.0, 10.0]))
+    ends = map_quality(trained, "b", np.array([0.0, 10.0]))
     np.testing.assert_allclose(ends, [training.min(), training.max()], rtol=1e-6)
 
 
@@ -226,9 +232,33 @@ def test_a_missing_set_is_an_error_when_named_and_passed_over_when_not(tmp_path)
         load_sets([], tmp_path)
 
 
-def test_unknown_methods_and_sets_are_refused():
+def test_curves_are_sampled_where_the_model_predicts():
     frames, pixels, parts = make_sets()
+    trained = train_method(parse_method("mixed"), frames, pixels, parts, SETUP, seed=0)
+    predictions = predict_test(trained, frames, pixels, parts, SETUP, split=0)
+    points = curve_points(trained, predictions, n_points=11)
+    assert points.groupby("dataset").size().to_dict() == {"a": 11, "b": 11}
+    assert points["quality"].min() == pytest.approx(predictions["pred"].min())
+    assert (points.groupby("dataset")["score"].diff().dropna() >= -1e-6).all()
+    for name, part in predictions.groupby("dataset"):
+        inside = points[(points["dataset"] == name) & points["inside"]]["quality"]
+        assert inside.between(part["pred"].min(), part["pred"].max()).all()
+    ranked = train_method(parse_method("ranking"), frames, pixels, parts, SETUP, seed=0)
+    assert curve_points(ranked, predictions).empty
+
+
+def test_unwarped_trains_on_the_scores_before_their_maps():
+    frames, pixels, parts = make_sets()
+    frames = {n: f.assign(mos_original=f["mos"] / f["mos"].max()) for n, f in frames.items()}
+    setup = Setup(**{**SETUP.__dict__, "epochs": 1})
+    trained = train_method(parse_method("unwarped"), frames, pixels, parts, setup, seed=0)
+    assert trained.spans == {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+
+
+def test_single_is_one_method_a_set_and_unknown_names_are_refused():
+    names = [m.name for m in parse_methods(["paper-7", "single"], ["a", "b"])]
+    assert names == ["paper-7", "single:a", "single:b"]
     with pytest.raises(ValueError, match="got 'released-4'"):
-        parse_method("released-4")
-    with pytest.raises(KeyError, match="no set 'c' among"):
-        train_method(parse_method("single:c"), frames, pixels, parts, SETUP, seed=0)
+        parse_methods(["released-4"], ["a"])
+    with pytest.raises(ValueError, match=r"\['single:c'\] need sets that are not among \['a'\]"):
+        parse_methods(["single:c"], ["a"])

@@ -130,19 +130,36 @@ def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
     assert set(rows.loc[rows["data"] == "a+b", "dataset"]) == {"weighted"}
 
 
-def test_perfect_curves_carry_scores_over_and_linear_rescaling_does_not():
-    warps = {"r": lambda x: x, "s": np.sqrt, "c": lambda x: x**3}
-    quality = {name: np.linspace(0.1, 0.9, 50) for name in warps}
-    carried = carry_over(warps, warps, quality, reference="r")
+WARPS = {"r": lambda x: x, "s": np.sqrt, "c": lambda x: x**3}
+
+
+def make_points(curves, quality):
+    tables = [
+        pd.DataFrame({"dataset": name, "quality": quality, "score": curve(quality), "inside": True})
+        for name, curve in curves.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_true_curves_carry_scores_over():
+    carried = carry_over(make_points(WARPS, np.linspace(0.1, 0.9, 200)), WARPS, reference="r")
     assert set(carried["dataset"]) == {"s", "c"}
     np.testing.assert_allclose(carried["carried"], carried["mos"], atol=2e-3)
-    any_scale = {k: (lambda q, f=f: f(np.log(q) / 5 + 1)) for k, f in warps.items()}
-    quality = {name: np.exp(np.linspace(-4.5, -0.5, 50)) for name in warps}
-    bent = carry_over(any_scale, warps, quality, reference="r")  # the common bend cancels
-    np.testing.assert_allclose(bent["carried"], bent["mos"], atol=5e-3)
-    straight = dict.fromkeys(warps, lambda q: q)
-    missed = carry_over(straight, warps, {k: np.linspace(0, 1, 9) for k in warps}, reference="r")
-    assert (missed["carried"] - missed["mos"]).abs().max() > 0.2
+    assert carried["mos"].min() >= 0.1 - 1e-3
+
+
+def test_a_bend_common_to_all_curves_cancels():
+    bent = {k: (lambda q, f=f: f(np.log(q) / 5 + 1)) for k, f in WARPS.items()}
+    carried = carry_over(make_points(bent, np.geomspace(0.01, 0.6, 400)), WARPS, reference="r")
+    np.testing.assert_allclose(carried["carried"], carried["mos"], atol=5e-3)
+
+
+def test_straight_curves_do_not_undo_the_warp():
+    straight = make_points(dict.fromkeys(WARPS, lambda q: q), np.linspace(0, 1, 50))
+    missed = carry_over(straight, WARPS, reference="r")
+    cube = missed[missed["dataset"] == "c"]
+    np.testing.assert_allclose(cube["carried"], cube["mos"] ** 3, atol=1e-6)
+    assert carry_over(straight[straight["dataset"] == "s"], WARPS, reference="r").empty
 
 
 def test_niqe_prefers_a_sharp_photograph_to_its_blurred_copy(tmp_path):

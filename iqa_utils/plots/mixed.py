@@ -1,0 +1,194 @@
+"""Pictures of one regressor on several data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from iqa_utils.plots.common import PALETTE
+
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def plot_examples(
+    axes: Sequence[Axes], images: Sequence[np.ndarray], captions: Sequence[str]
+) -> Sequence[Axes]:
+    """Show images with their distortion and score, as Fig. 1 does.
+
+    Args:
+        axes: One an image.
+        images: uint8, shape (H, W, 3), any sizes.
+        captions: One an image.
+
+    Returns:
+        The axes.
+    """
+    for ax, image, caption in zip(axes, images, captions, strict=True):
+        ax.imshow(image)
+        ax.set_title(caption, fontsize=8, fontweight="normal")
+        ax.set_axis_off()
+    return axes
+
+
+def plot_scores(axes: Axes, mos: np.ndarray, *, title: str, scale: tuple[float, float]) -> Axes:
+    """Draw the scores of one set on its own scale.
+
+    Args:
+        axes: Where to draw.
+        mos: Scores, shape (N,).
+        title: Name of the set.
+        scale: Lowest and highest possible score.
+
+    Returns:
+        The axes.
+    """
+    axes.hist(mos, bins=24, range=scale, color=PALETTE[0], alpha=0.8)
+    axes.axvline(np.median(mos), color="0.2", linewidth=1, linestyle="--")
+    axes.set(title=title, xlabel="MOS, the set's own scale", ylabel="images")
+    return axes
+
+
+def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
+    """Draw how often an epoch shows an image of each set.
+
+    Args:
+        axes: Where to draw.
+        visits: A row a set, a column a mixing.
+
+    Returns:
+        The axes.
+    """
+    height = 0.8 / len(visits.columns)
+    for k, mixing in enumerate(visits):
+        y = np.arange(len(visits)) + (k - (len(visits.columns) - 1) / 2) * height
+        bars = axes.barh(y, visits[mixing], height, color=PALETTE[k], label=mixing)
+        axes.bar_label(bars, fmt="%.1f", padding=3, size=8)
+    axes.set(xlabel="visits to an image in one epoch", yticks=range(len(visits)))
+    axes.set_yticklabels(visits.index)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(title="batches")
+    return axes
+
+
+def plot_transformers(
+    axes: Axes, curves: Mapping[str, np.ndarray], quality: np.ndarray, *, title: str
+) -> Axes:
+    """Draw the learned curves of one set, each over the qualities its own model predicts.
+
+    Qualities of different models have no common unit, so each model's middle 98 % is drawn from 0
+    to 1; a straight line is a gain and an offset.
+
+    Args:
+        axes: Where to draw.
+        curves: Variant to scores at evenly spaced qualities, each shape (G,).
+        quality: The spacing, 0 to 1, shape (G,).
+        title: Name of the set.
+
+    Returns:
+        The axes.
+    """
+    for k, (variant, scores) in enumerate(curves.items()):
+        style = LINES[k % len(LINES)]
+        axes.plot(quality, scores, color=PALETTE[k], linestyle=style, linewidth=2, label=variant)
+    axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
+    return axes
+
+
+def plot_split_dots(axes: Axes, table: pd.DataFrame, *, metric: str, xlabel: str) -> Axes:
+    """Draw one dot a split and method, splits of one method side by side, medians as bars.
+
+    Args:
+        axes: Where to draw.
+        table: Columns ``method``, ``seed`` and the metric.
+        metric: Column to draw.
+        xlabel: Quantity and unit.
+
+    Returns:
+        The axes.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    for row, method in enumerate(methods):
+        part = table[table["method"] == method].sort_values("seed")
+        offset = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
+        axes.scatter(part[metric], row + offset, s=26, color=PALETTE[0], linewidths=0)
+        axes.plot([part[metric].median()] * 2, [row - 0.33, row + 0.33], color=PALETTE[3], lw=2)
+    for seed in table["seed"].unique():
+        part = table[table["seed"] == seed].set_index("method").reindex(methods)
+        axes.plot(part[metric], range(len(methods)), color="0.75", linewidth=0.7, zorder=0)
+    axes.set(xlabel=xlabel, yticks=range(len(methods)), yticklabels=methods)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    return axes
+
+
+def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
+    """Draw a table of correlations as colours with their numbers.
+
+    Args:
+        axes: Where to draw.
+        table: Row and column names are the labels; NaN stays white.
+        label: What the rows are.
+
+    Returns:
+        The axes.
+    """
+    values = table.to_numpy(dtype=float)
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if value < 0.65 else "black"
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, size=8)
+    axes.set(xticks=range(table.shape[1]), yticks=range(table.shape[0]), ylabel=label)
+    axes.set_xticklabels(table.columns, rotation=30, ha="right")
+    axes.set_yticklabels(table.index)
+    axes.grid(visible=False)
+    return axes
+
+
+def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str, reference: str) -> Axes:
+    """Draw scores carried from one set's scale to another's through the shared quality.
+
+    Args:
+        axes: Where to draw.
+        carried: Columns ``method``, ``mos`` and ``carried``, for one set; several splits of a
+            method are several lines.
+        title: Name of the set and of its map.
+        reference: Set whose scale is the target.
+
+    Returns:
+        The axes.
+    """
+    axes.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle=(0, (2, 2)), label="recovered")
+    for k, (method, of_method) in enumerate(carried.groupby("method", sort=False)):
+        for i, (_, part) in enumerate(of_method.groupby("seed")):
+            label = method if i == 0 else None
+            style = {"color": PALETTE[k], "linestyle": LINES[k % len(LINES)], "linewidth": 1.7}
+            axes.plot(part["mos"], part["carried"], label=label, alpha=0.85, **style)
+    axes.set(xlabel="original MOS", ylabel=f"carried to the scale of {reference}", title=title)
+    axes.set(xlim=(0, 1), ylim=(-0.3, 1.3))
+    return axes
+
+
+def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
+    """Draw multiply-accumulates at several image sizes.
+
+    Args:
+        axes: Where to draw.
+        table: GMAC, a row a size and a column a network.
+
+    Returns:
+        The axes.
+    """
+    for k, name in enumerate(table):
+        marker = "osD^vP"[k]
+        axes.plot(table[name], range(len(table)), marker, color=PALETTE[k], label=name, alpha=0.85)
+    axes.set(xlabel="GMAC an image", xscale="log", yticks=range(len(table)))
+    axes.set_yticklabels(table.index)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
+    return axes
