@@ -226,6 +226,18 @@ def match(results: Iterable[Mapping[str, Any]], claims: pd.DataFrame | None = No
     return pd.DataFrame({"result": chosen, "variants": listed}, index=claims.index, dtype=object)
 
 
+def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Results that name a table of the ledger but a method or data set that it does not hold.
+
+    Further metrics of a known row are welcome; a misspelt row would otherwise never be compared.
+    """
+    claims = load_claims()
+    known = {place[:4] for claim in claims.to_dict("records") for place in places(claim)}
+    tables = {key[:2] for key in known}
+    keyed = [(tuple(r[k] for k in KEYS[:4]), dict(r)) for r in results]
+    return [r for key, r in keyed if key[:2] in tables and key not in known]
+
+
 def _diagonal(claim: Mapping[str, Any], pool: Mapping[tuple[str, ...], Any]) -> list[Any]:
     """A variable's correlation with itself, answered by any pair that the variable is part of."""
     name = claim["method"]
@@ -281,23 +293,29 @@ def compare(
     matched = match(results, claims)
     odd, lacking = flags(), still_needed(claims)
     rows = []
-    for index, claim in claims.iterrows():
-        result = matched.loc[index, "result"]
+    pairs = zip(claims.index, claims.to_dict("records"), matched.to_dict("records"), strict=True)
+    for index, claim, found in pairs:
+        result = found["result"]
         if result is None and matched_only:
             continue
         rows.append({**_judge(claim, result, odd.get(index), lacking[index]), "index": index})
-        rows[-1]["variants"] = matched.loc[index, "variants"]
+        rows[-1]["variants"] = found["variants"]
     columns = [*KEYS, "paper value", "ours", "ci", "n", "data", "verdict", "reason", "variant"]
     return pd.DataFrame(rows, columns=["index", *columns, "variants"]).set_index("index")
 
 
 def _judge(
-    claim: pd.Series,
+    claim: Mapping[str, Any],
     result: Mapping[str, Any] | None,
     odd: tuple[str, str] | None,
     lacking: str,
 ) -> dict[str, Any]:
-    row = {**claim[KEYS], "paper value": claim["printed"], "ours": None, "ci": "", "n": None}
+    row = {key: claim[key] for key in KEYS} | {
+        "paper value": claim["printed"],
+        "ours": None,
+        "ci": "",
+        "n": None,
+    }
     row |= {"data": "", "variant": ""}
     if result is None:
         found = verdict(claim["printed"], None, metric=claim["metric"], obstacle=lacking)

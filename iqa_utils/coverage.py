@@ -122,7 +122,7 @@ def still_needed(claims: pd.DataFrame) -> dict[int, str]:
     """Say of each ledger row what it waits for: the needs of a run, or why there is none."""
     listed = {(c.paper, c.table): c for c in COVERAGE}
     found = {}
-    for index, claim in claims.iterrows():
+    for index, claim in zip(claims.index, claims.to_dict("records"), strict=True):
         entry = listed[claim["paper"], claim["table"]]
         ours = entry.produces(claim["method"])
         found[index] = f"{entry.notebook} needs {entry.needs}" if ours else entry.reason

@@ -151,6 +151,12 @@ def test_a_known_error_is_found(table, paper, place, words, recomputed, verdict)
     assert check["meaning"].endswith(".")
 
 
+def test_the_deviation_is_bounded_by_its_population_form(table):
+    check = found(table, "lehmann2023", "Tab. 4", "method 3, SD")
+    errors = [7.99, 8.14, 7.77, 6.89, 5.12]
+    assert np.std(errors) - 0.01 < check["low"] < np.std(errors) < check["recomputed"]
+
+
 def test_nothing_beyond_the_reviewed_list_is_accused(table):
     """A false accusation is the worst error here: every accused place was read in the paper."""
     counts = table[table["verdict"] != "consistent"].groupby(["paper", "kind"]).size().to_dict()
@@ -296,6 +302,18 @@ def test_a_real_result_comes_before_a_demo_one_and_the_papers_variant_first():
     judged = row(results, method="CLIP", metric="MAE all")
     assert judged["ours"] == 7.6
     assert judged["variants"] == "paper 7.6; ours 7.2; corrected 7"
+
+
+def test_a_demo_result_never_hides_a_real_one():
+    results = [result(variant="corrected", value=7.0), result(variant="paper", data="demo")]
+    judged = row(results, method="CLIP", metric="MAE all")
+    assert (judged["ours"], judged["variants"]) == (7.0, "corrected 7")
+
+
+def test_a_misspelt_row_is_a_stray_and_a_further_metric_is_not():
+    wrong = result(method="CLIP+LDS")
+    other = [result(metric="RMSE"), result(table="control", method="ridge"), result()]
+    assert claims.strays([wrong, *other]) == [wrong]
 
 
 def test_lehmanns_mse_is_answered_by_our_rmse():
