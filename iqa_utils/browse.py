@@ -79,7 +79,7 @@ def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
     extra = ["distortion", *(f"c{k}" for k in range(1, 6))]
     try:
         scores = load_scores(name, root)
-    except (FileNotFoundError, ValueError):
+    except (KeyError, FileNotFoundError, ValueError):
         return part.reindex(columns=[*part.columns, *extra]).assign(path="")
     known = scores.reindex(columns=["image", *extra])
     joined = part.reset_index().merge(known, on="image", how="left").set_index("index")

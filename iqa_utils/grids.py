@@ -54,7 +54,8 @@ def read_grid(path: str | Path) -> list[Job]:
             ``after`` (stems) and ``gpus``.
 
     Returns:
-        Every combination, in the order of the file.
+        Every combination, in the order of the file; a run is named after the parameters that have
+        more than one value.
 
     Raises:
         FileNotFoundError: If there is no such file; names the grids there are.
@@ -76,11 +77,13 @@ def read_grid(path: str | Path) -> list[Job]:
             raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
         notebook = batch.find_notebook(stem)
         names = list(entry["grid"])
+        varied = [name for name in names if len(entry["grid"][name]) > 1]
         for values in itertools.product(*entry["grid"].values()):
             parameters = dict(zip(names, values, strict=True))
             batch.check_parameters(notebook, parameters)
             after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
-            jobs.append(Job(stem, run_name(parameters), parameters, after, gpus))
+            name = run_name({key: parameters[key] for key in varied})
+            jobs.append(Job(stem, name, parameters, after, gpus))
     return jobs
 
 
@@ -96,7 +99,7 @@ def run_name(parameters: Mapping[str, Any]) -> str:
     """
     parts = [f"{name}-{value}" for name, value in parameters.items()]
     plain = ["".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts]
-    return ".".join(["grid", *plain])
+    return ".".join(["grid", *(plain or ["all"])])
 
 
 def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
@@ -136,7 +139,12 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
 
 def _read(job: Job, file: Path) -> pd.DataFrame:
     table = pd.DataFrame(json.loads(file.read_text())["results"], columns=list(RESULT_COLUMNS))
-    fixed = {k: v for k, v in job.parameters.items() if k not in REPEATS}
+    named = job.run_name.split(".")
+    fixed = {
+        name: value
+        for name, value in job.parameters.items()
+        if name not in REPEATS and any(part.startswith(f"{name}-") for part in named)
+    }
     label = " ".join(f"{name}={value}" for name, value in fixed.items())
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)

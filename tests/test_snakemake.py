@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 BODY = """
+import os
 import time
 from pathlib import Path
 from iqa_utils.runs import notebook_parameters, start_run
@@ -21,6 +22,8 @@ parameters = notebook_parameters(globals())
 run = start_run(STEM, parameters, paper="p")
 with open(Path(DATA_ROOT) / "log.txt", "a") as log:
     log.write(f"{STEM} {SEED}\\n")
+with open(Path(DATA_ROOT) / "gpus.txt", "a") as log:
+    log.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
 time.sleep(SECONDS)
 if SEED == FAIL:
     raise ValueError("this seed fails")
@@ -59,13 +62,13 @@ def copy(tmp_path_factory):
     return folder
 
 
-def write_grid(copy, name, *, fail=-1, seconds=0.0, seeds=(0, 1)):
+def write_grid(copy, name, *, fail=-1, seconds=0.0, seeds=(0, 1), gpus=0):
     (copy / name).mkdir()
     common = f"      DATA_ROOT: ['{copy / name}']\n      SECONDS: [{seconds}]\n"
     text = ""
     for stem, after in (("80_first", ""), ("81_second", "    after: [80_first]\n")):
         grid = f"      SEED: {list(seeds)}\n      FAIL: [{fail if stem == '80_first' else -1}]\n"
-        text += f"{stem}:\n    gpus: 0\n{after}    grid:\n{grid}{common}"
+        text += f"{stem}:\n    gpus: {gpus}\n{after}    grid:\n{grid}{common}"
     (copy / f"workflow/grids/{name}.yaml").write_text(text.replace("    ", "  "))
     for stem in ("80_first", "81_second"):
         (copy / f"notebooks/params/{stem}.{name}.yaml").write_text(f"PROFILE: {name}\n")
