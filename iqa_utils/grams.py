@@ -88,6 +88,7 @@ def layer_grams(
     *,
     cache_dir: str | Path,
     also_pooled: str | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     crop: Crop | None = None,
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -103,12 +104,13 @@ def layer_grams(
 
     Args:
         backbone: Network, on the device to use.
-        store: Decoded images, N of them.
+        store: Decoded images.
         layers: Names for :func:`iqa_utils.features.tap_layers`.
         cache_dir: Folder of the cache.
         also_pooled: A pooling whose (small) features of the same pass are cached as well, for
             :func:`iqa_utils.features.frozen_layers` to find; layers that give plain vectors are
             cached under ``"flatten"``.
+        rows: Images to encode, N of them in this order; None for the whole store.
         crop: Crop to take, or None for whole images.
         batch_size: Images a batch.
         mean: Normalisation, RGB in [0, 1].
@@ -123,25 +125,30 @@ def layer_grams(
         OSError: If the disk cannot hold the activations; says how much is needed.
         ValueError: If a layer is unknown or a feature is not finite.
     """
-    recipe = feature_recipe(backbone, store, None, crop, mean, std, dtype)
+    recipe = feature_recipe(backbone, store, rows, crop, mean, std, dtype)
     paths = {layer: cache_path(cache_dir, recipe, layer, "gram") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
     if missing:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         device = next(backbone.parameters()).device
-        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
+        n_images = len(store) if rows is None else len(rows)
+        options = {"rows": rows, "crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
         options |= {"dtype": dtype, "progress": progress}
         pooled: dict[tuple[str, str], list[np.ndarray]] = {}
         with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
             spools: dict[str, _Spool] = {}
             for part, batch in iterate_layers(backbone, store, missing, **options):
                 if not spools:
-                    spools = _make_spools(Path(folder), len(store), batch)
+                    spools = _make_spools(Path(folder), n_images, batch)
                 for layer, activation in batch.items():
                     flat = pool_activation(activation, "flatten").cpu().numpy()
                     spools[layer].write(part.start, flat)
                     if also_pooled:
-                        kind = also_pooled if activation.ndim > 2 else "flatten"
+                        kind = (
+                            also_pooled
+                            if activation[0].numel() > activation.shape[1]
+                            else "flatten"
+                        )
                         values = pool_activation(activation, kind).cpu().numpy()
                         pooled.setdefault((layer, kind), []).append(values)
             for layer, spool in spools.items():

@@ -71,6 +71,11 @@ class Layer:
     printed: int | None = None
     note: str = ""
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether the layer has no places: a fully connected layer, or logits."""
+        return self.size in (1000, 4096)
+
 
 _HALF = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
 _PLAIN = {"aux_logits": False, "init_weights": False, "transform_input": False}
@@ -132,68 +137,65 @@ _STAGE = "7 x 7 x 2048 is 100352; the printed 200704 is the size of the stage be
 _POOLED = "10 x 10 x 1024 is 102400; the printed 1000 is the size of the classifier"
 
 LAYERS = (
-    Layer("alexnet", "fc8", "classifier.6", 1000, _1, 1000),
-    Layer("alexnet", "fc7", "classifier.4", 4096, _1, 4096),
     Layer("alexnet", "fc6", "classifier.1", 4096, _1, 4096),
-    Layer("vgg16", "conv5_3", "features.28", 100352, _1, 100352),
-    Layer("vgg16", "conv5_2", "features.26", 100352, _1, 100352),
+    Layer("alexnet", "fc7", "classifier.4", 4096, _1, 4096),
+    Layer("alexnet", "fc8", "classifier.6", 1000, _1, 1000),
     Layer("vgg16", "conv5_1", "features.24", 100352, _1, 100352),
-    Layer("vgg16", "fc8", "classifier.6", 1000, _2, 1000),
-    Layer("vgg16", "fc7", "classifier.3", 4096, _2, 4096),
+    Layer("vgg16", "conv5_2", "features.26", 100352, _1, 100352),
+    Layer("vgg16", "conv5_3", "features.28", 100352, _1, 100352),
     Layer("vgg16", "fc6", "classifier.0", 4096, _2, 4096),
-    Layer("googlenet", "loss3-classifier", "fc", 1000, _1, 1000),
-    Layer("googlenet", "Inception5bOutput", "inception5b", 50176, _1, 50176),
+    Layer("vgg16", "fc7", "classifier.3", 4096, _2, 4096),
+    Layer("vgg16", "fc8", "classifier.6", 1000, _2, 1000),
     Layer("googlenet", "Inception4eOutput", "inception4e", 163072, _1, 163072),
-    Layer("squeezenet", "fire8-concat", "features.11", 100352, _1, 100352),
-    Layer("squeezenet", "fire7-concat", "features.10", 75264, _1, 75264),
+    Layer("googlenet", "Inception5bOutput", "inception5b", 50176, _1, 50176),
+    Layer("googlenet", "loss3-classifier", "fc", 1000, _1, 1000),
     Layer("squeezenet", "fire6-connect", "features.9", 75264, _1, 75264),
-    Layer("shufflenet", "node_202", "fc", 1000, _12, 1000, "ShuffleNet v2 in place of v1"),
-    Layer("shufflenet", "node_198", "stage4.3", 22736, _12, 26656, _V2),
-    Layer("shufflenet", "node_186", "stage4.2", 22736, _2, 26656, _V2),
+    Layer("squeezenet", "fire7-concat", "features.10", 75264, _1, 75264),
+    Layer("squeezenet", "fire8-concat", "features.11", 100352, _1, 100352),
     Layer("shufflenet", "node_174", "stage4.1", 22736, _1, 26656, _V2),
-    Layer("inception_v3", "mixed9", "Mixed_7b", 131072, _1, 131072),
-    Layer("inception_v3", "mixed8", "Mixed_7a", 81920, _1, 81920),
+    Layer("shufflenet", "node_186", "stage4.2", 22736, _2, 26656, _V2),
+    Layer("shufflenet", "node_198", "stage4.3", 22736, _12, 26656, _V2),
+    Layer("shufflenet", "node_202", "fc", 1000, _12, 1000, "ShuffleNet v2 in place of v1"),
     Layer("inception_v3", "mixed6", "Mixed_6d", 221952, _1, 221952),
-    Layer("densenet201", "fc1000", "classifier", 1000, _2, 1000),
-    Layer("densenet201", "conv5_block32_concat", "features.denseblock4", 94080, _12, 94080),
-    Layer(
-        "densenet201", "conv5_block31_concat", "features.denseblock4.denselayer32:input", 92512,
-        _1, 92512,
-    ),
+    Layer("inception_v3", "mixed8", "Mixed_7a", 81920, _1, 81920),
+    Layer("inception_v3", "mixed9", "Mixed_7b", 131072, _1, 131072),
     Layer(
         "densenet201", "conv5_block30_concat", "features.denseblock4.denselayer31:input", 90944,
         _12, 90944,
     ),
-    Layer("mobilenet_v2", "Logits", "classifier.1", 1000, _2, 1000),
-    Layer("mobilenet_v2", "Conv_1", "features.18.0", 62720, _12, 62720),
-    Layer("mobilenet_v2", "block_16_project", "features.17.conv.2", 15680, _12, 15680),
+    Layer(
+        "densenet201", "conv5_block31_concat", "features.denseblock4.denselayer32:input", 92512,
+        _1, 92512,
+    ),
+    Layer("densenet201", "conv5_block32_concat", "features.denseblock4", 94080, _12, 94080),
+    Layer("densenet201", "fc1000", "classifier", 1000, _2, 1000),
     Layer("mobilenet_v2", "block_15_add", "features.16", 7840, _1, 7840),
-    Layer("resnet50", "fc1000", "fc", 1000, _2, 1000),
-    Layer("resnet50", "add_16", "layer4.2", 100352, _2, 100352),
-    Layer("resnet50", "add_15", "layer4.1", 100352, _12, 100352),
-    Layer("resnet50", "add_14", "layer4.0", 100352, _1, 200704, _STAGE),
+    Layer("mobilenet_v2", "block_16_project", "features.17.conv.2", 15680, _12, 15680),
+    Layer("mobilenet_v2", "Conv_1", "features.18.0", 62720, _12, 62720),
+    Layer("mobilenet_v2", "Logits", "classifier.1", 1000, _2, 1000),
     Layer("resnet50", "add_12", "layer3.4", 200704, _1, 200704),
-    Layer("resnet101", "res5b", "layer4.1", 100352, _1, 200704, _STAGE),
-    Layer("resnet101", "res5a", "layer4.0", 100352, _1, 200704, _STAGE),
+    Layer("resnet50", "add_14", "layer4.0", 100352, _1, 200704, _STAGE),
+    Layer("resnet50", "add_15", "layer4.1", 100352, _12, 100352),
+    Layer("resnet50", "add_16", "layer4.2", 100352, _2, 100352),
+    Layer("resnet50", "fc1000", "fc", 1000, _2, 1000),
     Layer("resnet101", "res4b21", "layer3.21", 200704, _1, 200704),
-    Layer("inception_resnet_v2", "block8_9", "repeat_2.8", 133120, _12, 133120),
-    Layer("inception_resnet_v2", "block8_8", "repeat_2.7", 133120, _12, 133120),
+    Layer("resnet101", "res5a", "layer4.0", 100352, _1, 200704, _STAGE),
+    Layer("resnet101", "res5b", "layer4.1", 100352, _1, 200704, _STAGE),
     Layer("inception_resnet_v2", "block8_7", "repeat_2.6", 133120, _12, 133120),
-    Layer("xception", "predictions", "fc", 1000, _2, 1000),
-    Layer("xception", "add_12", "block12", 102400, _12, 1000, _POOLED),
-    Layer("xception", "add_11", "block11", 262808, _1, 262808),
+    Layer("inception_resnet_v2", "block8_8", "repeat_2.7", 133120, _12, 133120),
+    Layer("inception_resnet_v2", "block8_9", "repeat_2.8", 133120, _12, 133120),
     Layer("xception", "add_10", "block10", 262808, _12, 262808),
-    Layer("nasnetalarge", "predictions", "last_linear", 1000, _12, 1000),
-    Layer("nasnetalarge", "normal_concat_17", "cell_16", 487872, _2, 487872),
-    Layer("nasnetalarge", "normal_concat_16", "cell_15", 487872, _2, 487872),
-    Layer("nasnetalarge", "normal_concat_13", "cell_12", 487872, _1, 487872),
+    Layer("xception", "add_11", "block11", 262808, _1, 262808),
+    Layer("xception", "add_12", "block12", 102400, _12, 1000, _POOLED),
+    Layer("xception", "predictions", "fc", 1000, _2, 1000),
     Layer("nasnetalarge", "reduction_concat_reduce12", "reduction_cell_1", 325248, _1, 325248),
-    Layer("squeezenet1_0", "fire2", "features.3", 387200),
-    Layer("squeezenet1_0", "fire4", "features.5", 774400),
+    Layer("nasnetalarge", "normal_concat_13", "cell_12", 487872, _1, 487872),
+    Layer("nasnetalarge", "normal_concat_16", "cell_15", 487872, _2, 487872),
+    Layer("nasnetalarge", "normal_concat_17", "cell_16", 487872, _2, 487872),
+    Layer("nasnetalarge", "predictions", "last_linear", 1000, _12, 1000),
+    Layer("squeezenet1_0", "fire3", "features.4", 387200),
     Layer("squeezenet1_0", "fire5", "features.7", 186624),
-    Layer("squeezenet1_0", "fire6", "features.8", 279936),
     Layer("squeezenet1_0", "fire7", "features.9", 279936),
-    Layer("squeezenet1_0", "fire8", "features.10", 373248),
     Layer("squeezenet1_0", "fire9", "features.12", 86528),
     Layer("squeezenet1_0", "logits", "classifier", 1000),
     Layer("mobilenetv2_100", "block_2", "blocks.1.1", 75264),
@@ -208,7 +210,7 @@ LAYERS = (
 
 
 def layers_of(network: str, table: str | None = None) -> tuple[Layer, ...]:
-    """List the layers of a network in the order of the paper's tables.
+    """List the layers of a network from its input to its output.
 
     Args:
         network: Key of :data:`NETWORKS`.
@@ -267,6 +269,29 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         network.load_state_dict({k: v for k, v in state.items() if k in own})
         return network
     return load_weights(network, pretrained, classifier=("aux1", "aux2", "AuxLogits"))
+
+
+def weights_of(name: str, pretrained: str | Path | None) -> str | Path | None:
+    """Find the weights of one network where a folder holds those of several.
+
+    Args:
+        name: Key of :data:`NETWORKS`.
+        pretrained: None, ``"hub"``, or a folder with ``NAME-imagenet.pth`` or ``.safetensors``.
+
+    Returns:
+        None, ``"hub"``, or the file.
+
+    Raises:
+        FileNotFoundError: If the folder has no such file; says which name was looked for.
+    """
+    if pretrained is None or str(pretrained) == HUB:
+        return pretrained and HUB
+    for ending in (".safetensors", ".pth"):
+        if (path := Path(pretrained) / f"{name}-imagenet{ending}").is_file():
+            return path
+    raise FileNotFoundError(
+        f"{Path(pretrained).name}: expected {name}-imagenet.pth or .safetensors in this folder"
+    )
 
 
 def feature_sizes(name: str) -> dict[str, int]:

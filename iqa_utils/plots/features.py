@@ -1,0 +1,224 @@
+"""Pictures of notebook 04: layers, the noise search, predictions and their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from iqa_utils.plots.common import PALETTE
+
+_MARKERS = "osD^vP*X"
+
+
+def plot_layers(
+    axes: Axes, scores: pd.DataFrame, *, series: str, layers: Sequence[str], title: str
+) -> Axes:
+    """Draw how much quality each layer of one network carries, from its input to its output.
+
+    Args:
+        axes: Where to draw.
+        scores: Columns ``layer``, ``value``, ``ci_low``, ``ci_high`` and ``series``.
+        series: Column that sets colour and marker (stage, regressor).
+        layers: Layers in the order they run.
+        title: Name of the network.
+
+    Returns:
+        The axes.
+    """
+    names = list(dict.fromkeys(scores[series]))
+    for k, name in enumerate(names):
+        part = scores[scores[series] == name].set_index("layer").reindex(layers)
+        x = np.arange(len(layers)) + 0.16 * (k - (len(names) - 1) / 2)
+        colour, marker = PALETTE[k % len(PALETTE)], _MARKERS[k % len(_MARKERS)]
+        axes.vlines(x, part["ci_low"], part["ci_high"], color=colour, linewidth=1.2, alpha=0.8)
+        axes.plot(x, part["value"], marker=marker, color=colour, markersize=5, lw=1, label=name)
+    axes.set(title=title, ylabel="SRCC on the test part", xlabel="layer, input to output")
+    axes.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
+    axes.legend(fontsize=8)
+    return axes
+
+
+def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> Axes:
+    """Draw the distribution of opinion scores with a Gaussian of the same mean and spread (Fig. 2).
+
+    Args:
+        axes: Where to draw.
+        mos: Scores, shape (N,).
+        unit: Name and scale of the scores.
+
+    Returns:
+        The axes; the legend states skewness and excess kurtosis, which are 0 for a Gaussian.
+    """
+    mean, sd = float(np.mean(mos)), float(np.std(mos))
+    axes.hist(mos, bins=30, density=True, color=PALETTE[0], alpha=0.45, label="scores")
+    x = np.linspace(min(mos), max(mos), 200)
+    shape = f"Gaussian; skewness {stats.skew(mos):.2f}, excess kurtosis {stats.kurtosis(mos):.2f}"
+    axes.plot(x, stats.norm.pdf(x, mean, sd), color=PALETTE[1], label=shape)
+    axes.set(xlabel=unit, ylabel=f"density per unit of {unit}")
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, loc="upper left")
+    return axes
+
+
+def plot_noise_search(
+    left: Axes, right: Axes, trials: pd.DataFrame, *, likelihood_sd: float, unit: str
+) -> None:
+    """Draw the search of the noise as Fig. 3 does, and where the likelihood would put it.
+
+    Args:
+        left: Smallest loss so far against the number of evaluations.
+        right: Loss against the noise tried.
+        trials: From :func:`iqa_utils.gaussian_process.search_noise`.
+        likelihood_sd: Noise of the type-II likelihood, in units of the scores.
+        unit: Name of the scores.
+    """
+    left.step(range(1, len(trials) + 1), trials["best"], where="post", color=PALETTE[0])
+    left.set(xlabel="evaluations", ylabel="smallest objective so far", title="search")
+    right.scatter(trials["noise_sd"], trials["loss"], color=PALETTE[0], s=18, label="tried")
+    best = trials.loc[trials["loss"].idxmin()]
+    right.plot(best["noise_sd"], best["loss"], "*", color=PALETTE[1], markersize=13, label="best")
+    low = trials["noise_sd"].min() / 3
+    shown, note = max(likelihood_sd, low), "" if likelihood_sd >= low else " (below this axis)"
+    right.axvline(shown, color=PALETTE[2], linestyle="--", label=f"likelihood's choice{note}")
+    right.set(xscale="log", xlabel=f"noise SD sigma, {unit}", ylabel="log(1 + cross-validated MSE)")
+    right.set_title("objective")
+    right.legend(fontsize=8)
+
+
+def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> Axes:
+    """Draw observed scores as bars and predictions as stems (Fig. 5).
+
+    Args:
+        axes: Where to draw.
+        mos: Scores of a few images, shape (K,).
+        pred: Their predictions, shape (K,).
+        unit: Name and scale of the scores.
+
+    Returns:
+        The axes.
+    """
+    x = np.arange(1, len(mos) + 1)
+    axes.bar(x, mos, color=PALETTE[2], alpha=0.55, label="observed")
+    stems = axes.stem(x, pred, linefmt="-", markerfmt="o", basefmt=" ", label="predicted")
+    stems.markerline.set(color=PALETTE[1], markersize=5)
+    stems.stemlines.set(color=PALETTE[1], linewidth=1.2)
+    axes.set(xlabel="test image, drawn at random", ylabel=unit)
+    axes.set_ylim(top=1.2 * max(mos.max(), pred.max()))
+    axes.legend(fontsize=8, ncols=2, loc="upper right")
+    return axes
+
+
+def plot_regression_line(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> Axes:
+    """Draw predictions against scores with the least-squares line and R^2 (Fig. 6).
+
+    Args:
+        axes: Where to draw.
+        mos: Scores, shape (M,).
+        pred: Predictions, shape (M,).
+        unit: Name and scale of the scores.
+
+    Returns:
+        The axes. The first R^2 is that of the line, the squared Pearson correlation; the second is
+        that of the predictions themselves, which a shifted or stretched prediction cannot flatter.
+    """
+    slope, intercept = np.polyfit(mos, pred, 1)
+    of_line = float(np.corrcoef(mos, pred)[0, 1] ** 2)
+    of_pred = 1 - float(np.mean((mos - pred) ** 2) / np.var(mos))
+    x = np.array([mos.min(), mos.max()])
+    axes.scatter(mos, pred, s=13, alpha=0.5, linewidths=0, color=PALETTE[0])
+    axes.plot(x, slope * x + intercept, color=PALETTE[1], label=f"line, R² = {of_line:.3f}")
+    axes.plot(x, x, color="0.4", ls="--", lw=1, label=f"equality, R² = {of_pred:.3f}")
+    axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
+    axes.legend(fontsize=8)
+    return axes
+
+
+def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> Axes:
+    """Draw each test image's residual as a bar about zero, in the order of the table (Fig. 7).
+
+    Args:
+        axes: Where to draw.
+        residuals: Score minus prediction, shape (M,).
+        unit: Name and scale of the scores.
+
+    Returns:
+        The axes.
+    """
+    colours = np.where(residuals > 0, "#0173b2", "#de8f05")
+    axes.bar(np.arange(1, len(residuals) + 1), residuals, color=colours, width=1.0)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    spread = f"mean {residuals.mean():.3g}, SD {residuals.std():.3g}"
+    axes.set(xlabel="test image", ylabel=f"observed minus predicted, {unit}")
+    axes.set_title(spread, fontweight="normal", fontsize=9)
+    return axes
+
+
+def plot_residual_normality(left: Axes, right: Axes, residuals: np.ndarray, *, unit: str) -> None:
+    """Draw residuals against a Gaussian, as histogram and as probability plot (Fig. 8).
+
+    Args:
+        left: Histogram with the Gaussian of the same mean and spread.
+        right: Ordered residuals against Gaussian quantiles; a Gaussian lies on the line.
+        residuals: Score minus prediction, shape (M,).
+        unit: Name and scale of the scores.
+    """
+    x = np.linspace(residuals.min(), residuals.max(), 200)
+    left.hist(residuals, bins=30, density=True, color=PALETTE[0], alpha=0.45)
+    left.plot(x, stats.norm.pdf(x, residuals.mean(), residuals.std()), color=PALETTE[1])
+    left.set(xlabel=f"observed minus predicted, {unit}", ylabel="density", title="a) histogram")
+    (quantiles, ordered), (slope, intercept, _) = stats.probplot(residuals)
+    right.plot(quantiles, slope * quantiles + intercept, color=PALETTE[1], linewidth=1)
+    right.plot(quantiles, ordered, "o", color=PALETTE[0], markersize=3, alpha=0.6)
+    p = stats.shapiro(residuals).pvalue
+    right.set(xlabel="quantiles of a standard Gaussian", ylabel=f"ordered residuals, {unit}")
+    right.set_title(f"b) probability plot, Shapiro-Wilk p = {p:.2g}")
+
+
+def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> Axes:
+    """Draw how often scores fall into predictive intervals against how often they should.
+
+    Args:
+        axes: Where to draw.
+        table: From :func:`iqa_utils.gaussian_process.calibration`.
+        n: Test images, for the band that chance alone explains.
+        label: Legend entry.
+
+    Returns:
+        The axes; above the diagonal intervals are too wide, below too narrow.
+    """
+    level = table["level"].to_numpy()
+    chance = 1.96 * np.sqrt(level * (1 - level) / n)
+    axes.fill_between(level, level - chance, level + chance, color="0.85", label="chance, 95 %")
+    axes.plot([0.4, 1], [0.4, 1], color="0.4", linestyle="--", linewidth=1)
+    axes.plot(level, table["coverage"], "o-", color=PALETTE[0], markersize=5, label=label)
+    axes.set(xlabel="nominal coverage", ylabel="share of test scores inside")
+    axes.legend(fontsize=8)
+    return axes
+
+
+def plot_better_than(axes: Axes, table: pd.DataFrame) -> Axes:
+    """Draw a table of "row beats column" as coloured cells with their sign.
+
+    Args:
+        axes: Where to draw.
+        table: From :func:`iqa_utils.deep_quality.compare_methods`.
+
+    Returns:
+        The axes.
+    """
+    axes.imshow(table.to_numpy(), cmap="PuOr", vmin=-1.6, vmax=1.6)
+    signs = {1: "+", 0: "·", -1: "−"}
+    for i, row in enumerate(table.to_numpy()):
+        for j, value in enumerate(row):
+            axes.text(j, i, signs[int(value)], ha="center", va="center")
+    ticks = range(len(table))
+    axes.set_xticks(ticks, table.columns, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(ticks, table.index, fontsize=8)
+    axes.set(xlabel="column", ylabel="row")
+    axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
+    axes.grid(visible=False)
+    return axes
