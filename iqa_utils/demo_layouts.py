@@ -1,7 +1,8 @@
 """Writers of the demo data sets in their official layouts, quirks included.
 
-Each writes one set into an empty folder and returns the scene of every image it wrote. The
-votes, means, deviations and z-scores follow from the raters' answers and from nothing else.
+Each takes an empty folder, the scale and the seed of ``demo.make_demo``, writes one set, and
+returns the scene of every image by the name that stands in its annotation files. Votes,
+means, deviations and z-scores follow from the raters' answers and from nothing else.
 """
 
 import io

@@ -90,7 +90,18 @@ def range_qualities(n: int) -> np.ndarray:
 def authentic(
     name: str, n: int, size: tuple[int, int], scale: float, seed: int
 ) -> Iterator[Picture]:
-    """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly."""
+    """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly.
+
+    Args:
+        name: The set.
+        n: Images.
+        size: Real height and width, pixels.
+        scale: As of ``demo.make_demo``.
+        seed: Root seed.
+
+    Yields:
+        n pictures in random order of quality; those of the two rare ranges are dead leaves.
+    """
     qualities = range_qualities(n)
     order = generator(seed, name).permutation(n)
     for i in range(n):
@@ -108,7 +119,17 @@ def authentic(
 
 
 def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:
-    """Take a photograph for every other scene, dead leaves between; each by its number."""
+    """Take a photograph for every other scene, dead leaves between; each by its number.
+
+    Args:
+        name: The set.
+        i: Number of the scene.
+        size: Height and width, pixels.
+        seed: Root seed.
+
+    Returns:
+        Name of the source (a photograph gives several scenes) and RGB in [0, 1], (H, W, 3).
+    """
     rng = generator(seed, f"{name} scene", i)
     n_photographs = len(PHOTOGRAPHS)
     if i % 2 == 0 and i < 20 * n_photographs:
@@ -122,6 +143,13 @@ def difference(clean: np.ndarray, other: np.ndarray) -> float:
 
     The deviation of the similarity of gradient magnitudes (edges), and the mean difference of
     the low-passed colours (exposure, casts), each in units of a clearly visible step.
+
+    Args:
+        clean: RGB in [0, 1], shape (H, W, 3).
+        other: The same size.
+
+    Returns:
+        A number >= 0.
     """
     small = [ndimage.uniform_filter(picture, (2, 2, 1)) for picture in (clean, other)]
     edges = [ndimage.gaussian_gradient_magnitude(picture.mean(axis=2), 0.6) for picture in small]
@@ -133,7 +161,17 @@ def difference(clean: np.ndarray, other: np.ndarray) -> float:
 def answers(
     quality: np.ndarray, n_raters: int, rng: np.random.Generator, noise: float = 0.12
 ) -> np.ndarray:
-    """Let raters answer on [0, 1] and beyond: bias + gain * quality + noise; (N, R)."""
+    """Let raters answer on [0, 1] and beyond: bias + gain * quality + noise.
+
+    Args:
+        quality: In [0, 1], shape (N,).
+        n_raters: R.
+        rng: The generator.
+        noise: SD of one answer.
+
+    Returns:
+        Answers, shape (N, R).
+    """
     bias = rng.normal(0, 0.06, n_raters)
     gain = rng.normal(1, 0.08, n_raters)
     spread = rng.normal(0, noise, (len(quality), n_raters))

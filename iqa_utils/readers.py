@@ -21,15 +21,9 @@ LIVE_TOP = 111.774694  # largest realigned DMOS of LIVE release 2
 LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
 KONIQ_COUNTS = ["c1", "c2", "c3", "c4", "c5"]
 KONIQ_INDICATORS = [
-    "brightness",
-    "contrast",
-    "colorfulness",
-    "sharpness",
-    "quality_factor",
-    "bitrate",
-    "hxw",
-    "deep_feature",
-]
+    "brightness", "contrast", "colorfulness", "sharpness",
+    "quality_factor", "bitrate", "hxw", "deep_feature",
+]  # fmt: skip
 CSIQ_TYPES = {  # type in the sheet -> folder, spelling in the file name
     "noise": ("awgn", "AWGN"),
     "blur": ("blur", "BLUR"),
