@@ -276,15 +276,20 @@ def to_float(
         dtype: Type of the result; the arithmetic is float32.
 
     Returns:
-        (batch / 255 - mean) / std, same shape and memory format.
+        (batch / 255 - mean) / std, shape (B, 3, H, W), channels-last.
 
     Raises:
         ValueError: If the batch is not bytes: floats were normalised before.
     """
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
-    mean, std = (torch.tensor(x, device=batch.device).view(3, 1, 1) for x in (mean, std))
-    return batch.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+    n, _, height, width = batch.shape
+    mean, std = (torch.tensor(values, device=batch.device) for values in (mean, std))
+    # whole pixel rows at once: an inner axis of three channels is twice as slow
+    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)  # (W * 3,)
+    rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
+    rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype)
+    return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
 def augment(

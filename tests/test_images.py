@@ -200,6 +200,7 @@ def test_floats_equal_the_plain_formula(build):
     found = to_float(batch, **FLOAT)
     torch.testing.assert_close(found, plain, atol=1e-6, rtol=0)
     assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(to_float(batch.contiguous(), **FLOAT), found)
     half = to_float(batch, mean=CLIP_MEAN, std=CLIP_STD, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="normalised already"):

@@ -1,0 +1,78 @@
+"""Input of one epoch: decode every image again, or gather bytes that were decoded once.
+
+Made photographs of 1024x768 become 512x384, as KonIQ-10k does. The cached legs do what each epoch
+after the first costs: the gather alone (normalisation then runs on the GPU), and the gather with
+normalisation on this processor.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import compare, report
+from PIL import Image
+from skimage import data
+
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store, to_float
+
+N_IMAGES, BATCH, SIZE = 48, 16, (384, 512)
+EPOCHS = 100  # of the cached legs in one call, so that each leg takes about as long
+MEAN = np.array(IMAGENET_MEAN, dtype=np.float32)
+STD = np.array(IMAGENET_STD, dtype=np.float32)
+
+
+def make_photographs(folder: Path) -> list[str]:
+    """Write different 1024x768 JPEGs cut from one enlarged photograph."""
+    large = Image.fromarray(data.astronaut()).resize((1536, 1152), Image.Resampling.BICUBIC)
+    names = [f"{number:02d}.jpg" for number in range(N_IMAGES)]
+    for number, name in enumerate(names):
+        left, top = number * 10, number * 8
+        large.crop((left, top, left + 1024, top + 768)).save(folder / name, quality=92)
+    return names
+
+
+def main() -> None:
+    """Time the three legs with the pixels' equality as the gate."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        names = make_photographs(folder)
+        store = build_store(folder, names, folder / "stores", size=SIZE, progress=False)
+        order = np.random.default_rng(0).permutation(N_IMAGES)
+        batches = [order[start : start + BATCH] for start in range(0, N_IMAGES, BATCH)]
+
+        def decode(name: str) -> np.ndarray:
+            image = Image.open(folder / name).convert("RGB")
+            return np.asarray(image.resize(SIZE[::-1], Image.Resampling.BILINEAR))
+
+        def naive() -> None:
+            for rows in batches:
+                images = [(decode(names[row]) / np.float32(255) - MEAN) / STD for row in rows]
+                torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+        def gather() -> None:
+            for rows in batches * EPOCHS:
+                store.batch(rows)
+
+        def gather_float() -> None:
+            for rows in batches * (EPOCHS // 20):
+                to_float(store.batch(rows), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+        pixels = store.batch(range(N_IMAGES)).permute(0, 2, 3, 1).numpy().astype(int)
+        difference = max(np.abs(pixels[i] - decode(name)).max() for i, name in enumerate(names))
+        gate = (difference, 0)
+        cached = {"naive": naive, "gather": gather}
+        normalised = {"naive": naive, "gather and normalise here": gather_float}
+        units = {"naive": N_IMAGES, "gather": N_IMAGES * EPOCHS}
+        units["gather and normalise here"] = N_IMAGES * (EPOCHS // 20)
+        report(
+            [
+                compare("epoch input", cached, gate=gate, units=units, goal=100),
+                compare("epoch input, floats", normalised, gate=gate, units=units),
+            ]
+        )
+
+
+if __name__ == "__main__":
+    main()
