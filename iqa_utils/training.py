@@ -225,7 +225,7 @@ def fit(
     return FitResult(history, state.best["epoch"], float(history["seconds"].sum()))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a store reuses the memory of its batches
 def predict(
     model: nn.Module,
     batches: Iterable[Batch],

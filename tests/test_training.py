@@ -450,3 +450,19 @@ def test_mean_loss_compares_predictions_with_scores():
     batch = next(iter(batches(0)))
     loss = mean_loss(mse_loss)(network.eval(), batch)
     torch.testing.assert_close(loss, mse_loss(network(batch.inputs[0]), batch.mos))
+
+
+def test_training_goes_on_after_predictions_on_the_same_store(store):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(240, 1), nn.Flatten(0))
+
+    def stream(epoch=0):
+        return store_batches(store, range(4), MOS[:5], batch_size=2)
+
+    first = predict(network, stream())
+    result = fit(
+        network, stream, loss_step=mean_loss(mse_loss), epochs=2, config={}, progress=False,
+        optimizer=torch.optim.SGD(network.parameters(), 1e-6), select="val_mean",
+        evaluate=lambda model: {"val_mean": predict(model, stream()).mean()},
+    )  # fmt: skip
+    assert len(first) == 4
+    assert len(result.history) == 2

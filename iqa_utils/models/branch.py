@@ -32,6 +32,7 @@ class Branch(nn.Module):
 
     Attributes:
         n_features: Width of the output.
+        frozen: Name of the last frozen layer, or None.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Branch(nn.Module):
         n_map *= 2 if pooling == "mean_std" else 1
         self.project = nn.Linear(n_map, width) if variant in ("B", "G") else nn.Identity()
         self.n_features = width if variant in ("B", "G") else n_map
+        self.frozen: str | None = None
         self._frozen_steps: list[nn.Module] = []  # of the trunk, which owns them
         self._trained_steps: list[nn.Module] = [self.trunk]
 
@@ -88,6 +90,7 @@ class Branch(nn.Module):
         if last not in steps:
             raise ValueError(f"frozen must be one of {list(steps)}, got {last!r}")
         position = list(steps).index(last) + 1
+        self.frozen = last
         self._frozen_steps = list(steps.values())[:position]
         self._trained_steps = list(steps.values())[position:]
         for step in self._frozen_steps:
