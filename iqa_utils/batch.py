@@ -6,11 +6,13 @@ name and type is checked before a kernel starts.
 
 from __future__ import annotations
 
+import ast
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
@@ -60,6 +62,28 @@ def read_profile(stem: str, profile: str) -> dict[str, Any]:
     )
 
 
+def declared_parameters(notebook: Path) -> dict[str, str]:
+    """Read the parameters that a notebook declares.
+
+    papermill's own inspection does not see a parameter annotated ``str | None``.
+
+    Args:
+        notebook: A notebook with one cell tagged ``parameters``.
+
+    Returns:
+        Name to annotation as written, in order.
+
+    Raises:
+        ValueError: If no cell, or more than one, is tagged.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook.stem}: expected one parameters cell, found {len(tagged)}")
+    body = ast.parse(tagged[0].source).body
+    return {n.target.id: ast.unparse(n.annotation) for n in body if isinstance(n, ast.AnnAssign)}
+
+
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
     """Hold values against the notebook's declared parameters, before any kernel starts.
 
@@ -71,19 +95,16 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
         ValueError: If a name is not declared, or a value is not of the declared type. All such
             names are listed, with the names there are.
     """
-    declared = papermill.inspect_notebook(str(notebook))
-    problems = [
-        f"{name} is not one of {', '.join(declared)}" for name in values if name not in declared
-    ]
+    declared = declared_parameters(notebook)
+    known = ", ".join(declared)
+    problems = [f"{name} is not one of {known}" for name in values if name not in declared]
     for name in values.keys() & declared.keys():
-        kind = declared[name]["inferred_type_name"]
+        kind = eval(declared[name], {"Any": Any})  # the annotation of our own notebook
         try:
-            TypeAdapter(eval(kind, {"__builtins__": __builtins__})).validate_python(
-                values[name], strict=True
-            )
+            TypeAdapter(kind).validate_python(values[name], strict=True)
         except ValidationError:
             given = f"{values[name]!r} ({type(values[name]).__name__})"
-            problems.append(f"{name} must be {kind}, got {given}")
+            problems.append(f"{name} must be {declared[name]}, got {given}")
     if problems:
         raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
 

@@ -258,8 +258,6 @@ def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Why a result cannot be held against its ledger row, or nothing."""
     if result["data"] == "demo":
         return "demo: made data"
-    if result.get("protocol"):
-        return f"other protocol: {result['protocol']}"
     if claim["metric"].startswith("epoch seconds") and "RTX 3070" not in result.get("variant", ""):
         return "other protocol: another device"
     paper, dataset = claim["paper"], claim["dataset"]
