@@ -8,6 +8,7 @@ biases, activations and normalisation are left out. Nothing is computed: tensors
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
@@ -89,3 +90,26 @@ def cost_table(sizes: Mapping[str, tuple[int, int]] = SIZES) -> pd.DataFrame:
         macs = {size: count_macs(network, *size) / 1e9 for size in dict.fromkeys(sizes.values())}
         columns[name] = column | {key: macs[size] for key, size in sizes.items()}
     return pd.DataFrame(columns)
+
+
+def cost_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn the table into results, at the sizes that the paper's FLOPs belong to.
+
+    Args:
+        table: From :func:`cost_table`.
+
+    Returns:
+        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+    """
+    return [
+        {
+            "table": "text",
+            "method": name,
+            "dataset": "",
+            "metric": "inference GFLOPs",
+            "value": table.loc[size, name],
+            "data": "none",
+            "variant": f"GMAC at {size}x{size}",
+        }
+        for name, size in {"Proposed": "224", "UNIQUE": "224", "KonCept512": "299"}.items()
+    ]

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils.batches import Batch, epoch_seed
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
 from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.mixed_data import TOP, CroppedImages, Frames, Parts, Pixels, TrunkMaps, rescale
 from iqa_utils.models.monotonic import MonotonicIQA, parameter_groups
 from iqa_utils.samplers import Mixing, mixed_batches
 from iqa_utils.schedules import constant_then_halved
-from iqa_utils.training import FitResult, fit, predict
+from iqa_utils.training import FitResult, fit, predict, save_model
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,23 @@ class Trained:
     model: MonotonicIQA
     spans: dict[str, tuple[float, float]]
     result: FitResult
+
+    def save(self, path: Path, *, size: int, split: int) -> Path:
+        """Keep the model for one's own images.
+
+        Args:
+            path: ``.safetensors`` file.
+            size: Side of the images or crops it was trained on, pixels.
+            split: Number of the split.
+
+        Returns:
+            The path.
+        """
+        pixels = {"size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        names = self.model.architecture["sources"]
+        seen = [f"{name}, training and validation parts of split {split}" for name in names]
+        known = {"preprocessing": pixels, "training_data": names, "scores_seen": seen}
+        return save_model(path, self.model, {**known, "metrics": self.result.best})
 
 
 def train_method(
@@ -359,38 +377,6 @@ def map_quality(trained: Trained, name: str, quality: np.ndarray) -> np.ndarray:
     x = torch.as_tensor(quality, dtype=torch.float32, device=device)
     scores = trained.model.transformers.curves(x)[:, number].double().cpu().numpy()
     return low + scores / TOP * (high - low)
-
-
-def curve_points(
-    trained: Trained, predictions: pd.DataFrame, *, n_points: int = 401
-) -> pd.DataFrame:
-    """Sample the curve of every set over the qualities that the model predicts.
-
-    Args:
-        trained: From :func:`train_method`.
-        predictions: From :func:`predict_test` of the same model.
-        n_points: Points a curve, evenly spaced from the lowest to the highest quality of all sets
-            it was trained on.
-
-    Returns:
-        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the set's own scale) and
-        ``inside``, true from the 1st to the 99th percentile of the set's own qualities. Empty for
-        a ranking, which has no scale.
-    """
-    known = trained.model.architecture["sources"]
-    qualities = predictions[predictions["dataset"].isin(known)].groupby("dataset")["pred"]
-    grid = np.linspace(qualities.min().min(), qualities.max().max(), n_points)
-    tables = []
-    for name in known if trained.method.loss == "regression" else []:
-        low, high = qualities.get_group(name).quantile([0.01, 0.99])
-        score = map_quality(trained, name, grid)
-        inside = (grid >= low) & (grid <= high)
-        points = {"dataset": name, "quality": grid, "score": score, "inside": inside}
-        tables.append(pd.DataFrame(points))
-    if not tables:
-        return pd.DataFrame()
-    split = int(predictions["seed"].iloc[0])
-    return pd.concat(tables, ignore_index=True).assign(method=trained.method.name, seed=split)
 
 
 def _data_keys(pixels: Pixels, parts: Parts, scaled: Mapping[str, np.ndarray]) -> dict[str, Any]:

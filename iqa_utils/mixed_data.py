@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from iqa_utils.backbones import weights_hash
 from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.decoding import read_image
 from iqa_utils.features import frozen_features
 from iqa_utils.images import (
     IMAGENET_MEAN,
@@ -95,6 +96,78 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
         frames[name] = part.assign(mos=WARPS[warp](part["mos"].to_numpy()))
         frames[name].attrs = {**frame.attrs, "dataset": name, "title": f"{name} ({warp})"}
     return frames
+
+
+def load_frames(
+    names: Sequence[str], root: Path, warps: Mapping[str, str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, Path], dict[str, str]]:
+    """Load the sets of a run: several real ones, or one cut into subsets with known maps.
+
+    Args:
+        names: As in :func:`load_sets`.
+        root: Likewise.
+        warps: As in :func:`warp_subsets`; empty leaves the sets as they are.
+
+    Returns:
+        Score tables by set, the folder that each set's image names are relative to, and for sets
+        that were passed over the reason why.
+
+    Raises:
+        ValueError: If there are warps and not exactly one set.
+    """
+    frames, passed_over = load_sets(names, root)
+    folders = {name: root / name for name in frames}
+    if warps:
+        if len(frames) != 1:
+            raise ValueError(f"known maps need one set to cut, got {sorted(frames)}")
+        ((name, whole),) = frames.items()
+        frames = warp_subsets(whole, warps)
+        folders = dict.fromkeys(frames, root / name)
+    return frames, folders, passed_over
+
+
+def describe_sets(frames: Frames, parts: Parts) -> pd.DataFrame:
+    """Tabulate sets: what they are, the range of their scores, the sizes of their parts.
+
+    Args:
+        frames: Score tables by set.
+        parts: Part of each row, by set.
+
+    Returns:
+        One row a set.
+    """
+    rows = {}
+    for name, frame in frames.items():
+        counts = parts[name].value_counts().reindex(list(PARTS)).to_dict()
+        low, middle, high = frame["mos"].quantile([0, 0.5, 1])
+        kind, title = frame.attrs["kind"], frame.attrs["title"]
+        contents = frame["reference"].nunique()
+        rows[title] = {"kind": kind, "images": len(frame), "contents": contents} | counts
+        rows[title] |= {"lowest MOS": low, "median MOS": middle, "highest MOS": high}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def pick_examples(
+    frames: Frames, folders: Mapping[str, Path], *, quantiles: Sequence[float] = (0.9, 0.1)
+) -> tuple[list[np.ndarray], list[str]]:
+    """Read one image of each set at some ranks of its scores.
+
+    Args:
+        frames: Score tables by set.
+        folders: Folder that the image names of each set are relative to.
+        quantiles: Ranks, 0 to 1.
+
+    Returns:
+        uint8 images, (H, W, 3), rank by rank, and captions with set, distortion and score.
+    """
+    images, captions = [], []
+    for quantile in quantiles:
+        for name, frame in frames.items():
+            row = frame.sort_values("mos").iloc[int(quantile * (len(frame) - 1))]
+            kind = "" if pd.isna(row["distortion"]) else f" {row['distortion']}"
+            images.append(np.asarray(read_image(folders[name] / row["image"])))
+            captions.append(f"{name}{kind}\nMOS {row['mos']:.3g}")
+    return images, captions
 
 
 def split_sets(

@@ -6,7 +6,7 @@ needs a network. NIQE, which is not trained on scores, fills the same table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from iqa_utils.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
 from iqa_utils.natural_scenes import fit_niqe, niqe
+from iqa_utils.released import ALL_SETS, SIZES
 from iqa_utils.scenes import photograph
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 
@@ -184,6 +185,28 @@ def _row(
     }  # fmt: skip
 
 
+def split_values(scores: pd.DataFrame, sizes: Mapping[str, int], dataset: str) -> pd.DataFrame:
+    """Return the SRCC of every split on one set, on ``total`` or ``weighted`` over sets.
+
+    Args:
+        scores: From :func:`score_splits`.
+        sizes: Images of each set; the weights.
+        dataset: Which.
+
+    Returns:
+        Columns ``method``, ``seed`` and ``SRCC``; undefined values are left out.
+    """
+    table = scores.pivot_table(
+        index=["method", "seed"], columns="dataset", values="SRCC", sort=False, dropna=False
+    )
+    if dataset == WEIGHTED:
+        weights = pd.Series(sizes) / sum(sizes.values())
+        value = (table[list(sizes)] * weights).sum(axis=1, skipna=False)
+    else:
+        value = table[dataset]
+    return value.rename("SRCC").dropna().reset_index()
+
+
 def compare_methods(
     scores: pd.DataFrame,
     draws: pd.DataFrame,
@@ -210,13 +233,12 @@ def compare_methods(
         ``sd`` of the differences over splits, and over splits the p of the corrected resampled t
         and of Wilcoxon's exact test (NaN where fewer than three or five splits say too little).
     """
-    weights = pd.Series(sizes, dtype=float) / sum(sizes.values())
+    table = split_values(scores, sizes, dataset).pivot_table(
+        index="seed", columns="method", values="SRCC"
+    )
     rows = []
     for a, b in pairs:
-        values = []
-        for method in (a, b):
-            table = _by_split(scores[scores["method"] == method], "SRCC")
-            values.append(table[list(sizes)] @ weights if dataset == WEIGHTED else table[dataset])
+        values = table[a], table[b]
         delta = (draws[a, dataset] - draws[b, dataset]).dropna()
         tail = min((delta <= 0).sum(), (delta >= 0).sum())
         j = len(values[0])
@@ -243,14 +265,13 @@ def _by_split(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return scores.pivot_table(index="seed", columns="dataset", values=metric, dropna=False)
 
 
-def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]:
+def ledger_rows(summary: pd.DataFrame, *, data: str) -> list[dict]:
     """Turn a summary into results: ledger rows where the paper has them, ``control`` otherwise.
 
     Args:
         summary: From :func:`summarise`.
-        data: ``demo``, or the name of the real set; empty takes the set of each row, and all sets
-            joined by ``+`` for ``weighted``.
-        variant: What differs from the paper.
+        data: ``demo``, or empty for the set of each row, and all sets joined by ``+`` for
+            ``weighted`` and ``total``.
 
     Returns:
         Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`. Undefined correlations (a
@@ -258,54 +279,82 @@ def ledger_rows(summary: pd.DataFrame, *, data: str, variant: str) -> list[dict]
     """
     rows = []
     sets = "+".join(name for name in summary["dataset"].unique() if name not in (TOTAL, WEIGHTED))
+    columns = ["dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs"]
     for record in summary.dropna(subset="value").to_dict("records"):
-        keep = {
-            k: record[k] for k in ("dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs")
-        }
         pooled = record["dataset"] in (TOTAL, WEIGHTED)
-        keep |= {"variant": variant, "data": data or (sets if pooled else record["dataset"])}
+        own = record["method"].startswith("released")
+        keep = {name: record[name] for name in columns}
+        keep["data"] = data or (sets if pooled else record["dataset"])
+        keep["variant"] = "released" if own else "one frame for all methods"
         for table, method in LEDGER.get(record["method"], [("control", record["method"])]):
             rows.append({"table": table, "method": method, **keep})
     return rows
 
 
-def carry_over(
-    points: pd.DataFrame,
-    warps: Mapping[str, Callable[[np.ndarray], np.ndarray]],
-    *,
-    reference: str,
-    n_points: int = 60,
-) -> pd.DataFrame:
-    """Carry scores of one set to the scale of another through the shared quality.
-
-    A score m of a set is warped as the set's labels are, traced back through the set's curve to a
-    quality, and read off the curve of the reference set, whose own warp is then undone. That should
-    give m again. It is all that data can tell: a bend common to all curves is absorbed by the
-    regressor.
+def paired_rows(paired: pd.DataFrame, *, data: str, n_runs: int) -> list[dict]:
+    """Turn paired comparisons into results of the table ``paired``.
 
     Args:
-        points: Curves of one method and split, see :func:`iqa_utils.mixed.curve_points`.
-        warps: The known maps, by set; that of the reference must be the identity.
-        reference: Set whose scale is the target.
-        n_points: Points a set.
+        paired: From :func:`compare_methods`.
+        data: What they were measured on.
+        n_runs: Splits.
 
     Returns:
-        Columns ``dataset``, ``mos`` (original) and ``carried`` (on the reference's scale), equal
-        where the map was recovered. Scores that the set's own qualities do not reach are left out,
-        and a set without a curve is, too.
+        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
     """
-    target = points[points["dataset"] == reference]
-    tables = []
-    for name, curve in points[points["inside"]].groupby("dataset", sort=False):
-        scores, mos = np.maximum.accumulate(curve["score"]), np.linspace(0, 1, 2001)
-        reached = mos[(warps[name](mos) >= scores.iloc[0]) & (warps[name](mos) <= scores.iloc[-1])]
-        if name == reference or target.empty or len(reached) < 2 or np.ptp(scores) == 0:
-            continue
-        mos = np.linspace(reached[0], reached[-1], n_points)
-        traced = np.interp(warps[name](mos), scores, curve["quality"])
-        carried = np.interp(traced, target["quality"], target["score"])
-        tables.append(pd.DataFrame({"dataset": name, "mos": mos, "carried": carried}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    rows = paired[["dataset", "ci_low", "ci_high"]].assign(value=paired["difference"])
+    rows["method"] = paired["a"] + " - " + paired["b"]
+    same = {"table": "paired", "metric": "SRCC difference", "data": data, "n_runs": n_runs}
+    return rows.assign(**same).to_dict("records")
+
+
+def map_rows(error: pd.DataFrame, *, data: str, n_runs: int) -> list[dict]:
+    """Turn errors of recovered maps into results of the table ``known maps``.
+
+    Args:
+        error: From :func:`iqa_utils.mixed_curves.carried_error`.
+        data: What they were measured on.
+        n_runs: Splits.
+
+    Returns:
+        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+    """
+    same = {"table": "known maps", "metric": "mean error of carried MOS"}
+    same |= {"data": data, "n_runs": n_runs}
+    cells = error.melt(ignore_index=False, var_name="dataset").dropna().reset_index()
+    return cells.assign(**same).to_dict("records")
+
+
+def released_rows(medians: pd.DataFrame) -> list[dict]:
+    """Turn medians of the authors' predictions into results of their row in Table 1.
+
+    Args:
+        medians: From :func:`iqa_utils.released.medians`.
+
+    Returns:
+        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+    """
+    rows = medians[medians["dataset"] != "median of weighted"].drop(columns="sd")
+    data = rows["dataset"].replace(WEIGHTED, ALL_SETS)
+    same = {"table": "Table 1", "method": "Proposed (All databases)", "variant": "released scores"}
+    return rows.assign(data=data, **same).to_dict("records")
+
+
+def quoted_rows(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Collect the SRCC rows of Table 1 that belong to networks of other papers.
+
+    Args:
+        ledger: From :func:`iqa_utils.claims.load_claims`.
+
+    Returns:
+        A row a method, a column a set as printed; ``recomputed`` is the size-weighted mean of the
+        row's own numbers, NaN where it does not have all six.
+    """
+    table = ledger.query("paper == 'feng2023' and table == 'Table 1' and metric == 'SRCC'")
+    table = table[table["method"].str.contains("NIQE|PQR|DB-CNN")]
+    wide = table.pivot_table(index="method", columns="dataset", values="value", sort=False)
+    weights = pd.Series(SIZES) / sum(SIZES.values())
+    return wide.assign(recomputed=(wide[list(SIZES)] * weights).sum(axis=1, skipna=False))
 
 
 def predict_niqe(

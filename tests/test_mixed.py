@@ -11,7 +11,6 @@ from iqa_utils.images import build_store
 from iqa_utils.mixed import (
     Method,
     Setup,
-    curve_points,
     loss_step,
     map_quality,
     parse_methods,
@@ -21,10 +20,14 @@ from iqa_utils.mixed import (
     training_batches,
     validate,
 )
+from iqa_utils.mixed_curves import curve_points
 from iqa_utils.mixed_data import (
     CroppedImages,
     TrunkMaps,
+    describe_sets,
+    load_frames,
     load_sets,
+    pick_examples,
     rescale,
     split_sets,
     trunk_maps,
@@ -46,7 +49,8 @@ def make_frame(name, n, scale=(0.0, 1.0), seed=0):
     mos = np.random.default_rng(seed).uniform(*scale, size=n)
     images = [f"{name} ({i}).png" for i in range(n)]
     frame = pd.DataFrame({"image": images, "mos": mos, "reference": images})
-    frame.attrs = {"dataset": name, "title": name, "scale": scale, "demo": True, "fingerprint": ""}
+    frame.attrs = {"dataset": name, "title": name, "scale": scale, "kind": "authentic"}
+    frame.attrs |= {"demo": True, "fingerprint": ""}
     return frame
 
 
@@ -253,6 +257,26 @@ def test_unwarped_trains_on_the_scores_before_their_maps():
     setup = Setup(**{**SETUP.__dict__, "epochs": 1})
     trained = train_method(parse_method("unwarped"), frames, pixels, parts, setup, seed=0)
     assert trained.spans == {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+
+
+def test_sets_are_described_and_shown_on_their_own_scales(tmp_path):
+    frames, _, parts = make_sets()
+    table = describe_sets(frames, parts)
+    assert table.loc["b", ["images", "training", "test"]].tolist() == [20, 12, 4]
+    assert table.loc["b", "highest MOS"] > 50 > 1 > table.loc["a", "highest MOS"]
+    frame = make_frame("a", 5).assign(distortion="blur")
+    for level, name in enumerate(frame.sort_values("mos")["image"]):
+        Image.new("RGB", (20, 10), (level, 0, 0)).save(tmp_path / name)
+    images, captions = pick_examples({"a": frame}, {"a": tmp_path}, quantiles=(1.0, 0.0))
+    assert [image[0, 0, 0] for image in images] == [4, 0]
+    assert captions[0] == f"a blur\nMOS {frame['mos'].max():.3g}"
+
+
+def test_known_maps_need_one_set(real_data):
+    frames, folders, _ = load_frames(["biq2021"], real_data, {"ss02": "cube"})
+    assert folders == {"ss02": real_data / "biq2021"}
+    assert frames["ss02"]["image"].str.contains("ss02").all()
+    np.testing.assert_allclose(frames["ss02"]["mos"], frames["ss02"]["mos_original"] ** 3)
 
 
 def test_single_is_one_method_a_set_and_unknown_names_are_refused():

@@ -5,14 +5,16 @@ import pandas as pd
 import pytest
 from PIL import ImageFilter
 
+from iqa_utils.claims import load_claims
 from iqa_utils.metrics import srcc
+from iqa_utils.mixed_curves import bends, carried_error, carry_all, carry_over, resample_curves
 from iqa_utils.mixed_results import (
     _resampled_srcc,
     bootstrap_medians,
-    carry_over,
     compare_methods,
     ledger_rows,
     predict_niqe,
+    quoted_rows,
     score_splits,
     summarise,
 )
@@ -113,13 +115,13 @@ def test_constant_predictions_are_left_out_of_the_results():
     predictions = make_predictions({"dead": 0.0}).assign(pred=1.0)
     summary = summarise(score_splits(predictions), SIZES)
     assert summary["value"].isna().all()
-    assert ledger_rows(summary, data="demo", variant="") == []
+    assert ledger_rows(summary, data="demo") == []
 
 
 def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
     predictions = make_predictions({"released": 0.2, "mixed": 0.2}, n_splits=1)
     summary = summarise(score_splits(predictions), SIZES)
-    rows = pd.DataFrame(ledger_rows(summary, data="", variant="demo"))
+    rows = pd.DataFrame(ledger_rows(summary, data=""))
     names = set(zip(rows["table"], rows["method"], strict=True))
     assert names == {
         ("Table 1", "Proposed (All databases)"),
@@ -128,6 +130,14 @@ def test_the_main_method_fills_its_rows_in_both_tables_of_the_ledger():
     }
     assert set(rows["data"]) == {"a", "b", "a+b"}
     assert set(rows.loc[rows["data"] == "a+b", "dataset"]) == {"weighted"}
+
+
+def test_quoted_weighted_means_are_recomputed_from_their_own_rows():
+    quoted = quoted_rows(load_claims())
+    assert quoted.loc["ILNIQE", "weighted"] == 0.528
+    assert quoted.loc["ILNIQE", "recomputed"] == pytest.approx(0.541, abs=5e-4)
+    assert quoted.loc["NIQE", "recomputed"] == pytest.approx(0.471, abs=1e-3)
+    assert np.isnan(quoted.loc["PQR (BID)", "recomputed"])
 
 
 WARPS = {"r": lambda x: x, "s": np.sqrt, "c": lambda x: x**3}
@@ -160,6 +170,30 @@ def test_straight_curves_do_not_undo_the_warp():
     cube = missed[missed["dataset"] == "c"]
     np.testing.assert_allclose(cube["carried"], cube["mos"] ** 3, atol=1e-6)
     assert carry_over(straight[straight["dataset"] == "s"], WARPS, reference="r").empty
+
+
+def test_all_methods_are_carried_but_those_of_a_single_set():
+    true = make_points(WARPS, np.linspace(0.1, 0.9, 200)).assign(method="true", seed=0)
+    straight = make_points(dict.fromkeys(WARPS, lambda q: q), np.linspace(0.1, 0.9, 50))
+    alone = straight[straight["dataset"] == "s"].assign(method="single:s", seed=0)
+    points = pd.concat([true, straight.assign(method="linear", seed=0), alone])
+    names = {"r": "x", "s": "square root", "c": "cube"}
+    error = carried_error(carry_all(points, names))
+    assert list(error.index) == ["true", "linear"]
+    assert error.loc["true"].max() < 2e-3 < 0.1 < error.loc["linear"].min()
+    assert carry_all(points, {}).empty
+
+
+def test_bend_is_the_distance_from_the_chord_as_a_share_of_the_rise():
+    curves = {"line": lambda q: 3 * q + 1, "cube": lambda q: q**3, "flat": lambda q: 0 * q}
+    points = make_points(curves, np.linspace(0, 1, 1001)).assign(method="m", seed=0)
+    bend = bends(points).loc["m"]
+    assert bend["line"] == pytest.approx(0, abs=1e-12)
+    assert bend["cube"] == pytest.approx(2 / 27**0.5, abs=1e-5)  # x - x^3 at 1 / sqrt(3)
+    assert "flat" not in bend
+    np.testing.assert_allclose(
+        resample_curves(points, "cube")["m"], np.linspace(0, 1, 100) ** 3, atol=1e-5
+    )
 
 
 def test_niqe_prefers_a_sharp_photograph_to_its_blurred_copy(tmp_path):

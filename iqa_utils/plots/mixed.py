@@ -33,24 +33,6 @@ def plot_examples(
     return axes
 
 
-def plot_scores(axes: Axes, mos: np.ndarray, *, title: str, scale: tuple[float, float]) -> Axes:
-    """Draw the scores of one set on its own scale.
-
-    Args:
-        axes: Where to draw.
-        mos: Scores, shape (N,).
-        title: Name of the set.
-        scale: Lowest and highest possible score.
-
-    Returns:
-        The axes.
-    """
-    axes.hist(mos, bins=24, range=scale, color=PALETTE[0], alpha=0.8)
-    axes.axvline(np.median(mos), color="0.2", linewidth=1, linestyle="--")
-    axes.set(title=title, xlabel="MOS, the set's own scale", ylabel="images")
-    return axes
-
-
 def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
     """Draw how often an epoch shows an image of each set.
 
@@ -75,9 +57,7 @@ def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
     return axes
 
 
-def plot_transformers(
-    axes: Axes, curves: Mapping[str, np.ndarray], quality: np.ndarray, *, title: str
-) -> Axes:
+def plot_transformers(axes: Axes, curves: Mapping[str, np.ndarray], *, title: str) -> Axes:
     """Draw the learned curves of one set, each over the qualities its own model predicts.
 
     Qualities of different models have no common unit, so each model's middle 98 % is drawn from 0
@@ -85,8 +65,7 @@ def plot_transformers(
 
     Args:
         axes: Where to draw.
-        curves: Variant to scores at evenly spaced qualities, each shape (G,).
-        quality: The spacing, 0 to 1, shape (G,).
+        curves: Method to scores at evenly spaced qualities, each shape (G,).
         title: Name of the set.
 
     Returns:
@@ -94,6 +73,7 @@ def plot_transformers(
     """
     for k, (variant, scores) in enumerate(curves.items()):
         style = LINES[k % len(LINES)]
+        quality = np.linspace(0, 1, len(scores))
         axes.plot(quality, scores, color=PALETTE[k], linestyle=style, linewidth=2, label=variant)
     axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
     return axes
@@ -150,7 +130,7 @@ def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
     return axes
 
 
-def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str, reference: str) -> Axes:
+def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
     """Draw scores carried from one set's scale to another's through the shared quality.
 
     Args:
@@ -158,7 +138,6 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str, reference: st
         carried: Columns ``method``, ``mos`` and ``carried``, for one set; several splits of a
             method are several lines.
         title: Name of the set and of its map.
-        reference: Set whose scale is the target.
 
     Returns:
         The axes.
@@ -169,7 +148,7 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str, reference: st
             label = method if i == 0 else None
             style = {"color": PALETTE[k], "linestyle": LINES[k % len(LINES)], "linewidth": 1.7}
             axes.plot(part["mos"], part["carried"], label=label, alpha=0.85, **style)
-    axes.set(xlabel="original MOS", ylabel=f"carried to the scale of {reference}", title=title)
+    axes.set(xlabel="original MOS", ylabel="carried to the unwarped set's scale", title=title)
     axes.set(xlim=(0, 1), ylim=(-0.3, 1.3))
     return axes
 
