@@ -200,7 +200,7 @@ def train_method(
         mos = frames[name]["mos"].to_numpy(dtype=float)
         scaled[name], spans[name] = rescale(mos, (parts[name] == "training").to_numpy())
     groups = parameter_groups(model, lr_trunk=setup.lr_trunk, lr=setup.lr)
-    optimizer = torch.optim.Adam(groups, fused=setup.device == "cuda")
+    optimizer = torch.optim.Adam(groups, fused=True)
     result = fit(
         model,
         training_batches(frames, pixels, parts, scaled, setup, seed=seed),

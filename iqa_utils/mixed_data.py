@@ -256,7 +256,7 @@ class TrunkMaps:
     """Last maps of a frozen trunk, computed once: inputs for heads that are trained alone.
 
     Args:
-        maps: Shape (N, C, h, w), any float type.
+        maps: Shape (N, h, w, C), float32; channels last, as a projection reads them.
         trunk: What they were computed with.
         key: Names the pixels and the weights.
     """
@@ -266,13 +266,13 @@ class TrunkMaps:
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the maps of the rows, (B, C, h, w), float32; there is nothing to draw."""
-        return self.maps[torch.as_tensor(rows)].float()
+        return self.maps[torch.as_tensor(rows)].permute(0, 3, 1, 2)
 
     def whole(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield positions in ``rows`` and their maps."""
         for start in range(0, len(rows), batch_size):
             chosen = np.arange(start, min(start + batch_size, len(rows)))
-            yield chosen, self.maps[torch.as_tensor(rows[chosen])].float()
+            yield chosen, self.maps[torch.as_tensor(rows[chosen])].permute(0, 3, 1, 2)
 
 
 Pixels = Mapping[str, CroppedImages | TrunkMaps]
@@ -287,13 +287,14 @@ def trunk_maps(trunk: nn.Module, store: ImageStore, *, cache_dir: str | Path | N
         cache_dir: Folder of the feature cache, or None.
 
     Returns:
-        Its maps, kept in half precision.
+        Its maps, float32.
     """
     flat = frozen_features(trunk, store, pooling="flatten", cache_dir=cache_dir, batch_size=16)
     device = next(trunk.parameters()).device
     with torch.inference_mode():
         shape = trunk.eval().forward_features(torch.zeros(1, 3, *store.sizes[0], device=device))
-    maps = torch.from_numpy(flat).half().reshape(-1, *shape.shape[1:])
+    maps = torch.from_numpy(flat).reshape(-1, *shape.shape[1:])  # (N, C, h, w)
+    maps = maps.permute(0, 2, 3, 1).contiguous()
     return TrunkMaps(maps, trunk=trunk, key=f"{store.key} {weights_hash(trunk)}")
 
 

@@ -155,13 +155,13 @@ def summarise(
         for metric in metrics:
             table = _by_split(of_method, metric)
             n = of_method.groupby("dataset")["n"].median()
+            for dataset in table:
+                values = table[dataset].dropna()
+                rows.append(_row(method, dataset, metric, values.median(), values, n[[dataset]]))
             if set(sizes) <= set(table):
                 split_values = table[list(sizes)] @ (pd.Series(sizes) / sum(sizes.values()))
                 median = size_weighted(table[list(sizes)].median().to_dict(), sizes)
                 rows.append(_row(method, WEIGHTED, metric, median, split_values, n[list(sizes)]))
-            for dataset in table:
-                values = table[dataset].dropna()
-                rows.append(_row(method, dataset, metric, values.median(), values, n[[dataset]]))
     out = pd.DataFrame(rows)
     if draws is None:
         return out.assign(ci_low=np.nan, ci_high=np.nan)

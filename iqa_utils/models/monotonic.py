@@ -114,7 +114,8 @@ class BilinearRegressor(nn.Module):
 
     Args:
         in_channels: Channels of the maps.
-        channels: Learn a 1x1 projection to this many channels first; None uses all of them.
+        channels: Learn a projection to this many channels first, the same in every place; None
+            uses all of them.
         form: ``triangle``, or ``full`` as published.
         hidden: Widths of the two hidden layers.
 
@@ -144,7 +145,7 @@ class BilinearRegressor(nn.Module):
             raise ValueError(f"form must be triangle or full, got {form!r}")
         size = channels or in_channels
         self.form = form
-        self.project = nn.Conv2d(in_channels, size, 1) if channels else nn.Identity()
+        self.project = nn.Linear(in_channels, size) if channels else nn.Identity()
         if form == "full":
             self.first = nn.Linear(size * size, hidden[0])
         else:
@@ -175,8 +176,8 @@ class BilinearRegressor(nn.Module):
             return self.last(F.relu(self.second(F.relu(self._read(maps.float())))))[:, 0]
 
     def _read(self, maps: Tensor) -> Tensor:
-        flat = self.project(maps).flatten(2)  # (B, C, hw)
-        products = flat @ flat.mT / flat.shape[2]  # (B, C, C)
+        places = self.project(maps.flatten(2).mT)  # (B, hw, C)
+        products = places.mT @ places / places.shape[1]  # (B, C, C)
         if self.form == "full":
             return self.first(F.normalize(_signed_root(products).flatten(1)))
         off = _signed_root(products.flatten(1).index_select(1, self.pairs))  # (B, C (C-1) / 2)

@@ -80,7 +80,7 @@ def plot_transformers(axes: Axes, curves: Mapping[str, np.ndarray], *, title: st
 
 
 def plot_split_dots(axes: Axes, table: pd.DataFrame, *, metric: str, xlabel: str) -> Axes:
-    """Draw one dot a split and method, splits of one method side by side, medians as bars.
+    """Draw one dot a split and method, joined by split, with medians as bars.
 
     Args:
         axes: Where to draw.
@@ -93,9 +93,8 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, metric: str, xlabel: str
     """
     methods = list(dict.fromkeys(table["method"]))
     for row, method in enumerate(methods):
-        part = table[table["method"] == method].sort_values("seed")
-        offset = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
-        axes.scatter(part[metric], row + offset, s=26, color=PALETTE[0], linewidths=0)
+        part = table[table["method"] == method]
+        axes.scatter(part[metric], [row] * len(part), s=26, color=PALETTE[0], linewidths=0)
         axes.plot([part[metric].median()] * 2, [row - 0.33, row + 0.33], color=PALETTE[3], lw=2)
     for seed in table["seed"].unique():
         part = table[table["seed"] == seed].set_index("method").reindex(methods)
@@ -164,8 +163,8 @@ def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
         The axes.
     """
     for k, name in enumerate(table):
-        marker = "osD^vP"[k]
-        axes.plot(table[name], range(len(table)), marker, color=PALETTE[k], label=name, alpha=0.85)
+        y = np.arange(len(table)) + 0.16 * (k - (len(table.columns) - 1) / 2)
+        axes.plot(table[name], y, "osD^vP"[k], color=PALETTE[k], label=name, markersize=5)
     axes.set(xlabel="GMAC an image", xscale="log", yticks=range(len(table)))
     axes.set_yticklabels(table.index)
     axes.invert_yaxis()
