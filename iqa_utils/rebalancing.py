@@ -7,7 +7,8 @@ vectors are computed once for all trainings, which makes a hundred of them a mat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -79,6 +80,7 @@ RECIPES: dict[str, Recipe] = {
     "sqrt_inv": Recipe("sqrt_inv"),
     "inverse": Recipe("inverse"),
     "LDS, inverse": Recipe("inverse", "released"),
+    "LDS, kernel (5, 2)": replace(LDS, size=5, sigma=2.0),
     "LDS, smooth first": replace(LDS, order="smooth_first"),
     "LDS, true Gaussian": replace(LDS, kernel="gaussian", size=61),
     "LDS, literal N(12, 10)": replace(LDS, kernel="gaussian", size=81, mean=12.0),
@@ -104,7 +106,8 @@ class HeadSettings:
         standardise: Standardise targets by the training scores; False trains on raw scores.
         loss: ``l1`` (the metric of the paper, which names no loss) or ``mse``.
         noise: For balanced MSE, in standard deviations of the training scores.
-        select: What picks the epoch, smallest first: ``val_mae`` or ``val_balanced_mae``.
+        select: What picks the epoch, smallest first: ``val_mae``, ``val_balanced_mae``, or ``last``
+            for the last one.
     """
 
     bin_edges: tuple[float, ...]
@@ -155,7 +158,7 @@ def train_head(
     settings: HeadSettings,
     *,
     seed: int,
-    start: ClipHead | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> HeadRun:
     """Train one head on cached vectors.
 
@@ -166,7 +169,7 @@ def train_head(
         recipe: Treatment of rare scores.
         settings: Everything else.
         seed: Decides initial weights and the order of images.
-        start: Trained head to go on from (``recipe.after``).
+        start: State of a trained head to go on from (``recipe.after``).
 
     Returns:
         Head with the weights of its best epoch, predictions of all N images, and the history: one
@@ -186,10 +189,11 @@ def train_head(
     head = _make_head(features.shape[1], mos[train], recipe, settings).to(features.device)
     head.standardise(features[train])
     if start is not None:
-        head.load_state_dict(start.state_dict(), strict=False)
+        head.load_state_dict(start, strict=False)
     weight = np.ones(len(mos))
     weight[train] = recipe.weights(mos[train], settings)
     scores = torch.as_tensor(mos, dtype=torch.float32, device=features.device)
+    epochs_seen = itertools.count()
     loss, noise = recipe.loss or settings.loss, settings.noise * mos[train].std()
 
     def train_batches(epoch: int) -> Iterator[Batch]:
@@ -209,7 +213,7 @@ def train_head(
     def evaluate(model: ClipHead) -> dict[str, float]:
         pred = predict_vectors(model, features)
         by_part = {"train": train, "val": validation}
-        metrics = {}
+        metrics = {"last": -next(epochs_seen)}  # falls, so that the smallest is the last
         for part, rows in by_part.items():
             errors = per_range(mos[rows], pred[rows], mae, settings.range_edges)
             metrics |= {f"{part}_mae {name}": value for name, value in errors.items()}
@@ -254,7 +258,7 @@ def train_recipes(
         settings: Shared by all trainings.
         seeds: One training a recipe and seed.
         cache_dir: Folder for finished trainings, or None.
-        progress: Show a bar.
+        progress: Show a bar on a terminal.
 
     Returns:
         Predictions of the test part (image, dataset, split, seed, method, variant, mos, pred), and
@@ -272,29 +276,28 @@ def train_recipes(
     data["features"] = hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()
     test = frame.loc[parts == "test", ["image", "mos"]].assign(split="test")
     test["dataset"] = frame.attrs["dataset"]
+    needed = {RECIPES[name].after for name in names}
     predictions, histories, heads = [], [], {}
-    for seed, name in tqdm([(s, n) for s in seeds for n in names], disable=not progress):
-        recipe, head = RECIPES[name], None
+    jobs = [(seed, name) for seed in seeds for name in names]
+    for seed, name in tqdm(jobs, disable=None if progress else True):
+        recipe = RECIPES[name]
         if recipe.after is not None and (seed, recipe.after) not in heads:
             raise ValueError(f"recipe {name!r} goes on from {recipe.after!r}, list that before it")
         path = None
         if cache_dir is not None:
             key = config_key({**data, "recipe": asdict(recipe), "seed": seed})
             path = Path(cache_dir) / f"head-{key}.pt"
-        if path is not None and path.is_file():
-            done = load_checkpoint(path)
-            head = _make_head(features.shape[1], mos[parts == "training"], recipe, settings)
-            head.load_state_dict(done["weights"])
-            head.to(features.device)
-        else:
+        done = load_checkpoint(path) if path is not None and path.is_file() else None
+        if done is None or (name in needed and not done["weights"]):
             start = heads.get((seed, recipe.after))
             run = train_head(features, mos, parts, recipe, settings, seed=seed, start=start)
-            head, history = run.head, run.fit.history.to_dict("list")
-            done = {"weights": head.state_dict(), "history": history}
+            weights = run.head.state_dict() if name in needed else {}
+            done = {"weights": weights, "history": run.fit.history.to_dict("list")}
             done["pred"] = torch.from_numpy(run.pred)
             if path is not None:
                 save_checkpoint(path, done)
-        heads[seed, name] = head
+        if name in needed:
+            heads[seed, name] = done["weights"]
         label = {"method": name, "seed": seed, "variant": recipe.fds or ""}
         predictions.append(test.assign(pred=done["pred"].numpy()[parts == "test"], **label))
         histories.append(pd.DataFrame(done["history"]).assign(**label))

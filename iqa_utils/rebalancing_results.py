@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from iqa_utils.imbalance import label_counts
+from iqa_utils.imbalance import effective_sample_size, label_counts
 from iqa_utils.metrics import range_index, range_names, srcc
-from iqa_utils.rebalancing import balanced_mean
+from iqa_utils.rebalancing import RECIPES, HeadSettings, Recipe, balanced_mean
 from iqa_utils.regression import ridge_cv
 from iqa_utils.statistics import bootstrap_ci, holm, paired_bootstrap, wilcoxon_splits
 
@@ -220,6 +220,66 @@ def mean_correlation(
     low, high = bootstrap_ci(rows, rows, mean_srcc, n_resamples=n_resamples, seed=seed)
     by_seed = np.array([srcc(part.mos[rows], pred[rows]) for pred in part.pred])
     return float(by_seed.mean()), low, high, by_seed
+
+
+def weight_table(
+    mos: ArrayLike, recipes: Mapping[str, Recipe], settings: HeadSettings
+) -> pd.DataFrame:
+    """Tabulate what recipes do to the loss of a training part.
+
+    Args:
+        mos: Training scores, shape (N,).
+        recipes: Recipes by name.
+        settings: Bins and ranges.
+
+    Returns:
+        One row a recipe: the mean weight in every range that holds images, the ratio of the largest
+        to the smallest weight, and the effective sample size out of N.
+    """
+    rows = {}
+    inside = range_index(mos, settings.range_edges)
+    for name, recipe in recipes.items():
+        weights = recipe.weights(mos, settings)
+        means = {
+            f"mean weight {label}": weights[inside == k].mean()
+            for k, label in enumerate(range_names(settings.range_edges))
+            if (inside == k).any()
+        }
+        ratio = weights.max() / weights.min()
+        size = effective_sample_size(weights)
+        rows[name] = means | {"largest / smallest": ratio, "effective sample size": size}
+    return pd.DataFrame(rows).T
+
+
+def ledger_rows(
+    table: pd.DataFrame, *, dataset: str, data: str, papers_encoder: bool, raw_targets: bool
+) -> pd.DataFrame:
+    """Spell errors as results, in the ledger's words where they answer a ledger row.
+
+    Args:
+        table: From :func:`error_table`.
+        dataset: Name for :func:`iqa_utils.datasets.load_scores`; ``table`` is one's own set, which
+            stands in for the paper's internal one.
+        data: "demo" or the name of the real set.
+        papers_encoder: Whether the vectors are CLIP's; other encoders answer no ledger row.
+        raw_targets: Whether targets were raw, as in the paper.
+
+    Returns:
+        Rows for :meth:`iqa_utils.runs.Run.add_results`.
+    """
+    printed = {"koniq10k": ("Table 1", "koniq10k"), "table": ("Table 2", "internal")}
+    names = {"vanilla": "CLIP", "LDS": "CLIP + LDS"}
+    names |= dict.fromkeys(("LDS + FDS", "LDS + FDS, released"), "CLIP + LDS + FDS")
+    ours = table["method"].isin(names) & (dataset in printed) & (papers_encoder or data == "demo")
+    where, spelt = printed.get(dataset, ("control", dataset))
+    variant = table["method"].map(lambda m: RECIPES[m].fds or "" if m in RECIPES else "")
+    rows = table.drop(columns="seed_sd").assign(
+        table=np.where(ours, where, "control"),
+        dataset=np.where(ours, spelt, dataset),
+        method=table["method"].map(names).where(ours, table["method"]),
+        variant=variant.where((variant == "corrected") | (not raw_targets), "paper"),
+    )
+    return rows.assign(data=data)
 
 
 def density_errors(

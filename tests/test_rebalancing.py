@@ -23,7 +23,9 @@ from iqa_utils.rebalancing_results import (
     error_table,
     floor_predictions,
     image_groups,
+    ledger_rows,
     mean_correlation,
+    weight_table,
 )
 
 RANGES = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)
@@ -84,6 +86,19 @@ def test_a_seed_decides_a_training_completely():
     assert np.abs(runs[0].pred - runs[2].pred).max() > 1e-3
 
 
+@pytest.mark.parametrize("select", ["last", "val_mae", "val_balanced_mae"])
+def test_the_epoch_is_the_last_or_the_best_on_validation_images(select):
+    features, frame, split = _data()
+    settings = replace(SETTINGS, select=select, learning_rate=0.2)
+    run = train_head(features, frame["mos"], split, Recipe(), settings, seed=0)
+    history = run.fit.history
+    expected = 4 if select == "last" else history["epoch"][history[select].argmin()]
+    assert run.fit.best_epoch == expected
+    rows = (split == "validation").to_numpy()
+    error = np.abs(run.pred - frame["mos"])[rows].mean()
+    assert error == pytest.approx(history["val_mae"][expected - 1], rel=1e-5)
+
+
 def test_feature_smoothing_sees_every_epoch_once():
     features, frame, split = _data()
     run = train_head(
@@ -98,7 +113,13 @@ def test_a_recipe_that_goes_on_starts_from_the_trained_head():
     first = train_head(features, frame["mos"], split, RECIPES["LDS"], SETTINGS, seed=0)
     still = replace(SETTINGS, learning_rate=1e-12)
     second = train_head(
-        features, frame["mos"], split, RECIPES["LDS, then FDS"], still, seed=0, start=first.head
+        features,
+        frame["mos"],
+        split,
+        RECIPES["LDS, then FDS"],
+        still,
+        seed=0,
+        start=first.head.state_dict(),
     )
     np.testing.assert_allclose(second.pred, first.pred, atol=1e-3)
     with pytest.raises(ValueError, match=r"goes on from 'LDS', list that before it"):
@@ -231,3 +252,38 @@ def test_the_floors_are_the_training_median_and_ridge():
     assert (floors.query("method == 'constant median'")["pred"] == median).all()
     parts = by_method(floors)
     assert parts["ridge"].error.mean() < 0.7 * parts["constant median"].error.mean()
+
+
+def test_weights_are_tabulated_by_range_with_what_they_cost():
+    mos = np.array([5.0, 50.5, 50.6, 50.7])
+    table = weight_table(mos, {"plain": Recipe(), "inverse": RECIPES["inverse"]}, SETTINGS)
+    assert table.loc["plain", "effective sample size"] == pytest.approx(4)
+    assert table.loc["inverse", ["mean weight 0-20", "mean weight 40-60"]].tolist() == [
+        pytest.approx(2),
+        pytest.approx(2 / 3),
+    ]
+    assert table.loc["inverse", "largest / smallest"] == pytest.approx(3)
+    assert "mean weight 20-40" not in table
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data", "papers_encoder", "expected"),
+    [
+        ("koniq10k", "koniq10k", True, ("Table 1", "CLIP + LDS", "koniq10k")),
+        ("koniq10k", "koniq10k", False, ("control", "LDS", "koniq10k")),
+        ("koniq10k", "demo", False, ("Table 1", "CLIP + LDS", "koniq10k")),
+        ("table", "table", True, ("Table 2", "CLIP + LDS", "internal")),
+        ("biq2021", "biq2021", True, ("control", "LDS", "biq2021")),
+    ],
+)
+def test_only_the_papers_encoder_on_the_papers_set_answers_the_ledger(
+    dataset, data, papers_encoder, expected
+):
+    table = pd.DataFrame({"method": ["LDS", "ridge", "LDS + FDS, released"], "seed_sd": 0.1})
+    options = {"data": data, "papers_encoder": papers_encoder}
+    rows = ledger_rows(table, dataset=dataset, raw_targets=False, **options)
+    assert tuple(rows.loc[0, ["table", "method", "dataset"]]) == expected
+    assert tuple(rows.loc[1, ["table", "method"]]) == ("control", "ridge")
+    assert rows["variant"].tolist() == ["", "", "released"]
+    raw = ledger_rows(table, dataset=dataset, raw_targets=True, **options)
+    assert raw["variant"].tolist() == ["paper"] * 3

@@ -8,6 +8,7 @@ linear layer and acts only while training.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
@@ -55,7 +56,7 @@ class ImageEncoder(nn.Module):
         *,
         library: Literal["timm", "open_clip"] = "timm",
         pooling: str = "own",
-        pretrained: str | None = None,
+        pretrained: str | Path | None = None,
     ) -> None:
         super().__init__()
         name = OLD_NAMES.get(name, name)
@@ -92,7 +93,7 @@ class ImageEncoder(nn.Module):
         return super().train(False)
 
 
-def open_clip_tower(name: str = "ViT-B-32", *, pretrained: str | None) -> nn.Module:
+def open_clip_tower(name: str = "ViT-B-32", *, pretrained: str | Path | None) -> nn.Module:
     """Return open_clip's image tower without its projection.
 
     Args:
