@@ -92,7 +92,7 @@ class ImageStore:
             i: Row, 0 to N - 1.
 
         Returns:
-            uint8, shape (3, H, W), RGB.
+            uint8, shape (3, H, W), RGB; a view of the store: `clone()` it before writing to it.
         """
         height, width = self.sizes[i].tolist()
         start = int(self._starts[i])
