@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as t_distribution
 
-from iqa_utils.layers import LAYERS, ledger_method
+from iqa_utils.layers import LAYERS, NETWORKS, ledger_method
 from iqa_utils.metrics import Metric, krcc, plcc, rmse, srcc
 from iqa_utils.splits import content_split, official_split
 from iqa_utils.statistics import bootstrap_ci, holm, nadeau_bengio, paired_bootstrap
@@ -140,6 +140,8 @@ def score_predictions(
         test part is one content only (tiny demo sets) images are drawn, and intervals are short.
     """
     rows = []
+    if predictions.empty:
+        return pd.DataFrame(columns=[*by, "metric", "value", "ci_low", "ci_high", "n", "n_runs"])
     for key, group in predictions.groupby(list(by), sort=False):
         labels = dict(zip(by, key, strict=True))
         n_runs = group["seed"].nunique()
@@ -155,6 +157,8 @@ def score_predictions(
                 n_test = len(part) / n_runs
                 half = _half_width(values, n_test / float(part["n_train"].mean()))
                 low, high = values.mean() - half, values.mean() + half
+                if name != "RMSE":  # no correlation lies beyond these
+                    low, high = max(low, -1.0), min(high, 1.0)
             else:
                 options = {"groups": _drawn(about.loc[part.index, "content"])}
                 options |= {"n_resamples": n_resamples, "seed": seed}
@@ -286,12 +290,12 @@ def name_layers(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
 
     Args:
         scores: From :func:`score_predictions` by network, layer and regressor.
-        stage: ``"pre-trained"`` (Table 1) or ``"fine-tuned"`` (Table 2).
+        stage: ``"pre-trained"`` (Table 1), ``"fine-tuned"`` (Table 2), or another (controls).
 
     Returns:
         The scores with ``table`` and ``method``.
     """
-    table = {"pre-trained": "Table 1", "fine-tuned": "Table 2"}[stage]
+    table = {"pre-trained": "Table 1", "fine-tuned": "Table 2"}.get(stage, "control")
     known = {(row.network, row.name): row for row in LAYERS if table in row.tables}
     named = []
     for network, layer, regressor in zip(
@@ -301,6 +305,27 @@ def name_layers(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
         own = f"{network} / {layer} ({stage}, {regressor})"
         named.append((table, ledger_method(row, table)) if row else ("control", own))
     return scores.assign(table=[t for t, _ in named], method=[m for _, m in named])
+
+
+def name_final(scores: pd.DataFrame, network: str) -> pd.DataFrame:
+    """Name scores of the final method as Tables 4 to 7 do; networks but NASNet are controls.
+
+    Args:
+        scores: From :func:`score_predictions` by ``dataset`` and ``variant``, and by ``table`` and
+            ``category`` where the training set was another.
+        network: Key of :data:`iqa_utils.layers.NETWORKS`.
+
+    Returns:
+        The scores with ``table`` and ``method``.
+    """
+    title = NETWORKS[network].titles.get("Table 2", network)
+    method = pd.Series(f"{title} + GPR", index=scores.index)
+    table = pd.Series("Table 4", index=scores.index)
+    if "category" in scores:
+        method, table = method + " trained on " + scores["category"], scores["table"]
+    if title != "NASNet-Large":
+        table = "control"
+    return scores.assign(table=table, method=method)
 
 
 def result_rows(scores: pd.DataFrame, **labels: str) -> list[dict[str, Any]]:

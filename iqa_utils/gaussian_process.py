@@ -213,10 +213,12 @@ class NoiseSearch:
         trials: One row an evaluation: ``noise_sd``, ``loss`` (log of 1 + cross-validated mean
             squared error), ``best`` (the smallest loss so far).
         process: The process fitted on all images with the best noise.
+        by_likelihood: The process whose noise maximises the likelihood, for comparison.
     """
 
     trials: pd.DataFrame
     process: GaussianProcess
+    by_likelihood: GaussianProcess
 
 
 def search_noise(
@@ -281,7 +283,7 @@ def search_noise(
         }
     )
     trials["best"] = trials["loss"].cummin()
-    return NoiseSearch(trials, fit(study.best_params["noise_sd"], 1e-12))
+    return NoiseSearch(trials, fit(study.best_params["noise_sd"], 1e-12), free)
 
 
 def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.ndarray:

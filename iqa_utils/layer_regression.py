@@ -1,14 +1,14 @@
-"""Scores from tapped layers: every layer by every regressor, BRISQUE beside them, ten crops.
+"""Scores from tapped layers: every layer by every regressor, and BRISQUE beside them.
 
 The bridge from networks (:mod:`iqa_utils.features`, :mod:`iqa_utils.grams`) to regressors that see
-matrices only. Tables 1 and 2 of ahmed2020 are one call each; its final method is another.
+matrices only. Tables 1 and 2 of ahmed2020 are one call each; its final method is in
+:mod:`iqa_utils.final_method`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from iqa_utils.features import Crop, frozen_features, frozen_layers, save_array
-from iqa_utils.gaussian_process import (
-    GaussianProcess,
-    NoiseSearch,
-    fit_gaussian_process,
-    search_noise,
-)
+from iqa_utils.features import Crop, frozen_features, save_array
+from iqa_utils.gaussian_process import fit_gaussian_process
 from iqa_utils.grams import gram_from_panels, layer_grams, squared_distances
-from iqa_utils.layers import NETWORKS, Layer
+from iqa_utils.layers import NETWORKS, Layer, layers_of
 from iqa_utils.natural_scenes import brisque_statistics
 from iqa_utils.regression import gram_svr, ridge_cv
 
@@ -77,6 +72,24 @@ class Task:
         """Put predictions of the test images into a table with the given labels."""
         values = {"row": self.test, "mos": self.mos[self.test], "pred": pred}
         return pd.DataFrame({**columns, **values, "n_train": len(self.train)})
+
+
+def make_task(
+    frame: pd.DataFrame, rows: np.ndarray, parts: np.ndarray, *, column: str = "mos", **options: Any
+) -> Task:
+    """Make the task of one data set: learn from its training and validation part, predict its test.
+
+    Args:
+        frame: Table of :func:`iqa_utils.deep_quality.join_sets`.
+        rows: Rows of the data set.
+        parts: Part of each row of ``frame``.
+        column: ``"mos"``, or ``"mos_z"`` for standardised scores.
+        **options: Further fields of :class:`Task`.
+    """
+    test = parts[rows] == "test"
+    return Task(
+        frame[column].to_numpy(), frame["content"].to_numpy(), rows[~test], rows[test], **options
+    )
 
 
 def regress(
@@ -172,9 +185,42 @@ def predict_layers(
     return pd.concat(parts, ignore_index=True)
 
 
+def predict_networks(
+    networks: Mapping[str, nn.Module],
+    store: ImageStore,
+    tasks: Mapping[int, Task],
+    *,
+    stage: str,
+    variant: str = "",
+    side: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run :func:`predict_layers` over networks and splits.
+
+    Args:
+        networks: Key of :data:`iqa_utils.layers.NETWORKS` to network.
+        store: Decoded images.
+        tasks: Seed of a split to its task.
+        stage: Label of the networks: ``"pre-trained"`` or ``"fine-tuned"``.
+        variant: Further label.
+        side: Crop height and width in pixels; 0 is each network's own.
+        **options: For :func:`predict_layers`.
+
+    Returns:
+        All predictions, with ``stage``, ``variant`` and ``seed``.
+    """
+    parts = []
+    for name, network in networks.items():
+        options["side"] = side or NETWORKS[name].side
+        for seed, task in tasks.items():
+            found = predict_layers(network, store, layers_of(name), task, **options)
+            parts.append(found.assign(stage=stage, variant=variant, seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
 def predict_brisque(
     store: ImageStore,
-    task: Task,
+    tasks: Mapping[int, Task],
     *,
     cache_dir: str | Path,
     regressors: Iterable[str] = REGRESSORS,
@@ -183,13 +229,14 @@ def predict_brisque(
 
     Args:
         store: Decoded images at their own size.
-        task: What to learn and predict.
+        tasks: Seed of a split to its task.
         cache_dir: Folder of the feature cache.
         regressors: Out of :data:`REGRESSORS`; all see the statistics standardised on the training
             images.
 
     Returns:
-        As :func:`predict_layers`, with network ``BRISQUE`` and layer ``36 statistics``.
+        As :func:`predict_networks`, with network ``BRISQUE``, layer ``36 statistics`` and stage
+        ``handcrafted``.
 
     Raises:
         ValueError: If an image has no statistics (it is flat, or far too small).
@@ -198,166 +245,15 @@ def predict_brisque(
     if not path.is_file():
         images = (store.image(i).permute(1, 2, 0).numpy() for i in range(len(store)))
         save_array(path, np.stack([brisque_statistics(image) for image in images]))
-    x = np.load(path)[task.rows]
-    train = x[task.places()[0]]
-    spread = train.std(axis=0)
-    x = (x - train.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    gram = gram_from_panels(iter([x]))
-    labels = {"network": "BRISQUE", "layer": "36 statistics"}
-    return pd.concat(
-        [task.table(**regress(r, gram, x, task), **labels, regressor=r) for r in regressors],
-        ignore_index=True,
-    )
-
-
-def crop_distances(
-    network: nn.Module,
-    store: ImageStore,
-    layer: Layer,
-    task: Task,
-    *,
-    side: int,
-    n_crops: int,
-    cache_dir: str | Path,
-    batch_size: int = 32,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Measure distances between crops of one narrow layer, for ten-crop averaging.
-
-    Args:
-        network: Network to tap.
-        store: Decoded images.
-        layer: A layer that gives vectors (the paper's 1000 logits).
-        task: Training images, of which one crop is used, and test images, with ``n_crops`` each.
-        side: Crop height and width, pixels.
-        n_crops: Crops a test image.
-        cache_dir: Folder of the feature cache.
-        batch_size: Images a forward pass.
-
-    Returns:
-        Training distances (N, N) and test distances (n_crops, M, N).
-
-    Raises:
-        ValueError: If the layer is wide; :func:`predict_layers` serves those.
-    """
-    if not layer.is_vector:
-        raise ValueError(f"{layer.network} {layer.name} gives {layer.size} values, not a vector")
-    description = NETWORKS[layer.network]
-    options = {"pooling": "flatten", "mean": description.mean, "std": description.std}
-    options |= {"cache_dir": cache_dir, "batch_size": batch_size}
-
-    def encode(rows: np.ndarray, number: int) -> np.ndarray:
-        crop = Crop((side, side), number, task.seed)
-        found = frozen_layers(network, store, [layer.module], rows=rows, crop=crop, **options)
-        return found[layer.module].astype(np.float64)
-
-    x = encode(task.train, 0)
-    # shifting all by the training mean changes no distance and keeps digits
-    centre = x.mean(axis=0)
-    tests = [encode(task.test, k) - centre for k in range(n_crops)]
-    x -= centre
-    norms = (x**2).sum(axis=1)
-    between = [((t**2).sum(axis=1)[:, None] + norms - 2 * t @ x.T).clip(min=0) for t in tests]
-    return np.sqrt(squared_distances(x @ x.T)), np.sqrt(np.stack(between))
-
-
-def average_crops(process: GaussianProcess, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average a process's predictions over crops.
-
-    Args:
-        process: Fitted on the training images.
-        distances: Shape (K, M, N), K crops of M images.
-
-    Returns:
-        Mean prediction and mean predictive standard deviation of each image, each (M,). The crops
-        of an image share its noise, so averaging does not make the interval narrower.
-    """
-    means, sds = zip(*(process.predict(d) for d in distances), strict=True)
-    return np.mean(means, axis=0), np.mean(sds, axis=0)
-
-
-def predict_final(
-    network: nn.Module,
-    store: ImageStore,
-    layer: Layer,
-    task: Task,
-    *,
-    side: int,
-    n_crops: int,
-    cache_dir: str | Path,
-    n_trials: int = 0,
-    batch_size: int = 32,
-) -> tuple[pd.DataFrame, GaussianProcess, NoiseSearch | None]:
-    """Predict as the paper's final method does: a Gaussian process on logits, crops averaged.
-
-    Args:
-        network: Network to tap.
-        store: Decoded images.
-        layer: A layer that gives vectors.
-        task: What to learn and predict.
-        side: Crop height and width, pixels.
-        n_crops: Crops of each test image; the paper takes 10.
-        cache_dir: Folder of the feature cache.
-        n_trials: Evaluations of the noise search (the paper's way); 0 takes the likelihood's noise.
-        batch_size: Images a forward pass.
-
-    Returns:
-        Predictions as :func:`predict_layers` gives them, the process, and the search if any.
-    """
-    options = {"side": side, "n_crops": n_crops, "cache_dir": cache_dir, "batch_size": batch_size}
-    within, between = crop_distances(network, store, layer, task, **options)
-    mos, search = task.mos[task.train], None
-    if n_trials:
-        groups = task.content[task.train]
-        how = {"n_trials": n_trials, "seed": task.seed, "groups": groups, "device": task.device}
-        search = search_noise(within, mos, **how)
-        process = search.process
-    else:
-        process = fit_gaussian_process(within, mos, tolerance=1e-7, device=task.device)
-    pred, sd = average_crops(process, between)
-    labels = {"network": layer.network, "layer": layer.name, "regressor": "GPR"}
-    return task.table(pred, sd=sd, cv_rmse=np.nan, **labels), process, search
-
-
-def time_prediction(
-    network: nn.Module,
-    store: ImageStore,
-    layer: Layer,
-    task: Task,
-    process: GaussianProcess,
-    *,
-    side: int,
-    n_crops: int,
-    n_images: int = 5,
-) -> dict[str, float]:
-    """Time the final method on single images, nothing cached.
-
-    Args:
-        network: Network to tap.
-        store: Decoded images.
-        layer: The layer that the process was fitted on.
-        task: Its first test images are timed.
-        process: The fitted process.
-        side: Crop height and width, pixels.
-        n_crops: Crops an image.
-        n_images: Images to take the median over, after one that warms up.
-
-    Returns:
-        Seconds an image: ``features`` (all crops, batches of one) and ``prediction``.
-    """
-    single = [replace(task, test=task.test[i : i + 1]) for i in range(n_images + 1)]
-    options = {"pooling": "flatten", "cache_dir": None, "batch_size": 1}
-    features, prediction = [], []
-    for one in single:
-        started = time.perf_counter()
-        for k in range(n_crops):
-            crop = Crop((side, side), k, task.seed)
-            frozen_layers(network, store, [layer.module], rows=one.test, crop=crop, **options)
-        features.append(time.perf_counter() - started)
-        distances = np.ones((n_crops, 1, len(task.train)))
-        started = time.perf_counter()
-        average_crops(process, distances)
-        prediction.append(time.perf_counter() - started)
-    return {
-        "features": float(np.median(features[1:])),
-        "prediction": float(np.median(prediction[1:])),
-    }
+    statistics = np.load(path)
+    labels = {"network": "BRISQUE", "layer": "36 statistics", "stage": "handcrafted", "variant": ""}
+    parts = []
+    for seed, task in tasks.items():
+        train, x = statistics[task.train], statistics[task.rows]
+        spread = train.std(axis=0)
+        x = (x - train.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        gram = gram_from_panels(iter([x]))
+        for regressor in regressors:
+            found = regress(regressor, gram, x, task)
+            parts.append(task.table(**found, **labels, regressor=regressor, seed=seed))
+    return pd.concat(parts, ignore_index=True)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from iqa_utils.plots.common import PALETTE
+from iqa_utils.plots.common import PALETTE, plot_curves
 
 _MARKERS = "osD^vP*X"
 
@@ -40,6 +41,23 @@ def plot_layers(
     axes.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
     axes.legend(fontsize=8)
     return axes
+
+
+def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
+    """Draw the error of training crops and of held-out central crops over the epochs (Fig. 1).
+
+    Args:
+        left: Training error.
+        right: Validation error.
+        history: ``network``, ``mode``, ``epoch``, ``train_loss`` (mean squared error) and
+            ``val_rmse``, in standardised scores.
+    """
+    training = history["network"] + ", " + history["mode"]
+    table = history.assign(training=training, train_rmse=np.sqrt(history["train_loss"]))
+    names = {"train_rmse": "RMSE of training crops", "val_rmse": "RMSE of validation images"}
+    for axes, column in ((left, "train_rmse"), (right, "val_rmse")):
+        plot_curves(axes, table, y=column, group="training", ylabel=f"{names[column]}, score SDs")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> Axes:
@@ -148,7 +166,7 @@ def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> Axes:
     Returns:
         The axes.
     """
-    colours = np.where(residuals > 0, "#0173b2", "#de8f05")
+    colours = [PALETTE[0] if residual > 0 else PALETTE[1] for residual in residuals]
     axes.bar(np.arange(1, len(residuals) + 1), residuals, color=colours, width=1.0)
     axes.axhline(0, color="0.3", linewidth=0.8)
     spread = f"mean {residuals.mean():.3g}, SD {residuals.std():.3g}"

@@ -1,0 +1,335 @@
+"""The joined table, fine-tuning rows, regression of layers, and paired comparisons."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from iqa_utils import deep_quality, final_method, layer_regression
+from iqa_utils.features import Crop, frozen_features
+from iqa_utils.final_method import average_crops, crop_distances, predict_final
+from iqa_utils.finetune import Tuner, fine_tune, freeze_until, tuning_rows
+from iqa_utils.gaussian_process import fit_gaussian_process
+from iqa_utils.images import build_store
+from iqa_utils.layer_regression import Task, predict_brisque, predict_layers, predict_networks
+from iqa_utils.layers import Layer, Network, create_network, layers_of
+
+
+def made_frame(name="tid2013", n_contents=6, per_content=4, seed=0):
+    rng = np.random.default_rng(seed)
+    n = n_contents * per_content
+    frame = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(n)],
+            "mos": rng.normal(5, 2, n),
+            "reference": np.repeat([f"I{k:02d}" for k in range(n_contents)], per_content),
+            "distortion": np.tile(["jp2k", "jpeg", "wn", "gblur"], n_contents)[:n],
+            "split": np.nan,
+        }
+    )
+    frame.attrs["dataset"] = name
+    return frame
+
+
+def made_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 1000),
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A joined table of two sets with images whose brightness is their score."""
+    root = tmp_path_factory.mktemp("sets")
+    frames = {"tid2013": made_frame("tid2013"), "live": made_frame("live", seed=1)}
+    rng = np.random.default_rng(0)
+    for name, frame in frames.items():
+        (root / name).mkdir()
+        for image, mos in zip(frame["image"], frame["mos"], strict=True):
+            pixels = 120 + 20 * (mos - 5) + rng.normal(0, 10, (20, 22, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / image)
+    joined = deep_quality.join_sets(frames)
+    parts = deep_quality.split_sets(frames, seed=0)
+    store = build_store(
+        root, joined["image"], root / "stores", size=None, fit="native", progress=False
+    )
+    return joined, parts, store
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of the map small enough for tests."""
+    row = Network("tiny", "torchvision", "none", 16, {})
+    layers = (Layer("tiny", "early", "2", 196), Layer("tiny", "logits", "5", 1000))
+    for module in (layer_regression, final_method, deep_quality):
+        monkeypatch.setitem(module.NETWORKS, "tiny", row)
+    monkeypatch.setattr("iqa_utils.layers.LAYERS", layers)
+    return made_network(), layers
+
+
+def task_of(world, dataset="tid2013", **options):
+    frame, parts, _ = world
+    rows = np.flatnonzero(frame["dataset"] == dataset)
+    return layer_regression.make_task(frame, rows, parts, **options)
+
+
+def test_joined_scores_are_standardised_per_set_and_tid_shares_its_contents():
+    frames = {"tid2008": made_frame("tid2008", seed=2), "tid2013": made_frame("tid2013")}
+    frames["tid2008"]["reference"] = frames["tid2008"]["reference"].str.lower()
+    joined = deep_quality.join_sets(frames)
+    by_set = joined.groupby("dataset")["mos_z"]
+    np.testing.assert_allclose(by_set.mean(), 0, atol=1e-12)
+    np.testing.assert_allclose(by_set.std(ddof=0), 1)
+    assert joined["content"].nunique() == 6
+    assert joined["image"].iloc[0] == "tid2008/0.png"
+    parts = deep_quality.split_sets(frames, seed=3)
+    assert len({*zip(joined["content"], parts, strict=True)}) == 6
+
+
+def test_live_appears_as_its_two_releases(world):
+    frame, *_ = world
+    sets = deep_quality.paper_sets(frame)
+    assert list(sets) == ["tid2013", "live1", "live2"]
+    assert set(frame.loc[sets["live1"], "distortion"]) == {"jp2k", "jpeg"}
+    assert len(sets["live2"]) == 24
+
+
+def test_strict_tuning_sees_training_contents_only_and_as_written_sees_test_images(world):
+    frame, parts, _ = world
+    options = {"whole": False}
+    train, validation = tuning_rows(frame, parts, "strict", ["live"], **options)
+    assert set(frame["dataset"].iloc[train]) == {"live"}
+    assert set(parts[train]) == {"training"}
+    assert set(parts[validation]) == {"validation"}
+    leaky, _ = tuning_rows(frame, parts, "as_written", ["live"], **options)
+    assert (parts[leaky] == "test").any()
+    assert set(frame["dataset"].iloc[leaky]) == {"live", "tid2013"}
+    with pytest.raises(ValueError, match="mode must be one of"):
+        tuning_rows(frame, parts, "honest", ["live"], **options)
+
+
+def test_freezing_stops_at_the_named_module():
+    network = made_network()
+    assert freeze_until(network, "1") == 4
+    assert [p.requires_grad for p in network.parameters()] == [False] * 4 + [True] * 2
+    with pytest.raises(ValueError, match="no module '9'"):
+        freeze_until(network, "9")
+    with pytest.raises(ValueError, match="both sides"):
+        freeze_until(network, "5")
+
+
+def test_fine_tuning_lowers_the_error_and_leaves_the_network_given_alone(world):
+    frame, parts, store = world
+    network, row = made_network(), Network("tiny", "torchvision", "none", 16, {})
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    rows = [np.flatnonzero(parts == part) for part in ("training", "validation")]
+    options = {"side": 16, "epochs": 4, "learning_rate": 1e-2, "frozen_until": "1"}
+    options |= {"freeze_batch_norm": True}
+    scores = frame["mos_z"].to_numpy()
+    tuned, result = fine_tune(network, row, store, scores, *rows, **options)
+    assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    after = tuned.state_dict()
+    assert torch.equal(after["1.running_mean"], before["1.running_mean"])
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    assert not torch.equal(after["5.weight"], before["5.weight"])
+    again, _ = fine_tune(network, row, store, scores, *rows, **options)
+    assert all(torch.equal(v, after[k]) for k, v in again.state_dict().items())
+    with pytest.raises(ValueError, match="training and validation"):
+        fine_tune(network, row, store, scores, rows[0], rows[0][:3], **options)
+
+
+def test_the_tuner_never_trains_twice_on_the_same_images(world, tiny):
+    frame, parts, store = world
+    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    first = tuner("tiny", "as_written", ["live"])
+    assert tuner("tiny", "as_written", ["tid2013"], whole=True) is first
+    assert tuner("tiny", "strict", ["live"]) is not first
+    assert len(tuner.histories) == 2
+
+
+def test_a_task_refuses_a_content_on_both_sides():
+    content = np.array(["a", "a", "b"])
+    with pytest.raises(ValueError, match="1 contents are trained on and tested"):
+        Task(np.arange(3.0), content, np.array([0, 2]), np.array([1]))
+
+
+def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_path):
+    frame, _, store = world
+    task = task_of(world, relative_c=True, svr_c=[0.1, 1.0])
+    network, layers = tiny
+    predictions = predict_networks(
+        {"tiny": network}, store, {0: task}, stage="pre-trained", cache_dir=tmp_path
+    )
+    assert set(zip(predictions["layer"], predictions["regressor"], strict=True)) == {
+        (layer.name, regressor) for layer in layers for regressor in ("SVR", "GPR", "ridge")
+    }
+    assert predictions.loc[predictions["regressor"] == "GPR", "sd"].gt(0).all()
+    by = ["layer", "regressor"]
+    scores = deep_quality.score_predictions(predictions, frame, by, n_resamples=50)
+    srcc = scores[scores["metric"] == "SRCC"].set_index(by)["value"]
+    assert srcc.min() > 0.7
+    brisque = predict_brisque(store, {0: task}, cache_dir=tmp_path)
+    assert set(brisque["stage"]) == {"handcrafted"}
+    assert (tmp_path / f"brisque-{store.key[:24]}.npy").is_file()
+
+
+def test_an_unknown_regressor_is_refused(world, tiny, tmp_path):
+    with pytest.raises(ValueError, match="regressor must be one of"):
+        predict_layers(
+            tiny[0], world[2], tiny[1], task_of(world), side=16, cache_dir=tmp_path,
+            regressors=["forest"],
+        )  # fmt: skip
+
+
+def test_crop_distances_are_those_of_the_features_and_one_crop_averages_to_itself(
+    world, tiny, tmp_path
+):
+    task, (network, layers) = task_of(world), tiny
+    options = {"side": 16, "cache_dir": tmp_path}
+    within, between = crop_distances(network, world[2], layers[1], task, n_crops=2, **options)
+    x, y = (
+        frozen_features(
+            network, world[2], layer="5", pooling="flatten", rows=rows, crop=Crop((16, 16), k),
+            cache_dir=None,
+        )
+        for rows, k in ((task.train, 0), (task.test, 1))
+    )  # fmt: skip
+    direct = np.linalg.norm(y[:, None] - x[None], axis=2)
+    np.testing.assert_allclose(between[1], direct, atol=1e-4)
+    process = fit_gaussian_process(within, task.mos[task.train])
+    twice = average_crops(process, np.stack([between[1], between[1]]))
+    np.testing.assert_allclose(twice, process.predict(between[1]))
+    with pytest.raises(ValueError, match="196 values, not a vector"):
+        crop_distances(network, world[2], layers[0], task, n_crops=1, **options)
+
+
+def test_the_final_method_searches_the_noise_when_asked(world, tiny, tmp_path):
+    options = {"side": 16, "n_crops": 2, "cache_dir": tmp_path}
+    found = [
+        predict_final(tiny[0], world[2], tiny[1][1], task_of(world), n_trials=n, **options)
+        for n in (0, 6)
+    ]
+    assert found[0][2] is None
+    assert len(found[1][2].trials) == 6
+    assert np.isfinite(found[1][0]["pred"]).all()
+
+
+def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tiny, tmp_path):
+    frame, parts, store = world
+    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    cross = final_method.predict_other_sets(
+        tuner, tiny[1][1], ["strict"], task_options={}, n_crops=1, side=16, cache_dir=tmp_path
+    )
+    assert set(zip(cross["table"], cross["dataset"], strict=True)) == {
+        ("Table 5", "live1"),
+        ("Table 5", "live2"),
+        ("Table 7", "tid2013"),
+    }
+    np.testing.assert_allclose(cross["mos"], frame.loc[cross["row"], "mos"])
+    own, searches = final_method.predict_own_sets(
+        tuner, tiny[1][1], parts, ["strict"], task_options={}, n_crops=1, side=16,
+        cache_dir=tmp_path, n_trials=5,
+    )  # fmt: skip
+    assert set(own["dataset"]) == {"tid2013", "live1", "live2"}
+    assert len(searches["live1", "strict"].trials) == 5
+    timing = final_method.time_prediction(
+        tiny[0], store, tiny[1][1], task_of(world), searches["tid2013", "strict"].process,
+        n_crops=1, side=16, n_images=1,
+    )  # fmt: skip
+    assert timing["features"] > 0
+
+
+def made_predictions(world, quality, seeds=(0,)):
+    frame, *_ = world
+    rng = np.random.default_rng(5)
+    rows = np.arange(len(frame))
+    mos = frame["mos"].to_numpy()
+    parts = [
+        pd.DataFrame(
+            {"method": name, "row": rows, "mos": mos, "seed": seed, "n_train": 100,
+             "pred": mos + noise * rng.normal(size=len(mos))}
+        )
+        for name, noise in quality.items()
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3)])
+def test_better_than_changes_sign_across_the_diagonal(world, seeds):
+    predictions = made_predictions(world, {"good": 0.1, "poor": 9.0, "also good": 0.1}, seeds)
+    table = deep_quality.compare_methods(predictions, world[0], n_resamples=300)
+    assert table.loc["good", "poor"] == 1
+    assert table.loc["poor", "good"] == -1
+    assert table.loc["good", "also good"] == 0
+    np.testing.assert_array_equal(table, -table.T)
+
+
+def test_scores_over_splits_have_the_corrected_interval(world):
+    predictions = made_predictions(world, {"one": 2.0}, seeds=(0, 1, 2))
+    scores = deep_quality.score_predictions(predictions, world[0], ["method"])
+    row = scores[scores["metric"] == "RMSE"].iloc[0]
+    values = [np.sqrt(np.mean((g["mos"] - g["pred"]) ** 2)) for _, g in predictions.groupby("seed")]
+    half = 4.302653 * np.sqrt((1 / 3 + 48 / 100) * np.var(values, ddof=1))
+    assert row["value"] == pytest.approx(np.mean(values))
+    assert row["ci_high"] - row["value"] == pytest.approx(half, rel=1e-6)
+    assert row["n_runs"] == 3
+
+
+def test_scores_within_subsets_stand_beside_the_total(world):
+    frame = world[0].assign(subset=np.where(world[0].index % 2, "ss01", "ss02"))
+    scores = deep_quality.score_predictions(
+        made_predictions(world, {"one": 1.0}), frame, ["method"], n_resamples=50
+    )
+    assert list(scores["metric"]) == ["RMSE", "PLCC", "SRCC", "KRCC", "SRCC ss01", "SRCC ss02"]
+    assert scores["n"].tolist() == [48, 48, 48, 48, 24, 24]
+
+
+def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_difference(world):
+    predictions = made_predictions(world, {"early": 5.0, "middle": 0.2, "last": 5.0})
+    predictions = predictions.rename(columns={"method": "layer"}).assign(
+        network="tiny", stage="pre-trained", regressor="SVR"
+    )
+    predictions["cv_rmse"] = predictions["layer"].map({"early": 3.0, "middle": 1.0, "last": 2.0})
+    row = deep_quality.depth_contrast(predictions, world[0], n_resamples=200).iloc[0]
+    assert (row["last"], row["earlier"]) == ("last", "middle")
+    assert row["difference"] < 0
+    assert deep_quality.read_contrast(row) == "an earlier layer is better"
+    after = predictions.assign(stage="fine-tuned", variant="strict", pred=predictions["mos"])
+    both = pd.concat([predictions.assign(variant=""), after])
+    gain = deep_quality.tuning_gain(both, world[0], n_resamples=100)
+    assert (gain["gain"] > 0).all()
+    assert len(gain) == 3
+
+
+def test_results_are_named_as_in_the_ledger_or_as_controls():
+    scores = pd.DataFrame(
+        {"network": ["vgg16", "vgg16", "squeezenet1_0"], "layer": ["conv5_1", "conv5_1", "fire7"],
+         "regressor": ["SVR", "ridge", "SVR"]}
+    )  # fmt: skip
+    named = deep_quality.name_layers(scores, "pre-trained")
+    assert named["table"].tolist() == ["Table 1", "control", "control"]
+    assert named["method"].iloc[0] == "Vgg16 / conv5_1 (pre-trained, linear SVR)"
+    final = pd.DataFrame({"dataset": ["csiq"], "table": "Table 5", "category": "TID"})
+    assert deep_quality.name_final(final, "nasnetalarge")["method"].item() == (
+        "NASNet-Large + GPR trained on TID"
+    )
+    assert deep_quality.name_final(final, "squeezenet1_0")["table"].item() == "control"
+    sizes = deep_quality.size_rows(["resnet101"], "tid2013", "demo")
+    assert {row["value"] for row in sizes} == {100352, 200704}
+
+
+def test_the_paper_profile_names_networks_and_layers_that_exist():
+    assert "predictions" in [layer.name for layer in layers_of("nasnetalarge", "Table 2")]
+    with torch.device("meta"):
+        network = create_network("nasnetalarge", pretrained=None)
+    assert network.last_linear.out_features == 1000
