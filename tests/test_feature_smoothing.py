@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bench_fds import LoopFDS, run_epoch
+from torch.nn import functional as F
 
 from iqa_utils.feature_smoothing import FDS, bucket_statistics
 from iqa_utils.imbalance import smoothing_kernel
@@ -51,6 +52,14 @@ def test_single_precision_stays_within_a_millionth_of_the_loop():
         mine = run_epoch(layer, features, mos, 64)
         reference = run_epoch(loop, features.double(), mos, 64)
     assert (mine.double() - reference).abs().max() / reference.abs().max() < 1e-6
+
+
+def test_smoothing_reflects_at_the_ends_as_torch_pads():
+    layer, table = _layer(), torch.randn(12, 6, dtype=torch.float64)
+    padded = F.pad(table.T[None], (2, 2), mode="reflect")[0].T  # (16, 6), end bucket not repeated
+    kernel = torch.tensor(KERNEL)
+    expected = torch.stack([kernel @ padded[k : k + 5] for k in range(12)])
+    torch.testing.assert_close(layer.smoothing @ table, expected)
 
 
 def test_calibration_by_hand():
