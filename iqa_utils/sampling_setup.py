@@ -187,7 +187,7 @@ def step_seconds(
     """Time a training step of networks, in turn so that all see the same machine.
 
     Args:
-        networks: Name to a network of images, or of images and indicators; all on one device.
+        networks: Name to a network of images and indicators; all on one device.
         size: Height and width, pixels.
         batch_size: Images a step.
         repeats: Timed steps of each; one more warms up.
@@ -204,8 +204,7 @@ def step_seconds(
         for name, network in networks.items():
             started = time.perf_counter()
             network.zero_grad()
-            dual = getattr(network, "parameter_branch", None) is not None
-            (network(images, numbers) if dual else network(images)).square().mean().backward()
+            network(images, numbers).square().mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if repeat:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
-from training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
 from iqa_utils.batches import Batch, epoch_seed, store_batches, tensor_batches
 from iqa_utils.checkpoints import config_key, load_model, save_checkpoint, save_model
@@ -21,6 +20,7 @@ from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.parallel import Workers
 from iqa_utils.schedules import constant_then_halved, cosine, staged
 from iqa_utils.training import fit, mean_loss, predict
+from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
 JOB = Path(__file__).with_name("training_job.py")
 METADATA = {"preprocessing": {}, "training_data": "none", "scores_seen": [], "metrics": {}}

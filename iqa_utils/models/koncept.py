@@ -80,12 +80,13 @@ class KonCept(nn.Module):
         self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
         self.register_buffer("mos_std", torch.tensor(float(mos_std)))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Predict the score of every image.
 
         Args:
             images: Normalised RGB, shape (B, 3, H, W), or what ``image_branch.stem`` made of them;
                 B above 1 in training mode.
+            parameters: Not read; there so that batches of dual-Xception fit.
 
         Returns:
             Scores, shape (B,).
