@@ -134,25 +134,27 @@ class Trained:
         model: With the weights of its best epoch.
         spans: Lowest and highest training score of each set.
         result: History and best epoch.
+        preprocessing: How images are brought to the size that is predicted.
     """
 
     method: Method
     model: MonotonicIQA
     spans: dict[str, tuple[float, float]]
     result: FitResult
+    preprocessing: dict[str, Any]
 
-    def save(self, path: Path, *, size: int, split: int) -> Path:
+    def save(self, path: Path, *, split: int) -> Path:
         """Keep the model for one's own images.
 
         Args:
             path: ``.safetensors`` file.
-            size: Side of the images or crops it was trained on, pixels.
             split: Number of the split.
 
         Returns:
             The path.
         """
-        pixels = {"size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        pixels = {**self.preprocessing, "resampler": "bilinear"}
+        pixels |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         names = self.model.architecture["sources"]
         seen = [f"{name}, training and validation parts of split {split}" for name in names]
         known = {"preprocessing": pixels, "training_data": names, "scores_seen": seen}
@@ -218,7 +220,7 @@ def train_method(
     )
     if frozen:
         model.trunk = pixels[names[0]].trunk
-    return Trained(method, model, spans, result)
+    return Trained(method, model, spans, result, pixels[names[0]].preprocessing)
 
 
 def loss_step(method: Method, setup: Setup) -> Callable[[nn.Module, Batch], Tensor]:

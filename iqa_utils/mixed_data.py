@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -234,6 +235,7 @@ class CroppedImages:
     ) -> None:
         self.train, self.test, self.crop, self.device = train, test, crop, device
         self.key = f"{train.key} {test.key} {crop}"
+        self.preprocessing: dict[str, Any] = {}  # how a whole image was brought to its size
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return one random, randomly mirrored crop a row, (B, 3, crop, crop)."""
@@ -263,6 +265,7 @@ class TrunkMaps:
 
     def __init__(self, maps: Tensor, *, trunk: nn.Module, key: str) -> None:
         self.maps, self.trunk, self.key = maps, trunk, key
+        self.preprocessing: dict[str, Any] = {}  # how an image was brought to its size
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the maps of the rows, (B, C, h, w), float32; there is nothing to draw."""
@@ -335,10 +338,12 @@ def prepare_pixels(
         if trunk is not None:
             store = build_store(root, images, stores, size=(size, size))
             pixels[name] = trunk_maps(trunk, store, cache_dir=cache_dir / "features")
+            pixels[name].preprocessing = {"size": [size, size], "fit": "squash"}
             continue
         train, test = (
             build_store(root, images, stores, size=side, fit="shrink_short_side")
             for side in (train_side, test_side)
         )
         pixels[name] = CroppedImages(train, test, crop=size, device=device)
+        pixels[name].preprocessing = {"size": test_side, "fit": "shrink_short_side"}
     return pixels

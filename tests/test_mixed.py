@@ -28,11 +28,12 @@ from iqa_utils.mixed_data import (
     load_frames,
     load_sets,
     pick_examples,
+    prepare_pixels,
     rescale,
     split_sets,
-    trunk_maps,
     warp_subsets,
 )
+from iqa_utils.scoring import score_images
 
 
 def parse_method(name):
@@ -163,23 +164,21 @@ def test_crops_of_real_files_train_the_trunk_and_whole_images_of_any_size_are_pr
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_maps_of_a_frozen_trunk_give_what_the_whole_network_gives(tmp_path):
+def test_maps_of_a_frozen_trunk_give_what_the_saved_network_gives_for_the_files(tmp_path):
     frame = make_frame("a", 6)
     rng = np.random.default_rng(0)
     for name in frame["image"]:
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / name)
-    store = build_store(tmp_path, frame["image"], tmp_path / "s", size=(40, 40))
     torch.manual_seed(0)
     trunk = create_backbone("test_resnet", pretrained=None, num_classes=0, global_pool="")
-    maps = trunk_maps(trunk, store, cache_dir=None)
-    frames, pixels = {"a": frame}, {"a": maps}
+    frames, folders = {"a": frame}, {"a": tmp_path}
+    pixels = prepare_pixels(frames, folders, tmp_path / "cache", size=36, trunk=trunk)
     parts = split_sets(frames, fractions=(0.34, 0.33, 0.33), seed=0)
     trained = train_method(parse_method("scalar"), frames, pixels, parts, SETUP, seed=0)
-    rows = np.arange(6)
-    images = CroppedImages(store, store, crop=32)
-    from_maps = predict_quality(trained.model, maps, rows, SETUP)
-    from_pixels = predict_quality(trained.model, images, rows, SETUP)
-    np.testing.assert_allclose(from_maps, from_pixels, rtol=1e-4, atol=1e-5)
+    quality = predict_quality(trained.model, pixels["a"], np.arange(6), SETUP)
+    path = trained.save(tmp_path / "model.safetensors", split=0)
+    scored = score_images([tmp_path / name for name in frame["image"]], path, progress=False)
+    np.testing.assert_allclose(scored["score"], quality, rtol=1e-4, atol=1e-5)
 
 
 def test_curves_speak_each_sets_own_scale():
