@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
 from iqa_utils.audit import TEACHER_WEIGHTS
+from iqa_utils.images import ImageStore
+from iqa_utils.natural_scenes import brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import content_split, official_split
 
@@ -70,6 +75,30 @@ def weighted_srocc(values: Mapping[str, float]) -> float:
     if set(values) != set(TEACHER_WEIGHTS):
         raise ValueError(f"expected SROCC of {sorted(TEACHER_WEIGHTS)}, got {sorted(values)}")
     return abs(sum(TEACHER_WEIGHTS[name] * value for name, value in values.items()))
+
+
+def aggregate(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the aggregates of Tables 1 and 4 where every set they need is there.
+
+    Args:
+        table: Columns ``table``, ``method``, ``variant``, ``dataset``, ``metric``, ``value``.
+
+    Returns:
+        Rows to append: ``"weighted"`` (Eq. (1), five sets) for Table 1 and ``"average"`` (six) for
+        Table 4, without intervals; empty where a set is missing.
+    """
+    rows = []
+    plain = table[table["metric"] == "SRCC"]
+    for keys, part in plain.groupby(["table", "method", "variant"]):
+        values = dict(zip(part["dataset"], part["value"], strict=True))
+        row = dict(zip(["table", "method", "variant"], keys, strict=True), metric="SRCC")
+        if keys[0] == "Table 1" and set(TEACHER_WEIGHTS) <= set(values):
+            weighted = weighted_srocc({name: values[name] for name in TEACHER_WEIGHTS})
+            rows.append(row | {"dataset": "weighted", "value": weighted})
+        if keys[0] == "Table 4" and {*TEACHER_WEIGHTS, "spaq"} <= set(values):
+            six = [values[name] for name in (*TEACHER_WEIGHTS, "spaq")]
+            rows.append(row | {"dataset": "average", "value": float(np.mean(six))})
+    return pd.DataFrame(rows, columns=["table", "method", "variant", "metric", "dataset", "value"])
 
 
 def merge_scores(
@@ -137,6 +166,31 @@ def merge_scores(
     return pd.concat(parts, ignore_index=True)[columns]
 
 
+def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
+    """Compute BRISQUE's statistics of a store once: features that need no weights.
+
+    Args:
+        store: Decoded images, N of them.
+        cache_dir: Where the result is kept, by the key of the store.
+
+    Returns:
+        float64, shape (N, 36).
+    """
+    path = cache_dir / f"brisque-{store.key}.npy"
+    if path.is_file():
+        return np.load(path)
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(lambda i: _statistics(store, i), range(len(store))))
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    np.save(partial, np.stack(rows))
+    partial.replace(path)
+    return np.stack(rows)
+
+
+def _statistics(store: ImageStore, row: int) -> np.ndarray:
+    return brisque_statistics(store.image(row).permute(1, 2, 0).numpy())
+
+
 def merge_by_features(
     labelled: pd.DataFrame,
     features: np.ndarray,
@@ -145,13 +199,13 @@ def merge_by_features(
     parts: Sequence[str] = ("training",),
     method: str = "monotone",
 ) -> np.ndarray:
-    """Merge the scores of some sets with ridge regression on frozen features as the predictor.
+    """Merge the scores of some sets with ridge regression on features as the predictor.
 
     The regression learns the first set; nothing but the scores of the named sets and parts is used.
 
     Args:
         labelled: Table of :func:`join_sets`, N rows.
-        features: Frozen features of its images, shape (N, D).
+        features: Features of its images, shape (N, D).
         names: Data sets to merge; the first gives the scale.
         parts: Parts whose scores may be used.
         method: As :func:`merge_scores`.

@@ -17,8 +17,6 @@ from iqa_utils.distill import Teacher
 from iqa_utils.images import to_float
 from iqa_utils.unlabelled import UnlabelledSet, central_crop, crop_batches
 
-LEGS = ("read", "decode", "network", "pass", "student step")
-
 
 def label_naively(teacher: Teacher, paths: Iterable[Path], crop: tuple[int, int]) -> np.ndarray:
     """Score image after image, normalised to floats on the CPU: the leg to compare with.
@@ -122,62 +120,45 @@ def measure_rates(
     return pd.Series(rates, name="images/s")
 
 
-def plan(
-    rates: pd.Series, *, n_images: int, student_images: int, cores: int, devices: int
-) -> dict[str, object]:
-    """Work out how long a large set takes on some hardware, from rates measured here.
+def plans(rates: pd.Series) -> pd.DataFrame:
+    """Work out what large sets take on some hardware, from rates measured here.
 
-    Decoding is taken to scale with cores and networks with devices; a leg of the pass runs beside
-    the others, so the slowest decides.
-
-    Args:
-        rates: From :func:`measure_rates`, on this machine's cores and one device.
-        n_images: Images to label.
-        student_images: Images that the student's steps show (steps times batch).
-        cores: Decoding cores in all machines.
-        devices: GPUs (or, measured on a CPU, machines like this one) in all.
-
-    Returns:
-        Minutes of ``decode``, ``teacher`` and ``student``, the ``bottleneck`` of labelling, minutes
-        of ``all``, and ``reading`` in MB/s while labelling.
-    """
-    per_core = rates["decode"] / len(os.sched_getaffinity(0))
-    minutes = {
-        "decode": n_images / (per_core * cores) / 60,
-        "teacher": n_images / (rates["network"] * devices) / 60,
-        "student": student_images / (rates["student step"] * devices) / 60,
-    }
-    labelling = max(minutes["decode"], minutes["teacher"])
-    return {
-        "images": n_images,
-        "cores": cores,
-        "devices": devices,
-        **minutes,
-        "bottleneck": "decode" if minutes["decode"] >= minutes["teacher"] else "teacher",
-        "all": labelling + max(minutes["student"], student_images / (per_core * cores) / 60),
-        "reading": n_images * rates["bytes"] / 1e6 / (labelling * 60),
-    }
-
-
-def needed_for(rates: pd.Series, *, n_images: int, seconds: float = 86_400) -> dict[str, float]:
-    """Work out what labelling a set within a time needs.
+    Decoding is taken to scale with cores, networks with devices; the legs of the teacher pass run
+    beside each other, so the slower one decides. The student shows 2.8 times as many images as
+    there are, as in the paper, and decodes them again.
 
     Args:
-        rates: From :func:`measure_rates`.
-        n_images: Images.
-        seconds: Time allowed, by default a day.
+        rates: From :func:`measure_rates`, on all cores and one device of this machine.
 
     Returns:
-        ``cores`` that decode, ``devices`` that score (shares of one count) and ``MB/s`` of reading.
+        One row a case: ``images``, ``cores``, ``devices``, minutes of ``decode``, ``teacher`` and
+        ``student``, the ``bottleneck`` of labelling, ``minutes`` in all, and ``reading`` in MB/s
+        while labelling. In the last row cores and devices are what a day needs.
     """
-    per_core = rates["decode"] / len(os.sched_getaffinity(0))
-    wanted = n_images / seconds
-    return {
-        "images/s": wanted,
-        "cores": wanted / per_core,
-        "devices": wanted / rates["network"],
-        "MB/s": wanted * rates["bytes"] / 1e6,
-    }
+    here = len(os.sched_getaffinity(0))
+    per_core, day = rates["decode"] / here, 9_000_000 / 86_400
+    cases = [(360_000, here, 1), (360_000, 16, 1), (360_000, 64, 4), (9_000_000, 64, 4)]
+    cases.append((9_000_000, day / per_core, day / rates["network"]))
+    rows = []
+    for n, cores, devices in cases:
+        decode = n / (per_core * cores) / 60
+        teacher = n / (rates["network"] * devices) / 60
+        student = 2.8 * max(n / (rates["student step"] * devices) / 60, decode)
+        labelling = max(decode, teacher)
+        rows.append(
+            {
+                "images": n,
+                "cores": cores,
+                "devices": devices,
+                "decode": decode,
+                "teacher": teacher,
+                "student": student,
+                "bottleneck": "decode" if decode >= teacher else "teacher",
+                "minutes": labelling + student,
+                "reading": n * rates["bytes"] / 1e6 / (labelling * 60),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _seconds(leg: Callable[[], object], repeats: int = 3) -> float:

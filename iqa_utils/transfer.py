@@ -1,4 +1,4 @@
-"""Train teachers and students for a stated number of steps: only what they learn from differs.
+"""Train for a stated number of steps, so that students differ only in what they learn from.
 
 The paper compares a network trained on few scores with one trained on many labels. Here both take
 the same number of steps from an endless, reshuffled stream of their rows, nothing is selected on
@@ -7,8 +7,9 @@ scores, and the last weights count.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iqa_utils.batches import Augment, Batch, epoch_seed, store_batches, tensor_batches
+from iqa_utils.backbones import weights_hash
+from iqa_utils.batches import Augment, Batch, epoch_seed
 from iqa_utils.distill import Teacher
-from iqa_utils.features import frozen_features
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
 from iqa_utils.metrics import rmse, srcc
-from iqa_utils.models.koncept import KonCept
 from iqa_utils.schedules import constant_then_halved
 from iqa_utils.statistics import bootstrap_ci
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.unlabelled import crop_batches
 
 Stream = Callable[..., Iterator[Batch]]
+NORMALISATION = (IMAGENET_MEAN, IMAGENET_STD)  # of every student
 
 
 def endless_rows(rows: np.ndarray, start: int, n: int, *, seed: int) -> np.ndarray:
@@ -98,43 +99,63 @@ def file_batches(
         yield Batch((images,), mos, torch.from_numpy(group), names=names)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a network learns.
+
+    The paper's student: 100,000 steps of 10 images, 1e-4 halved every 20,000 steps.
+
+    Attributes:
+        steps: Gradient steps, a multiple of ``looks``.
+        batch_size: Images a step.
+        learning_rate: Initial rate of Adam.
+        halve_every: Steps between halvings.
+        looks: How many times the curves are measured.
+        seed: Order and augmentation.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    halve_every: int
+    looks: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.looks < 1 or self.steps % self.looks or self.steps < 1:
+            raise ValueError(
+                f"steps must be a multiple of looks, got {self.steps} and {self.looks}"
+            )
+
+    def shortened(self, share: float) -> Plan:
+        """Return the plan with a share of its steps, at least one a look."""
+        return replace(self, steps=max(round(self.steps * share / self.looks), 1) * self.looks)
+
+
 def train(
     model: nn.Module,
     stream: Stream,
     rows: np.ndarray,
     scores: np.ndarray,
+    plan: Plan,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    halve_every: int,
-    looks: int,
     watch: Mapping[str, np.ndarray],
-    seed: int,
     augment: Augment | None = flip,
-    checkpoint_dir: Path | None = None,
     config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FitResult:
     """Train on squared error for a number of steps and keep the last weights.
 
-    Adam, halving its rate at regular steps: 100,000 steps of 10 images, 1e-4 halved every 20,000,
-    are the paper's. The loss is in units of the variance of the scores that are learned.
+    The loss is in units of the variance of the scores that are learned.
 
     Args:
         model: Network on its device; output on the scale of the scores.
         stream: ``stream(rows, scores, batch_size=..., epoch=...)`` gives batches of these rows.
         rows: Rows to learn from.
         scores: What to learn, for every row of the stream, shape (N,); NaN where unknown.
-        steps: Gradient steps, a multiple of ``looks``.
-        batch_size: Images a step.
-        learning_rate: Initial rate.
-        halve_every: Steps.
-        looks: How many times the curves are measured.
+        plan: Steps and rates.
         watch: Name to rows whose SRCC and RMSE make a curve.
-        seed: Order and augmentation.
         augment: Variation of training images; None for streams without pixels.
-        checkpoint_dir: As :func:`iqa_utils.training.fit`.
         config: What else decides the outcome.
         **options: Passed on to :func:`iqa_utils.training.fit`.
 
@@ -143,27 +164,25 @@ def train(
         ``NAME_srcc`` and ``NAME_rmse``.
 
     Raises:
-        ValueError: If the steps are no multiple of the looks, or a score to learn is unknown.
+        ValueError: If a score to learn is unknown.
 
     Note:
         The paper names neither optimiser nor loss.
     """
-    if steps % looks:
-        raise ValueError(f"steps must be a multiple of looks, got {steps} and {looks}")
     learned = np.asarray(scores)[rows]
     if not np.isfinite(learned).all():
         raise ValueError(f"{np.isnan(learned).sum()} of {len(rows)} rows have no score to learn")
-    n = steps // looks * batch_size  # images between looks
+    n = plan.steps // plan.looks * plan.batch_size  # images between looks
     variance = float(learned.var()) or 1.0
     vary = {} if augment is None else {"augment": augment}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    scheduler = constant_then_halved(optimizer, every=halve_every)
+    optimizer = torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
+    scheduler = constant_then_halved(optimizer, every=plan.halve_every)
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         values = {"step": float(scheduler.last_epoch)}
         for name, part in watch.items():
-            pred = predict(network, stream(part, scores, batch_size=batch_size))
+            pred = predict(network, stream(part, scores, batch_size=plan.batch_size))
             values[f"{name}_srcc"] = srcc(scores[part], pred)
             values[f"{name}_rmse"] = rmse(scores[part], pred)
         return values
@@ -171,9 +190,9 @@ def train(
     return fit(
         model,
         lambda look: stream(
-            endless_rows(rows, look * n, n, seed=seed),
+            endless_rows(rows, look * n, n, seed=plan.seed),
             scores,
-            batch_size=batch_size,
+            batch_size=plan.batch_size,
             epoch=look,
             **vary,
         ),
@@ -182,91 +201,80 @@ def train(
         optimizer=optimizer,
         scheduler=scheduler,
         schedule_each="batch",
-        epochs=looks,
+        epochs=plan.looks,
         select="step",
-        checkpoint_dir=checkpoint_dir,
         config=config or {},
-        seed=seed,
+        seed=plan.seed,
         **options,
     )
 
 
-class PooledHead(nn.Module):
-    """The head of a KonCept network on features of its trunk that were computed before.
+@dataclass(frozen=True)
+class Lesson:
+    """What one student learns.
 
-    Args:
-        network: Shares its head: training this trains that.
+    Attributes:
+        student: Network on its device.
+        stream: As in :func:`train`.
+        rows: Rows to learn from.
+        scores: Of every row of the stream.
+        plan: Steps and rates.
+        unseen: Rows that are watched and not learned from.
     """
 
-    def __init__(self, network: KonCept) -> None:
-        super().__init__()
-        self.head = network.head
-        self.mos_mean, self.mos_std = network.mos_mean, network.mos_std
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return scores (B,) of pooled features (B, F)."""
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+    student: nn.Module
+    stream: Stream
+    rows: np.ndarray
+    scores: np.ndarray
+    plan: Plan
+    unseen: np.ndarray
 
 
-def train_teacher(
-    store: ImageStore,
-    rows: np.ndarray,
-    scores: np.ndarray,
+def teach(
+    lessons: Mapping[str, Lesson],
     *,
-    backbone: str,
-    pretrained: str | Path | None,
-    freeze_trunk: bool,
-    saw: Sequence[str],
-    cache_dir: Path,
-    device: torch.device | str = "cpu",
-    widths: tuple[int, ...] = (2048, 1024, 256),
-    seed: int,
+    config: Mapping[str, Any],
+    checkpoint_dir: Path,
     **options: Any,
-) -> tuple[Teacher, FitResult]:
-    """Train a KonCept network on the scores of some rows.
+) -> pd.DataFrame:
+    """Train students one after the other; a killed call finds the finished ones again.
 
     Args:
-        store: Images squashed to the teacher's input size.
-        rows: Rows to learn from; never another one's score is touched.
-        scores: Shape (N,).
-        backbone: timm name of the trunk.
-        pretrained: Its weights, as :func:`iqa_utils.backbones.create_backbone`.
-        freeze_trunk: Encode every image once and train the head alone.
-        saw: ``"dataset/part"`` of the rows, kept with the teacher.
-        cache_dir: Of features.
-        device: Where to train.
-        widths: Of the three layers of the head.
-        seed: Initial weights, order and dropout.
+        lessons: Name of the student to its lesson.
+        config: Parameters that decide the outcome; names, initial weights and scores are added.
+        checkpoint_dir: As :func:`iqa_utils.training.fit`.
         **options: As :func:`train`.
 
     Returns:
-        The teacher and the history of its training.
+        The histories, one below the other, with the column ``student``. ``learned_from_...`` is
+        measured on as many learned rows as there are unseen ones.
     """
-    torch.manual_seed(seed)
-    network = KonCept(
-        backbone,
-        widths=widths,
-        mos_mean=float(scores[rows].mean()),
-        mos_std=float(scores[rows].std()),
-        pretrained=pretrained,
-    ).to(device)
-    if freeze_trunk:
-        network.trunk.requires_grad_(False)
-        features = frozen_features(network.trunk, store, pooling="mean", cache_dir=cache_dir)
-        stream = partial(tensor_batches, torch.from_numpy(features), device=device)
-        options = {**options, "augment": None}
-        result = train(PooledHead(network), stream, rows, scores, seed=seed, **options)
-    else:
-        stream = partial(store_batches, store, device=device)
-        result = train(network, stream, rows, scores, seed=seed, **options)
-    height, width = store.sizes[0].tolist()
-    teacher = Teacher(network.eval(), (height, width), IMAGENET_MEAN, IMAGENET_STD, tuple(saw))
-    return teacher, result
+    histories = []
+    for name, lesson in lessons.items():
+        learned = np.ascontiguousarray(np.asarray(lesson.scores)[lesson.rows])
+        digest = hashlib.sha256(lesson.rows.tobytes() + learned.tobytes()).hexdigest()
+        start = {"student": name, "start": weights_hash(lesson.student), "scores": digest}
+        result = train(
+            lesson.student,
+            lesson.stream,
+            lesson.rows,
+            lesson.scores,
+            lesson.plan,
+            watch={
+                "learned_from": lesson.rows[: len(lesson.unseen)],
+                "not_learned_from": lesson.unseen,
+            },
+            config={**config, **start},
+            checkpoint_dir=checkpoint_dir,
+            progress=False,
+            **options,
+        )
+        histories.append(result.history.assign(student=name))
+    return pd.concat(histories, ignore_index=True)
 
 
-@torch.inference_mode()
 def predict_any_size(
-    model: nn.Module,
+    model: nn.Module | Teacher,
     store: ImageStore,
     rows: np.ndarray,
     *,
@@ -277,7 +285,7 @@ def predict_any_size(
     """Predict whole images of a store whose sizes may differ; equal ones share a batch.
 
     Args:
-        model: Network for images of any size.
+        model: A teacher, which brings images to its size, or a network for images of any size.
         store: Decoded images.
         rows: Rows wanted.
         batch_size: Most images a batch.
@@ -287,18 +295,46 @@ def predict_any_size(
     Returns:
         Predictions in the order of ``rows``, shape (N,), float64.
     """
-    sizes = np.asarray(store.sizes)[rows]
-    pred = np.empty(len(rows))
-    model = model.to(device).eval()
+    network = model.model if isinstance(model, Teacher) else model
+    scorer = model if isinstance(model, Teacher) else Teacher(model, None, *NORMALISATION)
+    network.to(device).eval()
+    sizes, pred = np.asarray(store.sizes)[rows], np.empty(len(rows))
     for size in np.unique(sizes, axis=0):
         same = np.flatnonzero((sizes == size).all(axis=1))
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
-            crops = store.crops(rows[part], tuple(size.tolist())).to(device)
-            images = to_float(crops, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                pred[part] = model(images).double().reshape(-1).cpu().numpy()
+            crops = store.crops(rows[part], tuple(size.tolist()))
+            pred[part] = scorer.score(crops, device=device, precision=precision).double().cpu()
     return pred
+
+
+def record(
+    labelled: pd.DataFrame,
+    rows: np.ndarray,
+    pred: np.ndarray,
+    *,
+    table: str,
+    method: str,
+    variant: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Put predictions beside what they predict.
+
+    Args:
+        labelled: Table of :func:`iqa_utils.merging.join_sets`.
+        rows: Its rows that were predicted.
+        pred: Predictions, shape (N,).
+        table: Table of the paper, or ``"control"``.
+        method: Row of that table.
+        variant: Which teacher.
+        seed: Of the training.
+
+    Returns:
+        One row an image, with the columns of ``predictions.parquet`` and ``table``, ``subset``.
+    """
+    facts = labelled.loc[rows, ["image", "dataset", "subset", "mos"]]
+    tags = {"table": table, "method": method, "variant": variant, "seed": seed, "split": "test"}
+    return facts.assign(pred=pred, **tags)
 
 
 def score_table(
@@ -320,7 +356,7 @@ def score_table(
     keys = ["table", "method", "variant", "dataset"]
     for group, part in predictions.groupby(keys, sort=False):
         pieces = {"SRCC": part}
-        if part["subset"].nunique() > 1:
+        if len(part["subset"].unique()) > 1:
             pieces |= {f"SRCC {name}": piece for name, piece in part.groupby("subset")}
         for metric, piece in pieces.items():
             mos, pred = piece["mos"].to_numpy(), piece["pred"].to_numpy()

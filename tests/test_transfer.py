@@ -1,0 +1,219 @@
+"""Equal steps for teachers and students, and the rates that a plan is made from."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from iqa_utils import teachers, throughput, transfer
+from iqa_utils.batches import store_batches, tensor_batches
+from iqa_utils.distill import Teacher
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store
+from iqa_utils.merging import aggregate, merge_by_features
+from iqa_utils.metrics import srcc
+from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.unlabelled import scan_images
+
+PLAN = transfer.Plan(40, 8, 0.05, 20, looks=4)
+TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve images of 32x40, brighter and brighter, and one of 20x20."""
+    target = tmp_path_factory.mktemp("shots")
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        pixels = generator.integers(0, 40, (32, 40, 3)) + 15 * i
+        Image.fromarray(pixels.astype(np.uint8)).save(target / f"{i:02}.png")
+    Image.new("RGB", (20, 20), (99, 99, 99)).save(target / "small.png")
+    return target
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, features):
+        return self.layer(features).squeeze(1)
+
+
+def test_the_endless_stream_shows_every_row_once_before_any_again():
+    rows = np.array([3, 5, 8, 13, 21])
+    whole = transfer.endless_rows(rows, 0, 15, seed=0)
+    for start in (0, 5, 10):
+        assert sorted(whole[start : start + 5]) == rows.tolist()
+    pieces = [transfer.endless_rows(rows, start, 3, seed=0) for start in range(0, 15, 3)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    assert (whole[:5] != whole[5:10]).any()
+
+
+def test_a_plan_refuses_steps_that_looks_do_not_divide():
+    with pytest.raises(ValueError, match="steps must be a multiple of looks, got 10 and 4"):
+        transfer.Plan(10, 8, 1e-3, 5, looks=4)
+    assert PLAN.shortened(0.5).steps == 20
+    assert PLAN.shortened(1e-6).steps == 4
+
+
+def made_lesson(n=60):
+    features = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    scores = (features @ torch.tensor([1.0, -2.0, 0.5])).numpy() * 10 + 50
+    torch.manual_seed(0)
+    stream = partial(tensor_batches, features)
+    rows = np.arange(n)
+    return transfer.Lesson(Linear(), stream, rows[:40], scores, PLAN, rows[40:])
+
+
+def test_training_learns_and_its_curves_are_measured_at_every_look():
+    lesson = made_lesson()
+    result = transfer.train(
+        lesson.student, lesson.stream, lesson.rows, lesson.scores, PLAN,
+        watch={"unseen": lesson.unseen}, augment=None, progress=False,
+    )  # fmt: skip
+    assert result.history["step"].tolist() == [10, 20, 30, 40]
+    assert result.best_epoch == 4  # the last weights, whatever the scores
+    assert result.history["unseen_srcc"].iloc[-1] > 0.8
+    assert result.history["lr"].tolist() == [0.05, 0.05, 0.025, 0.025]
+
+
+def test_a_score_that_nobody_knows_cannot_be_learned():
+    lesson = made_lesson()
+    scores = np.where(np.arange(60) == 3, np.nan, lesson.scores)
+    with pytest.raises(ValueError, match="1 of 40 rows have no score to learn"):
+        transfer.train(
+            lesson.student, lesson.stream, lesson.rows, scores, PLAN, watch={}, augment=None
+        )
+
+
+def test_a_lesson_that_was_finished_is_found_again(tmp_path):
+    first, again = made_lesson(), made_lesson()
+    options = {"config": {}, "checkpoint_dir": tmp_path, "augment": None}
+    history = transfer.teach({"a": first}, **options)
+    pd.testing.assert_frame_equal(transfer.teach({"a": again}, **options), history)
+    torch.testing.assert_close(again.student.state_dict(), first.student.state_dict())
+    other = made_lesson()
+    other.scores[:] = -other.scores
+    assert (
+        transfer.teach({"a": other}, **options)["train_loss"].tolist()
+        != history["train_loss"].tolist()
+    )
+
+
+def test_files_and_a_store_give_the_same_batches(folder, tmp_path):
+    names = [f"{i:02}.png" for i in range(12)]
+    store = build_store(folder, names, tmp_path, size=(24, 30), fit="center_crop", progress=False)
+    scores, rows = np.arange(12.0), np.array([4, 1, 9, 3, 7])
+    paths = [folder / name for name in names]
+    files = transfer.file_batches(paths, (24, 30), rows, scores, batch_size=2)
+    for a, b in zip(files, store_batches(store, rows, scores, batch_size=2), strict=True):
+        torch.testing.assert_close(a.inputs[0], b.inputs[0])
+        torch.testing.assert_close(a.mos, b.mos)
+
+
+def test_images_of_any_size_are_predicted_in_the_order_asked_for(folder, tmp_path):
+    names = ["03.png", "small.png", "11.png", "00.png"]
+    store = build_store(folder, names, tmp_path, size=None, fit="native", progress=False)
+    model = IMQNet(**TINY).eval()
+    pred = transfer.predict_any_size(model, store, np.array([2, 1, 0]), batch_size=4)
+    alone = Teacher(model, None, IMAGENET_MEAN, IMAGENET_STD)
+    expected = [alone.score(store.image(i)[None]).item() for i in (2, 1, 0)]
+    np.testing.assert_allclose(pred, expected, atol=1e-5)
+
+
+def test_teachers_see_what_their_names_say():
+    chosen = teachers.choose_teachers(["a", "b"], ["training", "all", "without"])
+    assert chosen["training"] == (["a", "b"], ("training",))
+    assert chosen["without a"] == (["b"], ("training", "validation", "test"))
+    assert list(teachers.choose_teachers(["a"], ["training", "without"])) == ["training"]
+    with pytest.raises(ValueError, match="teachers must be some of"):
+        teachers.choose_teachers(["a"], ["some"])
+
+
+def test_a_left_out_set_is_tested_whole_and_other_sets_in_their_test_part():
+    parts = ["training", "test", "unused", "test"]
+    labelled = pd.DataFrame({"dataset": list("aabb"), "part": parts})
+    assert teachers.tested_rows(labelled, "training").tolist() == [1, 3]
+    assert teachers.tested_rows(labelled, "without a").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_teacher_learns_only_the_rows_it_is_given(folder, tmp_path, freeze):
+    names = [f"{i:02}.png" for i in range(12)]
+    store = build_store(folder, names, tmp_path, size=(32, 32), progress=False)
+    scores = np.where(np.arange(12) < 8, np.arange(12.0), np.nan)
+    plan = transfer.Plan(4, 4, 1e-3, 2, looks=2)
+    teacher, result = teachers.train_teacher(
+        store, np.arange(8), scores, plan, backbone="mobilenetv2_035", pretrained=None,
+        freeze_trunk=freeze, saw=("a/training",), cache_dir=tmp_path, widths=(8, 8, 4),
+        watch={"seen": np.arange(8)}, progress=False,
+    )  # fmt: skip
+    assert teacher.saw == ("a/training",)
+    assert teacher.size == (32, 32)
+    pred = transfer.predict_any_size(teacher, store, np.arange(8), batch_size=4)
+    assert srcc(scores[:8], pred) == pytest.approx(result.best["seen_srcc"], abs=1e-9)
+
+
+def test_merging_never_reads_a_test_score():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 4))
+    mos = features[:, 0] * 10 + generator.normal(size=200)
+    labelled = pd.DataFrame({
+        "dataset": ["a"] * 100 + ["b"] * 100, "image": [str(i) for i in range(200)],
+        "mos": mos, "part": ["training", "test"] * 100,
+    })  # fmt: skip
+    merged = merge_by_features(labelled, features, ["a", "b"])
+    test = labelled["part"] == "test"
+    lied = labelled.assign(mos=np.where(test, -labelled["mos"], labelled["mos"]))
+    again = merge_by_features(lied, features, ["a", "b"])
+    np.testing.assert_allclose(again[~test], merged[~test])
+    assert np.isnan(merge_by_features(labelled, features, ["b"])[:100]).all()
+
+
+def test_scores_are_counted_in_total_and_within_subsets():
+    frame = pd.DataFrame({"mos": np.arange(20.0), "subset": ["x", "y"] * 10, "dataset": "d"})
+    frame = frame.assign(table="control", method="m", variant="", pred=frame["mos"] ** 3)
+    table = transfer.score_table(frame, n_resamples=20)
+    assert table["metric"].tolist() == ["SRCC", "SRCC x", "SRCC y"]
+    assert table["value"].tolist() == [1, 1, 1]
+    assert table["n"].tolist() == [20, 10, 10]
+
+
+def test_aggregates_need_all_their_sets():
+    sets = ["koniq10k", "flive", "nrtid", "livec", "htid", "spaq"]
+    row = {"method": "m", "variant": "v", "metric": "SRCC"}
+    table = pd.DataFrame([{**row, "table": t, "dataset": s, "value": 0.1 * i}
+                          for t in ("Table 1", "Table 4") for i, s in enumerate(sets)])  # fmt: skip
+    found = aggregate(table).set_index("dataset")["value"]
+    assert found["average"] == pytest.approx(0.25)
+    assert found["weighted"] == pytest.approx(0.15 * 0.1 + 0.2 * 0.2 + 0.25 * 0.3 + 0.15 * 0.4)
+    assert aggregate(table[table["dataset"] != "htid"]).empty
+
+
+def test_the_naive_leg_and_the_batched_one_agree_and_every_leg_has_a_rate(folder):
+    found = scan_images(folder, crop=(24, 30))
+    teacher = Teacher(IMQNet(**TINY).eval(), None, IMAGENET_MEAN, IMAGENET_STD)
+    paths = found.images["path"].tolist()
+    naive = throughput.label_naively(teacher, paths, found.crop)
+    batched = throughput.label_in_batches(teacher, paths, found.crop, batch_size=5)
+    np.testing.assert_allclose(naive, batched, atol=1e-5)
+    rates = throughput.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)
+    assert (rates > 0).all()
+    assert {"read", "decode", "network", "pass", "student step", "bytes"} == set(rates.index)
+
+
+def test_a_plan_names_the_leg_that_runs_out(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    rates = pd.Series({"decode": 200.0, "network": 1000.0, "student step": 500.0, "bytes": 1e5})
+    table = throughput.plans(rates)  # 100 images a second and core
+    assert table["bottleneck"].tolist()[:3] == ["decode", "teacher", "teacher"]
+    assert table["decode"].iloc[0] == pytest.approx(360_000 / 200 / 60)
+    assert table["teacher"].iloc[1] == pytest.approx(6.0)
+    assert table["reading"].iloc[0] == pytest.approx(20.0)
+    last = table.iloc[-1]
+    assert last["cores"] == pytest.approx(9e6 / 86_400 / 100)
+    assert last["decode"] == pytest.approx(24 * 60)
