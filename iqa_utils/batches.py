@@ -223,7 +223,8 @@ def _batch(
     device: torch.device | str,
     names: Sequence[str] | None,
 ) -> Batch:
-    scores = torch.as_tensor(np.asarray(mos, dtype=np.float32)[index], device=device)  # (B,)
+    rows = index.numpy()  # NumPy would read a tensor of one row as a scalar
+    scores = torch.as_tensor(np.asarray(mos, dtype=np.float32)[rows], device=device)  # (B,)
     if weight is not None:
-        weight = torch.as_tensor(np.asarray(weight, dtype=np.float32)[index], device=device)
+        weight = torch.as_tensor(np.asarray(weight, dtype=np.float32)[rows], device=device)
     return Batch(inputs, scores, index, weight=weight, names=names)
