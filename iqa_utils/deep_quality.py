@@ -104,10 +104,10 @@ def paper_sets(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     found = {}
     for name, part in frame.groupby("dataset", sort=False):
+        found["live2" if name == "live" else str(name)] = part.index.to_numpy()
         if name == "live":
             first = part["distortion"].isin(["jp2k", "jpeg"])
             found["live1"] = part.index[first].to_numpy()
-        found["live2" if name == "live" else str(name)] = part.index.to_numpy()
     return found
 
 

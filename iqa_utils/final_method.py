@@ -244,7 +244,7 @@ def time_prediction(
         Seconds an image: ``features`` (all crops, batches of one) and ``prediction``.
     """
     side = side or NETWORKS[layer.network].side
-    distances = np.ones((n_crops, 1, len(task.train)))
+    distances = np.ones((n_crops, 1, len(process.alpha)))
     features, prediction = [], []
     for row in task.test[: n_images + 1]:
         started = time.perf_counter()

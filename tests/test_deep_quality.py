@@ -97,7 +97,7 @@ def test_joined_scores_are_standardised_per_set_and_tid_shares_its_contents():
 def test_live_appears_as_its_two_releases(world):
     frame, *_ = world
     sets = deep_quality.paper_sets(frame)
-    assert list(sets) == ["tid2013", "live1", "live2"]
+    assert list(sets) == ["tid2013", "live2", "live1"]
     assert set(frame.loc[sets["live1"], "distortion"]) == {"jp2k", "jpeg"}
     assert len(sets["live2"]) == 24
 

@@ -39,7 +39,7 @@ def plot_layers(
         axes.plot(x, part["value"], marker=marker, color=colour, markersize=5, lw=1, label=name)
     axes.set(title=title, ylabel="SRCC on the test part", xlabel="layer, input to output")
     axes.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.36))
     return axes
 
 
@@ -185,7 +185,7 @@ def plot_residual_normality(left: Axes, right: Axes, residuals: np.ndarray, *, u
         unit: Name and scale of the scores.
     """
     x = np.linspace(residuals.min(), residuals.max(), 200)
-    left.hist(residuals, bins=30, density=True, color=PALETTE[0], alpha=0.45)
+    left.hist(residuals, bins="auto", density=True, color=PALETTE[0], alpha=0.45)
     left.plot(x, stats.norm.pdf(x, residuals.mean(), residuals.std()), color=PALETTE[1])
     left.set(xlabel=f"observed minus predicted, {unit}", ylabel="density", title="a) histogram")
     (quantiles, ordered), (slope, intercept, _) = stats.probplot(residuals)
