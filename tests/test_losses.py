@@ -10,6 +10,7 @@ from iqa_utils.losses import (
     fidelity,
     mean_over_sources,
     norm_in_norm,
+    range_weighted_mse,
     smooth_l1,
     weighted_l1,
     weighted_mse,
@@ -158,3 +159,25 @@ def test_balanced_mse_drives_predictions_out_of_the_crowd():
     assert (balanced[crowd].abs() < pred.grad[crowd].abs()).all()  # the crowd pulls less
     with pytest.raises(ValueError, match="noise must be positive"):
         balanced_mse(pred, mos, noise=0.0)
+
+
+def test_range_weights_by_hand_keep_the_scale_and_even_out_the_ranges():
+    edges, counts = torch.tensor([0.0, 50, 100]), torch.tensor([1, 3])
+    mos = torch.tensor([10.0, 60, 70, 100])  # one image in the lower range, three in the upper
+    pred = mos + torch.tensor([2.0, 1, 1, 1])
+    loss = range_weighted_mse(pred, mos, counts=counts, edges=edges)
+    # weights 1 and 1/3, scaled by 4 / 2 so that the four images average 1
+    torch.testing.assert_close(loss, torch.tensor((2 * 4 + 2 / 3 * 3) / 4))
+    plain = range_weighted_mse(pred, mos, counts=counts, edges=edges, power=0.0)
+    torch.testing.assert_close(plain, ((pred - mos) ** 2).mean())
+
+
+def test_range_weights_refuse_scores_without_a_range():
+    edges, mos = torch.tensor([0.0, 50, 100]), torch.tensor([10.0, 60])
+    with pytest.raises(ValueError, match=r"scores span \[10, 60\]"):
+        range_weighted_mse(mos, mos, counts=torch.tensor([0, 3]), edges=edges)
+    with pytest.raises(ValueError, match="2 ranges need 3 edges, got 2"):
+        range_weighted_mse(mos, mos, counts=torch.tensor([1, 3]), edges=edges[:2])
+    with pytest.raises(ValueError, match=r"scores span \[10, 110\]"):
+        beyond = torch.tensor([10.0, 110])
+        range_weighted_mse(beyond, beyond, counts=torch.tensor([1, 3]), edges=edges)

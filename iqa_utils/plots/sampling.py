@@ -32,8 +32,9 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
         axes.bar(x, row, 0.8 / n_bars, color=PALETTE[i], hatch=hatch, edgecolor="white",
                  label=f"{name}: {int(row.sum()):,}")  # fmt: skip
     axes.set(xticks=range(len(counts.columns)), xticklabels=counts.columns, yscale="log",
-             xlabel="range of MOS", ylabel="images an epoch")  # fmt: skip
-    axes.legend(fontsize=8, title="sampler: images an epoch", title_fontsize=8)
+             xlabel="range of MOS", ylabel="images an epoch",
+             ylim=(max(0.5 * counts.to_numpy().min(), 0.5), None))  # fmt: skip
+    axes.legend(fontsize=8, ncols=n_bars, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return axes
 
 

@@ -1,0 +1,179 @@
+"""One epoch of training: a plain fp32 loop on a DataLoader against `fit` on an image store.
+
+Both legs start from the same weights and show the same images in the same order, with batch
+statistics frozen, so they must end at the same loss. On a GPU the second leg uses bf16 and a
+compiled network, and the record tells images a second and the share of the operation roofline: the
+least time that the operations of the network could take one after the other, each bound by
+arithmetic or by memory.
+"""
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from bench_images import make_photographs
+from common import compare, report
+from PIL import Image
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, Dataset
+
+from iqa_utils.backbones import freeze_batch_statistics
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, build_store
+from iqa_utils.training import fit, mean_loss, store_batches
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+BACKBONE, SIZE, BATCH, N_IMAGES = ("legacy_xception", (384, 512), 4, 48) if ON_GPU else (
+    "mobilenetv2_100", (96, 128), 8, 48)  # fmt: skip
+MOS = np.linspace(20, 80, N_IMAGES, dtype=np.float32)
+LOSS_GATE = 0.02 if ON_GPU else 1e-3  # relative; bf16 on a GPU, the order of additions on a CPU
+
+
+class Photographs(Dataset):
+    """Decode, resize and normalise one image at a time, as most training scripts do."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, float]:
+        image = Image.open(self.folder / self.names[row]).convert("RGB")
+        pixels = np.asarray(image.resize(SIZE[::-1], Image.Resampling.BILINEAR), dtype=np.float32)
+        pixels = (pixels / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        return torch.from_numpy(pixels).permute(2, 0, 1), MOS[row]
+
+
+class Score(nn.Module):
+    """A trunk with one output, of shape (B,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = freeze_batch_statistics(timm.create_model(BACKBONE, num_classes=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Predict scores."""
+        return self.trunk(images).squeeze(1)
+
+
+def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the same network and optimiser every time."""
+    network = Score().to(DEVICE)
+    return network, torch.optim.Adam(network.parameters(), lr=1e-5)
+
+
+def naive_epoch(loader: DataLoader) -> float:
+    """Train in fp32 and ask for the loss after every step; return the mean loss."""
+    network, optimizer = start()
+    network.eval()  # keeps batch statistics as they are; nothing else depends on the mode
+    total = 0.0
+    for images, mos in loader:
+        optimizer.zero_grad()
+        loss = mse_loss(network(images.to(DEVICE)), mos.to(DEVICE).float())
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(mos)
+    return total / N_IMAGES
+
+
+def fit_epoch(store: ImageStore, *, epochs: int = 1, compiled: nn.Module | None = None) -> float:
+    """Train with `fit`; return the mean loss of the first epoch."""
+    network, optimizer = start()
+    if compiled is not None:  # goes on from where it is: compiling again would be timed too
+        network, optimizer = compiled, torch.optim.Adam(compiled.parameters(), lr=1e-5)
+    result = fit(
+        network,
+        lambda epoch: store_batches(store, range(N_IMAGES), MOS, batch_size=BATCH, device=DEVICE),
+        loss_step=mean_loss(mse_loss), evaluate=lambda _: {"nothing": 0.0}, optimizer=optimizer,
+        epochs=epochs, select="nothing", config={}, channels_last=True, progress=False,
+        precision="bf16" if ON_GPU else "fp32",
+    )  # fmt: skip
+    return result.history["train_loss"][0]
+
+
+def measured_peaks() -> tuple[float, float]:
+    """Return the operations and the bytes a second that this device reaches."""
+    dtype, n = (torch.bfloat16, 8192) if ON_GPU else (torch.float32, 1024)
+    a = torch.randn(n, n, device=DEVICE, dtype=dtype)
+    big = torch.empty(2**28 if ON_GPU else 2**25, device=DEVICE, dtype=torch.uint8)
+    best = []
+    for work in (lambda: a @ a, lambda: big.clone()):
+        seconds = []
+        for _ in range(6):
+            began = time.perf_counter()
+            work()
+            if ON_GPU:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        best.append(min(seconds))
+    return 2 * n**3 / best[0], 2 * big.numel() / best[1]
+
+
+def roofline_seconds(network: nn.Module, images: torch.Tensor) -> float:
+    """Return the least time of a training step: three forward passes, operation by operation."""
+    peak, bandwidth = measured_peaks()
+    bytes_each = 2 if ON_GPU else 4
+    bound = []
+
+    def note(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        operations = 0
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            operations = 2 * layer.weight[0].numel() * output.numel()
+        moved = inputs[0].numel() + output.numel() + sum(p.numel() for p in layer.parameters())
+        bound.append(max(operations / peak, moved * bytes_each / bandwidth))
+
+    leaves = [layer for layer in network.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(note) for layer in leaves]
+    with torch.no_grad():
+        network.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return 3 * sum(bound)
+
+
+def main() -> None:
+    """Time input and training apart."""
+    if not ON_GPU:
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        names = make_photographs(folder)
+        store = build_store(folder, names, folder / "stores", size=SIZE, progress=False)
+        loader = DataLoader(Photographs(folder, names), batch_size=BATCH)
+
+        def ours() -> list[torch.Tensor]:
+            stream = store_batches(store, range(N_IMAGES), MOS, batch_size=BATCH, device=DEVICE)
+            return [batch.inputs[0] for batch in stream]
+
+        pairs = zip(loader, ours(), strict=True)
+        pixels = max((a.to(DEVICE) - b).abs().max().item() for (a, _), b in pairs)
+        legs = {"DataLoader": lambda: [images for images, _ in loader], "store": ours}
+        records = [compare("epoch input against a DataLoader", legs, gate=(pixels, 1e-5),
+                           units=N_IMAGES, goal=5)]  # fmt: skip
+        naive, other = naive_epoch(loader), fit_epoch(store)
+        compiled = torch.compile(start()[0], mode="reduce-overhead") if ON_GPU else None
+        ours_epochs = partial(fit_epoch, store, epochs=3, compiled=compiled)
+        record = compare(
+            "training epoch", {"naive": lambda: naive_epoch(loader), "fit": ours_epochs},
+            gate=(abs(naive - other) / naive, LOSS_GATE), goal=1,
+            units={"naive": N_IMAGES, "fit": 3 * N_IMAGES},
+        )  # fmt: skip
+        seconds = record["seconds_per_unit"]["fit"]["median"]
+        record["images a second"] = 1 / seconds
+        if ON_GPU:  # on a CPU activations stay in caches that the bound does not know
+            images = torch.randn(BATCH, 3, *SIZE, device=DEVICE)
+            least = roofline_seconds(start()[0], images) / BATCH
+            record["share of the operation roofline"] = least / seconds
+            record["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        report([*records, record])
+
+
+if __name__ == "__main__":
+    main()

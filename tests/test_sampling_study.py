@@ -1,0 +1,208 @@
+"""The study of the samplers: what is trained, on which images, and what the tables say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from iqa_utils import metrics
+from iqa_utils import sampling_results as results
+from iqa_utils.frozen_stem import stem_activations, stem_batches
+from iqa_utils.images import build_store
+from iqa_utils.models.branch import Branch
+from iqa_utils.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
+from iqa_utils.sampling_study import Study
+
+SMALL = "test_efficientnet"
+RECIPE = Recipe(
+    backbone=SMALL, koncept_backbone=SMALL, pretrained=None, epochs=1, batch_size=4,
+    learning_rate=1e-3, halve_every=1, plane_size=32,
+)  # fmt: skip
+N = 24
+MOS = np.linspace(2, 98, N)
+SPLIT = np.array(["training"] * 16 + ["validation"] * 4 + ["test"] * 4)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    names = [f"{i:02d}.png" for i in range(N)]
+    for i, name in enumerate(names):
+        noise = generator.normal(0, 2 * i, (40, 48, 3))
+        Image.fromarray(np.clip(128 + noise, 0, 255).astype(np.uint8)).save(folder / name)
+    return build_store(folder, names, folder / "stores", size=(40, 48), progress=False)
+
+
+@pytest.fixture(scope="module")
+def indicators():
+    table = np.random.default_rng(1).uniform(0.1, 1, (N, len(INDICATORS)))
+    return pd.DataFrame(table, columns=list(INDICATORS))
+
+
+def study(store, indicators, recipe=RECIPE, **options):
+    order = np.random.default_rng(2).permutation(N)  # every part has all scores
+    return Study(store, MOS[order], indicators, SPLIT, recipe, edges=[0, 50, 75, 100], **options)
+
+
+def test_every_scenario_trains_and_predicts_the_test_part(store, indicators):
+    scenarios = {
+        "both": Scenario(), "pixels": Scenario(inputs="images", sampler="method3"),
+        "numbers": Scenario(inputs="parameters", sampler="rule"),
+        "weighted": Scenario(fusion="linear", loss="range-weighted"),
+        "rival": Scenario(network="koncept", sampler="method1"),
+    }  # fmt: skip
+    runs = study(store, indicators).train_all(scenarios, n_runs=1, select="range_sum")
+    assert runs.predictions.groupby("method").size().eq(4).all()
+    assert runs.predictions["pred"].notna().all()
+    assert runs.history["method"].tolist() == list(scenarios)
+    images = runs.cost.set_index("method")["images"]
+    counts = np.histogram(study(store, indicators).mos[:16], [0, 50, 75, 100])[0]
+    smallest = counts.min()
+    assert images["both"] == images["weighted"] == 16
+    assert images["pixels"] == smallest * (4 + 4 + 3)
+    assert images["rival"] == smallest * 3
+
+
+def test_the_same_training_gives_the_same_predictions_and_another_seed_others(store, indicators):
+    first, again = (study(store, indicators).train(Scenario(), seed=0).pred for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, study(store, indicators).train(Scenario(), seed=1).pred)
+
+
+def test_what_was_trained_is_not_trained_again(store, indicators):
+    one = study(store, indicators)
+    first = one.train_all({"a": Scenario()}, n_runs=1, select="total")
+    again = one.train_all({"b": Scenario()}, n_runs=1, select="total")
+    assert first.cost["seconds"].equals(again.cost["seconds"])
+    assert again.predictions["method"].unique().tolist() == ["b"]
+
+
+def test_a_ridge_start_predicts_what_ridge_regression_predicts(store, indicators):
+    recipe = replace(RECIPE, ridge_start=True, frozen="blocks.2", pooling="mean_std")
+    one = study(store, indicators, recipe)
+    model = one.build(Scenario(), 0)
+    model.activation = torch.nn.Identity()  # this small trunk does not end in a ReLU
+    rows = one.rows["test"]
+    expected = one.ridge.predict(one.image_features(rows))
+    np.testing.assert_allclose(one.predict(model, rows), expected, rtol=1e-3)
+
+
+def test_frozen_layers_are_applied_once_and_mirrored(store, tmp_path):
+    branch = Branch(SMALL, 3)
+    branch.freeze("blocks.1")
+    activations = stem_activations(branch, store, cache_dir=tmp_path)
+    assert len(activations) == 2 * N
+    images = torch.stack([store.image(3), store.image(3).flip(2)]).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = branch.stem((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    pair = activations[[3, N + 3]].float()
+    torch.testing.assert_close(pair, expected, rtol=2e-3, atol=2e-3)
+    branch.stem = None  # would fail if it ran again
+    assert torch.equal(stem_activations(branch, store, cache_dir=tmp_path), activations)
+    (plain,) = stem_batches(activations, np.arange(4), MOS, batch_size=4)
+    assert torch.equal(plain.inputs[0], activations[:4].float())
+    shown = [b.index for b in stem_batches(activations, np.arange(N), MOS, batch_size=4, seed=0)]
+    shown = torch.cat(shown)
+    assert sorted((shown % N).tolist()) == list(range(N))
+    assert 0 < (shown >= N).sum() < N
+
+
+def test_indicators_are_standardised_on_the_training_part(indicators):
+    numbers = standardise(indicators, np.arange(16))
+    torch.testing.assert_close(numbers[:16].mean(0), torch.zeros(4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(numbers[:16].std(0, correction=0), torch.ones(4))
+    logs = np.log(indicators["sharpness"])
+    order = numbers[:, INDICATORS.index("sharpness")]
+    assert np.corrcoef(logs, order)[0, 1] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"missing \['bitrate'\]"):
+        standardise(indicators.drop(columns="bitrate"), np.arange(16))
+    with pytest.raises(ValueError, match="first row 5"):
+        standardise(
+            indicators.assign(contrast=np.where(np.arange(N) == 5, np.nan, 1.0)), np.arange(9)
+        )
+
+
+def test_wrong_studies_are_refused(store, indicators):
+    with pytest.raises(ValueError, match="differ in number"):
+        Study(store, MOS[:-1], indicators, SPLIT, RECIPE)
+    with pytest.raises(ValueError, match=r"no images for \['test'\]"):
+        Study(store, MOS, indicators, np.where(SPLIT == "test", "training", SPLIT), RECIPE)
+    with pytest.raises(ValueError, match="select must be one of"):
+        study(store, indicators).train(Scenario(), seed=0, select="best")
+
+
+def test_steps_are_timed_and_compared_with_the_first():
+    from iqa_utils.models.dual_xception import DualXception
+
+    networks = {"a": DualXception(SMALL, inputs="images"), "b": DualXception(SMALL, plane_size=32)}
+    table = step_seconds(networks, size=(40, 40), batch_size=2, repeats=1)
+    assert table.loc["a", "ratio"] == 1
+    assert (table["seconds"] > 0).all()
+    assert table.loc["b", "millions"] > table.loc["a", "millions"]
+
+
+# tables
+
+
+def made_predictions():
+    generator = np.random.default_rng(0)
+    mos = generator.uniform(0, 100, 60)
+    parts = []
+    for method, noise in (("good", 5.0), ("bad", 30.0)):
+        for seed in range(3):
+            pred = mos + generator.normal(0, noise, len(mos))
+            columns = {"image": [f"{i}" for i in range(60)], "mos": mos, "pred": pred}
+            parts.append(pd.DataFrame(columns).assign(method=method, seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_summary_averages_runs_and_names_both_errors():
+    frame = made_predictions()
+    table = results.summarise(frame, n_resamples=50).set_index(["method", "metric"])
+    runs = [part for _, part in frame.query("method == 'bad'").groupby("seed")]
+    for name, metric in (("RMSE", metrics.rmse), ("MSE", metrics.mse), ("SRCC", metrics.srcc)):
+        values = [metric(part["mos"], part["pred"]) for part in runs]
+        assert table.loc[("bad", name), "value"] == pytest.approx(np.mean(values))
+        assert table.loc[("bad", name), "sd"] == pytest.approx(np.std(values, ddof=1))
+    row = table.loc[("bad", "SRCC")]
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    assert row["n"] == 60
+    assert row["n_runs"] == 3
+    edges = [metrics.per_range(p["mos"], p["pred"], metrics.rmse) for p in runs]
+    spread = np.mean([metrics.ranges_sd(values) for values in edges])
+    assert table.loc[("bad", results.RANGES_SD), "value"] == pytest.approx(spread)
+
+
+def test_a_paired_test_finds_a_real_difference_and_no_difference():
+    frame = made_predictions()
+    same = frame.query("method == 'bad'").assign(method="twin")
+    tests = results.paired_tests(pd.concat([frame, same]), "bad", n_resamples=100)
+    assert tests.loc["good", "low"] > 0
+    assert tests.loc["good", "p"] < 0.05
+    assert tests.loc["twin", "difference"] == 0
+    assert tests.loc["twin", "low"] == tests.loc["twin", "high"] == 0
+    assert (tests["p_holm"] >= tests["p"]).all()
+    with pytest.raises(KeyError, match="reference must be one of"):
+        results.paired_tests(frame, "absent")
+
+
+def test_layout_and_ledger_names():
+    summary = results.summarise(made_predictions(), n_resamples=20)
+    table = results.wide(summary, ["bad", "good"])
+    assert list(table.columns) == ["bad", "good"]
+    assert "±" in table.loc["SRCC", "good"]
+    rows = results.as_results(summary, "Tab. 4", {"good": "method 1"}, dataset="d", data="demo")
+    assert set(rows["method"]) == {"method 1"}
+    assert {"table", "metric", "value", "ci_low", "n", "n_runs", "dataset"} <= set(rows.columns)
+    assert "sd" not in rows
+
+
+def test_quotas_of_the_official_training_part():
+    mos = np.repeat([10, 30, 50, 70, 90], [129, 833, 2157, 3790, 149])
+    table = results.quota_table(mos, ["none", "rule"])
+    assert table["images"].tolist() == [7058, 1826]
+    assert table.loc["rule", "share"] == 1826 / 7058
