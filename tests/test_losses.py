@@ -178,6 +178,6 @@ def test_range_weights_refuse_scores_without_a_range():
         range_weighted_mse(mos, mos, counts=torch.tensor([0, 3]), edges=edges)
     with pytest.raises(ValueError, match="2 ranges need 3 edges, got 2"):
         range_weighted_mse(mos, mos, counts=torch.tensor([1, 3]), edges=edges[:2])
+    beyond = torch.tensor([10.0, 110])
     with pytest.raises(ValueError, match=r"scores span \[10, 110\]"):
-        beyond = torch.tensor([10.0, 110])
         range_weighted_mse(beyond, beyond, counts=torch.tensor([1, 3]), edges=edges)
