@@ -25,8 +25,23 @@ from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.regression import Ridge, ridge_cv
 from iqa_utils.samplers import MOS_EDGES, cross_sample
-from iqa_utils.sampling_setup import SELECT, Recipe, Runs, Scenario, Training, standardise
-from iqa_utils.training import FitResult, constant_then_halved, fit, mean_loss, predict
+from iqa_utils.sampling_setup import (
+    INDICATORS,
+    SELECT,
+    Recipe,
+    Runs,
+    Scenario,
+    Training,
+    standardise,
+)
+from iqa_utils.training import (
+    FitResult,
+    constant_then_halved,
+    fit,
+    mean_loss,
+    predict,
+    save_model,
+)
 
 STRONG = partial(augment, rotate=5.0, contrast=0.1, noise=2.0)  # degrees, share, grey levels
 
@@ -147,6 +162,43 @@ class Study:
         Raises:
             ValueError: If the criterion is unknown.
         """
+        model, result = self._fit(scenario, seed, select, progress)
+        pred = self.predict(model, self.rows["test"])
+        return _outcome(result, pred, count_parameters(model))
+
+    def save(
+        self, path: str | Path, scenario: Scenario, *, dataset: str, seed: int, select: str
+    ) -> Path:
+        """Write a trained network for use; one whose checkpoint is there is not trained again.
+
+        Args:
+            path: Target, ``.safetensors``.
+            scenario: Which network.
+            dataset: Name of the data set, for the header.
+            seed: Of the training.
+            select: Criterion of the best epoch.
+
+        Returns:
+            The path.
+        """
+        model, result = self._fit(scenario, seed, select, progress=False)
+        rows = self.rows["test"]
+        pred = self.predict(model, rows)
+        sees = ["image"] if scenario.inputs == "images" else ["image", *INDICATORS]
+        preprocessing = {"size": self.store.sizes[0].tolist(), "fit": "squash", "inputs": sees}
+        preprocessing |= {"resampler": "bilinear", "scale": "MOS, 0-100"}
+        preprocessing |= {"mean": list(self.recipe.mean), "std": list(self.recipe.std)}
+        metadata = {
+            "preprocessing": preprocessing,
+            "training_data": {"dataset": dataset, "images": len(self.rows["training"])},
+            "scores_seen": [f"{dataset}: training to fit, validation to choose the epoch"],
+            "metrics": {"SRCC": metrics.srcc(self.mos[rows], pred), "epoch": result.best_epoch},
+        }
+        return save_model(path, model, metadata)
+
+    def _fit(
+        self, scenario: Scenario, seed: int, select: str, progress: bool
+    ) -> tuple[nn.Module, FitResult]:
         if select not in SELECT:
             raise ValueError(f"select must be one of {sorted(SELECT)}, got {select!r}")
         recipe, train_rows = self.recipe, self.rows["training"]
@@ -170,8 +222,7 @@ class Study:
             precision=recipe.precision, channels_last=recipe.channels_last, compile=recipe.compile,
             checkpoint_dir=self.checkpoint_dir, config=self._config(scenario), progress=progress,
         )  # fmt: skip
-        pred = self.predict(model, self.rows["test"])
-        return _outcome(result, pred, count_parameters(model))
+        return model, result
 
     def build(self, scenario: Scenario, seed: int, *, plain: bool = False) -> nn.Module:
         """Build the network of a scenario at its start.

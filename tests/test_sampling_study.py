@@ -15,6 +15,7 @@ from iqa_utils.images import build_store
 from iqa_utils.models.branch import Branch
 from iqa_utils.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
 from iqa_utils.sampling_study import Study
+from iqa_utils.training import load_model
 
 SMALL = "test_efficientnet"
 RECIPE = Recipe(
@@ -79,6 +80,20 @@ def test_what_was_trained_is_not_trained_again(store, indicators):
     again = one.train_all({"b": Scenario()}, n_runs=1, select="total")
     assert first.cost["seconds"].equals(again.cost["seconds"])
     assert again.predictions["method"].unique().tolist() == ["b"]
+
+
+def test_a_saved_network_scores_as_it_did_and_is_not_trained_twice(store, indicators, tmp_path):
+    one = study(store, indicators, checkpoint_dir=tmp_path)
+    scenario = Scenario(inputs="images")
+    trained = one.train(scenario, seed=0, select="srcc")
+    stamp = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")}
+    options = {"dataset": "made", "seed": 0, "select": "srcc"}
+    path = one.save(tmp_path / "model.safetensors", scenario, **options)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")} == stamp
+    model, metadata = load_model(path)
+    np.testing.assert_array_equal(one.predict(model, one.rows["test"]), trained.pred)
+    assert metadata["preprocessing"]["size"] == [40, 48]
+    assert metadata["training_data"] == {"dataset": "made", "images": 16}
 
 
 def test_a_ridge_start_predicts_what_ridge_regression_predicts(store, indicators):
