@@ -84,8 +84,8 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         table: Columns ``table``, ``method``, ``variant``, ``dataset``, ``metric``, ``value``.
 
     Returns:
-        Rows to append: ``"weighted"`` (Eq. (1), five sets) for Table 1 and ``"average"`` (six) for
-        Table 4, without intervals; empty where a set is missing.
+        The table with rows ``"weighted"`` (Eq. (1), five sets) of Table 1 and ``"average"`` (six)
+        of Table 4 below, without intervals; none where a set is missing.
     """
     rows = []
     plain = table[table["metric"] == "SRCC"]
@@ -98,7 +98,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         if keys[0] == "Table 4" and {*TEACHER_WEIGHTS, "spaq"} <= set(values):
             six = [values[name] for name in (*TEACHER_WEIGHTS, "spaq")]
             rows.append(row | {"dataset": "average", "value": float(np.mean(six))})
-    return pd.DataFrame(rows, columns=["table", "method", "variant", "metric", "dataset", "value"])
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
 def merge_scores(

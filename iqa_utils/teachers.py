@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,30 @@ def tested_rows(labelled: pd.DataFrame, teacher: str) -> np.ndarray:
     else:
         judged = labelled["part"] == "test"
     return np.flatnonzero(judged)
+
+
+def marks(table: pd.DataFrame, taught: Mapping[str, Teacher]) -> list[str]:
+    """Say for every result whether the teacher behind it saw the scores it is tested on.
+
+    Args:
+        table: Columns ``variant`` and ``dataset``; a row without variant has no teacher.
+        taught: Teachers by the names of :func:`choose_teachers`, or ``"own"``.
+
+    Returns:
+        ``"leaky"`` or ``"held-out"``; an aggregate over sets is leaky where one of them is.
+    """
+    kinds = {variant: kind for kind, variant in VARIANTS.items()}
+    found = []
+    for variant, dataset in zip(table["variant"], table["dataset"], strict=True):
+        kind = kinds.get(variant, "")
+        teacher = taught.get(f"without {dataset}" if kind == "without" else kind)
+        part = "all" if kind == "without" else "test"
+        sets = [dataset]
+        if dataset in ("weighted", "average") and teacher:
+            sets = sorted({known.partition("/")[0] for known in teacher.saw})
+        leaks = teacher and any(teacher.knows(one, part) == "leaky" for one in sets)
+        found.append("leaky" if leaks else "held-out")
+    return found
 
 
 def pretrained_student(
