@@ -466,3 +466,15 @@ def test_training_goes_on_after_predictions_on_the_same_store(store):
     )  # fmt: skip
     assert len(first) == 4
     assert len(result.history) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"precision": "bf16", "compile": True}, {"precision": "fp16"}])
+def test_a_gpu_ends_near_the_cpu(options):
+    results = []
+    for device, more in (("cpu", {}), ("cuda", options)):
+        network, _, _ = make(dropout=0.0)
+        network.to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        results.append(train(network, optimizer, None, **more).best["val_rmse"])
+    assert abs(results[1] - results[0]) < 0.02 * results[0]
