@@ -40,18 +40,18 @@ class Workers:
         return DistributedDataParallel(model, device_ids=devices)
 
     def share(self, batch: Batch) -> Batch:
-        """Return this process' rows of a batch, at least one: a surplus one gets weight 0."""
+        """Return this process' rows of a batch, which must hold one for each process."""
         if self.size == 1:
             return batch
-        cuts = [len(batch) * rank // self.size for rank in (self.rank, self.rank + 1)]
-        return batch.rows(slice(cuts[0], max(cuts[1], cuts[0] + 1)))
+        if len(batch) < self.size:
+            raise ValueError(
+                f"a batch of {len(batch)} images cannot be shared by {self.size} processes"
+            )
+        first, last = (len(batch) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return batch.rows(slice(first, last))
 
     def weight(self, part: int, whole: int) -> float:
         """Return what this part's mean loss counts, so that the average is the whole's mean."""
-        if self.size == 1:
-            return 1.0
-        if whole < self.size:
-            raise ValueError(f"a batch of {whole} images cannot be shared by {self.size} processes")
         return part * self.size / whole
 
     def total(self, value: Tensor) -> float:

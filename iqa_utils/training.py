@@ -107,7 +107,8 @@ def fit(
     Args:
         model: Network, on the device to train on.
         train_batches: Gives the batches of an epoch (counted from 0); the same ones whenever it is
-            asked for the same epoch.
+            asked for the same epoch. Torch's own generator is seeded before it is asked; NumPy's
+            and Python's global ones are not followed.
         loss_step: Loss of one batch, a scalar, averaged over the batch. State that it keeps between
             batches must live in ``model`` to be resumed.
         evaluate: Metrics after an epoch, computed with the network in evaluation mode.
@@ -180,6 +181,7 @@ def fit(
         if path is not None and workers.rank == 0:
             save_checkpoint(path, state.to_dict(finished=state.epoch == epochs))
 
+    kept = "not saved: no checkpoint_dir was given" if path is None else "saved"
     hidden = not progress or workers.rank > 0
     bar = tqdm(total=epochs, initial=state.epoch, unit="epoch", disable=hidden)
     with bar, deferred_interrupt() as interrupted:
@@ -196,9 +198,10 @@ def fit(
                 watch.look(number, batch, loss_sum)
                 state.count(loss_sum, len(batch))
                 if interrupted.is_set():
+                    watch.check()
                     state.pause(device, time.perf_counter() - started)
                     save()
-                    raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, saved")
+                    raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
             watch.check()
             if not state.images:
                 raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
@@ -217,7 +220,7 @@ def fit(
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
             bar.update()
             if interrupted.is_set():
-                raise KeyboardInterrupt(f"training stopped after epoch {state.epoch}, saved")
+                raise KeyboardInterrupt(f"training stopped after epoch {state.epoch}, {kept}")
     if state.best["weights"] is None:
         raise ValueError(f"no epoch had a finite {select}, so none can be chosen")
     model.load_state_dict(state.best["weights"])

@@ -292,7 +292,7 @@ def test_shares_of_a_batch_cover_it_and_weigh_as_the_whole(monkeypatch):
     whole = sum(mos.mean() * weight for mos, weight in parts) / 3
     torch.testing.assert_close(whole, batch.mos.mean())
     with pytest.raises(ValueError, match="a batch of 2 images cannot be shared by 3"):
-        workers.weight(1, 2)
+        workers.share(batch.rows(slice(0, 2)))
 
 
 # batches
