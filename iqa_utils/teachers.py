@@ -178,7 +178,12 @@ def marks(table: pd.DataFrame, taught: Mapping[str, Teacher]) -> list[str]:
 
 
 def pretrained_student(
-    backbone: str, size: Sequence[int], learned: np.ndarray, *, pretrained: str | Path | None
+    backbone: str,
+    size: Sequence[int],
+    learned: np.ndarray,
+    *,
+    pretrained: str | Path | None,
+    freeze_trunk: bool,
 ) -> nn.Module:
     """Build a student with a trunk from another task, for images of any size.
 
@@ -187,11 +192,12 @@ def pretrained_student(
         size: Height and width that images are resized to, antialiased.
         learned: Scores it will learn; its output starts at their mean.
         pretrained: Weights of the trunk.
+        freeze_trunk: Learn with the head alone.
 
     Returns:
         The network; its batch statistics stay those of the trunk's own training.
     """
     scale = {"mos_mean": float(learned.mean()), "mos_std": float(learned.std())}
     network = KonCept(backbone, pretrained=pretrained, widths=(512, 256, 64), **scale)
-    freeze_batch_statistics(network.image_branch.trunk)
+    freeze_batch_statistics(network.image_branch.trunk).requires_grad_(not freeze_trunk)
     return nn.Sequential(Resize(list(size), antialias=True), network)

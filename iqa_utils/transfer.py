@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ def teach(
 
     Args:
         lessons: Name of the student to its lesson.
-        config: Parameters that decide the outcome; names, initial weights and scores are added.
+        config: What decides the pixels; names, plans, initial weights and scores are added.
         checkpoint_dir: As :func:`iqa_utils.training.fit`.
         **options: As :func:`train`.
 
@@ -254,6 +254,7 @@ def teach(
         learned = np.ascontiguousarray(np.asarray(lesson.scores)[lesson.rows])
         digest = hashlib.sha256(lesson.rows.tobytes() + learned.tobytes()).hexdigest()
         start = {"student": name, "start": weights_hash(lesson.student), "scores": digest}
+        start["plan"] = asdict(lesson.plan)
         result = train(
             lesson.student,
             lesson.stream,

@@ -97,7 +97,8 @@ def plot_learning(axes: Axes, history: pd.DataFrame, *, unit: str, scale: float 
             label=name.replace("_", " "),
         )
     axes.set(xlabel="training step", ylabel=f"RMSE, {unit}")
-    axes.set_ylim(bottom=0)
+    highest = history[[f"{name}_rmse" for name in watched]].to_numpy().max() / scale
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1.08 * highest))  # panels may share the axis
     axes.legend(fontsize=8)
     return axes
 
