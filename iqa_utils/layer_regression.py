@@ -123,7 +123,7 @@ def regress(
         return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse}
     if regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
-        options = {"tolerance": 1e-7, "device": task.device}
+        options = {"tolerance": 1e-5, "device": task.device}
         process = fit_gaussian_process(distances[np.ix_(at_train, at_train)], mos, **options)
         pred, sd = process.predict(distances[np.ix_(at_test, at_train)])
         return {"pred": pred, "sd": sd, "cv_rmse": np.nan}
