@@ -76,7 +76,7 @@ def test_densenet_concatenation_is_what_its_next_layer_sees():
     layers = [row.module for row in layers_of("densenet201", "Table 1")]
     with torch.no_grad(), tap_layers(network, layers) as taps:
         network(torch.randn(1, 3, 32, 32))
-    block32, block31, block30 = (taps[name] for name in layers)
+    block30, block31, block32 = (taps[name] for name in layers)
     assert torch.equal(block32[:, :1888], block31)
     assert torch.equal(block31[:, :1856], block30)
 
