@@ -33,7 +33,9 @@ TITLES = {
     "ponomarenko2022": "Ponomarenko et al. 2022: distillation over unlabelled images",
 }
 SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data"]
-START, END = "<!-- results: start -->", "<!-- results: end -->"
+MARKERS = {
+    part: (f"<!-- {part}: start -->", f"<!-- {part}: end -->") for part in ("notebooks", "results")
+}
 
 
 def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -269,6 +271,35 @@ def _reproduced_lines(board: pd.DataFrame) -> list[str]:
     return lines
 
 
+def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write the README's list of notebooks as Markdown.
+
+    Args:
+        runs: Runs whose time is told; those under ``figures`` by default.
+
+    Returns:
+        One row a notebook: title, the question it asks, and its published runs with their time.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title = head.split("\n")[0].removeprefix("# ")
+        question = next(line for line in head.split("\n") if line.startswith("> "))[2:]
+        told = [_run_line(run) for run in runs if run["stem"] == path.stem]
+        cells = [f"[{title}](notebooks/{path.name})", question, "; ".join(told)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    seen = json.loads((run["folder"] / "provenance.json").read_text())
+    minutes = seen["seconds"] / 60
+    time = f"{seen['seconds']:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+    device = "CPU" if seen["device"] == "cpu" else seen["device"]
+    return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}"
+
+
 def update_readme(path: Path | None = None) -> bool:
     """Put the current tables between the README's markers.
 
@@ -282,15 +313,16 @@ def update_readme(path: Path | None = None) -> bool:
         ValueError: If the markers are not there, once each.
     """
     path = path or ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path.name} must hold {START} and {END} once each")
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    new = f"{before}{START}\n{readme_tables()}\n{END}{after}"
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-    return new != text
+    old = text = path.read_text(encoding="utf-8")
+    for part, table in {"notebooks": notebook_table, "results": readme_tables}.items():
+        start, end = MARKERS[part]
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path.name} must hold {start} and {end} once each")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
+    if text != old:
+        path.write_text(text, encoding="utf-8")
+    return text != old
 
 
 _PAGE = """<!doctype html>
