@@ -20,7 +20,7 @@ from iqa_utils.features import Crop, frozen_features, save_array
 from iqa_utils.gaussian_process import fit_gaussian_process
 from iqa_utils.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.layers import NETWORKS, Layer, layers_of
-from iqa_utils.natural_scenes import brisque_statistics
+from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 from iqa_utils.regression import gram_svr, ridge_cv
 
 if TYPE_CHECKING:
@@ -218,6 +218,13 @@ def predict_networks(
     return pd.concat(parts, ignore_index=True)
 
 
+def _statistics_or_nan(store: ImageStore, row: int) -> np.ndarray:
+    image = store.image(row).permute(1, 2, 0).numpy()
+    if not np.ptp(image.reshape(-1, 3), axis=0).any():
+        return np.full(N_STATISTICS, np.nan)
+    return brisque_statistics(image)
+
+
 def predict_brisque(
     store: ImageStore,
     tasks: Mapping[int, Task],
@@ -238,20 +245,21 @@ def predict_brisque(
         As :func:`predict_networks`, with network ``BRISQUE``, layer ``36 statistics`` and stage
         ``handcrafted``.
 
-    Raises:
-        ValueError: If an image has no statistics (it is flat, or far too small).
+    Note:
+        An image of one grey level has no such statistics; it gets the mean of the training images,
+        so that it stays in the comparison.
     """
     path = Path(cache_dir) / f"brisque-{store.key[:24]}.npy"
     if not path.is_file():
-        images = (store.image(i).permute(1, 2, 0).numpy() for i in range(len(store)))
-        save_array(path, np.stack([brisque_statistics(image) for image in images]))
+        save_array(path, np.stack([_statistics_or_nan(store, i) for i in range(len(store))]))
     statistics = np.load(path)
     labels = {"network": "BRISQUE", "layer": "36 statistics", "stage": "handcrafted", "variant": ""}
     parts = []
     for seed, task in tasks.items():
         train, x = statistics[task.train], statistics[task.rows]
-        spread = train.std(axis=0)
-        x = (x - train.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        spread = np.nanstd(train, axis=0)
+        x = (x - np.nanmean(train, axis=0)) / np.where(spread > 0, spread, 1.0)
+        x = np.where(np.isnan(x).any(axis=1, keepdims=True), 0.0, x)  # no statistics: the mean
         gram = gram_from_panels(iter([x]))
         for regressor in regressors:
             found = regress(regressor, gram, x, task)

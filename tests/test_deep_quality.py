@@ -333,3 +333,20 @@ def test_the_paper_profile_names_networks_and_layers_that_exist():
     with torch.device("meta"):
         network = create_network("nasnetalarge", pretrained=None)
     assert network.last_linear.out_features == 1000
+
+
+def test_a_flat_image_has_no_statistics_and_gets_the_training_mean(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.normal(120, 5 + 4 * i, (24, 24, 3)).clip(0, 255)
+        pixels = np.full((24, 24, 3), 80.0) if i in (3, 11) else pixels
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{i}.png")
+    names = [f"{i}.png" for i in range(12)]
+    store = build_store(
+        tmp_path, names, tmp_path / "stores", size=None, fit="native", progress=False
+    )
+    rows = np.arange(12)
+    task = Task(np.arange(12.0), rows.astype(str), rows[:9], rows[9:])
+    found = predict_brisque(store, {0: task}, cache_dir=tmp_path, regressors=["ridge"])
+    assert found.loc[found["row"] == 11, "pred"].item() == pytest.approx(np.arange(9).mean(), abs=1)
+    assert np.isfinite(found["pred"]).all()
