@@ -29,9 +29,9 @@ def make_step(
 def gate(steps: int = 200) -> float:
     """Train both forms side by side; return how far apart their predictions end, relatively."""
     torch.manual_seed(1)
-    maps, mos = torch.rand(16, 64, 6, 6), torch.rand(16)
-    full = BilinearRegressor(64, form="full").double()
-    triangle = BilinearRegressor(64, form="triangle").double().copy_full(full)
+    maps, mos = torch.rand(16, 32, 6, 6), torch.rand(16)
+    full = BilinearRegressor(32, form="full").double()
+    triangle = BilinearRegressor(32, form="triangle").double().copy_full(full)
     optimizers = [
         torch.optim.Adam(parameter_groups(head, lr_trunk=0.0, lr=RATE)) for head in (full, triangle)
     ]
