@@ -7,6 +7,7 @@ name and type is checked before a kernel starts.
 from __future__ import annotations
 
 import ast
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,8 @@ def run_notebook(
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     finished_before = _finish_time(folder)
+    # it takes a parameter annotated `str | None` for unknown; names are checked above
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
             str(notebook),

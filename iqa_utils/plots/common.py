@@ -175,9 +175,8 @@ def mark_demo(
         note: What to write.
     """
     if demo:
-        figure.text(
-            0.995, 0.005, note, ha="right", va="bottom", size=7, color="0.35", style="italic"
-        )
+        style = {"size": 7, "color": "0.35", "style": "italic"}
+        figure.text(0.995, -0.005, note, ha="right", va="top", **style)  # below everything
 
 
 def grid_figure(
