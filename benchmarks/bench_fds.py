@@ -11,8 +11,8 @@ import torch
 from common import compare, report
 from torch import Tensor
 
-from iqa_utils.feature_smoothing import FDS
 from iqa_utils.imbalance import smoothing_kernel
+from iqa_utils.imbalance.feature_smoothing import FDS
 
 
 class LoopFDS:

@@ -16,10 +16,10 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.svm import SVR
 
 from iqa_utils.features import pool_activation, tap_layers
-from iqa_utils.gaussian_process import fit_gaussian_process
-from iqa_utils.grams import disk_use, gram_from_panels, pack
-from iqa_utils.layers import NETWORKS, create_network, layers_of
+from iqa_utils.features.grams import disk_use, gram_from_panels, pack
+from iqa_utils.features.layers import NETWORKS, create_network, layers_of
 from iqa_utils.regression import gram_svr
+from iqa_utils.regression.gaussian_process import fit_gaussian_process
 
 
 def bench_svr(n: int, width: int, repeats: int) -> dict[str, object]:

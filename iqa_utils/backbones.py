@@ -1,7 +1,7 @@
 """Convolutional and transformer trunks by name, with weights that are never chosen silently.
 
 Every network of the five papers stands on a trunk from timm (or torchvision, for the layer maps of
-:mod:`iqa_utils.layers`). This module is the only place where pretrained weights enter.
+:mod:`iqa_utils.features.layers`). This module is the only place where pretrained weights enter.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iqa_utils.datasets import load_scores
-from iqa_utils.decoding import BadImageError, read_image
+from iqa_utils.images.decoding import BadImageError, read_image
 from iqa_utils.plots.common import PALETTE
 
 ORDERS = ("largest error", "smallest error", "highest prediction", "lowest prediction")

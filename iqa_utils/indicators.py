@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iqa_utils.decoding import decode_image
+from iqa_utils.images.decoding import decode_image
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of gamma-corrected channels
 _CDF_97 = (-1.586134342, -0.05298011854, 0.8829110762, 0.4435068522)  # lifting steps

@@ -1,7 +1,7 @@
 """Score one's own images with any model trained here.
 
-The header of a model file (see :mod:`iqa_utils.checkpoints`) is all that is needed: the network's
-architecture and the pixels it was trained on. One bad file never stops the others.
+The header of a model file (see :mod:`iqa_utils.training.checkpoints`) is all that is needed: the
+network's architecture and the pixels it was trained on. One bad file never stops the others.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from iqa_utils.checkpoints import load_model
-from iqa_utils.decode_once import Fit
-from iqa_utils.decoding import BadImageError, read_image
 from iqa_utils.images import to_float
+from iqa_utils.images.decode_once import Fit
+from iqa_utils.images.decoding import BadImageError, read_image
+from iqa_utils.training.checkpoints import load_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
 PREPROCESSING = ("size", "fit", "resampler", "mean", "std")
@@ -69,7 +69,7 @@ def score_images(
 
     Args:
         paths: Files and folders.
-        checkpoint: Model file of :func:`iqa_utils.checkpoints.save_model`.
+        checkpoint: Model file of :func:`iqa_utils.training.checkpoints.save_model`.
         batch_size: Images a forward pass; images of different sizes are never put together.
         device: Torch device; the first GPU, else the CPU.
         progress: Show a bar on a terminal.

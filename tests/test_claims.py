@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, multivariate_normal, spearmanr
 
-from iqa_utils import audit, claims
+from iqa_utils import claims
+from iqa_utils.claims import checks as audit
 
 RESULT = {
     "paper": "nguyen2024", "table": "Table 1", "method": "CLIP", "dataset": "koniq10k",
@@ -401,7 +402,7 @@ def test_every_table_has_a_notebook_or_a_reason():
 
 
 def test_a_table_that_nobody_listed_is_named(ledger):
-    from iqa_utils.coverage import coverage_table
+    from iqa_utils.claims.coverage import coverage_table
 
     with pytest.raises(ValueError, match="Table 99"):
         coverage_table(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))

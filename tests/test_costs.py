@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iqa_utils.costs import MODELS, TEST_SIZES, cost_table, count_macs
+from iqa_utils.studies.costs import MODELS, TEST_SIZES, cost_table, count_macs
 
 
 def test_one_convolution_and_one_matrix_product_by_hand():

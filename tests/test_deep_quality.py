@@ -7,14 +7,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from iqa_utils import deep_quality, final_method, layer_regression
 from iqa_utils.features import Crop, frozen_features
-from iqa_utils.final_method import average_crops, crop_distances, predict_final
-from iqa_utils.finetune import Tuner, fine_tune, freeze_until, tuning_rows
-from iqa_utils.gaussian_process import fit_gaussian_process
+from iqa_utils.features.layers import Layer, Network, create_network, layers_of
 from iqa_utils.images import build_store
-from iqa_utils.layer_regression import Task, predict_brisque, predict_layers, predict_networks
-from iqa_utils.layers import Layer, Network, create_network, layers_of
+from iqa_utils.regression.gaussian_process import fit_gaussian_process
+from iqa_utils.studies import deep_quality, final_method, layer_regression
+from iqa_utils.studies.final_method import average_crops, crop_distances, predict_final
+from iqa_utils.studies.finetune import Tuner, fine_tune, freeze_until, tuning_rows
+from iqa_utils.studies.layer_regression import (
+    Task,
+    predict_brisque,
+    predict_layers,
+    predict_networks,
+)
 
 
 def made_frame(name="tid2013", n_contents=6, per_content=4, seed=0):
@@ -71,7 +76,7 @@ def tiny(monkeypatch):
     layers = (Layer("tiny", "early", "2", 196), Layer("tiny", "logits", "5", 1000))
     for module in (layer_regression, final_method, deep_quality):
         monkeypatch.setitem(module.NETWORKS, "tiny", row)
-    monkeypatch.setattr("iqa_utils.layers.LAYERS", layers)
+    monkeypatch.setattr("iqa_utils.features.layers.LAYERS", layers)
     return made_network(), layers
 
 

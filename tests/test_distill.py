@@ -13,13 +13,13 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
-from iqa_utils.audit import TEACHER_WEIGHTS
-from iqa_utils.checkpoints import save_model
-from iqa_utils.decoding import BadImageError
+from iqa_utils.claims.checks import TEACHER_WEIGHTS
 from iqa_utils.distill import Teacher, read_pass, teacher_pass
-from iqa_utils.merging import coverage, join_sets, merge_scores, weighted_srocc
+from iqa_utils.distill.merging import coverage, join_sets, merge_scores, weighted_srocc
+from iqa_utils.distill.unlabelled import central_crop, crop_batches, scan_images
+from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.unlabelled import central_crop, crop_batches, scan_images
+from iqa_utils.training.checkpoints import save_model
 
 CROP = (24, 32)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -244,7 +244,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_distill import CROP, make_teacher
 from iqa_utils.distill import teacher_pass
-from iqa_utils.unlabelled import scan_images
+from iqa_utils.distill.unlabelled import scan_images
 parts = []
 def die(path):
     parts.append(path)

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from iqa_utils import downloads
-from iqa_utils.archives import ArchiveError, extract_zip
-from iqa_utils.catalogue import DATASETS
+from iqa_utils.datasets.catalogue import DATASETS
 from iqa_utils.downloads import SOURCES, DownloadError, Source, download, fetch, instructions
+from iqa_utils.downloads.archives import ArchiveError, extract_zip
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 OTHER = BODY[::-1]

@@ -6,8 +6,8 @@ import torch
 from bench_fds import LoopFDS, run_epoch
 from torch.nn import functional as F
 
-from iqa_utils.feature_smoothing import FDS, bucket_statistics
 from iqa_utils.imbalance import smoothing_kernel
+from iqa_utils.imbalance.feature_smoothing import FDS, bucket_statistics
 
 EDGES = np.arange(13.0)
 KERNEL = smoothing_kernel(size=5, sigma=2) / smoothing_kernel(size=5, sigma=2).sum()

@@ -15,7 +15,7 @@ from iqa_utils.features import (
     pool_activation,
     tap_layers,
 )
-from iqa_utils.grams import (
+from iqa_utils.features.grams import (
     disk_use,
     gram_from_panels,
     layer_grams,
@@ -221,7 +221,7 @@ def test_a_panel_that_is_not_finite_is_refused_by_row():
 def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("iqa_utils.grams.PANEL", 100)
+    monkeypatch.setattr("iqa_utils.features.grams.PANEL", 100)
     network, store = made_network(), made_store(folder, tmp_path)
     cache = tmp_path / "cache"
     options = {"cache_dir": cache, "batch_size": 3, **PLAIN}

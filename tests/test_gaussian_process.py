@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from iqa_utils.gaussian_process import (
+from iqa_utils.regression.gaussian_process import (
     _Likelihood,
     calibration,
     cross_validated_residuals,

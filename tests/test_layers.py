@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iqa_utils.features import tap_layers
-from iqa_utils.layers import (
+from iqa_utils.features.layers import (
     LAYERS,
     NETWORKS,
     create_network,

@@ -8,7 +8,8 @@ from PIL import Image
 
 from iqa_utils.backbones import create_backbone
 from iqa_utils.images import build_store
-from iqa_utils.mixed import (
+from iqa_utils.scoring import score_images
+from iqa_utils.studies.mixed import (
     Method,
     Setup,
     loss_step,
@@ -20,8 +21,8 @@ from iqa_utils.mixed import (
     training_batches,
     validate,
 )
-from iqa_utils.mixed_curves import curve_points
-from iqa_utils.mixed_data import (
+from iqa_utils.studies.mixed_curves import curve_points
+from iqa_utils.studies.mixed_data import (
     CroppedImages,
     TrunkMaps,
     describe_sets,
@@ -33,7 +34,6 @@ from iqa_utils.mixed_data import (
     split_sets,
     warp_subsets,
 )
-from iqa_utils.scoring import score_images
 
 
 def parse_method(name):
@@ -130,7 +130,7 @@ def test_batches_carry_scores_sets_and_names_of_training_images_only():
 
 def test_a_batch_with_a_single_image_of_a_set_trains_without_its_correlation():
     step = loss_step(Method("m"), Setup(**{**SETUP.__dict__, "norm_form": "eq4"}))
-    from iqa_utils.batches import Batch
+    from iqa_utils.training.batches import Batch
 
     mos, source = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])
     quality = torch.tensor([1.5, 1.0, 3.0], requires_grad=True)

@@ -6,9 +6,16 @@ import pytest
 from PIL import ImageFilter
 
 from iqa_utils.claims import load_claims
+from iqa_utils.demo.scenes import photograph
 from iqa_utils.metrics import srcc
-from iqa_utils.mixed_curves import bends, carried_error, carry_all, carry_over, resample_curves
-from iqa_utils.mixed_results import (
+from iqa_utils.studies.mixed_curves import (
+    bends,
+    carried_error,
+    carry_all,
+    carry_over,
+    resample_curves,
+)
+from iqa_utils.studies.mixed_results import (
     _resampled_srcc,
     bootstrap_medians,
     compare_methods,
@@ -18,7 +25,6 @@ from iqa_utils.mixed_results import (
     score_splits,
     summarise,
 )
-from iqa_utils.scenes import photograph
 
 SIZES = {"a": 30, "b": 10}
 

@@ -10,8 +10,8 @@ from open_clip.transformer import VisionTransformer as OpenClipTower
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from iqa_utils.checkpoints import load_model, save_model
 from iqa_utils.models.clip_head import PAPER_ENCODER, ClipHead, ImageEncoder
+from iqa_utils.training.checkpoints import load_model, save_model
 
 EDGES = [float(edge) for edge in range(11)]
 METADATA = {"preprocessing": {}, "training_data": {}, "scores_seen": [], "metrics": {}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iqa_utils.imbalance import effective_sample_size
-from iqa_utils.rebalancing import (
+from iqa_utils.studies.rebalancing import (
     RECIPES,
     HeadSettings,
     Recipe,
@@ -16,7 +16,7 @@ from iqa_utils.rebalancing import (
     train_head,
     train_recipes,
 )
-from iqa_utils.rebalancing_results import (
+from iqa_utils.studies.rebalancing_results import (
     by_method,
     density_errors,
     difference_table,
@@ -131,7 +131,8 @@ def test_finished_trainings_are_not_repeated_and_a_changed_setting_is(tmp_path, 
     arguments = (features, frame, split, ["LDS", "LDS, then FDS"])
     options = {"seeds": [0], "cache_dir": tmp_path, "progress": False}
     first, history = train_recipes(*arguments, SETTINGS, **options)
-    monkeypatch.setattr("iqa_utils.rebalancing.train_head", None)  # would fail if it were called
+    # would fail if it were called
+    monkeypatch.setattr("iqa_utils.studies.rebalancing.train_head", None)
     again, history_again = train_recipes(*arguments, SETTINGS, **options)
     pd.testing.assert_frame_equal(first, again)
     pd.testing.assert_frame_equal(history, history_again)

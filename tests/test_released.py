@@ -6,7 +6,8 @@ import pytest
 from scipy.io import savemat
 from scipy.stats import spearmanr
 
-from iqa_utils import claims, metrics, released
+from iqa_utils import claims, metrics
+from iqa_utils.claims import released
 from iqa_utils.plots import claims as plots
 
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from iqa_utils import metrics
-from iqa_utils import sampling_results as results
-from iqa_utils.frozen_stem import stem_activations, stem_batches
+from iqa_utils.features.frozen_stem import stem_activations, stem_batches
 from iqa_utils.images import build_store
 from iqa_utils.models.branch import Branch
-from iqa_utils.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
-from iqa_utils.sampling_study import Study
+from iqa_utils.studies import sampling_results as results
+from iqa_utils.studies.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
+from iqa_utils.studies.sampling_study import Study
 from iqa_utils.training import load_model
 
 SMALL = "test_efficientnet"

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from iqa_utils import scoring
-from iqa_utils.checkpoints import load_model, save_model
 from iqa_utils.images import build_store, to_float
 from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.training.checkpoints import load_model, save_model
 
 PIXELS = {
     "size": [64, 80], "fit": "squash", "resampler": "bilinear",

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from iqa_utils.batches import Batch, epoch_seed, store_batches, tensor_batches
-from iqa_utils.checkpoints import config_key, load_model, save_checkpoint, save_model
 from iqa_utils.images import build_store
 from iqa_utils.models import build_model
 from iqa_utils.models.dual_xception import DualXception
-from iqa_utils.parallel import Workers
-from iqa_utils.schedules import constant_then_halved, cosine, staged
 from iqa_utils.training import fit, mean_loss, predict
+from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
+from iqa_utils.training.checkpoints import config_key, load_model, save_checkpoint, save_model
+from iqa_utils.training.parallel import Workers
+from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
 JOB = Path(__file__).with_name("training_job.py")

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from iqa_utils import teachers, throughput, transfer
-from iqa_utils.batches import store_batches, tensor_batches
 from iqa_utils.distill import Teacher
+from iqa_utils.distill.merging import aggregate, merge_by_features
+from iqa_utils.distill.unlabelled import scan_images
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store
-from iqa_utils.merging import aggregate, merge_by_features
 from iqa_utils.metrics import srcc
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.unlabelled import scan_images
+from iqa_utils.studies import teachers, throughput, transfer
+from iqa_utils.training.batches import store_batches, tensor_batches
 
 PLAN = transfer.Plan(40, 8, 0.05, 20, looks=4)
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}

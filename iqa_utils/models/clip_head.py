@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils.backbones import HUB, create_backbone, load_weights
-from iqa_utils.feature_smoothing import FDS
 from iqa_utils.features import pool_activation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from iqa_utils.imbalance.feature_smoothing import FDS
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
 OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it
@@ -161,7 +161,8 @@ class ClipHead(nn.Module):
         neck: Features that are smoothed and enter the last layer.
         mos_mean: Mean of the training scores, on their scale.
         mos_std: Standard deviation of the training scores, > 0.
-        fds: Keyword arguments of :class:`~iqa_utils.feature_smoothing.FDS`, or None for none.
+        fds: Keyword arguments of :class:`~iqa_utils.imbalance.feature_smoothing.FDS`, or None for
+            none.
         encoder: Settings of an :class:`ImageEncoder` (built with random weights), a ready one, or
             None for a head that takes vectors.
 

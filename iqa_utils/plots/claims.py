@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from iqa_utils.audit import KENDALL_BAND, kendall_from_spearman
+from iqa_utils.claims.checks import KENDALL_BAND, kendall_from_spearman
 from iqa_utils.plots.common import PALETTE, VERDICT_COLOURS
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour

@@ -90,7 +90,7 @@ def plot_noise_search(
     Args:
         left: Smallest loss so far against the number of evaluations.
         right: Loss against the noise tried.
-        trials: From :func:`iqa_utils.gaussian_process.search_noise`.
+        trials: From :func:`iqa_utils.regression.gaussian_process.search_noise`.
         likelihood_sd: Noise of the type-II likelihood, in units of the scores.
         unit: Name of the scores.
     """
@@ -201,7 +201,7 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.gaussian_process.calibration`.
+        table: From :func:`iqa_utils.regression.gaussian_process.calibration`.
         n: Test images, for the band that chance alone explains.
         label: Legend entry.
 
@@ -223,7 +223,7 @@ def plot_better_than(axes: Axes, table: pd.DataFrame) -> Axes:
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.deep_quality.compare_methods`.
+        table: From :func:`iqa_utils.studies.deep_quality.compare_methods`.
 
     Returns:
         The axes.

@@ -103,7 +103,7 @@ def plot_range_errors(
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.rebalancing_results.error_table`.
+        table: From :func:`iqa_utils.studies.rebalancing_results.error_table`.
         metrics: Metrics to draw, left to right ("MAE 0-20", ..., "MAE").
         unit: Unit of the errors.
 
@@ -134,7 +134,7 @@ def plot_differences(
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.rebalancing_results.difference_table`.
+        table: From :func:`iqa_utils.studies.rebalancing_results.difference_table`.
         metrics: Metrics to draw, one mark each.
         reference: Name of the method at zero.
 
@@ -166,7 +166,7 @@ def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str])
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.rebalancing_results.density_errors`.
+        table: From :func:`iqa_utils.studies.rebalancing_results.density_errors`.
         methods: Methods to draw; the legend gives each one's rank correlation over bins.
 
     Returns:

@@ -19,7 +19,7 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
 
     Args:
         axes: Where to draw.
-        quotas: From :func:`iqa_utils.sampling_results.quota_table`.
+        quotas: From :func:`iqa_utils.studies.sampling_results.quota_table`.
 
     Returns:
         The axes; the count is logarithmic.
@@ -45,7 +45,7 @@ def plot_range_errors(
 
     Args:
         axes: Where to draw.
-        summary: From :func:`iqa_utils.sampling_results.summarise`.
+        summary: From :func:`iqa_utils.studies.sampling_results.summarise`.
         methods: Lines, in order.
         ranges: Names of the ranges, in order.
 
@@ -116,7 +116,7 @@ def plot_differences(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> Axes:
 
     Args:
         axes: Where to draw.
-        tests: From :func:`iqa_utils.sampling_results.paired_tests`.
+        tests: From :func:`iqa_utils.studies.sampling_results.paired_tests`.
         xlabel: What the difference is of.
 
     Returns:

@@ -1,0 +1,112 @@
+"""Small made data sets in the official layouts, so that the very same readers run.
+
+Scenes are crops of shipped photographs and dead leaves; ``reference`` is the photograph or the
+scene, so that no split by content leaks. Scores come from the model of raters stated in
+:mod:`iqa_utils.demo.pictures`. Nothing made here says anything about a method, and every page
+and file that shows it says so.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from iqa_utils.datasets import DEMO_MARKER
+from iqa_utils.demo import layouts as demo_layouts
+
+VERSION = 2  # of the made data; a folder of another version is made again
+DEMO_ROOT = Path(__file__).resolve().parents[2] / "data" / "demo"
+SETS: dict[str, Callable[[Path, float, int], dict[str, str]]] = {
+    "koniq10k": demo_layouts.make_koniq10k,
+    "live": demo_layouts.make_live,
+    "csiq": demo_layouts.make_csiq,
+    "kadid10k": demo_layouts.make_kadid10k,
+    "bid": demo_layouts.make_bid,
+    "livec": demo_layouts.make_livec,
+    "tid2013": demo_layouts.make_tid2013,
+    "unlabelled": demo_layouts.make_unlabelled,
+}
+
+
+def make_demo(
+    root: str | Path = DEMO_ROOT,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    sets: tuple[str, ...] = (),
+) -> dict[str, int]:
+    """Make demo data sets; each appears whole or not at all.
+
+    Args:
+        root: Folder that gets one folder a set.
+        scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
+            set has its official number of images, from 9 on their real side.
+        seed: Root seed; an image depends on seed, set and its number alone.
+        sets: Names out of :data:`SETS`, all if empty.
+
+    Returns:
+        Number of images made, by set.
+
+    Raises:
+        KeyError: If a set cannot be made.
+        ValueError: If the scale is not positive.
+    """
+    unknown = [name for name in sets if name not in SETS]
+    if unknown:
+        raise KeyError(f"no demo of {', '.join(unknown)}; there are {', '.join(SETS)}")
+    if not 0 < scale <= 64:
+        raise ValueError(f"expected a scale in (0, 64], got {scale}")
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for name in sets or SETS:
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+        try:
+            references = SETS[name](folder, scale, seed)
+            marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
+            text = json.dumps(marker | {"references": references}, indent=0)
+            (folder / DEMO_MARKER).write_text(text)
+            _replace(folder, root / name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        made[name] = len(references)
+    return made
+
+
+def ensure_demo(root: str | Path = DEMO_ROOT, *, sets: tuple[str, ...] = ()) -> Path:
+    """Make the demo sets that are not there yet, at scale 1 and seed 0.
+
+    Args:
+        root: Folder that holds one folder a set.
+        sets: Names out of :data:`SETS`, all if empty.
+
+    Returns:
+        The folder. A set that is there, at whatever scale, is left as it is.
+    """
+    root = Path(root)
+    absent = tuple(name for name in sets or SETS if not _is_current(root / name))
+    if absent:
+        make_demo(root, sets=absent)
+    return root
+
+
+def _is_current(folder: Path) -> bool:
+    """Say whether a folder holds a made set of this version."""
+    marker = folder / DEMO_MARKER
+    return marker.is_file() and json.loads(marker.read_text()).get("version") == VERSION
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put a finished folder in its place; one that another process made meanwhile is kept."""
+    new.chmod(0o755)
+    if old.exists():
+        doomed = old.with_name(f".{old.name}-{os.getpid()}-old")
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
+    try:
+        os.replace(new, old)
+    except OSError:
+        if not _is_current(old):
+            raise

@@ -1,0 +1,178 @@
+"""Pictures of the demo data with a known quality, and raters who answer about them.
+
+The model, which every page that shows made data refers to:
+
+- the quality q of an image lies in [0, 1]. In a synthetic set it falls with the measured
+  difference D from its reference, q = exp(-D); in an authentic set it is drawn first, from
+  KonIQ-10k's range counts, and up to three distortions share a total strength of 6 (1 - q)^0.8,
+  most of it a blur, noise or JPEG;
+- rater r answers bias_r + gain_r * q + noise, before the scale and the rounding of a set.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+from scipy import ndimage
+
+from iqa_utils.demo.distortions import distort
+from iqa_utils.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
+
+KONIQ_RANGES = {(0, 20): 183, (20, 40): 1189, (40, 60): 3081, (60, 80): 5408, (80, 100): 212}
+MAIN = ("gaussian blur", "lens blur", "motion blur", "white noise", "jpeg")
+BESIDES = ("darken", "brighten", "contrast change", "white noise", "jpeg")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One made image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1]."""
+
+    reference: str
+    distortion: str
+    level: int
+    pixels: np.ndarray
+    quality: float
+
+
+def count(official: int, small: int, scale: float) -> int:
+    """Scale a number of images from `small` at 1 up to the official one, 5 at least."""
+    return min(official, max(5, round(small * scale), round(official * scale / 64)))
+
+
+def sides(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Scale a picture's sides, which are real from scale 9 on; even, 48 at least."""
+    share = min(1.0, scale**0.5 / 3)
+    return max(48, 2 * round(height * share / 2)), max(48, 2 * round(width * share / 2))
+
+
+def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
+    """Return the generator of one thing, independent of all others."""
+    return np.random.default_rng([seed, crc32(name.encode()), *numbers])
+
+
+def synthetic(
+    name: str, types: Sequence[str], size: tuple[int, int], scale: float, seed: int, *,
+    official: int, scenes: int, per_pair: int,
+) -> Iterator[Picture]:  # fmt: skip
+    """Make every type of distortion on every reference, at some of the five levels.
+
+    Args:
+        name: The set.
+        types: Names of distortions.
+        size: Real height and width, pixels.
+        scale: As of ``demo.make_demo``.
+        seed: Root seed.
+        official: References of the official set.
+        scenes: References at scale 1.
+        per_pair: Levels of each type and reference at scale 1.
+
+    Yields:
+        Pictures, by reference, type and level; their quality follows from what is seen.
+    """
+    per_pair = min(5, max(per_pair, round(scale)))
+    for i in range(count(official, scenes, scale)):
+        reference, clean = scene(name, i, sides(*size, scale), seed)
+        for j, kind in enumerate(types):
+            for level in sorted((i + j + 2 * step) % 5 + 1 for step in range(per_pair)):
+                pixels = distort(clean, kind, level, generator(seed, name, i, j, level))
+                quality = float(np.exp(-difference(clean, pixels)))
+                yield Picture(reference, kind, level, pixels, quality)
+
+
+def range_qualities(n: int) -> np.ndarray:
+    """Spread n qualities over [0, 1] so that KonIQ-10k's ranges hold their share; (N,), rising."""
+    counts = np.array(list(KONIQ_RANGES.values()))
+    edges = np.concatenate([[0], np.cumsum(counts) / counts.sum()])
+    return np.interp((np.arange(n) + 0.5) / n, edges, [0.02, 0.2, 0.4, 0.6, 0.8, 0.97])
+
+
+def authentic(
+    name: str, n: int, size: tuple[int, int], scale: float, seed: int
+) -> Iterator[Picture]:
+    """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly.
+
+    Args:
+        name: The set.
+        n: Images.
+        size: Real height and width, pixels.
+        scale: As of ``demo.make_demo``.
+        seed: Root seed.
+
+    Yields:
+        n pictures in random order of quality; those of the two rare ranges are dead leaves.
+    """
+    qualities = range_qualities(n)
+    order = generator(seed, name).permutation(n)
+    for i in range(n):
+        rng = generator(seed, name, i)
+        quality = qualities[order[i]]
+        ordinary = 0.2 < quality < 0.8  # the rare ranges get dead leaves, free to be split
+        place = i if ordinary else 2 * (n + i) + 1
+        reference, pixels = scene(name, place, sides(*size, scale), seed)
+        n_kinds = int(rng.integers(1, 4))
+        kinds = [rng.choice(MAIN), *rng.choice(BESIDES, 2, replace=False)][:n_kinds]
+        shares = rng.dirichlet([6.0, 1.5, 1.5][:n_kinds])
+        for kind, level in zip(kinds, 6 * (1 - quality) ** 0.8 * shares, strict=True):
+            pixels = distort(pixels, kind, level, rng) if level > 0.2 else pixels
+        yield Picture(reference, "", 0, pixels, float(quality))
+
+
+def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:
+    """Take a photograph for every other scene, dead leaves between; each by its number.
+
+    Args:
+        name: The set.
+        i: Number of the scene.
+        size: Height and width, pixels.
+        seed: Root seed.
+
+    Returns:
+        Name of the source (a photograph gives several scenes) and RGB in [0, 1], (H, W, 3).
+    """
+    rng = generator(seed, f"{name} scene", i)
+    n_photographs = len(PHOTOGRAPHS)
+    if i % 2 == 0 and i < 20 * n_photographs:
+        chosen = PHOTOGRAPHS[(i // 2) % n_photographs]
+        return chosen, crop_photograph(chosen, size, rng)
+    return f"leaves-{name}-{i:05d}", dead_leaves(size, rng)
+
+
+def difference(clean: np.ndarray, other: np.ndarray) -> float:
+    """Measure how much two pictures differ to the eye, 0 for none.
+
+    The deviation of the similarity of gradient magnitudes (edges), and the mean difference of
+    the low-passed colours (exposure, casts), each in units of a clearly visible step.
+
+    Args:
+        clean: RGB in [0, 1], shape (H, W, 3).
+        other: The same size.
+
+    Returns:
+        A number >= 0.
+    """
+    small = [ndimage.uniform_filter(picture, (2, 2, 1)) for picture in (clean, other)]
+    edges = [ndimage.gaussian_gradient_magnitude(picture.mean(axis=2), 0.6) for picture in small]
+    similarity = (2 * edges[0] * edges[1] + 1e-3) / (edges[0] ** 2 + edges[1] ** 2 + 1e-3)
+    smooth = [ndimage.uniform_filter(picture, (9, 9, 1)) for picture in small]
+    return float(similarity.std() / 0.16 + np.abs(smooth[0] - smooth[1]).mean() / 0.2)
+
+
+def answers(
+    quality: np.ndarray, n_raters: int, rng: np.random.Generator, noise: float = 0.12
+) -> np.ndarray:
+    """Let raters answer on [0, 1] and beyond: bias + gain * quality + noise.
+
+    Args:
+        quality: In [0, 1], shape (N,).
+        n_raters: R.
+        rng: The generator.
+        noise: SD of one answer.
+
+    Returns:
+        Answers, shape (N, R).
+    """
+    bias = rng.normal(0, 0.06, n_raters)
+    gain = rng.normal(1, 0.08, n_raters)
+    spread = rng.normal(0, noise, (len(quality), n_raters))
+    return 0.5 + bias + gain * (quality[:, None] - 0.5) + spread

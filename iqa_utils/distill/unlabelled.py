@@ -1,0 +1,241 @@
+"""Images without scores: which can be used, and their central crops as fast as files decode.
+
+A crop is taken from the decoded pixels and never re-encoded or enlarged, because both leave
+artefacts that a quality model would learn. Nothing here knows a network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from iqa_utils.images.decoding import BadImageError, image_size, read_image
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo"})
+
+
+@dataclass(frozen=True)
+class UnlabelledSet:
+    """The usable images of some folders, and those that were left out with the reason.
+
+    Attributes:
+        images: One row a usable image, sorted: ``image`` (folder name / relative path), ``path``,
+            ``height``, ``width`` (pixels, upright), ``bytes``.
+        left_out: ``image`` and ``reason`` of every other image file that was found.
+        crop: Height and width of the central crop, pixels.
+    """
+
+    images: pd.DataFrame
+    left_out: pd.DataFrame
+    crop: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, n: int, *, seed: int) -> UnlabelledSet:
+        """Draw a random part; a smaller draw of the same seed lies inside a larger one.
+
+        Args:
+            n: Images wanted.
+            seed: Of the draw.
+
+        Returns:
+            The drawn images, in the order of the whole.
+
+        Raises:
+            ValueError: If fewer images are there.
+        """
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n must be 1 to {len(self)}, the images that can be used, got {n}")
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        images = self.images.iloc[rows].reset_index(drop=True)
+        return UnlabelledSet(images, self.left_out, self.crop)
+
+
+def scan_images(
+    *folders: Path,
+    crop: tuple[int, int],
+    exclude: Collection[Path] = (),
+    on_bad_image: str = "raise",
+    workers: int | None = None,
+) -> UnlabelledSet:
+    """List the images of some folders that a central crop can be taken from.
+
+    An image is too small when its upright height or width is below the crop's: it is counted and
+    left out, never enlarged. Only headers are read.
+
+    Args:
+        *folders: Searched with their sub-folders for files with the endings of images.
+        crop: Height and width of the central crop, pixels.
+        exclude: Files to leave out where they lie in one of the folders: the images of every
+            test, and those whose scores are known.
+        on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
+            them among those left out.
+        workers: Threads that read headers; by default one a core.
+
+    Returns:
+        The usable images and those left out.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no image file; it is named.
+        ValueError: If two folders have one name, a name to exclude does not exist, or no image is
+            large enough.
+        BadImageError: If headers cannot be read; all such images are named.
+    """
+    _check_choice(on_bad_image)
+    titles = [folder.name for folder in folders]
+    if not folders or len(set(titles)) < len(titles):
+        raise ValueError(f"folders must be one or more of different names, got {titles}")
+    paths = {}
+    for folder in folders:
+        found = _image_files(folder)
+        paths |= {f"{folder.name}/{p.relative_to(folder).as_posix()}": p for p in found}
+    hidden = {path.resolve() for path in exclude}
+    excluded = {name for name, path in paths.items() if path.resolve() in hidden}
+    names = sorted(set(paths) - excluded)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        rows = list(pool.map(lambda name: _measure(name, paths[name], crop), names))
+    frame = pd.DataFrame(rows, columns=["image", "path", "height", "width", "bytes", "reason"])
+    bad = frame.loc[frame["height"].isna(), "reason"]
+    if len(bad) and on_bad_image == "raise":
+        raise BadImageError(f"{len(bad)} images cannot be read: {'; '.join(bad)}")
+    usable = frame["reason"].isna()
+    if not usable.any():
+        first = frame["reason"].iloc[0] if len(frame) else "all are excluded"
+        raise ValueError(f"none of {len(paths)} images can be used: {first}")
+    images = frame[usable].drop(columns="reason").reset_index(drop=True)
+    left_out = pd.DataFrame({"image": sorted(excluded), "reason": "excluded"})
+    left_out = pd.concat([frame.loc[~usable, ["image", "reason"]], left_out], ignore_index=True)
+    return UnlabelledSet(images.astype({"height": int, "width": int}), left_out, crop)
+
+
+def central_crop(path: Path, crop: tuple[int, int]) -> np.ndarray:
+    """Decode one image and keep its centre.
+
+    Args:
+        path: Image file.
+        crop: Height and width, pixels.
+
+    Returns:
+        uint8 RGB, shape (height, width, 3); an odd margin leaves its extra line below and right.
+
+    Raises:
+        BadImageError: If the image cannot be decoded, or is smaller than the crop.
+    """
+    image, (height, width) = read_image(path), crop
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    if left < 0 or top < 0:
+        raise BadImageError(
+            f"{path}: {image.height}x{image.width} is smaller than the crop {height}x{width}"
+        )
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def crop_batches(
+    paths: Sequence[Path],
+    groups: Sequence[np.ndarray],
+    crop: tuple[int, int],
+    *,
+    workers: int | None = None,
+    ahead: int = 2,
+    on_bad_image: str = "raise",
+) -> Iterator[tuple[np.ndarray, Tensor, dict[int, str]]]:
+    """Decode groups of images in threads while the caller works on an earlier group.
+
+    Args:
+        paths: Image files.
+        groups: Rows of ``paths`` that go into each batch.
+        crop: Height and width of the central crop, pixels.
+        workers: Decoding threads; by default one a core.
+        ahead: Batches decoded in advance.
+        on_bad_image: ``"raise"`` or ``"drop"``.
+
+    Yields:
+        Rows that were decoded, shape (B,); their crops, uint8, shape (B, 3, H, W), a
+        channels-last view of a buffer that is overwritten after the next step of the loop; and
+        the rows that could not be decoded with the reason.
+
+    Raises:
+        BadImageError: With ``"raise"``, names all undecodable images of a batch, when it is due.
+    """
+    _check_choice(on_bad_image)
+    size = max((len(group) for group in groups), default=0)
+    pin = torch.cuda.is_available()
+    # one buffer more than is in flight: the caller still holds the last one
+    ring = [
+        torch.empty((size, *crop, 3), dtype=torch.uint8, pin_memory=pin) for _ in range(ahead + 2)
+    ]
+    waiting: deque = deque()
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
+        for position in range(len(groups) + ahead):
+            if position < len(groups):
+                group, buffer = groups[position], ring[position % len(ring)]
+                slots = [buffer[i].numpy() for i in range(len(group))]
+                jobs = [
+                    pool.submit(_fill, paths[row], crop, slot)
+                    for row, slot in zip(group, slots, strict=True)
+                ]
+                waiting.append((group, buffer, jobs))
+            if position >= ahead and waiting:
+                yield _gather(*waiting.popleft(), on_bad_image)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _gather(
+    group: np.ndarray, buffer: Tensor, jobs: list, on_bad_image: str
+) -> tuple[np.ndarray, Tensor, dict[int, str]]:
+    """Wait for one batch and take out what could not be decoded."""
+    reasons = [job.result() for job in jobs]
+    bad = {int(row): reason for row, reason in zip(group, reasons, strict=True) if reason}
+    if bad and on_bad_image == "raise":
+        raise BadImageError("; ".join(bad.values()))
+    good = np.array([reason is None for reason in reasons])
+    pixels = buffer[: len(group)] if good.all() else buffer[: len(group)][torch.from_numpy(good)]
+    return np.asarray(group)[good], pixels.permute(0, 3, 1, 2), bad  # (B, 3, H, W)
+
+
+def _fill(path: Path, crop: tuple[int, int], slot: np.ndarray) -> str | None:
+    """Decode into a slot of a batch; return the reason where that fails."""
+    try:
+        slot[...] = central_crop(path, crop)
+    except (BadImageError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"unlabelled images: {folder} is not a folder")
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
+    if not found:
+        endings = ", ".join(sorted(ENDINGS))
+        raise FileNotFoundError(f"unlabelled images: {folder} holds no image file ({endings})")
+    return found
+
+
+def _measure(name: str, path: Path, crop: tuple[int, int]) -> tuple[object, ...]:
+    """Return one row: name, path, height, width, bytes and why the image cannot be used."""
+    size = path.stat().st_size
+    try:
+        height, width = image_size(path)
+    except BadImageError as error:
+        return name, path, None, None, size, str(error)
+    small = height < crop[0] or width < crop[1]
+    reason = f"too small: {height}x{width}, the crop is {crop[0]}x{crop[1]}" if small else None
+    return name, path, height, width, size, reason
+
+
+def _check_choice(on_bad_image: str) -> None:
+    if on_bad_image not in ("raise", "drop"):
+        raise ValueError(f"on_bad_image must be 'raise' or 'drop', got {on_bad_image!r}")

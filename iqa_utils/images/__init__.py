@@ -1,0 +1,370 @@
+"""Decode every image once, into a memory map of bytes; batches leave it ready for a device.
+
+A store holds uint8 pixels in height, width, channel order, so that a gathered batch *is* a
+channels-last tensor. It is named by what went into it: the bytes of the files, the size, the fit
+and the resampler, which is a treatment and not a detail for a quality model. Pixels stay bytes
+until they are on the device; normalisation and augmentation happen there, on whole batches.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from iqa_utils.images.decode_once import Fit, checksum, finished_folder, listed
+from iqa_utils.images.decoding import BadImageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_log = logging.getLogger(__name__)
+
+
+class ImageStore:
+    """Decoded images in one uint8 memory map; made by `build_store`.
+
+    Row i of a store is image ``names[i]``. Nothing that a caller does to a returned tensor
+    reaches the file.
+
+    Attributes:
+        names: File names relative to the root, N values.
+        sizes: Height and width of each image, shape (N, 2), pixels.
+        uniform: Whether all images share one size.
+        key: Hash of the files' bytes, size, fit and resampler; what feature caches are keyed by.
+        dropped: Columns `image` and `reason` of the images left out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a finished store.
+
+        Args:
+            folder: The folder that `build_store` made, named by the key.
+
+        Raises:
+            ValueError: If the pixel file is not as long as its index says.
+        """
+        index = json.loads((folder / "index.json").read_text())
+        pixels = folder / "pixels.bin"
+        if pixels.stat().st_size != index["bytes"]:
+            raise ValueError(
+                f"{pixels}: expected {index['bytes']} bytes, found {pixels.stat().st_size}; "
+                "delete the folder and the store is built again"
+            )
+        self.folder = folder
+        self.key = folder.name
+        self.dropped = pd.DataFrame(index["dropped"], columns=["image", "reason"])
+        kept = np.flatnonzero(index["sums"])
+        self.names: list[str] = [index["names"][row] for row in kept]
+        self.sizes = np.asarray(index["sizes"], dtype=np.int64).reshape(-1, 2)[kept]
+        self.uniform = bool((self.sizes == self.sizes[0]).all())
+        self._starts = np.asarray(index["starts"], dtype=np.int64)[kept]
+        self._sums = np.asarray(index["sums"], dtype=np.int64)[kept]
+        # copy-on-write: torch gets writable memory, the file never changes
+        self._bytes = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c"))
+        self._resident: dict[torch.device, Tensor] = {}
+        self._buffers: dict[torch.device, Tensor] = {}
+        self._slots = None
+        length = int(self.sizes[0].prod()) * 3
+        if self.uniform and not (self._starts % length).any():
+            n_slots = len(self._bytes) // length  # more than N where images were dropped
+            self._slots = self._bytes[: n_slots * length].view(n_slots, length)
+            self._rows = torch.from_numpy(self._starts // length)  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.sizes[0])) if self.uniform else "mixed sizes"
+        return f"ImageStore({len(self)} images, {shape}, key {self.key[:12]})"
+
+    def image(self, i: int) -> Tensor:
+        """Return one image.
+
+        Args:
+            i: Row, 0 to N - 1.
+
+        Returns:
+            uint8, shape (3, H, W), RGB; a view of the store: `clone()` it before writing to it.
+        """
+        height, width = self.sizes[i].tolist()
+        start = int(self._starts[i])
+        pixels = self._bytes[start : start + height * width * 3]
+        return pixels.view(height, width, 3).permute(2, 0, 1)
+
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        """Gather images of one size.
+
+        Args:
+            indices: Rows, B values.
+            device: Where the batch goes; by way of pinned memory if it is a GPU.
+
+        Returns:
+            uint8, shape (B, 3, H, W), channels-last. The memory may be reused by the next call
+            of `batch` or `crops`: `clone()` what must outlive it.
+
+        Raises:
+            ValueError: If the images differ in size.
+        """
+        if not self.uniform:
+            raise ValueError(
+                f"expected images of one size, found {len(np.unique(self.sizes, axis=0))} sizes; "
+                "use crops() or image()"
+            )
+        height, width = self.sizes[0].tolist()
+        if self._slots is None:  # an image of another size left a gap
+            return self.crops(indices, (height, width), device=device)
+        device = torch.device(device)
+        source = self._resident.get(device, self._slots)
+        rows = self._rows[torch.from_numpy(_row_numbers(indices))].to(source.device)  # (B,)
+        buffer = self._buffer((len(rows), source.shape[1]), source.device, device)
+        torch.index_select(source, 0, rows, out=buffer)
+        return buffer.to(device).view(-1, height, width, 3).permute(0, 3, 1, 2)
+
+    def crops(
+        self,
+        indices: Sequence[int] | Tensor,
+        size: tuple[int, int],
+        *,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Tensor:
+        """Gather one crop of each image; the images may differ in size.
+
+        Args:
+            indices: Rows, B values.
+            size: Height and width of the crops, pixels.
+            generator: CPU generator of the positions; central crops without one.
+            device: Where the batch goes.
+
+        Returns:
+            uint8, shape (B, 3, height, width), channels-last, memory reused as in `batch`.
+
+        Raises:
+            ValueError: If an image is smaller than the crop.
+        """
+        indices, (height, width) = _row_numbers(indices), size
+        room = self.sizes[indices] - (height, width)  # (B, 2)
+        if (room < 0).any():
+            small = indices[(room < 0).any(axis=1)][0]
+            raise ValueError(
+                f"crops of {height}x{width}: {self.names[small]} is only {{}}x{{}}".format(
+                    *self.sizes[small]
+                )
+            )
+        share = 0.5
+        if generator is not None:
+            share = torch.rand(room.shape, dtype=torch.float64, generator=generator).numpy()
+        corners = (share * (room + (generator is not None))).astype(int)
+        device = torch.device(device)
+        buffer = self._buffer((len(indices), height, width, 3), torch.device("cpu"), device)
+        for slot, i, (top, left) in zip(buffer, indices, corners, strict=True):
+            crop = self.image(i)[:, top : top + height, left : left + width]
+            slot.copy_(crop.permute(1, 2, 0))
+        return buffer.to(device).permute(0, 3, 1, 2)
+
+    def load_to(self, device: str | torch.device) -> None:
+        """Keep all pixels of a uniform store on a device, where `batch` then gathers them.
+
+        Args:
+            device: A device with N * H * W * 3 bytes to spare.
+
+        Raises:
+            ValueError: If the images differ in size.
+        """
+        if self._slots is None:
+            raise ValueError("expected images of one size without gaps, found another layout")
+        self._resident[torch.device(device)] = self._slots.to(device)
+
+    def verify(self) -> None:
+        """Compare every image with the checksum taken when it was decoded.
+
+        Raises:
+            ValueError: If pixels have changed since; names the images.
+        """
+        sums = [checksum(self.image(i).permute(1, 2, 0).numpy()) for i in range(len(self))]
+        changed = [self.names[i] for i in np.flatnonzero(np.asarray(sums) != self._sums)]
+        if changed:
+            raise ValueError(f"{self.folder}: pixels changed since decoding: {listed(changed)}")
+
+    def _buffer(self, shape: tuple[int, ...], where: torch.device, target: torch.device) -> Tensor:
+        n_bytes = int(np.prod(shape))
+        kept = self._buffers.get(target)
+        if kept is None or len(kept) < n_bytes or kept.device != where:
+            pin = where.type == "cpu" and target.type == "cuda"
+            kept = torch.empty(n_bytes, dtype=torch.uint8, device=where, pin_memory=pin)
+            self._buffers[target] = kept
+        return kept[:n_bytes].view(shape)
+
+
+def build_store(
+    root: str | Path,
+    names: Sequence[str],
+    store_dir: str | Path,
+    *,
+    size: tuple[int, int] | int | None,
+    fit: str = "squash",
+    resampler: str = "bilinear",
+    on_bad_image: str = "raise",
+    progress: bool = True,
+) -> ImageStore:
+    """Open the store of these images, decoding whatever it still lacks.
+
+    Pillow decodes and resizes, so the pixels are Pillow's own. Work is kept image by image with a
+    checksum: a build that was killed is finished by the next call, which decodes again whatever
+    does not match its checksum. Processes that ask for one store at once take turns, and only the
+    first one works.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Image files, N different names; their order is the order of the rows.
+        store_dir: Folder of all stores; this one gets a folder named by its key.
+        size: (height, width) in pixels for "squash" and "center_crop"; the shorter side for
+            "short_side" and "shrink_short_side"; None for "native".
+        fit: "squash" resizes to the size, whatever the aspect ratio; "short_side" keeps the ratio
+            (the longer side is rounded down); "shrink_short_side" does so without ever enlarging;
+            "center_crop" cuts without resizing; "native" leaves the pixels as they are.
+        resampler: Pillow's name in lower case: nearest, box, bilinear, hamming, bicubic, lanczos.
+        on_bad_image: "raise", or "drop" to leave unreadable images out, logged and listed in
+            `ImageStore.dropped`.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        FileNotFoundError: If files are missing; names them.
+        BadImageError: If images cannot be read, under "raise"; names them.
+        OSError: If the disk cannot hold the pixels.
+        ValueError: If an option is unknown, a name is there twice, or the size is of another kind.
+    """
+    root, names, treatment = Path(root), [str(name) for name in names], Fit(size, fit, resampler)
+    if on_bad_image not in ("raise", "drop"):
+        raise ValueError(f"on_bad_image: expected 'raise' or 'drop', found {on_bad_image!r}")
+    folder = finished_folder(root, names, Path(store_dir), treatment, progress=progress)
+    store = ImageStore(folder)
+    if len(store.dropped):
+        lines = [f"{image} ({reason})" for image, reason in store.dropped.itertuples(index=False)]
+        if on_bad_image == "raise":
+            raise BadImageError(f"{len(lines)} of {len(names)} images unreadable: {listed(lines)}")
+        _log.warning("%d of %d images dropped: %s", len(lines), len(names), listed(lines))
+    return store
+
+
+def to_float(
+    batch: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Normalise bytes on the device they are on.
+
+    Args:
+        batch: uint8, shape (B, 3, H, W).
+        mean: Mean of each channel, in units of full scale; 3 values.
+        std: Standard deviation of each channel, likewise.
+        dtype: Type of the result; the arithmetic is float32.
+
+    Returns:
+        (batch / 255 - mean) / std, shape (B, 3, H, W), channels-last.
+
+    Raises:
+        ValueError: If the batch is not bytes: floats were normalised before.
+    """
+    if batch.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
+    n, _, height, width = batch.shape
+    mean, std = (torch.tensor(values, device=batch.device) for values in (mean, std))
+    # whole pixel rows at once: an inner axis of three channels is twice as slow
+    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)  # (W * 3,)
+    rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
+    rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype)
+    return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
+
+
+def augment(
+    batch: Tensor,
+    *,
+    flip: bool = True,
+    rotate: float = 0.0,
+    contrast: float = 0.0,
+    noise: float = 0.0,
+    generator: torch.Generator,
+) -> Tensor:
+    """Vary a batch on its device, every image by its own draw.
+
+    The default is the horizontal flip, which leaves quality as it was; the rest changes quality
+    and is there because the cross-sampling paper used it with training method 3.
+
+    Args:
+        batch: uint8, shape (B, 3, H, W).
+        flip: Mirror each image with probability one half.
+        rotate: Largest turn in degrees, uniform in [-rotate, rotate]; borders are reflected.
+        contrast: Largest relative change of the distance from the image's mean, in [0, 1].
+        noise: Standard deviation of white Gaussian noise in grey levels (0 to 255).
+        generator: CPU generator; the draws are the same on every device but for the noise.
+
+    Returns:
+        uint8, new memory, same shape and memory format.
+
+    Raises:
+        ValueError: If the batch is not bytes, or a strength is negative or out of range.
+
+    References:
+        Lehmann, Rokita, 2023, training method 3: rotations, flips, minor contrast modifications
+        and noise; how strong they were is not stated.
+    """
+    if batch.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 pixels, found {batch.dtype}: augment before to_float")
+    if rotate < 0 or noise < 0 or not 0 <= contrast <= 1:
+        raise ValueError(
+            "expected rotate >= 0, noise >= 0 and contrast in [0, 1], "
+            f"found {rotate}, {noise}, {contrast}"
+        )
+    device = batch.device
+    draws = torch.rand((3, len(batch), 1, 1, 1), generator=generator).to(device)
+    out = batch.clone()
+    if flip:
+        chosen = draws[0].flatten() < 0.5
+        out[chosen] = out[chosen].flip(3)
+    if not (rotate or contrast or noise):
+        return out
+    out = out.to(torch.float32)
+    if rotate:
+        out = _rotated(out, torch.deg2rad((2 * draws[1].flatten() - 1) * rotate))
+    if contrast:
+        mean = out.mean(dim=(1, 2, 3), keepdim=True)
+        out = mean + (out - mean) * (1 + contrast * (2 * draws[2] - 1))
+    if noise:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        local = torch.Generator(device).manual_seed(seed)
+        out = out + noise * torch.randn(out.shape, generator=local, device=device)
+    result = out.round_().clamp_(0, 255).to(torch.uint8)
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+def _row_numbers(indices: Sequence[int] | Tensor) -> np.ndarray:
+    rows = np.asarray(indices)
+    if rows.dtype.kind == "b" or (rows.size and rows.dtype.kind not in "iu"):
+        raise ValueError(f"expected row numbers, found {rows.dtype}; use np.flatnonzero of a mask")
+    return rows.astype(np.int64)  # a copy: pandas hands out read-only arrays
+
+
+def _rotated(images: Tensor, angles: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    cos, sin = angles.cos(), angles.sin()
+    turn = images.new_zeros(len(images), 2, 3)  # in units of half the width and half the height
+    turn[:, 0, 0], turn[:, 0, 1] = cos, -sin * height / width
+    turn[:, 1, 0], turn[:, 1, 1] = sin * width / height, cos
+    grid = affine_grid(turn, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, padding_mode="reflection", align_corners=False)

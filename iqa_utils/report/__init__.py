@@ -1,0 +1,357 @@
+"""The offline site: every claim against every result, one page a run, tables to take away.
+
+Everything is drawn from ``metrics.json``, ``provenance.json``, the figures and the executed
+notebooks; nothing is computed again and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+import matplotlib.pyplot as plt
+import pandas as pd
+from great_tables import GT, loc, style
+
+from iqa_utils.claims import PAPERS, VERDICTS, compare, coverage
+from iqa_utils.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
+from iqa_utils.report.pages import write_notebook_page
+from iqa_utils.runs import ROOT, find_runs
+
+TITLES = {
+    "lehmann2023": "Lehmann & Rokita 2023: dual-Xception and cross-sampling",
+    "feng2023": "Feng et al. 2023: one regressor, monotonic transformers",
+    "ahmed2020": "Ahmed & Asif 2020: deep features and Gaussian processes",
+    "nguyen2024": "Nguyen et al. 2024: CLIP with label and feature smoothing",
+    "ponomarenko2022": "Ponomarenko et al. 2022: distillation over unlabelled images",
+}
+SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data"]
+MARKERS = {
+    part: (f"<!-- {part}: start -->", f"<!-- {part}: end -->") for part in ("notebooks", "results")
+}
+
+
+def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results that were measured on real data.
+
+    Args:
+        runs: From :func:`iqa_utils.runs.find_runs`.
+
+    Returns:
+        Results in the order of the runs, each once though a published run is found twice.
+    """
+    return _unique(result for run in runs for result in run["results"] if result["data"] != "demo")
+
+
+def demo_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results that were measured on made data, each once."""
+    return _unique(result for run in runs for result in run["results"] if result["data"] == "demo")
+
+
+def _unique(results: Any) -> list[dict[str, Any]]:
+    seen: dict[str, dict[str, Any]] = {}
+    for result in results:
+        seen.setdefault(json.dumps(result, sort_keys=True), result)
+    return list(seen.values())
+
+
+def verdict_counts(board: pd.DataFrame) -> pd.DataFrame:
+    """Count verdicts by paper.
+
+    Args:
+        board: From :func:`iqa_utils.claims.compare`.
+
+    Returns:
+        One row a paper in the order of the notebooks, one column a verdict.
+    """
+    counts = pd.crosstab(board["paper"], board["verdict"])
+    return counts.reindex(index=list(PAPERS), columns=list(VERDICTS), fill_value=0)
+
+
+def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
+    """Draw where each paper stands: one bar a paper, one colour a verdict.
+
+    Args:
+        board: From :func:`iqa_utils.claims.compare`.
+
+    Returns:
+        The figure.
+    """
+    set_theme()
+    counts = verdict_counts(board)
+    counts.index = [TITLES[paper].split(":")[0] for paper in counts.index]
+    figure, axes = plt.subplots(figsize=(9, 3.6))
+    plot_verdicts(axes, counts.loc[:, counts.sum() > 0])
+    axes.set_title(f"{len(board)} published numbers, checked")
+    return figure
+
+
+def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | None = None) -> Path:
+    """Write the site.
+
+    Args:
+        folder: Where to; ``runs/report`` by default. It is replaced.
+        runs: From :func:`iqa_utils.runs.find_runs`, all of them by default.
+
+    Returns:
+        ``index.html``.
+    """
+    folder = folder or ROOT / "runs" / "report"
+    runs = find_runs() if runs is None else runs
+    runs = [run for run in runs if folder not in run["folder"].parents]
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "tables").mkdir(parents=True)
+    board = compare(real_results(runs))
+    figure = draw_scoreboard(board)
+    figure.savefig(partial / "scoreboard.png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+    sections = [_paper_section(paper, board, partial) for paper in PAPERS]
+    pages = [_run_card(run, partial) for run in runs]
+    demo = _demo_section(demo_results(runs), partial)
+    index = _PAGE.format(
+        n=len(board),
+        compared=int(board["ours"].notna().sum()),
+        counts=_counts_line(board),
+        papers="\n".join(sections),
+        waiting=_waiting(board),
+        runs="\n".join(pages) or "<p>No finished run yet: <code>make demo</code>.</p>",
+        demo=demo,
+    )
+    (partial / "index.html").write_text(index, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder / "index.html"
+
+
+def _counts_line(board: pd.DataFrame) -> str:
+    counts = board["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+
+
+def _paper_section(paper: str, board: pd.DataFrame, folder: Path) -> str:
+    part = board[board["paper"] == paper]
+    part.to_csv(folder / "tables" / f"{paper}.csv", index=False)
+    answered = part[part["ours"].notna() | part["verdict"].isin(["inconsistent", "implausible"])]
+    answered = answered[[*SHOWN, "verdict", "reason"]]
+    _write_latex(answered, folder / "tables" / f"{paper}.tex")
+    links = f'<a href="tables/{paper}.csv">CSV, all {len(part)}</a>'
+    links += f' · <a href="tables/{paper}.tex">LaTeX</a>'
+    table = _verdict_table(answered) if len(answered) else "<p>Nothing was run yet.</p>"
+    return (
+        f'<section id="{paper}"><h2>{html.escape(TITLES[paper])}</h2>'
+        f"<p>{len(part)} numbers: {_counts_line(part)}. {links}</p>"
+        f"<details><summary>{len(answered)} that something was said of</summary>"
+        f'<div class="wide">{table}</div></details></section>'
+    )
+
+
+def _verdict_table(rows: pd.DataFrame) -> str:
+    shown = rows.astype(object).where(rows.notna(), None)
+    table = GT(shown).fmt_number(columns="ours", n_sigfig=4).sub_missing(missing_text="")
+    for verdict in VERDICTS:
+        chosen = [i for i, v in enumerate(rows["verdict"]) if v == verdict]
+        if chosen:
+            colour = matplotlib.colors.to_hex(VERDICT_COLOURS[verdict]) + "55"
+            table = table.tab_style(style.fill(colour), loc.body(columns="verdict", rows=chosen))
+    table = table.tab_options(table_font_size="13px", table_width="100%", data_row_padding="2px")
+    return table.as_raw_html(inline_css=False)
+
+
+def _write_latex(rows: pd.DataFrame, path: Path) -> None:
+    styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
+    text = styler.format_index(escape="latex", axis=1).to_latex(hrules=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _waiting(board: pd.DataFrame) -> str:
+    table = coverage().merge(
+        board[board["verdict"] == "not run"].groupby(["paper", "table"]).size().rename("not run"),
+        on=["paper", "table"],
+        how="inner",
+    )
+    if table.empty:
+        return "<p>Every number has been answered.</p>"
+    columns = ["paper", "table", "not run", "claims", "notebook", "needs", "reason"]
+    shown = GT(table[columns]).tab_options(table_font_size="13px", table_width="100%")
+    return shown.as_raw_html(inline_css=False)
+
+
+def _run_card(run: dict[str, Any], folder: Path) -> str:
+    name = _page_name(run)
+    target = folder / name
+    target.mkdir()
+    source = run["folder"]
+    figures = sorted([*source.glob("*.png"), *source.glob("figures/*.png")])
+    for figure in figures:
+        shutil.copy(figure, target)
+    results = pd.DataFrame(run["results"])
+    results.to_csv(target / "results.csv", index=False)
+    _write_latex(results, target / "results.tex")
+    links = [f'<a href="{name}/results.csv">CSV</a>', f'<a href="{name}/results.tex">LaTeX</a>']
+    notebook = source / f"{run['stem']}.ipynb"
+    if notebook.is_file():
+        write_notebook_page(notebook, folder / f"{name}.html")
+        links.insert(0, f'<a href="{name}.html">executed notebook</a>')
+    images = "".join(
+        f'<a href="{name}/{f.name}"><img src="{name}/{f.name}" alt="{f.stem}" loading="lazy"></a>'
+        for f in figures
+    )
+    return (
+        f"<article><h3>{html.escape(name.replace('--', ' · '))}</h3>"
+        f"<p>{_provenance_line(source)} {' · '.join(links)}</p>"
+        f'<div class="figures">{images}</div></article>'
+    )
+
+
+def _page_name(run: dict[str, Any]) -> str:
+    folder, where = run["folder"], "published" if "figures" in run["folder"].parts else "run"
+    suffix = "" if where == "published" else folder.name.removeprefix(run["stem"])
+    return re.sub(r"[^\w.-]", "_", f"{run['stem']}--{run['profile']}{suffix}--{where}")
+
+
+def _provenance_line(folder: Path) -> str:
+    path = folder / "provenance.json"
+    if not path.is_file():
+        return ""
+    seen = json.loads(path.read_text())
+    data = "made data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}."
+    return html.escape(text)
+
+
+def _demo_section(results: list[dict[str, Any]], folder: Path) -> str:
+    if not results:
+        return "<p>None.</p>"
+    table = pd.DataFrame(results)
+    table.to_csv(folder / "tables" / "demo.csv", index=False)
+    counts = table.groupby("paper").size()
+    lines = "".join(f"<li>{html.escape(str(p))}: {n} values</li>" for p, n in counts.items())
+    return f'<ul>{lines}</ul><p><a href="tables/demo.csv">CSV</a></p>'
+
+
+def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write the README's results as Markdown, from published runs only.
+
+    Args:
+        runs: Runs to tell; those under ``figures`` by default.
+
+    Returns:
+        A table of verdicts a paper, and a table of the numbers we stand beside the papers'.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    board = compare(real_results(runs))
+    counts = verdict_counts(board)
+    counts = counts.loc[:, counts.sum() > 0]
+    lines = ["| paper | numbers | " + " | ".join(counts.columns) + " |"]
+    lines.append("| --- " * (len(counts.columns) + 2) + "|")
+    for paper, row in counts.iterrows():
+        title = TITLES[str(paper)].split(":")[0]
+        lines.append(f"| {title} | {row.sum()} | " + " | ".join(map(str, row)) + " |")
+    lines += ["", *_reproduced_lines(board)]
+    return "\n".join(lines)
+
+
+def _reproduced_lines(board: pd.DataFrame) -> list[str]:
+    answered = board[board["verdict"].isin(["reproduced", "close", "better", "worse"])]
+    lines = ["| paper | table | numbers compared | reproduced | close | better | worse |"]
+    lines.append("| --- " * 7 + "|")
+    for (paper, table), part in answered.groupby(["paper", "table"], sort=False):
+        counts = part["verdict"].value_counts()
+        cells = [str(counts.get(v, 0)) for v in ("reproduced", "close", "better", "worse")]
+        title = TITLES[paper].split(":")[0]
+        lines.append(f"| {title} | {table} | {len(part)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write the README's list of notebooks as Markdown.
+
+    Args:
+        runs: Runs whose time is told; those under ``figures`` by default.
+
+    Returns:
+        One row a notebook: title, the question it asks, and its published runs with their time.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title = head.split("\n")[0].removeprefix("# ")
+        question = next(line for line in head.split("\n") if line.startswith("> "))[2:]
+        told = [_run_line(run) for run in runs if run["stem"] == path.stem]
+        cells = [f"[{title}](notebooks/{path.name})", question, "; ".join(told)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    seen = json.loads((run["folder"] / "provenance.json").read_text())
+    minutes = seen["seconds"] / 60
+    time = f"{seen['seconds']:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+    device = "CPU" if seen["device"] == "cpu" else seen["device"]
+    return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}"
+
+
+def update_readme(path: Path | None = None) -> bool:
+    """Put the current tables between the README's markers.
+
+    Args:
+        path: The README, the repository's by default.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: If the markers are not there, once each.
+    """
+    path = path or ROOT / "README.md"
+    old = text = path.read_text(encoding="utf-8")
+    for part, table in {"notebooks": notebook_table, "results": readme_tables}.items():
+        start, end = MARKERS[part]
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path.name} must hold {start} and {end} once each")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
+    if text != old:
+        path.write_text(text, encoding="utf-8")
+    return text != old
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Five image-quality papers, re-run</title>
+<style>
+ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1100px }}
+ body {{ padding: 1rem }}
+ h1 {{ line-height: 1.15 }} h2 {{ margin-top: 2.2rem }} a {{ color: #0b5cad }}
+ img {{ max-width: 100%; height: auto }} summary {{ cursor: pointer }}
+ .wide {{ overflow-x: auto }}
+ .figures {{ display: grid; gap: .8rem }}
+ .figures {{ grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)) }}
+ .figures img {{ border: 1px solid #ddd; background: #fff; aspect-ratio: 4/3; object-fit: contain }}
+ article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
+</style></head><body>
+<h1>Five papers on no-reference image quality, re-run and checked number by number</h1>
+<p>{n} published numbers; {compared} of them stand beside a value of ours measured on real data.
+Verdicts: {counts}.</p>
+<a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
+{papers}
+<h2>What nothing has tested yet</h2>
+<div class="wide">{waiting}</div>
+<h2>Runs</h2>
+{runs}
+<h2>Demo results</h2>
+<p>Made data, small networks, random weights: these show that the machinery works, and are never
+compared with a paper.</p>
+{demo}
+</body></html>
+"""

@@ -1,0 +1,1 @@
+"""The steps of each paper's protocol, called by its notebook."""

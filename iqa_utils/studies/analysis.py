@@ -1,0 +1,308 @@
+"""What a score table says before any model is trained: ranges, correlations, noise of raters.
+
+Written for KonIQ-10k, whose table keeps every vote; the audit of a set works for all.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from iqa_utils.datasets import DATASETS
+from iqa_utils.datasets.readers import KONIQ_COUNTS
+from iqa_utils.indicators import measure_all
+from iqa_utils.metrics import mae, per_range, plcc, range_index, range_names, srcc
+
+EDGES = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)  # MOS ranges of lehmann2023, on 0-100
+VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
+    "MOS Z-Score": "mos",
+    "Brightness": "brightness",
+    "Contrast": "contrast",
+    "Colorfulness": "colorfulness",
+    "Sharpness": "sharpness",
+    "Bitrate": "bitrate",
+    "Resolution": "hxw",
+    "Deep Feature": "deep_feature",
+}
+
+
+def correlations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Correlate MOS and indicators pair by pair (Pearson), as Fig. 2 of lehmann2023 does.
+
+    Args:
+        frame: Score table of KonIQ-10k with its indicators, N rows.
+
+    Returns:
+        Symmetric matrix, shape (8, 8), with the figure's names; NaN where a column is constant.
+
+    Raises:
+        ValueError: If an indicator is missing.
+    """
+    table = frame[list(VARIABLES.values())]
+    if table.isna().any(axis=None):
+        absent = table.columns[table.isna().any()].tolist()
+        raise ValueError(f"expected the indicators of every image, missing values in {absent}")
+    return table.set_axis(list(VARIABLES), axis=1).corr()
+
+
+def pair_results(matrix: pd.DataFrame) -> list[dict[str, object]]:
+    """List each pair of a correlation matrix once, in the words of the ledger.
+
+    Args:
+        matrix: As :func:`correlations` returns it.
+
+    Returns:
+        One dictionary a pair: ``method``, ``metric`` ("pearson with ..."), ``value``.
+    """
+    names = list(matrix)
+    return [
+        {"method": row, "metric": f"pearson with {column}", "value": matrix.loc[row, column]}
+        for i, row in enumerate(names)
+        for column in names[i + 1 :]
+    ]
+
+
+def range_counts(
+    mos: Sequence[float] | np.ndarray, edges: Sequence[float] = EDGES, *, closed: str = "left"
+) -> pd.Series:
+    """Count images in each MOS range.
+
+    Args:
+        mos: Scores, shape (N,), on the scale of the edges.
+        edges: K + 1 rising edges.
+        closed: "left" for [low, high), the last range closed on both sides (the convention that
+            gives the published counts), or "right" for (low, high].
+
+    Returns:
+        K counts, indexed "0-20", "20-40", ...
+
+    Raises:
+        ValueError: If a score lies outside the edges or `closed` is neither word.
+    """
+    mos, edges = np.asarray(mos, float), np.asarray(edges, float)
+    if closed not in ("left", "right"):
+        raise ValueError(f"expected closed 'left' or 'right', got {closed!r}")
+    if closed == "left":
+        counts = np.bincount(range_index(mos, edges), minlength=len(edges) - 1)
+    else:
+        counts = np.bincount(range_index(-mos, -edges[::-1]), minlength=len(edges) - 1)[::-1]
+    return pd.Series(counts, index=range_names(edges))
+
+
+def conventions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count KonIQ-10k's ranges under each convention that is in use.
+
+    Args:
+        frame: Score table of KonIQ-10k.
+
+    Returns:
+        One row a convention, one column a range; the first row is ours and the papers'.
+    """
+    stretched = (frame["mos_raw"] - 1) / 4 * 100
+    return pd.DataFrame(
+        {
+            "z-score MOS, [low, high)": range_counts(frame["mos"]),
+            "z-score MOS, (low, high]": range_counts(frame["mos"], closed="right"),
+            "(MOS - 1) / 4 * 100, [low, high)": range_counts(stretched),
+        }
+    ).T
+
+
+def constant_floor(frame: pd.DataFrame) -> pd.Series:
+    """Return the MAE of always answering the median, in all and by range: what chance reaches.
+
+    Args:
+        frame: Score table on 0-100.
+
+    Returns:
+        MAE in points, indexed "all", "0-20", ...; NaN for a range of fewer than two images.
+    """
+    mos = frame["mos"].to_numpy()
+    median = np.full_like(mos, np.median(mos))
+    return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, EDGES)})
+
+
+def label_regimes(mos: Sequence[float] | np.ndarray) -> pd.DataFrame:
+    """Hold the sentences of nguyen2024 about its Fig. 3 against the scores.
+
+    Args:
+        mos: Z-score MOS on 0-100, shape (N,); the figure divides it by 20.
+
+    Returns:
+        One row a sentence: ``sentence``, ``measured`` (text), ``holds`` (bool).
+    """
+    label = np.asarray(mos, float) / 20
+    filled = np.histogram(label, np.linspace(0, 5, 51))[0]
+    main = float(((label >= 2.2) & (label < 3.9)).mean())
+    low, high = int((label < 1).sum()), int((label > 4.2).sum())
+    few = float((((label >= 1) & (label < 2)) | ((label >= 3.5) & (label <= 4.2))).mean())
+    mode, skew = 0.1 * filled.argmax(), float(stats.skew(label))
+    near = mode - 0.1 <= 3.5 <= mode + 0.2
+    rows = [
+        ("most values fall between 2.2 and 3.9", f"{main:.1%} do", main > 0.5),
+        ("the mode is around 3.5", f"fullest bin [{mode:.1f}, {mode + 0.1:.1f})", near),
+        ("no sample from 0 to 1", f"{low} images", low == 0),
+        ("no sample above about 4.2", f"{high} images", high == 0),
+        ("few samples in 1-2 and 3.5-4.2", f"{few:.1%} of all", few < 0.1),
+        ("right-skewed", f"skewness {skew:+.2f}", skew > 0),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["sentence", "measured", "holds"])
+
+
+def rater_noise(frame: pd.DataFrame) -> dict[str, float]:
+    """Split the spread of MOS into quality and sampling of raters.
+
+    The mean of n votes has variance SD^2 / n; what is left of the variance of MOS is quality.
+    A model that knew the quality exactly would correlate with MOS at the root of the share that
+    is quality, and miss it by the noise.
+
+    Args:
+        frame: Score table of KonIQ-10k with ``sd_raw``, ``mos_raw``, ``votes``, N rows.
+
+    Returns:
+        ``noise`` (SD of MOS from sampling raters, on 1-5), ``noise_points`` (the same on 0-100),
+        ``reliability`` (share of variance that is quality) and ``plcc_ceiling``.
+
+    Note:
+        Votes count as independent; whatever raters share (screens, a habit) is not in it, so the
+        true ceiling is lower.
+    """
+    noise = float((frame["sd_raw"] ** 2 / frame["votes"]).mean())
+    total = float(frame["mos_raw"].var())
+    reliability = 1 - noise / total
+    points = noise**0.5 * float(frame["mos"].std() / frame["mos_raw"].std())
+    return {
+        "noise": noise**0.5,
+        "noise_points": points,
+        "reliability": reliability,
+        "plcc_ceiling": reliability**0.5,
+    }
+
+
+def draw_votes(
+    counts: np.ndarray, n_votes: int | np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw some of the votes of every image, without replacement.
+
+    Args:
+        counts: Votes of each grade, shape (N, 5).
+        n_votes: How many to draw, for all or shape (N,); at most what an image has.
+        rng: The generator.
+
+    Returns:
+        Drawn votes of each grade, shape (N, 5).
+
+    Raises:
+        ValueError: If an image has fewer votes.
+    """
+    wanted = np.broadcast_to(n_votes, len(counts)).copy()
+    if (wanted > counts.sum(axis=1)).any():
+        fewest = int(counts.sum(axis=1).min())
+        raise ValueError(f"expected at least {int(wanted.max())} votes an image, found {fewest}")
+    drawn, rest = np.zeros_like(counts), counts.sum(axis=1)
+    for grade in range(counts.shape[1]):
+        rest = rest - counts[:, grade]
+        drawn[:, grade] = rng.hypergeometric(counts[:, grade], rest, wanted)
+        wanted -= drawn[:, grade]
+    return drawn
+
+
+def vote_curve(frame: pd.DataFrame, sizes: Sequence[int], *, seed: int) -> pd.DataFrame:
+    """Correlate the mean of a few votes with the mean of the image's other votes.
+
+    Args:
+        frame: Score table of KonIQ-10k with ``c1..c5``, N rows.
+        sizes: Numbers of votes to draw; those above half of the fewest are left out, because
+            the votes that remain would be too few to compare with.
+        seed: Root seed.
+
+    Returns:
+        One row a size: ``votes``, ``srcc``, ``plcc``.
+    """
+    counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
+    grades, rows = np.arange(1, 6), []
+    for size in (size for size in sizes if size <= counts.sum(axis=1).min() // 2):
+        few = draw_votes(counts, size, rng)
+        means = few @ grades / size, (counts - few) @ grades / (counts - few).sum(axis=1)
+        rows.append({"votes": size, "srcc": srcc(*means), "plcc": plcc(*means)})
+    return pd.DataFrame(rows)
+
+
+def split_half_ceiling(
+    frame: pd.DataFrame, *, n_splits: int = 20, seed: int
+) -> dict[str, tuple[float, float, float]]:
+    """Estimate the correlation that no model can pass from random halves of the votes.
+
+    Two halves correlate at r; by Spearman and Brown the whole has reliability 2r / (1 + r), and
+    the noise-free scores correlate with the observed ones at its root.
+
+    Args:
+        frame: Score table of KonIQ-10k with ``c1..c5``, N rows.
+        n_splits: Random halvings, at least 2.
+        seed: Root seed.
+
+    Returns:
+        "SRCC" and "PLCC" -> mean, lowest and highest ceiling over the halvings.
+    """
+    counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
+    total, grades, found = counts.sum(axis=1), np.arange(1, 6), []
+    for _ in range(n_splits):
+        half = draw_votes(counts, total // 2, rng)
+        means = half @ grades / (total // 2), (counts - half) @ grades / (total - total // 2)
+        found.append([srcc(*means), plcc(*means)])
+    ceiling = np.sqrt(2 * np.array(found) / (1 + np.array(found)))  # (n_splits, 2)
+    rows = zip(("SRCC", "PLCC"), ceiling.T, strict=True)
+    return {name: (float(r.mean()), float(r.min()), float(r.max())) for name, r in rows}
+
+
+def audit_table(tables: Mapping[str, pd.DataFrame], data_root: str | Path) -> pd.DataFrame:
+    """Put every data set that was found on one page.
+
+    Args:
+        tables: Score tables by name, as ``datasets.audit`` returns them.
+        data_root: Folder that holds each set in a folder of its name.
+
+    Returns:
+        One row a set: kind, rows, official rows, images on disk, contents, scale, mean, SD and
+        skewness of MOS, official split (training/validation/test), made.
+    """
+    rows = {}
+    for name, frame in tables.items():
+        mos, (low, high) = frame["mos"], frame.attrs["scale"]
+        there = sum((Path(data_root) / name / image).is_file() for image in frame["image"])
+        parts = frame["split"].value_counts()
+        split = [str(parts.get(part, 0)) for part in ("training", "validation", "test")]
+        rows[name] = {
+            "kind": frame.attrs["kind"],
+            "scores": len(frame),
+            "official": DATASETS[name].n_images or None,
+            "images": there,
+            "contents": frame["reference"].nunique(),
+            "scale": f"{low:g} to {high:g}",
+            "mean": mos.mean(),
+            "SD": mos.std(),
+            "skewness": float(stats.skew(mos)),
+            "split": "/".join(split) if len(parts) else "",
+            "made": frame.attrs["demo"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def indicator_agreement(frame: pd.DataFrame, root: str | Path, n_images: int) -> pd.DataFrame:
+    """Correlate our indicators of the images with the columns that come with the set.
+
+    Args:
+        frame: Score table of KonIQ-10k with its indicators.
+        root: The set's folder, with images.
+        n_images: Images to measure, evenly out of all.
+
+    Returns:
+        One row an indicator: ``pearson``, ``spearman``, ``n``.
+    """
+    rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, n_images).astype(int))]
+    ours = measure_all(root, rows["image"].tolist())
+    names = ["brightness", "contrast", "colorfulness", "sharpness", "bitrate"]
+    found = [(plcc(rows[c], ours[c]), srcc(rows[c], ours[c]), len(rows)) for c in names]
+    return pd.DataFrame(found, index=names, columns=["pearson", "spearman", "n"])

@@ -1,0 +1,315 @@
+"""The one training loop of the project.
+
+:func:`fit` trains any network on any stream of :class:`Batch`, keeps the best epoch by a named
+criterion, and can be killed at any moment: started again with the same configuration it goes on
+where it stopped and, on the CPU, ends with the same numbers to the last bit. That holds because
+everything random in an epoch is a function of ``(seed, epoch)``.
+
+Several GPUs: start the same script with ``torchrun`` or ``accelerate launch``. Every process then
+takes its share of each batch, and the gradient is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from iqa_utils.backbones import freeze_batch_statistics
+from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
+from iqa_utils.training.checkpoints import (
+    config_key,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
+from iqa_utils.training.parallel import Workers
+from iqa_utils.training.resume import TrainingState, deferred_interrupt
+from iqa_utils.training.schedules import constant_then_halved, cosine, staged
+
+__all__ = [
+    "Batch", "FitResult", "constant_then_halved", "cosine", "fit", "freeze_batch_statistics",
+    "load_model", "mean_loss", "predict", "save_model", "staged", "store_batches", "tensor_batches",
+]  # fmt: skip
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECK_EVERY = 50  # batches between looks at the loss on a GPU, where each look waits for the device
+
+
+@dataclass(slots=True)
+class FitResult:
+    """Outcome of :func:`fit`.
+
+    Attributes:
+        history: One row an epoch: ``epoch`` (from 1), ``train_loss``, ``lr``, ``images``,
+            ``seconds`` (training without evaluation), and what ``evaluate`` returned.
+        best_epoch: Epoch whose weights the network holds now.
+        seconds: Training time of all epochs.
+    """
+
+    history: pd.DataFrame
+    best_epoch: int
+    seconds: float
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Row of the history of the best epoch."""
+        return self.history.set_index("epoch").loc[self.best_epoch].to_dict()
+
+
+def mean_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
+    """Make the usual training step: the network's prediction against the scores.
+
+    Args:
+        loss: Function of (pred, mos), both of shape (B,).
+
+    Returns:
+        ``loss_step`` for :func:`fit`.
+    """
+    return lambda model, batch: loss(model(*batch.inputs), batch.mos)
+
+
+def fit(
+    model: nn.Module,
+    train_batches: Callable[[int], Iterable[Batch]],
+    *,
+    loss_step: Callable[[nn.Module, Batch], Tensor],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    schedule_each: Literal["epoch", "batch"] = "epoch",
+    epochs: int,
+    select: str = "val_srcc",
+    mode: Literal["min", "max"] = "max",
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002 - the word users know
+    checkpoint_dir: str | Path | None = None,
+    config: Mapping[str, Any],
+    seed: int = 0,
+    resume: bool = True,
+    progress: bool = True,
+) -> FitResult:
+    """Train a network and leave it with the weights of its best epoch.
+
+    Args:
+        model: Network, on the device to train on.
+        train_batches: Gives the batches of an epoch (counted from 0); the same ones whenever it is
+            asked for the same epoch. Torch's own generator is seeded before it is asked; NumPy's
+            and Python's global ones are not followed.
+        loss_step: Loss of one batch, a scalar, averaged over the batch. State that it keeps between
+            batches must live in ``model`` to be resumed.
+        evaluate: Metrics after an epoch, computed with the network in evaluation mode.
+        optimizer: Optimiser over the network's parameters.
+        scheduler: Learning-rate schedule, stepped after every epoch or batch.
+        schedule_each: What the schedule counts.
+        epochs: Epochs to train.
+        select: Entry of ``evaluate`` that picks the best epoch; the first of equal ones wins.
+        mode: Whether ``select`` should be small (``"min"``) or large (``"max"``).
+        precision: ``"bf16"`` and ``"fp16"`` use autocast, the latter with loss scaling.
+        channels_last: Keep images and convolutions in the memory format that is faster for them.
+        compile: Compile the network; with CUDA graphs on a GPU, where small batches otherwise wait
+            for kernel launches.
+        checkpoint_dir: Folder for ``<key>/last.pt``; the key is the hash of ``config``, the
+            optimiser, the schedule and the arguments here. None keeps nothing.
+        config: Everything else that determines the outcome: data, sizes, initial weights.
+        seed: Root seed of what is random in an epoch.
+        resume: Go on from the checkpoint of this configuration, if there is one.
+        progress: Show a bar.
+
+    Returns:
+        History, best epoch and time.
+
+    Raises:
+        FloatingPointError: If a loss is not finite; names epoch, batch and images.
+        KeyError: If ``evaluate`` does not return ``select``.
+        ValueError: If an option is unknown, an epoch has no batches, or ``select`` is never finite.
+        KeyboardInterrupt: After Ctrl-C, once the state is saved.
+
+    Note:
+        Over several processes the loss of a batch is the average of the parts' losses, weighted by
+        their sizes: exact for losses that are means over images, not for norm-in-norm.
+    """
+    _check_options(epochs=epochs, mode=mode, precision=precision, schedule_each=schedule_each)
+    device = next(model.parameters()).device
+    workers = Workers(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    network = workers.wrap(model)
+    if compile:
+        how = "reduce-overhead" if device.type == "cuda" else "default"
+        network = torch.compile(network, mode=how, dynamic=False)
+    # squared errors on a 0-100 scale overflow fp16 gradients at the usual first scale of 65,536
+    scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
+    state = TrainingState(model, optimizer, scheduler, scaler)
+    path = None
+    if checkpoint_dir is not None:
+        arguments = {"epochs": epochs, "seed": seed, "precision": precision}
+        arguments |= {"select": [select, mode], "schedule_each": schedule_each}
+        key = config_key({"config": dict(config), **arguments, **state.describe()})
+        path = Path(checkpoint_dir) / key / "last.pt"
+        if resume and path.is_file():
+            state.load(load_checkpoint(path), epochs)
+
+    def train_one_batch(whole: Batch) -> Tensor:
+        batch = workers.share(whole).to(device, channels_last=channels_last)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            loss = loss_step(network, batch)
+        if loss.ndim:
+            raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
+        scaler.scale(loss * workers.weight(len(batch), len(whole))).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if scheduler is not None and schedule_each == "batch":
+            scheduler.step()
+        return loss.detach().double() * len(batch)
+
+    def save() -> None:
+        if path is not None and workers.rank == 0:
+            save_checkpoint(path, state.to_dict(finished=state.epoch == epochs))
+
+    kept = "not saved: no checkpoint_dir was given" if path is None else "saved"
+    hidden = not progress or workers.rank > 0
+    bar = tqdm(total=epochs, initial=state.epoch, unit="epoch", disable=hidden)
+    with bar, deferred_interrupt() as interrupted:
+        while state.epoch < epochs:
+            _seed_epoch(seed, state.epoch, workers.rank)
+            _train_mode(model)
+            watch = _LossWatch(state.epoch, every=1 if device.type == "cpu" else CHECK_EVERY)
+            started = time.perf_counter() - state.seconds
+            learning_rate = optimizer.param_groups[0]["lr"]
+            for number, batch in enumerate(train_batches(state.epoch)):
+                if state.was_done(number, device):
+                    continue
+                loss_sum = train_one_batch(batch)
+                watch.look(number, batch, loss_sum)
+                state.count(loss_sum, len(batch))
+                if interrupted.is_set():
+                    watch.check()
+                    state.pause(device, time.perf_counter() - started)
+                    save()
+                    raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
+            watch.check()
+            if not state.images:
+                raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
+            row = {
+                "epoch": state.epoch + 1,
+                "train_loss": workers.total(state.loss_sum) / state.images,
+                "lr": learning_rate,
+                "images": state.images,
+                "seconds": time.perf_counter() - started,
+            }
+            if scheduler is not None and schedule_each == "epoch":
+                scheduler.step()
+            row |= workers.from_first(lambda: _evaluate(model, evaluate, select))
+            state.finish_epoch(row, select, mode)
+            save()
+            bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
+            bar.update()
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"training stopped after epoch {state.epoch}, {kept}")
+    if state.best["weights"] is None:
+        raise ValueError(f"no epoch had a finite {select}, so none can be chosen")
+    model.load_state_dict(state.best["weights"])
+    history = pd.DataFrame(state.history)
+    return FitResult(history, state.best["epoch"], float(history["seconds"].sum()))
+
+
+@torch.no_grad()  # not inference mode: a store reuses the memory of its batches
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+) -> np.ndarray:
+    """Predict a score for every image of a stream, in its order.
+
+    Args:
+        model: Network whose output has shape (B,) or (B, 1).
+        batches: The images.
+        device: Where to compute; None keeps the network where it is.
+        precision: ``"bf16"`` and ``"fp16"`` use autocast.
+
+    Returns:
+        Predictions, shape (N,), float64. The network is left in the mode it was in.
+    """
+    device = torch.device(device or next(model.parameters()).device)
+    was_training = model.training
+    model.to(device).eval()
+    parts = []
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        for batch in batches:
+            parts.append(model(*batch.to(device).inputs).reshape(len(batch)).double())
+    model.train(was_training)
+    return torch.cat(parts).cpu().numpy()
+
+
+class _LossWatch:
+    """Stops a training whose loss is not finite, naming the images of the batch."""
+
+    def __init__(self, epoch: int, every: int) -> None:
+        self.epoch, self.every = epoch, every
+        self.pending: list[tuple[int, Batch, Tensor]] = []
+
+    def look(self, number: int, batch: Batch, loss: Tensor) -> None:
+        without_inputs = Batch((), batch.mos, batch.index, names=batch.names)
+        self.pending.append((number, without_inputs, loss))
+        if len(self.pending) >= self.every:
+            self.check()
+
+    def check(self) -> None:
+        pending, self.pending = self.pending, []
+        if pending and not torch.stack([loss for *_, loss in pending]).isfinite().all():
+            number, batch, loss = next(p for p in pending if not p[2].isfinite())
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in epoch {self.epoch + 1}, batch {number + 1}: "
+                f"images {batch.describe()}, scores {batch.mos.tolist()}"
+            )
+
+
+def _evaluate(
+    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]], select: str
+) -> dict[str, float]:
+    model.eval()
+    metrics = {name: float(value) for name, value in evaluate(model).items()}
+    if select not in metrics:
+        raise KeyError(f"select={select!r} is not among the metrics {sorted(metrics)} of evaluate")
+    return metrics
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if getattr(module, "frozen_statistics", False):
+            module.eval()
+
+
+def _seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    torch.manual_seed(epoch_seed(seed, epoch, rank))
+
+
+def _check_options(*, epochs: int, mode: str, precision: str, schedule_each: str) -> None:
+    allowed = {
+        "mode": (mode, ("min", "max")),
+        "precision": (precision, tuple(DTYPES)),
+        "schedule_each": (schedule_each, ("epoch", "batch")),
+    }
+    for name, (value, choices) in allowed.items():
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
