@@ -40,12 +40,12 @@ def assert_same_outcome(network, result, *, other=None):
         assert torch.equal(network.state_dict()[key], value), key
 
 
-def stop_job(folder, number, *, after):
+def stop_job(folder, number, *, after, threads=None):
     """Train in another process, send it a signal after some steps, and return what it wrote."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    threads = threads or torch.get_num_threads()  # another number sums in another order
     with subprocess.Popen(
-        [sys.executable, JOB, str(folder), "slow"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, JOB, str(folder), "slow", str(threads)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for _ in range(after):
             line = process.stdout.readline()
@@ -200,6 +200,13 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_then_raises(tmp_path):
     assert_same_outcome(network, result)
 
 
+def test_going_on_with_another_number_of_threads_warns(tmp_path):
+    more = torch.get_num_threads() + 1
+    stop_job(tmp_path, signal.SIGINT, after=3, threads=more)
+    with pytest.warns(UserWarning, match=f"began with {more} threads and goes on with {more - 1}"):
+        train(*make(), checkpoint_dir=tmp_path)
+
+
 def test_an_interrupt_inside_the_process_leaves_the_handler_as_it_was(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
 
@@ -263,7 +270,7 @@ def test_two_processes_end_where_one_does(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*launch, JOB, str(tmp_path), "shared"],
+        [*launch, JOB, str(tmp_path), "shared", "1"],
         check=True, capture_output=True, env=environment, timeout=300,
     )  # fmt: skip
     weights, history = torch.load(tmp_path / "outcome.pt", weights_only=True)

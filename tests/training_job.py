@@ -60,9 +60,9 @@ def train(network, optimizer, scheduler, *, epochs: int = 6, step=None, **option
     )  # fmt: skip
 
 
-def main(folder: str, mode: str) -> None:
+def main(folder: str, mode: str, threads: str) -> None:
     """Train slowly enough to be killed (``slow``), or with frozen statistics (``shared``)."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(threads))
     if mode == "shared":
         network, optimizer, scheduler = make(dropout=0.0, frozen=True)
         result = train(network, optimizer, scheduler, checkpoint_dir=folder)

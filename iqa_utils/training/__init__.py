@@ -2,8 +2,8 @@
 
 :func:`fit` trains any network on any stream of :class:`Batch`, keeps the best epoch by a named
 criterion, and can be killed at any moment: started again with the same configuration it goes on
-where it stopped and, on the CPU, ends with the same numbers to the last bit. That holds because
-everything random in an epoch is a function of ``(seed, epoch)``.
+where it stopped and, on the CPU with as many threads, ends with the same numbers to the last bit.
+That holds because everything random in an epoch is a function of ``(seed, epoch)``.
 
 Several GPUs: start the same script with ``torchrun`` or ``accelerate launch``. Every process then
 takes its share of each batch, and the gradient is that of the whole batch.
@@ -126,7 +126,8 @@ def fit(
             optimiser, the schedule and the arguments here. None keeps nothing.
         config: Everything else that determines the outcome: data, sizes, initial weights.
         seed: Root seed of what is random in an epoch.
-        resume: Go on from the checkpoint of this configuration, if there is one.
+        resume: Go on from the checkpoint of this configuration, if there is one; warns where the
+            last bits will differ because the number of threads does.
         progress: Show a bar.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,11 +90,20 @@ class TrainingState:
         position = {
             k: getattr(self, k) for k in ("batches", "images", "loss_sum", "seconds", "random")
         }
+        position["threads"] = torch.get_num_threads()
         return outcome | position | {k: part.state_dict() for k, part in self.parts.items()}
 
     def load(self, saved: dict[str, Any], epochs: int) -> None:
         """Take over a state that was saved."""
         if saved["epoch"] < epochs:
+            then, now = saved.pop("threads"), torch.get_num_threads()
+            if then != now:
+                warnings.warn(
+                    f"this training began with {then} threads and goes on with {now}: sums are "
+                    "rounded in another order, so its numbers are not those of one "
+                    "uninterrupted run to the last bit",
+                    stacklevel=3,
+                )
             for name, part in self.parts.items():
                 part.load_state_dict(saved.pop(name))
         for name, value in saved.items():
