@@ -286,9 +286,33 @@ def test_demo_values_are_not_even_shown():
     assert pd.isna(judged["ours"])
 
 
-def test_other_data_and_protocols_are_named():
+def test_other_data_are_named():
     other = row([result(data="biq2021")], method="CLIP", metric="MAE all")
     assert (other["verdict"], other["reason"]) == ("not comparable", "other data: biq2021")
+
+
+def test_what_follows_from_a_network_alone_needs_no_data_and_a_score_does():
+    size = result(
+        paper="ahmed2020", table="Table 1", method="AlexNet / fc7 (pre-trained, linear SVR)",
+        dataset="tid2013", metric="feature count", value=4096, data="none",
+    )  # fmt: skip
+    judged = row([size], "ahmed2020", method=size["method"], metric="feature count",
+                 dataset="tid2013", table="Table 1")  # fmt: skip
+    assert (judged["verdict"], judged["ours"]) == ("reproduced", 4096)
+    other = row([result(data="none")], method="CLIP", metric="MAE all")
+    assert (other["verdict"], other["reason"]) == ("not comparable", "other data: none")
+
+
+def test_a_substituted_network_is_never_compared():
+    other = result(
+        paper="ahmed2020", table="Table 1",
+        method="ShuffleNet / node_198 (pre-trained, linear SVR)",
+        dataset="tid2013", metric="feature count", value=1000, data="none",
+    )  # fmt: skip
+    judged = row([other], "ahmed2020", method=other["method"], metric="feature count",
+                 dataset="tid2013", table="Table 1")  # fmt: skip
+    assert judged["verdict"] == "not comparable"
+    assert "v2 stands for the paper's v1" in judged["reason"]
 
 
 def test_a_real_result_comes_before_a_demo_one_and_the_papers_variant_first():

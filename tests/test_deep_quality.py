@@ -329,8 +329,9 @@ def test_results_are_named_as_in_the_ledger_or_as_controls():
         "NASNet-Large + GPR trained on TID"
     )
     assert deep_quality.name_final(final, "squeezenet1_0")["table"].item() == "control"
-    sizes = deep_quality.size_rows(["resnet101"], "tid2013", "demo")
-    assert {row["value"] for row in sizes} == {100352, 200704}
+    sizes = deep_quality.size_rows()
+    assert {row["value"] for row in sizes if "ResNet101" in row["method"]} >= {100352, 200704}
+    assert {row["data"] for row in sizes} == {"none"}
 
 
 def test_the_paper_profile_names_networks_and_layers_that_exist():

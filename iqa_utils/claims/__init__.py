@@ -27,7 +27,8 @@ VERDICTS = (
 # which variant of a result stands beside the paper: the nearest to what the authors did
 VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "", "corrected")
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
-DETERMINISTIC = ("pearson", "count", "feature count", "parameters", "inference GFLOPs")
+DATA_FREE = ("feature count", "parameters", "inference GFLOPs")  # follow from a network alone
+DETERMINISTIC = ("pearson", "count", *DATA_FREE)
 REPEATED = {
     "Proposed": ("Table 4", "NASNet-Large + GPR"),
     "complete architecture": ("Table 2", "NASNet-Large / predictions (fine-tuned, linear SVR)"),
@@ -38,6 +39,9 @@ REPEATED = {
     "Five CFCLs and Four ELUs (Proposed)": ("Table 1", "Proposed (All databases)"),
     "IMQNet pre-trained on TMP by transfer": ("Table 4", "IMQNet"),
 }  # fmt: skip
+SUBSTITUTED = {  # beginnings of methods whose network we had to replace
+    ("ahmed2020", "ShuffleNet"): "other network: ShuffleNet v2 stands for the paper's v1",
+}
 SETS = {  # what a result must have been measured on, where it is not the ledger's own word
     "live1": {"live"}, "live2": {"live"},
     ("feng2023", "weighted"): {"live", "csiq", "kadid10k", "bid", "livec", "koniq10k"},
@@ -260,6 +264,11 @@ def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         return "demo: made data"
     if claim["metric"].startswith("epoch seconds") and "RTX 3070" not in result.get("variant", ""):
         return "other protocol: another device"
+    for (paper, method), reason in SUBSTITUTED.items():
+        if claim["paper"] == paper and claim["method"].startswith(method):
+            return reason
+    if result["data"] == "none" and claim["metric"].startswith(DATA_FREE):
+        return ""
     paper, dataset = claim["paper"], claim["dataset"]
     expected = SETS.get((paper, dataset), SETS.get(dataset, {dataset}))
     used = {name.strip() for name in result["data"].split("+")}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLOURS = {
@@ -135,6 +136,7 @@ def plot_curves(
     """
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel=xlabel, ylabel=ylabel or y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 

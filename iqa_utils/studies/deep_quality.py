@@ -7,7 +7,7 @@ or over splits, and methods are compared by paired tests in place of the paper's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -381,20 +381,13 @@ def tuning_gain(
     return pd.DataFrame(rows, columns=[*columns, "variant", "gain", "ci_low", "ci_high"])
 
 
-def size_rows(networks: Iterable[str], dataset: str, data: str) -> list[dict[str, Any]]:
-    """Make result rows of the measured layer sizes that Tables 1 and 2 print.
-
-    Args:
-        networks: Keys of :data:`iqa_utils.features.layers.NETWORKS`.
-        dataset: Data set of those rows.
-        data: What the run used, for the ledger.
-    """
+def size_rows() -> list[dict[str, Any]]:
+    """Make result rows of the layer sizes that Tables 1 and 2 print; they need no data."""
     return [
         {
-            "table": table, "method": ledger_method(layer, table), "dataset": dataset,
-            "metric": "feature count", "value": layer.size, "data": data,
+            "table": table, "method": ledger_method(layer, table), "dataset": "tid2013",
+            "metric": "feature count", "value": layer.size, "data": "none",
         }
         for layer in LAYERS
         for table in layer.tables
-        if layer.network in set(networks)
     ]  # fmt: skip
