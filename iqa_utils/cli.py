@@ -188,8 +188,10 @@ def score(
     scores = scoring.score_images(paths, checkpoint, batch_size=batch_size, device=device)
     table = out.with_name(f"{out.name}.csv")
     scores.to_csv(table, index=False)
-    sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"))
+    note = scoring.describe_model(checkpoint)
+    sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"), note=note)
     bad = scores[scores["error"] != ""]
+    print(note)
     print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {table}, {sheet}")
     for row in bad.itertuples():
         print(f"iqa: not scored: {row.image}: {row.error}", file=sys.stderr)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from iqa_utils.images import to_float
 from iqa_utils.images.decode_once import Fit
 from iqa_utils.images.decoding import BadImageError, read_image
-from iqa_utils.training.checkpoints import load_model
+from iqa_utils.training.checkpoints import load_model, read_metadata
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
 PREPROCESSING = ("size", "fit", "resampler", "mean", "std")
@@ -152,12 +152,33 @@ def _same_size(pixels: Mapping[int, np.ndarray]) -> list[list[int]]:
     return list(groups.values())
 
 
-def write_contact_sheet(scores: pd.DataFrame, path: str | Path, *, thumbnail: int = 220) -> Path:
+def describe_model(checkpoint: str | Path) -> str:
+    """Say in a sentence or two what a model file was trained on, and whether that was made data.
+
+    Args:
+        checkpoint: Model file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or not one of ours.
+    """
+    metadata = read_metadata(checkpoint)
+    told, seen = metadata["training_data"], metadata["scores_seen"]
+    seen = seen if isinstance(seen, str) else "; ".join(seen)
+    text = f"Scores by {metadata['architecture']['name']}, trained on {told['dataset']} ({seen})."
+    made = " These images were made for the demo: the numbers say nothing about quality."
+    return text + (made if told["demo"] else " Higher is better, on the scale of that training.")
+
+
+def write_contact_sheet(
+    scores: pd.DataFrame, path: str | Path, *, note: str = "", thumbnail: int = 220
+) -> Path:
     """Write one HTML file with every image, best first, bad files at the end.
 
     Args:
         scores: From :func:`score_images`.
         path: File to write; it needs no other file to be looked at.
+        note: Sentence below the title, such as :func:`describe_model` gives.
         thumbnail: Longest side of a picture, pixels.
 
     Returns:
@@ -170,8 +191,9 @@ def write_contact_sheet(scores: pd.DataFrame, path: str | Path, *, thumbnail: in
         for row in scores[scores["error"] != ""].itertuples()
     )
     page = _PAGE.format(
-        n=len(good), cards="\n".join(cards), bad=f"<h2>Not scored</h2><ul>{bad}</ul>" if bad else ""
-    )
+        n=len(good), note=html.escape(note), cards="\n".join(cards),
+        bad=f"<h2>Not scored</h2><ul>{bad}</ul>" if bad else "",
+    )  # fmt: skip
     path = Path(path)
     path.write_text(page, encoding="utf-8")
     return path
@@ -201,6 +223,7 @@ _PAGE = """<!doctype html>
  figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 </style>
 <h1>{n} images, best first</h1>
+<p>{note}</p>
 <main>
 {cards}
 </main>

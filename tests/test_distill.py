@@ -280,7 +280,11 @@ def test_two_processes_share_the_list(folder, tmp_path):
     model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
     how = {"size": list(CROP), "fit": "squash", "resampler": "bilinear"}
     how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
-    told = {"training_data": "made", "scores_seen": ["koniq10k/training"], "metrics": {}}
+    told = {
+        "training_data": {"dataset": "made", "demo": True},
+        "scores_seen": ["koniq10k/training"],
+        "metrics": {},
+    }
     save_model(tmp_path / "teacher.safetensors", model, {"preprocessing": how, **told})
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     label = ["-m", "iqa_utils.cli", "label", str(folder), "--crop", "24", "32", "--part-size", "4"]

@@ -14,7 +14,8 @@ from iqa_utils.models.clip_head import PAPER_ENCODER, ClipHead, ImageEncoder
 from iqa_utils.training.checkpoints import load_model, save_model
 
 EDGES = [float(edge) for edge in range(11)]
-METADATA = {"preprocessing": {}, "training_data": {}, "scores_seen": [], "metrics": {}}
+METADATA = {"preprocessing": {}, "scores_seen": [], "metrics": {}}
+METADATA["training_data"] = {"dataset": "none", "demo": True}
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,13 @@ def test_a_saved_network_scores_as_it_did_and_is_not_trained_twice(store, indica
     scenario = Scenario(inputs="images")
     trained = one.train(scenario, seed=0, select="srcc")
     stamp = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")}
-    options = {"dataset": "made", "seed": 0, "select": "srcc"}
+    options = {"dataset": "made", "demo": True, "seed": 0, "select": "srcc"}
     path = one.save(tmp_path / "model.safetensors", scenario, **options)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")} == stamp
     model, metadata = load_model(path)
     np.testing.assert_array_equal(one.predict(model, one.rows["test"]), trained.pred)
     assert metadata["preprocessing"]["size"] == [40, 48]
-    assert metadata["training_data"] == {"dataset": "made", "images": 16}
+    assert metadata["training_data"] == {"dataset": "made", "demo": True}
 
 
 def test_a_ridge_start_predicts_what_ridge_regression_predicts(store, indicators):

@@ -17,7 +17,8 @@ PIXELS = {
     "size": [64, 80], "fit": "squash", "resampler": "bilinear",
     "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
 }  # fmt: skip
-TOLD = {"training_data": "made", "scores_seen": "made training part", "metrics": {}}
+TOLD = {"scores_seen": "made training part", "metrics": {}}
+TOLD["training_data"] = {"dataset": "made", "demo": True}
 
 
 @pytest.fixture
@@ -49,6 +50,15 @@ def test_scores_are_the_models_own_predictions_in_the_order_found(folder, checkp
         expected = model(batch).reshape(-1)
     np.testing.assert_allclose(scores["score"], expected, atol=2e-4)
     assert scores["score"].std() > 1e-4
+
+
+def test_a_model_of_made_data_says_so_above_its_scores(checkpoint, folder, tmp_path):
+    note = scoring.describe_model(checkpoint)
+    assert note.startswith("Scores by imqnet, trained on made (made training part).")
+    assert note.endswith("say nothing about quality.")
+    scores = scoring.score_images([folder / "b.png"], checkpoint, progress=False)
+    page = scoring.write_contact_sheet(scores, tmp_path / "sheet.html", note=note).read_text()
+    assert f"<p>{note}</p>" in page
 
 
 def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):

@@ -23,7 +23,8 @@ from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
 JOB = Path(__file__).with_name("training_job.py")
-METADATA = {"preprocessing": {}, "training_data": "none", "scores_seen": [], "metrics": {}}
+METADATA = {"preprocessing": {}, "scores_seen": [], "metrics": {}}
+METADATA["training_data"] = {"dataset": "none", "demo": True}
 
 
 def without_time(history):
@@ -427,6 +428,8 @@ def test_model_files_that_do_not_fit_are_refused(tmp_path):
     network = DualXception("test_efficientnet", inputs="images")
     with pytest.raises(ValueError, match=r"missing \['scores_seen', 'metrics'\]"):
         save_model(tmp_path / "m.safetensors", network, {"preprocessing": 0, "training_data": 0})
+    with pytest.raises(ValueError, match="must tell dataset and demo, got 'koniq10k'"):
+        save_model(tmp_path / "m.safetensors", network, {**METADATA, "training_data": "koniq10k"})
     network.architecture["pooling"] = "mean_std"
     path = save_model(tmp_path / "m.safetensors", network, METADATA)
     with pytest.raises(ValueError, match="weights do not fit"):

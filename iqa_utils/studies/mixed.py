@@ -143,6 +143,7 @@ class Trained:
         spans: Lowest and highest training score of each set.
         result: History and best epoch.
         preprocessing: How images are brought to the size that is predicted.
+        demo: Whether the images are made.
     """
 
     method: Method
@@ -150,6 +151,7 @@ class Trained:
     spans: dict[str, tuple[float, float]]
     result: FitResult
     preprocessing: dict[str, Any]
+    demo: bool
 
     def save(self, path: Path, *, split: int) -> Path:
         """Keep the model for one's own images.
@@ -165,7 +167,8 @@ class Trained:
         pixels |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         names = self.model.architecture["sources"]
         seen = [f"{name}, training and validation parts of split {split}" for name in names]
-        known = {"preprocessing": pixels, "training_data": names, "scores_seen": seen}
+        known = {"preprocessing": pixels, "scores_seen": seen}
+        known["training_data"] = {"dataset": " + ".join(names), "demo": self.demo}
         return save_model(path, self.model, {**known, "metrics": self.result.best})
 
 
@@ -228,7 +231,8 @@ def train_method(
     )
     if frozen:
         model.trunk = pixels[names[0]].trunk
-    return Trained(method, model, spans, result, pixels[names[0]].preprocessing)
+    demo = any(frames[name].attrs["demo"] for name in names)
+    return Trained(method, model, spans, result, pixels[names[0]].preprocessing, demo)
 
 
 def loss_step(method: Method, setup: Setup) -> Callable[[nn.Module, Batch], Tensor]:

@@ -167,7 +167,14 @@ class Study:
         return _outcome(result, pred, count_parameters(model))
 
     def save(
-        self, path: str | Path, scenario: Scenario, *, dataset: str, seed: int, select: str
+        self,
+        path: str | Path,
+        scenario: Scenario,
+        *,
+        dataset: str,
+        demo: bool,
+        seed: int,
+        select: str,
     ) -> Path:
         """Write a trained network for use; one whose checkpoint is there is not trained again.
 
@@ -175,6 +182,7 @@ class Study:
             path: Target, ``.safetensors``.
             scenario: Which network.
             dataset: Name of the data set, for the header.
+            demo: Whether its images are made, likewise.
             seed: Of the training.
             select: Criterion of the best epoch.
 
@@ -190,7 +198,7 @@ class Study:
         preprocessing |= {"mean": list(self.recipe.mean), "std": list(self.recipe.std)}
         metadata = {
             "preprocessing": preprocessing,
-            "training_data": {"dataset": dataset, "images": len(self.rows["training"])},
+            "training_data": {"dataset": dataset, "demo": demo},
             "scores_seen": [f"{dataset}: training to fit, validation to choose the epoch"],
             "metrics": {"SRCC": metrics.srcc(self.mos[rows], pred), "epoch": result.best_epoch},
         }

@@ -93,7 +93,8 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
         path: Target, ``.safetensors``.
         model: Network with ``architecture``: its name in :func:`iqa_utils.models.build_model` and
             the arguments of its constructor.
-        metadata: JSON types. Must tell ``preprocessing`` (size, mean, std), ``training_data``,
+        metadata: JSON types. Must tell ``preprocessing`` (size, mean, std), ``training_data`` (a
+            mapping with at least ``dataset`` and ``demo``, whether its images are made),
             ``scores_seen`` (data set and part whose human scores it was fitted to) and ``metrics``.
 
     Returns:
@@ -108,6 +109,9 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
         raise ValueError(
             f"model metadata must tell {', '.join(REQUIRED_METADATA)}; missing {absent}"
         )
+    told = metadata["training_data"]
+    if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
+        raise ValueError(f"training_data must tell dataset and demo, got {told!r}")
     header = {"architecture": dict(model.architecture), **metadata}
     header["weights_hash"] = weights_hash(model)
     path = Path(path)
@@ -117,6 +121,32 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
     save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
     partial.replace(path)
     return path
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`save_model` was told about a network, without its weights.
+
+    Args:
+        path: ``.safetensors`` file.
+
+    Returns:
+        The metadata, ``architecture`` and ``weights_hash`` included.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model {path.name}: nothing at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+    except SafetensorError as error:
+        raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
+    if header is None:
+        raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
+    return json.loads(header)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -133,18 +163,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: If the file is damaged, not one of ours, its weights do not fit the
             architecture it names, or they are not those it was saved with.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"model {path.name}: nothing at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
-    if header is None:
-        raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
-    metadata = json.loads(header)
+    path, metadata = Path(path), read_metadata(path)
+    state = load_file(path)
     model = build_model(metadata["architecture"])
     try:
         model.load_state_dict(state)
