@@ -159,7 +159,7 @@ class Run:
         _take_lock(self.dir / "lock")
         self.checkpoints_dir.mkdir(exist_ok=True)
         self.figures_dir.mkdir(exist_ok=True)
-        self._started = time.perf_counter()
+        self._started, self._commit = time.perf_counter(), commit()  # the code that is loaded now
         seed_everything(parameters["SEED"])
 
     @property
@@ -315,7 +315,7 @@ class Run:
     def _provenance(self, seconds: float) -> dict[str, Any]:
         return {
             "stem": self.stem,
-            "commit": commit(),
+            "commit": self._commit,
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "packages": {name: metadata.version(name) for name in PACKAGES},
