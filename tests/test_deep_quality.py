@@ -314,6 +314,10 @@ def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_
     gain = deep_quality.tuning_gain(both, world[0], n_resamples=100)
     assert (gain["gain"] > 0).all()
     assert len(gain) == 3
+    contrast = deep_quality.depth_contrast(predictions, world[0], n_resamples=50)
+    rows = deep_quality.difference_rows(contrast, gain, dataset="made", data="demo")
+    assert rows[0]["method"].endswith(f" last minus middle, {row['regressor']}, {row['stage']}")
+    assert [r["value"] for r in rows] == [*contrast["difference"], *gain["gain"]]
 
 
 def test_results_are_named_as_in_the_ledger_or_as_controls():

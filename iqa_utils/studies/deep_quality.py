@@ -381,6 +381,36 @@ def tuning_gain(
     return pd.DataFrame(rows, columns=[*columns, "variant", "gain", "ci_low", "ci_high"])
 
 
+def difference_rows(
+    contrast: pd.DataFrame, gain: pd.DataFrame, *, dataset: str, data: str
+) -> list[dict[str, Any]]:
+    """Make result rows of both differences in SRCC: between layers, and by fine-tuning.
+
+    Args:
+        contrast: From :func:`depth_contrast`.
+        gain: From :func:`tuning_gain`.
+        dataset: Data set they were measured on.
+        data: What the run used, for the ledger.
+    """
+    common = {"table": "control", "dataset": dataset, "metric": "SRCC difference", "data": data}
+    rows = [
+        {
+            "method": f"{row.network} {row.last} minus {row.earlier}, {row.regressor}, {row.stage}",
+            "value": row.difference, "ci_low": row.ci_low, "ci_high": row.ci_high,
+        }
+        for row in contrast.itertuples()
+    ]  # fmt: skip
+    rows += [
+        {
+            "method": f"{row.network} {row.layer} fine-tuned minus pre-trained, {row.regressor}",
+            "value": row.gain, "ci_low": row.ci_low, "ci_high": row.ci_high,
+            "variant": row.variant,
+        }
+        for row in gain.itertuples()
+    ]  # fmt: skip
+    return [{**common, **row} for row in rows]
+
+
 def size_rows() -> list[dict[str, Any]]:
     """Make result rows of the layer sizes that Tables 1 and 2 print; they need no data."""
     return [
