@@ -168,9 +168,10 @@ def write_report(
 ) -> None:
     """Turn the runs into one offline HTML site."""
     from iqa_utils import report
+    from iqa_utils.report.readme import update_readme
 
     if readme:
-        print("README updated" if report.update_readme() else "README was up to date")
+        print("README updated" if update_readme() else "README was up to date")
     print(report.build_report())
 
 

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from iqa_utils import report
+from iqa_utils.report import readme
 from iqa_utils.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
@@ -96,14 +97,36 @@ def test_a_second_build_replaces_the_first(site, runs):
 def test_the_readme_shows_what_the_published_results_say(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    assert not report.update_readme(copy), "run: iqa report --readme"
+    assert not readme.update_readme(copy), "run: iqa report --readme"
+
+
+def test_a_headline_is_read_with_its_sign_and_interval():
+    line = readme.HEADLINES[-1]
+    assert (line.metric, line.sign) == ("MAE", -1)
+    cell = {"table": line.table, "method": line.method, "metric": line.metric}
+
+    def told(low, high, **changes):
+        result = cell | {"value": (low + high) / 2, "ci_low": low, "ci_high": high} | changes
+        run = {"stem": line.stem, "profile": "biq2021"}
+        others = [
+            {"table": h.table, "method": h.method, "metric": h.metric, "value": 0.0,
+             "ci_low": -1.0, "ci_high": 1.0}
+            for h in readme.HEADLINES[:-1] if h.stem == line.stem
+        ]  # fmt: skip
+        return readme.photograph_table([run | {"results": [*others, result]}]).splitlines()[-1]
+
+    assert told(-0.5, -0.25).endswith("| -0.38 [-0.50, -0.25] | yes |")
+    assert told(0.25, 0.5).endswith("| the opposite |")
+    assert told(-0.5, 0.5).endswith("| no |")
+    with pytest.raises(LookupError, match="0 results named"):
+        told(0.0, 1.0, method="LSD")
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        report.update_readme(path)
+        readme.update_readme(path)
 
 
 @pytest.mark.system

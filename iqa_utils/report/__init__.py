@@ -33,9 +33,6 @@ TITLES = {
     "ponomarenko2022": "Ponomarenko et al. 2022: distillation over unlabelled images",
 }
 SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data"]
-MARKERS = {
-    part: (f"<!-- {part}: start -->", f"<!-- {part}: end -->") for part in ("notebooks", "results")
-}
 
 
 def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,12 +141,16 @@ def _paper_section(paper: str, board: pd.DataFrame, folder: Path) -> str:
     _write_latex(answered, folder / "tables" / f"{paper}.tex")
     links = f'<a href="tables/{paper}.csv">CSV, all {len(part)}</a>'
     links += f' · <a href="tables/{paper}.tex">LaTeX</a>'
-    table = _verdict_table(answered) if len(answered) else "<p>Nothing was run yet.</p>"
+    table = ""
+    if len(answered):
+        title = (
+            f"<summary>The {len(answered)} with a result of ours or a mark of the audit</summary>"
+        )
+        wide = f'<div class="wide">{_verdict_table(answered)}</div>'
+        table = f"<details>{title}{wide}</details>"
     return (
         f'<section id="{paper}"><h2>{html.escape(TITLES[paper])}</h2>'
-        f"<p>{len(part)} numbers: {_counts_line(part)}. {links}</p>"
-        f"<details><summary>{len(answered)} that something was said of</summary>"
-        f'<div class="wide">{table}</div></details></section>'
+        f"<p>{len(part)} numbers: {_counts_line(part)}. {links}</p>{table}</section>"
     )
 
 
@@ -235,94 +236,6 @@ def _demo_section(results: list[dict[str, Any]], folder: Path) -> str:
     counts = table.groupby("paper").size()
     lines = "".join(f"<li>{html.escape(str(p))}: {n} values</li>" for p, n in counts.items())
     return f'<ul>{lines}</ul><p><a href="tables/demo.csv">CSV</a></p>'
-
-
-def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write the README's results as Markdown, from published runs only.
-
-    Args:
-        runs: Runs to tell; those under ``figures`` by default.
-
-    Returns:
-        A table of verdicts a paper, and a table of the numbers we stand beside the papers'.
-    """
-    runs = find_runs(ROOT / "figures") if runs is None else runs
-    board = compare(real_results(runs))
-    counts = verdict_counts(board)
-    counts = counts.loc[:, counts.sum() > 0]
-    lines = ["| paper | numbers | " + " | ".join(counts.columns) + " |"]
-    lines.append("| --- " * (len(counts.columns) + 2) + "|")
-    for paper, row in counts.iterrows():
-        title = TITLES[str(paper)].split(":")[0]
-        lines.append(f"| {title} | {row.sum()} | " + " | ".join(map(str, row)) + " |")
-    lines += ["", *_reproduced_lines(board)]
-    return "\n".join(lines)
-
-
-def _reproduced_lines(board: pd.DataFrame) -> list[str]:
-    answered = board[board["verdict"].isin(["reproduced", "close", "better", "worse"])]
-    lines = ["| paper | table | numbers compared | reproduced | close | better | worse |"]
-    lines.append("| --- " * 7 + "|")
-    for (paper, table), part in answered.groupby(["paper", "table"], sort=False):
-        counts = part["verdict"].value_counts()
-        cells = [str(counts.get(v, 0)) for v in ("reproduced", "close", "better", "worse")]
-        title = TITLES[paper].split(":")[0]
-        lines.append(f"| {title} | {table} | {len(part)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write the README's list of notebooks as Markdown.
-
-    Args:
-        runs: Runs whose time is told; those under ``figures`` by default.
-
-    Returns:
-        One row a notebook: title, the question it asks, and its published runs with their time.
-    """
-    runs = find_runs(ROOT / "figures") if runs is None else runs
-    lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        title = head.split("\n")[0].removeprefix("# ")
-        question = next(line for line in head.split("\n") if line.startswith("> "))[2:]
-        told = [_run_line(run) for run in runs if run["stem"] == path.stem]
-        cells = [f"[{title}](notebooks/{path.name})", question, "; ".join(told)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _run_line(run: dict[str, Any]) -> str:
-    seen = json.loads((run["folder"] / "provenance.json").read_text())
-    minutes = seen["seconds"] / 60
-    time = f"{seen['seconds']:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
-    device = "CPU" if seen["device"] == "cpu" else seen["device"]
-    return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}"
-
-
-def update_readme(path: Path | None = None) -> bool:
-    """Put the current tables between the README's markers.
-
-    Args:
-        path: The README, the repository's by default.
-
-    Returns:
-        Whether anything changed.
-
-    Raises:
-        ValueError: If the markers are not there, once each.
-    """
-    path = path or ROOT / "README.md"
-    old = text = path.read_text(encoding="utf-8")
-    for part, table in {"notebooks": notebook_table, "results": readme_tables}.items():
-        start, end = MARKERS[part]
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(f"{path.name} must hold {start} and {end} once each")
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
-    if text != old:
-        path.write_text(text, encoding="utf-8")
-    return text != old
 
 
 _PAGE = """<!doctype html>

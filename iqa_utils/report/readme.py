@@ -1,0 +1,175 @@
+"""The tables of the README, written from what is published under ``figures``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from iqa_utils.claims import compare
+from iqa_utils.report import TITLES, real_results, verdict_counts
+from iqa_utils.runs import ROOT, find_runs
+
+
+class Headline(NamedTuple):
+    """A difference that a reader asks for first.
+
+    Attributes:
+        stem: Notebook that measures it.
+        claim: What would be so if the method did what it is meant to.
+        table: Where its result is, with ``method`` and ``metric``.
+        method: Likewise.
+        metric: Likewise.
+        sign: 1 where larger is better, -1 for errors.
+    """
+
+    stem: str
+    claim: str
+    table: str
+    method: str
+    metric: str
+    sign: int = 1
+
+
+HEADLINES = (
+    Headline("02_cross_sampling", "training beats ridge on the same network's features, SRCC",
+             "control", "Images minus ridge", "SRCC difference"),
+    Headline("02_cross_sampling", "training with sampling method 2 beats ridge likewise, SRCC",
+             "control", "method2 minus ridge", "SRCC difference"),
+    Headline("03_mixed_datasets", "monotone curves as released beat linear re-scaling, SRCC",
+             "paired", "released - linear", "SRCC difference"),
+    Headline("05_lds_fds", "LDS errs less on scores below 40, MAE in points of 100",
+             "difference to vanilla", "LDS", "MAE 0-20 and 20-40", -1),
+    Headline("05_lds_fds", "LDS errs less over all, MAE in points of 100",
+             "difference to vanilla", "LDS", "MAE", -1),
+)  # fmt: skip
+PROFILE = "biq2021"
+
+
+def photograph_table(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write what came out on real photographs as Markdown.
+
+    Args:
+        runs: Runs to read; those under ``figures`` by default.
+
+    Returns:
+        One row of :data:`HEADLINES`: the claim, the difference with its 95 % interval, and whether
+        the interval shows it.
+
+    Raises:
+        LookupError: If a published run does not hold its headline exactly once.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    published = {run["stem"]: run["results"] for run in runs if run["profile"] == PROFILE}
+    lines = ["| notebook | would be so | difference [95 %] | shown |", "| --- " * 4 + "|"]
+    for line in HEADLINES:
+        wanted = (line.table, line.method, line.metric)
+        if line.stem not in published:
+            continue
+        found = [
+            r for r in published[line.stem] if (r["table"], r["method"], r["metric"]) == wanted
+        ]
+        if len(found) != 1:
+            raise LookupError(f"{line.stem}, {PROFILE}: {len(found)} results named {wanted}, not 1")
+        low, high = sorted(line.sign * found[0][end] for end in ("ci_low", "ci_high"))
+        shown = "yes" if low > 0 else "the opposite" if high < 0 else "no"
+        value, low, high = (found[0][key] for key in ("value", "ci_low", "ci_high"))
+        digits = 2 if line.metric.startswith("MAE") else 3
+        told = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        lines.append(f"| {line.stem[:2]} | {line.claim} | {told} | {shown} |")
+    return "\n".join(lines)
+
+
+def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write the README's results as Markdown, from published runs only.
+
+    Args:
+        runs: Runs to tell; those under ``figures`` by default.
+
+    Returns:
+        A table of verdicts a paper, and a table of the numbers we stand beside the papers'.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    board = compare(real_results(runs))
+    counts = verdict_counts(board)
+    counts = counts.loc[:, counts.sum() > 0]
+    lines = ["| paper | numbers | " + " | ".join(counts.columns) + " |"]
+    lines.append("| --- " * (len(counts.columns) + 2) + "|")
+    for paper, row in counts.iterrows():
+        title = TITLES[str(paper)].split(":")[0]
+        lines.append(f"| {title} | {row.sum()} | " + " | ".join(map(str, row)) + " |")
+    lines += ["", *_reproduced_lines(board)]
+    return "\n".join(lines)
+
+
+def _reproduced_lines(board: pd.DataFrame) -> list[str]:
+    answered = board[board["verdict"].isin(["reproduced", "close", "better", "worse"])]
+    lines = ["| paper | table | numbers compared | reproduced | close | better | worse |"]
+    lines.append("| --- " * 7 + "|")
+    for (paper, table), part in answered.groupby(["paper", "table"], sort=False):
+        counts = part["verdict"].value_counts()
+        cells = [str(counts.get(v, 0)) for v in ("reproduced", "close", "better", "worse")]
+        title = TITLES[paper].split(":")[0]
+        lines.append(f"| {title} | {table} | {len(part)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write the README's list of notebooks as Markdown.
+
+    Args:
+        runs: Runs whose time is told; those under ``figures`` by default.
+
+    Returns:
+        One row a notebook: title, the question it asks, and its published runs with their time.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title = head.split("\n")[0].removeprefix("# ")
+        question = next(line for line in head.split("\n") if line.startswith("> "))[2:]
+        told = [_run_line(run) for run in runs if run["stem"] == path.stem]
+        cells = [f"[{title}](notebooks/{path.name})", question, "; ".join(told)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    seen = json.loads((run["folder"] / "provenance.json").read_text())
+    minutes = seen["seconds"] / 60
+    time = f"{seen['seconds']:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+    device = "CPU" if seen["device"] == "cpu" else seen["device"]
+    return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}"
+
+
+PARTS = {
+    "notebooks": notebook_table, "results": readme_tables, "photographs": photograph_table,
+}  # fmt: skip
+
+
+def update_readme(path: Path | None = None) -> bool:
+    """Put the current tables between the README's markers.
+
+    Args:
+        path: The README, the repository's by default.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: If the markers are not there, once each.
+    """
+    path = path or ROOT / "README.md"
+    old = text = path.read_text(encoding="utf-8")
+    for part, table in PARTS.items():
+        start, end = f"<!-- {part}: start -->", f"<!-- {part}: end -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path.name} must hold {start} and {end} once each")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
+    if text != old:
+        path.write_text(text, encoding="utf-8")
+    return text != old
