@@ -235,3 +235,15 @@ def test_a_plan_names_the_leg_that_runs_out(monkeypatch):
     last = table.iloc[-1]
     assert last["cores"] == pytest.approx(9e6 / 86_400 / 100)
     assert last["decode"] == pytest.approx(24 * 60)
+
+
+def test_students_are_compared_on_the_same_images():
+    rng = np.random.default_rng(0)
+    mos = rng.normal(size=80)
+    preds = {"good": mos + 0.3 * rng.normal(size=80), "bad": mos + 3 * rng.normal(size=80)}
+    gaps = transfer.compare_students(mos, preds, "good", ["bad", "good"], seed=0)
+    assert gaps["method"].tolist() == ["good minus bad", "good minus good"]
+    first, same = gaps["value"]
+    assert first == pytest.approx(srcc(mos, preds["good"]) - srcc(mos, preds["bad"]))
+    assert gaps["ci_low"][0] > 0
+    assert same == 0

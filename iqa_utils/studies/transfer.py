@@ -24,7 +24,7 @@ from iqa_utils.distill import Teacher
 from iqa_utils.distill.unlabelled import crop_batches
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
 from iqa_utils.metrics import rmse, srcc
-from iqa_utils.statistics import bootstrap_ci
+from iqa_utils.statistics import bootstrap_ci, paired_bootstrap
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.training.batches import Augment, Batch, epoch_seed
 from iqa_utils.training.schedules import constant_then_halved
@@ -307,6 +307,30 @@ def predict_any_size(
             crops = store.crops(rows[part], tuple(size.tolist()))
             pred[part] = scorer.score(crops, device=device, precision=precision).double().cpu()
     return pred
+
+
+def compare_students(
+    mos: np.ndarray, preds: Mapping[str, np.ndarray], name: str, rivals: Sequence[str], *, seed: int
+) -> pd.DataFrame:
+    """Test one network against others on the same images, by paired bootstrap.
+
+    Args:
+        mos: Scores of the images, shape (N,).
+        preds: Predictions by network, each of shape (N,).
+        name: The network in question.
+        rivals: The others.
+        seed: Of the draws.
+
+    Returns:
+        One row a rival for :meth:`iqa_utils.runs.Run.add_results`: the difference in SRCC with its
+        95 % interval.
+    """
+    rows = []
+    for rival in rivals:
+        gap = paired_bootstrap(mos, preds[name], preds[rival], srcc, seed=seed)
+        ends = {"value": gap.difference, "ci_low": gap.low, "ci_high": gap.high, "n": len(mos)}
+        rows.append({"method": f"{name} minus {rival}", "metric": "SRCC difference", **ends})
+    return pd.DataFrame(rows).assign(table="control")
 
 
 def record(
