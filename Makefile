@@ -1,7 +1,9 @@
 # Every target sets up .venv by itself when it is missing or out of date.
-# PYTHON=... chooses the interpreter (3.11 to 3.13); PROFILE=... the profile of `make batch`.
+# PYTHON=... chooses the interpreter (3.11 to 3.13); PROFILE=... the profile of `make batch`;
+# OUT=... the folder for the measurements of `make bench`.
 
 PROFILE ?= demo
+OUT ?= runs/benchmarks
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -31,7 +33,10 @@ report: $(READY)
 	@$(BIN)/iqa report
 
 bench: $(READY)
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@mkdir -p $(OUT)
+	@for file in benchmarks/bench_*.py; do \
+		echo "== $$file"; $(BIN)/python $$file --out $(OUT)/$$(basename $$file .py).json || exit 1; \
+	done
 
 batch: $(READY)
 	@$(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --config profile=$(PROFILE)

@@ -122,6 +122,17 @@ def test_a_headline_is_read_with_its_sign_and_interval():
         told(0.0, 1.0, method="LSD")
 
 
+def test_speeds_are_told_with_both_legs_and_the_gate(tmp_path):
+    legs = {"plain": {"median": 2.5}, "ours": {"median": 0.0125}}
+    record = {"title": "sum", "seconds_per_unit": legs, "ratios": {"ours": 200.0}}
+    record["gate"] = {"difference": 2e-7, "allowed": 1e-6}
+    machine = {"device": "made", "cpus": 2, "torch": "2.8"}
+    (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
+    table = readme.speed_table(tmp_path).splitlines()
+    assert table[2] == "| sum | plain: 2.5 s | ours: 12.5 ms | 200.0x | 2e-07, 1e-06 |"
+    assert table[-1] == "Medians on made, 2 CPU cores, torch 2.8."
+
+
 def test_a_readme_without_markers_is_refused(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")

@@ -5,6 +5,7 @@ name; only DMOS is flipped, so that higher is better from here on. It knows noth
 of images. Validation that holds for every set lives in :mod:`iqa_utils.datasets`.
 """
 
+import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -325,7 +326,7 @@ def read_bid(files: Files) -> pd.DataFrame:
     said; there ``mos_std`` is missing. Image numbers have gaps.
     """
     path = files["DatabaseGrades.xls"]
-    sheet = xlrd.open_workbook(path, logfile=None).sheet_by_index(0)
+    sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
     rows = [sheet.row_values(i) for i in range(sheet.nrows)]
     columns = ["Image Number", "Average Subjective Grade", "Number of Grades"]
     table = pd.DataFrame(rows[1:], columns=rows[0] if rows else [])

@@ -145,8 +145,48 @@ def _run_line(run: dict[str, Any]) -> str:
     return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}"
 
 
+def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
+    """Write the published measurements of ``make bench`` as Markdown.
+
+    Args:
+        folder: JSON files of the benchmarks.
+
+    Returns:
+        One row a leg that is not the naive one: what, both times, the ratio, and the largest
+        difference between the results beside the one allowed. Below, the machine.
+    """
+    lines = ["| what | naive | ours | ratio | difference, allowed |", "| --- " * 5 + "|"]
+    machines = []
+    for path in sorted(folder.glob("*.json")):
+        file = json.loads(path.read_text())
+        machine = file["machine"]
+        machines.append(
+            f"{machine['device']}, {machine['cpus']} CPU cores, torch {machine['torch']}"
+        )
+        for record in file["results"]:
+            gate = record["gate"]
+            gate = f"{gate['difference']:.1g}, {gate['allowed']:.1g}"
+            for name, ratio in record["ratios"].items():
+                times = ["", name]
+                if legs := record.get("seconds_per_unit"):
+                    times = [
+                        f"{leg}: {_time(legs[leg]['median'])}" for leg in (next(iter(legs)), name)
+                    ]
+                cells = [record["title"], *times, f"{ratio:.1f}x", gate]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Medians on {'; '.join(sorted(set(machines)))}."])
+
+
+def _time(seconds: float) -> str:
+    for unit, size in {"s": 1, "ms": 1e-3}.items():
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
 PARTS = {
     "notebooks": notebook_table, "results": readme_tables, "photographs": photograph_table,
+    "speed": speed_table,
 }  # fmt: skip
 
 
