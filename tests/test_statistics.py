@@ -13,6 +13,7 @@ from iqa_utils.statistics import (
     holm,
     nadeau_bengio,
     paired_bootstrap,
+    pairwise_bootstrap,
     pitman_morgan,
     residual_f_test,
     steiger,
@@ -108,6 +109,20 @@ def test_paired_bootstrap_sees_through_what_both_methods_share():
     assert result.difference == pytest.approx(np.mean(pred_b - pred_a))
     assert result.low < result.difference < result.high < 0
     assert result.p == pytest.approx(2 / 1000)
+
+
+def test_many_pairs_draw_enough_to_survive_the_correction():
+    rng = np.random.default_rng(0)
+    mos = rng.normal(size=60)
+    preds = {f"good {i}": mos + 0.2 * rng.normal(size=60) for i in range(4)}
+    preds["poor"] = rng.normal(size=60)
+    found = pairwise_bootstrap(mos, preds, rmse, seed=1)
+    assert len(found) == 10
+    corrected = dict(zip(found, holm([pair.p for pair in found.values()]), strict=True))
+    assert all(corrected[f"good {i}", "poor"] <= 0.02 for i in range(4))
+    options = {"n_resamples": 1000, "seed": 1}
+    alone = paired_bootstrap(mos, preds["good 1"], preds["poor"], rmse, **options)
+    assert alone == found["good 1", "poor"]
 
 
 def test_paired_bootstrap_rejects_five_percent_of_null_cases():

@@ -167,7 +167,7 @@ def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> Axes:
         The axes.
     """
     colours = [PALETTE[0] if residual > 0 else PALETTE[1] for residual in residuals]
-    axes.bar(np.arange(1, len(residuals) + 1), residuals, color=colours, width=1.0)
+    axes.bar(np.arange(1, len(residuals) + 1), residuals, color=colours, width=1.0, linewidth=0)
     axes.axhline(0, color="0.3", linewidth=0.8)
     spread = f"mean {residuals.mean():.3g}, SD {residuals.std():.3g}"
     axes.set(xlabel="test image", ylabel=f"observed minus predicted, {unit}")

@@ -17,7 +17,13 @@ from scipy.stats import t as t_distribution
 from iqa_utils.features.layers import LAYERS, NETWORKS, ledger_method
 from iqa_utils.metrics import Metric, krcc, plcc, rmse, srcc
 from iqa_utils.splits import content_split, official_split
-from iqa_utils.statistics import bootstrap_ci, holm, nadeau_bengio, paired_bootstrap
+from iqa_utils.statistics import (
+    bootstrap_ci,
+    holm,
+    nadeau_bengio,
+    paired_bootstrap,
+    pairwise_bootstrap,
+)
 
 METRICS: dict[str, Metric] = {"RMSE": rmse, "PLCC": plcc, "SRCC": srcc, "KRCC": krcc}
 CATEGORIES = {  # training category of the paper to its table and data sets
@@ -181,7 +187,7 @@ def _half_width(values: np.ndarray, ratio: float) -> float:
 
 
 def compare_methods(
-    predictions: pd.DataFrame, frame: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
+    predictions: pd.DataFrame, frame: pd.DataFrame, *, seed: int = 0
 ) -> pd.DataFrame:
     """Test every pair of methods on the same test images, in place of the paper's Table 9.
 
@@ -191,8 +197,7 @@ def compare_methods(
     Args:
         predictions: Columns ``method``, ``row``, ``mos``, ``pred``, ``seed``, ``n_train``.
         frame: Table of :func:`join_sets`.
-        n_resamples: Draws of the bootstrap.
-        seed: Of the draws.
+        seed: Of the draws; there are as many as Holm's correction over all pairs asks for.
 
     Returns:
         Square table, methods on both sides: 1 where the row's SRCC is above the column's at 5 %,
@@ -208,20 +213,18 @@ def compare_methods(
     groups = _drawn(frame.loc[wide.index.get_level_values("row"), "content"])
     methods = list(wide.columns)
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
-    signs, p = [], []
-    for a, b in pairs:
-        if n_runs > 1:
-            first, second = (
-                [srcc(mos.loc[s], g) for s, g in wide[name].groupby(level="seed")]
-                for name in (a, b)
-            )
-            signs.append(np.sign(np.mean(first) - np.mean(second)))
-            p.append(nadeau_bengio(first, second, n_train, n_test).p)
-        else:
-            options = {"groups": groups, "n_resamples": n_resamples, "seed": seed}
-            found = paired_bootstrap(mos, wide[a], wide[b], srcc, **options)
-            signs.append(np.sign(found.difference))
-            p.append(found.p)
+    if n_runs > 1:
+        runs = {
+            name: [srcc(mos.loc[s], g) for s, g in wide[name].groupby(level="seed")]
+            for name in methods
+        }
+        signs = [np.sign(np.mean(runs[a]) - np.mean(runs[b])) for a, b in pairs]
+        p = [nadeau_bengio(runs[a], runs[b], n_train, n_test).p for a, b in pairs]
+    else:
+        preds = {name: wide[name].to_numpy() for name in methods}
+        found = pairwise_bootstrap(mos, preds, srcc, groups=groups, seed=seed)
+        signs = [np.sign(found[pair].difference) for pair in pairs]
+        p = [found[pair].p for pair in pairs]
     table = pd.DataFrame(0, index=methods, columns=methods)
     for (a, b), sign, corrected in zip(pairs, signs, holm(p), strict=True):
         if corrected < 0.05:
