@@ -40,10 +40,17 @@ HEADLINES = (
              "control", "method2 minus ridge", "SRCC difference"),
     Headline("03_mixed_datasets", "monotone curves as released beat linear re-scaling, SRCC",
              "paired", "released - linear", "SRCC difference"),
+    Headline("04_deep_features_gpr", "MobileNetV2's logits know less than an earlier layer, SRCC",
+             "control", "mobilenetv2_100 logits minus block_15, SVR, pre-trained",
+             "SRCC difference", -1),
+    Headline("04_deep_features_gpr", "fine-tuning improves its last convolution, SRCC", "control",
+             "mobilenetv2_100 conv_head fine-tuned minus pre-trained, GPR", "SRCC difference"),
     Headline("05_lds_fds", "LDS errs less on scores below 40, MAE in points of 100",
              "difference to vanilla", "LDS", "MAE 0-20 and 20-40", -1),
     Headline("05_lds_fds", "LDS errs less over all, MAE in points of 100",
              "difference to vanilla", "LDS", "MAE", -1),
+    Headline("06_distillation", "1,200 images without scores beat 200 scores, same steps, SRCC",
+             "control", "distilled, 1200 images minus direct, same steps", "SRCC difference"),
 )  # fmt: skip
 PROFILE = "biq2021"
 
@@ -59,7 +66,7 @@ def photograph_table(runs: list[dict[str, Any]] | None = None) -> str:
         the interval shows it.
 
     Raises:
-        LookupError: If a published run does not hold its headline exactly once.
+        ValueError: If a published run does not hold its headline exactly once.
     """
     runs = find_runs(ROOT / "figures") if runs is None else runs
     published = {run["stem"]: run["results"] for run in runs if run["profile"] == PROFILE}
@@ -72,7 +79,7 @@ def photograph_table(runs: list[dict[str, Any]] | None = None) -> str:
             r for r in published[line.stem] if (r["table"], r["method"], r["metric"]) == wanted
         ]
         if len(found) != 1:
-            raise LookupError(f"{line.stem}, {PROFILE}: {len(found)} results named {wanted}, not 1")
+            raise ValueError(f"{line.stem}, {PROFILE}: {len(found)} results named {wanted}, not 1")
         low, high = sorted(line.sign * found[0][end] for end in ("ci_low", "ci_high"))
         shown = "yes" if low > 0 else "the opposite" if high < 0 else "no"
         value, low, high = (found[0][key] for key in ("value", "ci_low", "ci_high"))
