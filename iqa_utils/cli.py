@@ -186,10 +186,10 @@ def score(
     """Score images with a model trained here: a CSV and a contact sheet, best first."""
     from iqa_utils import scoring
 
+    note = scoring.describe_model(checkpoint)
     scores = scoring.score_images(paths, checkpoint, batch_size=batch_size, device=device)
     table = out.with_name(f"{out.name}.csv")
     scores.to_csv(table, index=False)
-    note = scoring.describe_model(checkpoint)
     sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"), note=note)
     bad = scores[scores["error"] != ""]
     print(note)

@@ -160,10 +160,15 @@ def describe_model(checkpoint: str | Path) -> str:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or not one of ours.
+        ValueError: If it is damaged, not one of ours, or does not tell.
     """
     metadata = read_metadata(checkpoint)
     told, seen = metadata["training_data"], metadata["scores_seen"]
+    if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
+        raise ValueError(
+            f"model {Path(checkpoint).name} must tell the data set it was trained on and whether "
+            f"that is made data, found training_data {told!r}"
+        )
     seen = seen if isinstance(seen, str) else "; ".join(seen)
     text = f"Scores by {metadata['architecture']['name']}, trained on {told['dataset']} ({seen})."
     made = " These images were made for the demo: the numbers say nothing about quality."

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from iqa_utils import scoring
@@ -61,6 +62,18 @@ def test_a_model_of_made_data_says_so_above_its_scores(checkpoint, folder, tmp_p
     assert f"<p>{note}</p>" in page
 
 
+def test_a_model_that_does_not_tell_its_data_is_refused(checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        header = json.loads(file.metadata()["iqa_utils"])
+    header["training_data"] = ["made"]
+    path = tmp_path / "silent.safetensors"
+    save_file(load_file(checkpoint), path, metadata={"iqa_utils": json.dumps(header)})
+    with pytest.raises(
+        ValueError, match=r"silent\.safetensors must tell the data set .*\['made'\]"
+    ):
+        scoring.describe_model(path)
+
+
 def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
     (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     scores = scoring.score_images([folder], checkpoint, progress=False)
@@ -86,7 +99,6 @@ def test_a_foreign_and_an_altered_model_file_are_refused_by_name(folder, checkpo
         scoring.score_images([folder], foreign)
     state = load_file(checkpoint)
     state[next(iter(state))][0] += 1
-    from safetensors import safe_open
 
     with safe_open(checkpoint, framework="pt") as file:
         header = file.metadata()
