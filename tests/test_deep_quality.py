@@ -318,6 +318,9 @@ def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_
     rows = deep_quality.difference_rows(contrast, gain, dataset="made", data="demo")
     assert rows[0]["method"].endswith(f" last minus middle, {row['regressor']}, {row['stage']}")
     assert [r["value"] for r in rows] == [*contrast["difference"], *gain["gain"]]
+    gain.loc[1, ["gain", "ci_low", "ci_high"]] = np.nan
+    fewer = deep_quality.difference_rows(contrast, gain, dataset="made", data="demo")
+    assert fewer == [row for row in rows if row is not rows[len(contrast) + 1]]
 
 
 def test_results_are_named_as_in_the_ledger_or_as_controls():

@@ -389,6 +389,8 @@ def difference_rows(
 ) -> list[dict[str, Any]]:
     """Make result rows of both differences in SRCC: between layers, and by fine-tuning.
 
+    A difference with an undefined SRCC (constant predictions, as the demo has) gives no row.
+
     Args:
         contrast: From :func:`depth_contrast`.
         gain: From :func:`tuning_gain`.
@@ -411,7 +413,7 @@ def difference_rows(
         }
         for row in gain.itertuples()
     ]  # fmt: skip
-    return [{**common, **row} for row in rows]
+    return [{**common, **row} for row in rows if np.isfinite(row["value"])]
 
 
 def size_rows() -> list[dict[str, Any]]:
