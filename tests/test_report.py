@@ -111,7 +111,7 @@ def test_a_headline_is_read_with_its_sign_and_interval():
         others = [
             {"table": h.table, "method": h.method, "metric": h.metric, "value": 0.0,
              "ci_low": -1.0, "ci_high": 1.0}
-            for h in readme.HEADLINES if h.stem == line.stem and h != line
+            for h in readme.HEADLINES if h[:1] + h[-1:] == line[:1] + line[-1:] and h != line
         ]  # fmt: skip
         return readme.photograph_table([run | {"results": [*others, result]}]).splitlines()[-1]
 
