@@ -182,6 +182,8 @@ def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
                     ]
                 cells = [record["title"], *times, f"{ratio:.1f}x", gate]
                 lines.append("| " + " | ".join(cells) + " |")
+    if not machines:
+        return "No measurements are published."
     return "\n".join([*lines, "", f"Medians on {'; '.join(sorted(set(machines)))}."])
 
 
