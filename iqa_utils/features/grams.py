@@ -53,13 +53,19 @@ def gram_from_panels(
         ValueError: If there is no panel, or a value is not finite (the rows are named).
     """
     gram: np.ndarray | torch.Tensor | None = None
+    room: np.ndarray | None = None
     on_cpu = torch.device(device).type == "cpu"
     for panel in panels:
-        if not np.isfinite(panel.sum(dtype=np.float64)):
+        mean = np.ones(len(panel), panel.dtype) @ panel / len(panel)  # any shift would do
+        if not np.isfinite(mean).all():
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
-            raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
+            if len(bad):
+                raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
+            mean = panel.mean(axis=0, dtype=np.float64).astype(panel.dtype)
         if center:
-            panel = panel - panel.mean(axis=0, dtype=np.float64).astype(panel.dtype)
+            if room is None or room.shape != panel.shape or room.dtype != panel.dtype:
+                room = np.empty_like(panel)
+            panel = np.subtract(panel, mean, out=room)
         if not on_cpu:
             panel = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
         product = panel @ panel.T  # (N, N); NumPy computes one triangle only
