@@ -136,6 +136,9 @@ def test_speeds_are_told_with_both_legs_and_the_gate(tmp_path):
     table = readme.speed_table(tmp_path).splitlines()
     assert table[2] == "| sum | plain: 2.5 s | ours: 12.5 ms | 200.0x | 2e-07, 1e-06 |"
     assert table[-1] == "Medians on made, 2 CPU cores, torch 2.8."
+    record["goal"] = 500
+    (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
+    assert "| 200.0x, goal of 500x missed |" in readme.speed_table(tmp_path)
     assert readme.speed_table(tmp_path / "nothing") == "No measurements are published."
 
 
