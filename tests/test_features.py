@@ -197,12 +197,23 @@ def test_pooled_features_come_from_the_pass_of_the_gram_matrices(folder, tmp_pat
     assert vectors.shape == (7, 5)
 
 
-def test_gram_in_panels_equals_the_gram_of_everything():
-    x = np.random.default_rng(0).normal(3, 1, size=(9, 50))
-    panels = [x[:, :20], x[:, 20:40], x[:, 40:]]
-    np.testing.assert_allclose(gram_from_panels(iter(panels), center=False), x @ x.T)
+def test_gram_in_panels_is_the_gram_of_centred_features(monkeypatch):
+    monkeypatch.setattr("iqa_utils.features.grams._STRIP", 7)  # several strips a panel
+    x = np.random.default_rng(0).normal(3, 1, size=(40, 50))
     z = x - x.mean(0)
-    np.testing.assert_allclose(gram_from_panels(iter(panels)), z @ z.T, atol=1e-12)
+    gram = gram_from_panels([x[:, :20], x[:, 20:40], x[:, 40:]])
+    np.testing.assert_allclose(gram, z @ z.T, atol=1e-11)
+    np.testing.assert_array_equal(gram, gram.T)
+
+
+def test_a_common_part_a_thousand_times_the_spread_leaves_single_precision_products_exact():
+    x = np.random.default_rng(0).normal(1000, 1, size=(40, 500)).astype(np.float32)
+    z = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    gram, scale = gram_from_panels([x]), (z**2).sum(1).mean()
+    assert np.abs(gram - z @ z.T).max() < 1e-6 * scale
+    rounded = (x @ x.T).astype(np.float64)  # what a product of the raw features leaves
+    centre = np.eye(40) - 1 / 40
+    assert np.abs(centre @ rounded @ centre - z @ z.T).max() > 1e-2 * scale
 
 
 def test_distances_from_a_gram_matrix_are_euclidean():
@@ -216,6 +227,12 @@ def test_a_panel_that_is_not_finite_is_refused_by_row():
     panel[2, 1] = np.inf
     with pytest.raises(ValueError, match=r"rows \[2\]"):
         gram_from_panels(iter([panel]))
+
+
+def test_features_whose_products_overflow_are_refused():
+    panel = np.array([[3e30, 0], [0, 3e30]], dtype=np.float32)
+    with pytest.raises(ValueError, match=r"reach 3e\+30, their products are beyond float32"):
+        gram_from_panels([panel])
 
 
 def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(

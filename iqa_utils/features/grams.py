@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg import get_blas_funcs
 from torch import nn
 
 from iqa_utils.features import (
@@ -32,50 +33,76 @@ if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
 
 PANEL = 8192  # features a panel: 200 MB at 6,000 images
+_STRIP = 4096  # features that are shifted and multiplied at a time: these stay in a cache
+_SHIFT_ROWS = 16  # images whose mean is taken away before products are rounded
 
 
 def gram_from_panels(
-    panels: Iterator[np.ndarray], *, center: bool = True, device: str | torch.device = "cpu"
+    panels: Iterable[np.ndarray], *, device: str | torch.device = "cpu"
 ) -> np.ndarray:
-    """Sum the inner products of features that arrive in panels of columns.
+    """Sum the centred inner products of features that arrive in panels of columns.
+
+    Products of float32 features are rounded to float32, so the part that all images share is taken
+    away first: nearly, by the mean of a few images, before the product, and exactly, in float64,
+    after it.
 
     Args:
         panels: Arrays of shape (N, W_k), float32 or float64, whose columns together are the
             features. Products are taken in the panel's own precision and summed in float64.
-        center: Subtract the mean of each column first. A linear SVR and all distances stay what
-            they were, and rounding errors get smaller.
         device: Where the products are taken.
 
     Returns:
-        Inner products, shape (N, N), float64.
+        Inner products of the features less their column means, shape (N, N), float64. A linear SVR
+        and all distances are those of the features as they came.
 
     Raises:
-        ValueError: If there is no panel, or a value is not finite (the rows are named).
+        ValueError: If there is no panel, a value is not finite (the rows are named), or a product
+            does not fit the panel's precision.
     """
-    gram: np.ndarray | torch.Tensor | None = None
-    room: np.ndarray | None = None
     on_cpu = torch.device(device).type == "cpu"
+    gram: np.ndarray | torch.Tensor | None = None
     for panel in panels:
-        mean = np.ones(len(panel), panel.dtype) @ panel / len(panel)  # any shift would do
-        if not np.isfinite(mean).all():
+        product = _triangle(panel) if on_cpu else _product(panel, device)
+        if not bool((product.diagonal() < np.inf).all()):  # NaN fails as well
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
             if len(bad):
                 raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
-            mean = panel.mean(axis=0, dtype=np.float64).astype(panel.dtype)
-        if center:
-            if room is None or room.shape != panel.shape or room.dtype != panel.dtype:
-                room = np.empty_like(panel)
-            panel = np.subtract(panel, mean, out=room)
-        if not on_cpu:
-            panel = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
-        product = panel @ panel.T  # (N, N); NumPy computes one triangle only
+            raise ValueError(
+                f"features reach {np.abs(panel).max():.3g}, their products are beyond {panel.dtype}"
+            )
         if gram is None:
             gram = product.astype(np.float64) if on_cpu else product.double()
         else:
             gram += product
     if gram is None:
         raise ValueError("no panel of features was given")
-    return gram if on_cpu else gram.cpu().numpy()
+    gram = np.tril(gram if on_cpu else gram.cpu().numpy())
+    gram += np.tril(gram, -1).T
+    means = gram.mean(axis=0)
+    gram -= means[:, None] + means - means.mean()
+    return gram
+
+
+@np.errstate(over="ignore", invalid="ignore")  # its caller looks at the result
+def _triangle(panel: np.ndarray) -> np.ndarray:
+    """Multiply shifted features with each other; the lower triangle of (N, N) is valid."""
+    n, width = panel.shape
+    syrk = get_blas_funcs("syrk", dtype=panel.dtype)
+    shift = panel[:_SHIFT_ROWS].mean(axis=0)
+    product = np.zeros((n, n), dtype=panel.dtype, order="F")
+    room = np.empty(n * min(_STRIP, width), dtype=panel.dtype)
+    for start in range(0, width, _STRIP):
+        columns = slice(start, min(start + _STRIP, width))
+        strip = room[: n * (columns.stop - start)].reshape(n, -1)
+        np.subtract(panel[:, columns], shift[columns], out=strip)
+        product = syrk(1.0, strip.T, beta=1.0, c=product, trans=1, overwrite_c=1)
+    return product.T
+
+
+def _product(panel: np.ndarray, device: str | torch.device) -> torch.Tensor:
+    shifted = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
+    shifted = shifted - shifted[:_SHIFT_ROWS].mean(dim=0)
+    return shifted @ shifted.T
 
 
 def squared_distances(gram: ArrayLike) -> np.ndarray:
