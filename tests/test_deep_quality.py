@@ -11,7 +11,7 @@ from iqa_utils.features import Crop, frozen_features
 from iqa_utils.features.layers import Layer, Network, create_network, layers_of
 from iqa_utils.images import build_store
 from iqa_utils.regression.gaussian_process import fit_gaussian_process
-from iqa_utils.studies import deep_quality, final_method, layer_regression
+from iqa_utils.studies import deep_quality, final_method, layer_regression, layer_scores
 from iqa_utils.studies.final_method import average_crops, crop_distances, predict_final
 from iqa_utils.studies.finetune import Tuner, fine_tune, freeze_until, tuning_rows
 from iqa_utils.studies.layer_regression import (
@@ -74,7 +74,7 @@ def tiny(monkeypatch):
     """A network of the map small enough for tests."""
     row = Network("tiny", "torchvision", "none", 16, {})
     layers = (Layer("tiny", "early", "2", 196), Layer("tiny", "logits", "5", 1000))
-    for module in (layer_regression, final_method, deep_quality):
+    for module in (layer_regression, final_method, layer_scores):
         monkeypatch.setitem(module.NETWORKS, "tiny", row)
     monkeypatch.setattr("iqa_utils.features.layers.LAYERS", layers)
     return made_network(), layers
@@ -179,7 +179,7 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     }
     assert predictions.loc[predictions["regressor"] == "GPR", "sd"].gt(0).all()
     by = ["layer", "regressor"]
-    scores = deep_quality.score_predictions(predictions, frame, by, n_resamples=50)
+    scores = layer_scores.score_predictions(predictions, frame, by, n_resamples=50)
     srcc = scores[scores["metric"] == "SRCC"].set_index(by)["value"]
     assert srcc.min() > 0.7
     brisque = predict_brisque(store, {0: task}, cache_dir=tmp_path)
@@ -272,7 +272,7 @@ def made_predictions(world, quality, seeds=(0,)):
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3)])
 def test_better_than_changes_sign_across_the_diagonal(world, seeds):
     predictions = made_predictions(world, {"good": 0.1, "poor": 9.0, "also good": 0.1}, seeds)
-    table = deep_quality.compare_methods(predictions, world[0])
+    table = layer_scores.compare_methods(predictions, world[0])
     assert table.loc["good", "poor"] == 1
     assert table.loc["poor", "good"] == -1
     assert table.loc["good", "also good"] == 0
@@ -281,7 +281,7 @@ def test_better_than_changes_sign_across_the_diagonal(world, seeds):
 
 def test_scores_over_splits_have_the_corrected_interval(world):
     predictions = made_predictions(world, {"one": 2.0}, seeds=(0, 1, 2))
-    scores = deep_quality.score_predictions(predictions, world[0], ["method"])
+    scores = layer_scores.score_predictions(predictions, world[0], ["method"])
     row = scores[scores["metric"] == "RMSE"].iloc[0]
     values = [np.sqrt(np.mean((g["mos"] - g["pred"]) ** 2)) for _, g in predictions.groupby("seed")]
     half = 4.302653 * np.sqrt((1 / 3 + 48 / 100) * np.var(values, ddof=1))
@@ -292,11 +292,45 @@ def test_scores_over_splits_have_the_corrected_interval(world):
 
 def test_scores_within_subsets_stand_beside_the_total(world):
     frame = world[0].assign(subset=np.where(world[0].index % 2, "ss01", "ss02"))
-    scores = deep_quality.score_predictions(
+    scores = layer_scores.score_predictions(
         made_predictions(world, {"one": 1.0}), frame, ["method"], n_resamples=50
     )
-    assert list(scores["metric"]) == ["RMSE", "PLCC", "SRCC", "KRCC", "SRCC ss01", "SRCC ss02"]
-    assert scores["n"].tolist() == [48, 48, 48, 48, 24, 24]
+    inside = ["SRCC ss01", "SRCC ss02", "SRCC within subsets"]
+    assert list(scores["metric"]) == ["RMSE", "PLCC", "SRCC", "KRCC", *inside]
+    assert scores["n"].tolist() == [48, 48, 48, 48, 24, 24, 48]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_knowing_nothing_but_the_subset_gives_a_total_and_nothing_within(world, seeds):
+    frame = world[0].assign(subset=np.repeat(["ss01", "ss02"], [12, 36]))
+    predictions = made_predictions(world, {"one": 0.0}, seeds)
+    first = frame.loc[predictions["row"], "subset"].to_numpy() == "ss01"
+    noise = np.random.default_rng(9).normal(size=len(predictions))
+    predictions["pred"] = 100.0 * first + noise
+    predictions["mos"] = 100.0 * first + predictions["mos"].rank(pct=True)
+    scores = layer_scores.score_predictions(predictions, frame, ["method"], n_resamples=300)
+    value = scores.set_index("metric")["value"]
+    assert value["SRCC"] > 0.5
+    mean = (12 * value["SRCC ss01"] + 36 * value["SRCC ss02"]) / 48
+    assert value["SRCC within subsets"] == pytest.approx(mean)
+    low, high = scores.set_index("metric").loc["SRCC within subsets", ["ci_low", "ci_high"]]
+    assert low < 0 < high
+    assert abs(value["SRCC within subsets"]) < 0.3
+
+
+def test_differences_within_subsets_stand_beside_those_of_the_total(world):
+    frame = world[0].assign(subset=np.where(world[0].index % 2, "ss01", "ss02"))
+    predictions = made_predictions(world, {"early": 0.2, "last": 5.0})
+    predictions = predictions.rename(columns={"method": "layer"}).assign(
+        network="tiny", stage="pre-trained", regressor="SVR", cv_rmse=1.0, variant=""
+    )
+    contrast = layer_scores.depth_contrast(predictions, frame, n_resamples=100)
+    assert contrast["metric"].tolist() == ["SRCC", "SRCC within subsets"]
+    assert (contrast["ci_high"] < 0).all()
+    after = predictions.assign(stage="fine-tuned", variant="strict")
+    gain = layer_scores.tuning_gain(pd.concat([predictions, after]), frame, n_resamples=100)
+    assert gain["metric"].tolist() == ["SRCC", "SRCC within subsets"] * 2
+    assert (gain[["difference", "ci_low", "ci_high"]] == 0).all(axis=None)
 
 
 def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_difference(world):
@@ -305,21 +339,21 @@ def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_
         network="tiny", stage="pre-trained", regressor="SVR"
     )
     predictions["cv_rmse"] = predictions["layer"].map({"early": 3.0, "middle": 1.0, "last": 2.0})
-    row = deep_quality.depth_contrast(predictions, world[0], n_resamples=200).iloc[0]
+    row = layer_scores.depth_contrast(predictions, world[0], n_resamples=200).iloc[0]
     assert (row["last"], row["earlier"]) == ("last", "middle")
     assert row["difference"] < 0
-    assert deep_quality.read_contrast(row) == "an earlier layer is better"
+    assert layer_scores.read_contrast(row) == "an earlier layer is better"
     after = predictions.assign(stage="fine-tuned", variant="strict", pred=predictions["mos"])
     both = pd.concat([predictions.assign(variant=""), after])
-    gain = deep_quality.tuning_gain(both, world[0], n_resamples=100)
-    assert (gain["gain"] > 0).all()
+    gain = layer_scores.tuning_gain(both, world[0], n_resamples=100)
+    assert (gain["difference"] > 0).all()
     assert len(gain) == 3
-    contrast = deep_quality.depth_contrast(predictions, world[0], n_resamples=50)
-    rows = deep_quality.difference_rows(contrast, gain, dataset="made", data="demo")
+    contrast = layer_scores.depth_contrast(predictions, world[0], n_resamples=50)
+    rows = layer_scores.difference_rows(contrast, gain, dataset="made", data="demo")
     assert rows[0]["method"].endswith(f" last minus middle, {row['regressor']}, {row['stage']}")
-    assert [r["value"] for r in rows] == [*contrast["difference"], *gain["gain"]]
-    gain.loc[1, ["gain", "ci_low", "ci_high"]] = np.nan
-    fewer = deep_quality.difference_rows(contrast, gain, dataset="made", data="demo")
+    assert [r["value"] for r in rows] == [*contrast["difference"], *gain["difference"]]
+    gain.loc[1, ["difference", "ci_low", "ci_high"]] = np.nan
+    fewer = layer_scores.difference_rows(contrast, gain, dataset="made", data="demo")
     assert fewer == [row for row in rows if row is not rows[len(contrast) + 1]]
 
 
@@ -328,15 +362,15 @@ def test_results_are_named_as_in_the_ledger_or_as_controls():
         {"network": ["vgg16", "vgg16", "squeezenet1_0"], "layer": ["conv5_1", "conv5_1", "fire7"],
          "regressor": ["SVR", "ridge", "SVR"]}
     )  # fmt: skip
-    named = deep_quality.name_layers(scores, "pre-trained")
+    named = layer_scores.name_layers(scores, "pre-trained")
     assert named["table"].tolist() == ["Table 1", "control", "control"]
     assert named["method"].iloc[0] == "Vgg16 / conv5_1 (pre-trained, linear SVR)"
     final = pd.DataFrame({"dataset": ["csiq"], "table": "Table 5", "category": "TID"})
-    assert deep_quality.name_final(final, "nasnetalarge")["method"].item() == (
+    assert layer_scores.name_final(final, "nasnetalarge")["method"].item() == (
         "NASNet-Large + GPR trained on TID"
     )
-    assert deep_quality.name_final(final, "squeezenet1_0")["table"].item() == "control"
-    sizes = deep_quality.size_rows()
+    assert layer_scores.name_final(final, "squeezenet1_0")["table"].item() == "control"
+    sizes = layer_scores.size_rows()
     assert {row["value"] for row in sizes if "ResNet101" in row["method"]} >= {100352, 200704}
     assert {row["data"] for row in sizes} == {"none"}
 

@@ -111,6 +111,8 @@ def test_svr_picks_the_constraint_with_the_smallest_cross_validated_error():
     model = gram_svr(features @ features.T, mos, c=[1e-5, 1e-3, 1.0])
     assert model.c == [1e-5, 1e-3, 1.0][int(model.cv_rmse.argmin())]
     assert np.ptp(model.cv_rmse) > 0.01
+    one = gram_svr(features @ features.T, mos, c=1e-3, cross_validate=True)
+    assert one.cv_rmse == model.cv_rmse[1]
 
 
 def test_duplicate_images_change_nothing_that_matters():

@@ -223,7 +223,7 @@ def plot_better_than(axes: Axes, table: pd.DataFrame) -> Axes:
 
     Args:
         axes: Where to draw.
-        table: From :func:`iqa_utils.studies.deep_quality.compare_methods`.
+        table: From :func:`iqa_utils.studies.layer_scores.compare_methods`.
 
     Returns:
         The axes.

@@ -220,7 +220,8 @@ class GramSVR:
         model: scikit-learn's ``SVR(kernel="precomputed")``.
         c: The box constraint used.
         epsilon: Half-width of the tube without loss, in units of the scores.
-        cv_rmse: Cross-validated RMSE of each box constraint tried; empty when there was one.
+        cv_rmse: Cross-validated RMSE of each box constraint tried; empty when there was one and
+            nobody asked for its error.
     """
 
     model: SVR
@@ -242,6 +243,7 @@ def gram_svr(
     *,
     c: float | Sequence[float] = 1.0,
     epsilon: float | None = None,
+    cross_validate: bool = False,
     n_folds: int = 5,
     seed: int = 0,
     groups: ArrayLike | None = None,
@@ -258,6 +260,7 @@ def gram_svr(
         c: Box constraint, positive; several are chosen from by cross-validated RMSE. The default
             is MATLAB's, which the paper used.
         epsilon: Half-width of the tube; by default MATLAB's, the interquartile range over 13.49.
+        cross_validate: Whether to estimate the error of a single constraint as well.
         n_folds: Folds where several constraints are tried.
         seed: Deals the folds.
         groups: Content of each image, kept within a fold.
@@ -282,7 +285,7 @@ def gram_svr(
         return model.fit(gram[np.ix_(rows, rows)], mos[rows])
 
     everyone, cv_rmse = np.arange(len(mos)), np.empty(0)
-    if len(constraints) > 1:
+    if cross_validate or len(constraints) > 1:
         fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
         squared = np.zeros(len(constraints))
         for k in range(n_folds):

@@ -20,8 +20,11 @@ from iqa_utils.features import Crop, frozen_features, save_array
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import NETWORKS, Layer, layers_of
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
-from iqa_utils.regression import gram_svr, ridge_cv
-from iqa_utils.regression.gaussian_process import fit_gaussian_process
+from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
+from iqa_utils.regression.gaussian_process import (
+    cross_validated_residuals,
+    fit_gaussian_process,
+)
 
 if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
@@ -105,8 +108,8 @@ def regress(
         task: What to learn and predict.
 
     Returns:
-        ``pred`` (M,), ``sd`` (predictive, Gaussian process only) and ``cv_rmse`` (smallest over
-        the penalties tried), NaN where there is none.
+        ``pred`` (M,), ``sd`` (predictive, Gaussian process only, else NaN) and ``cv_rmse`` (the
+        smallest over the penalties tried; a Gaussian process keeps its kernel in every fold).
 
     Raises:
         ValueError: If the regressor is unknown.
@@ -117,16 +120,17 @@ def regress(
         fitted = gram[np.ix_(at_train, at_train)]
         unit = float(np.diagonal(fitted).mean()) if task.relative_c else 1.0
         c = np.asarray(task.svr_c) / unit
-        svr = gram_svr(fitted, mos, c=c, seed=task.seed, groups=groups)
-        cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
+        svr = gram_svr(fitted, mos, c=c, cross_validate=True, seed=task.seed, groups=groups)
         pred = svr.predict(gram[np.ix_(at_test, at_train)])
-        return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse}
+        return {"pred": pred, "sd": np.nan, "cv_rmse": svr.cv_rmse.min()}
     if regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
         options = {"tolerance": 1e-5, "device": task.device}
         process = fit_gaussian_process(distances[np.ix_(at_train, at_train)], mos, **options)
         pred, sd = process.predict(distances[np.ix_(at_test, at_train)])
-        return {"pred": pred, "sd": sd, "cv_rmse": np.nan}
+        fold = fold_numbers(len(mos), seed=task.seed, groups=groups)
+        cv_rmse = np.sqrt(np.mean(cross_validated_residuals(process, fold) ** 2))
+        return {"pred": pred, "sd": sd, "cv_rmse": float(cv_rmse)}
     if regressor == "ridge":
         ridge = ridge_cv(features[at_train], mos, seed=task.seed, groups=groups)
         pred = ridge.predict(features[at_test])
