@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,36 +11,81 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from iqa_utils.plots.common import PALETTE, plot_curves
+from iqa_utils.plots.common import PALETTE, plot_curves, plot_intervals
 
 _MARKERS = "osD^vP*X"
 
 
 def plot_layers(
-    axes: Axes, scores: pd.DataFrame, *, series: str, layers: Sequence[str], title: str
+    panels: Sequence[Axes],
+    scores: pd.DataFrame,
+    *,
+    layers: Mapping[str, Sequence[str]],
+    regressors: Sequence[str],
+    metric: str = "SRCC",
+) -> None:
+    """Draw how much quality each layer carries: a row of panels a network, one panel a regressor.
+
+    Args:
+        panels: Where to draw, ``len(layers) * len(regressors)`` axes of one figure, row by row.
+        scores: Columns ``network``, ``layer``, ``regressor``, ``stage``, ``variant``, ``metric``,
+            ``value``, ``ci_low``, ``ci_high``. Rows of stage ``"handcrafted"`` become the grey
+            line and band (95 % interval) of their regressor's panels.
+        layers: Networks to their layers, in the order these run.
+        regressors: Regressors, left to right.
+        metric: Which of the metrics.
+    """
+    scores = scores[scores["metric"] == metric]
+    series = (scores["stage"] + " " + scores["variant"]).str.strip()
+    names = [name for name in dict.fromkeys(series) if name != "handcrafted"]
+    low, high = scores["ci_low"].min(), scores["ci_high"].max()
+    for i, (axes, (network, regressor)) in enumerate(
+        zip(panels, itertools.product(layers, regressors), strict=True)
+    ):
+        inside = scores["regressor"] == regressor
+        for hand in scores[inside & (series == "handcrafted")].itertuples():
+            axes.axhspan(hand.ci_low, hand.ci_high, color="0.9", zorder=0)
+            axes.axhline(hand.value, color="0.55", ls=":", lw=1.2, label="BRISQUE, 36 statistics")
+        for k, name in enumerate(names):
+            part = scores[inside & (series == name) & (scores["network"] == network)]
+            part = part.set_index("layer").reindex(layers[network])
+            x = np.arange(len(part)) + 0.14 * (k - (len(names) - 1) / 2)
+            style = {"color": PALETTE[k % len(PALETTE)], "marker": _MARKERS[k % len(_MARKERS)]}
+            axes.vlines(x, part["ci_low"], part["ci_high"], color=style["color"], linewidth=1.4)
+            axes.plot(x, part["value"], **style, markersize=5.5, linewidth=1, label=name)
+        axes.set_title(f"{network}, {regressor}")
+        axes.set_xticks(range(len(layers[network])), layers[network], rotation=35, ha="right")
+        axes.set_ylim(low - 0.02, high + 0.02)
+        if i % len(regressors) == 0:
+            axes.set_ylabel(f"{metric},\ntest part")
+        if i >= len(panels) - len(regressors):
+            axes.set_xlabel("layer, input to output")
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+
+
+def plot_differences(
+    axes: Axes, table: pd.DataFrame, *, names: Sequence[str], by: str, title: str
 ) -> Axes:
-    """Draw how much quality each layer of one network carries, from its input to its output.
+    """Draw differences in total SRCC with their 95 % intervals about zero.
 
     Args:
         axes: Where to draw.
-        scores: Columns ``layer``, ``value``, ``ci_low``, ``ci_high`` and ``series``.
-        series: Column that sets colour and marker (stage, regressor).
-        layers: Layers in the order they run.
-        title: Name of the network.
+        table: From :func:`iqa_utils.studies.layer_scores.depth_contrast` or
+            :func:`iqa_utils.studies.layer_scores.tuning_gain`.
+        names: Columns that name a row.
+        by: Column that sets colour and marker.
+        title: What is subtracted from what.
 
     Returns:
         The axes.
     """
-    names = list(dict.fromkeys(scores[series]))
-    for k, name in enumerate(names):
-        part = scores[scores[series] == name].set_index("layer").reindex(layers)
-        x = np.arange(len(layers)) + 0.16 * (k - (len(names) - 1) / 2)
-        colour, marker = PALETTE[k % len(PALETTE)], _MARKERS[k % len(_MARKERS)]
-        axes.vlines(x, part["ci_low"], part["ci_high"], color=colour, linewidth=1.2, alpha=0.8)
-        axes.plot(x, part["value"], marker=marker, color=colour, markersize=5, lw=1, label=name)
-    axes.set(title=title, ylabel="SRCC on the test part", xlabel="layer, input to output")
-    axes.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
-    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.36))
+    shown = table[table["metric"] == "SRCC"].rename(columns={"difference": "value"})
+    shown = shown.assign(label=shown[list(names)].agg(", ".join, axis=1))
+    plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test part")
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_title(title)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return axes
 
 
