@@ -35,6 +35,7 @@ RESULT_COLUMNS = (
     "ci_low", "ci_high", "n", "n_runs", "variant", "data",
 )  # fmt: skip
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
+_ATTEMPTS = "attempts.json"
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "pillow", "torch", "torchvision", "timm")
 
 
@@ -159,6 +160,7 @@ class Run:
         _take_lock(self.dir / "lock")
         self.checkpoints_dir.mkdir(exist_ok=True)
         self.figures_dir.mkdir(exist_ok=True)
+        self._earlier = _killed_attempts(self.dir)
         self._started, self._commit = time.perf_counter(), commit()  # the code that is loaded now
         seed_everything(parameters["SEED"])
 
@@ -291,10 +293,13 @@ class Run:
     def finish(self) -> Path:
         """Write provenance and ``metrics.json``, then put the run in its place.
 
+        The seconds are those of this execution and of earlier ones that were killed, each up to the
+        last file it left: a run that found its checkpoints again was not fast.
+
         Returns:
             The final folder.
         """
-        seconds = round(time.perf_counter() - self._started, 1)
+        seconds = round(self._earlier["seconds"] + time.perf_counter() - self._started, 1)
         write_json(self.dir / "provenance.json", self._provenance(seconds))
         metrics = {
             "stem": self.stem,
@@ -305,6 +310,7 @@ class Run:
         write_json(self.dir / "metrics.json", metrics)
         if self.dir != self.final_dir:
             (self.dir / "lock").unlink()
+            (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
         print(
@@ -325,6 +331,7 @@ class Run:
             "data": self.fingerprints,
             "demo": all(d["demo"] for d in self.fingerprints.values()),
             "seconds": seconds,
+            "killed_attempts": self._earlier["killed"],
         }
 
 
@@ -438,6 +445,18 @@ def _take_lock(path: Path) -> None:
                 f"run {name} is being written by process {owner}; wait, or give RUN_NAME"
             )
     path.write_text(str(os.getpid()))
+
+
+def _killed_attempts(folder: Path) -> dict[str, float]:
+    """Count the attempts that ended before they finished, and their seconds; note this one."""
+    note, earlier = folder / _ATTEMPTS, {"killed": 0, "seconds": 0.0}
+    if note.is_file():
+        seen = json.loads(note.read_text())
+        left = max(path.stat().st_mtime for path in folder.rglob("*") if path.name != "lock")
+        seconds = seen["seconds"] + max(0.0, left - seen["started"])
+        earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
+    write_json(note, {**earlier, "started": time.time()})
+    return earlier
 
 
 def _is_alive(process: int) -> bool:

@@ -74,6 +74,24 @@ def test_a_rerun_replaces_everything_of_the_run_before(repo):
     assert sorted(p.name for p in (repo / "runs/test").iterdir()) == ["00_x"]
 
 
+def test_the_time_of_a_killed_run_counts_up_to_the_last_file_it_left(repo):
+    killed = runs.start_run("00_x", PARAMETERS)
+    checkpoint = killed.checkpoints_dir / "last.pt"
+    checkpoint.write_text("weights")
+    note = killed.dir / "attempts.json"
+    started = json.loads(note.read_text())["started"]
+    os.utime(checkpoint, (started + 100, started + 100))
+    folder = runs.start_run("00_x", PARAMETERS).finish()
+    seen = json.loads((folder / "provenance.json").read_text())
+    assert 100 <= seen["seconds"] < 160
+    assert seen["killed_attempts"] == 1
+    assert not (folder / "attempts.json").exists()
+    again = json.loads(
+        (runs.start_run("00_x", PARAMETERS).finish() / "provenance.json").read_text()
+    )
+    assert (again["killed_attempts"], again["seconds"] < 60) == (0, True)
+
+
 def test_a_killed_run_finds_its_checkpoints_again(repo):
     killed = runs.start_run("00_x", PARAMETERS)
     (killed.checkpoints_dir / "last.pt").write_text("weights")
