@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import SVR
 
 from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
@@ -113,6 +114,23 @@ def test_svr_picks_the_constraint_with_the_smallest_cross_validated_error():
     assert np.ptp(model.cv_rmse) > 0.01
     one = gram_svr(features @ features.T, mos, c=1e-3, cross_validate=True)
     assert one.cv_rmse == model.cv_rmse[1]
+
+
+def test_choosing_a_constraint_from_one_gram_matrix_equals_a_grid_search_on_the_features():
+    features, mos = made_data(n=80, d=300, noise=1.0)
+    constraints, epsilon = [1e-5, 1e-4, 1e-2], 0.1
+    search = GridSearchCV(
+        SVR(kernel="linear", epsilon=epsilon), {"C": constraints},
+        scoring="neg_mean_squared_error", cv=PredefinedSplit(fold_numbers(60)),
+    ).fit(features[:60], mos[:60])  # fmt: skip
+    gram = features @ features.T
+    model = gram_svr(gram[:60, :60], mos[:60], c=constraints, epsilon=epsilon)
+    assert model.c == search.best_params_["C"]
+    np.testing.assert_allclose(
+        model.cv_rmse**2, -search.cv_results_["mean_test_score"], rtol=1e-9
+    )  # folds of 12 images each
+    difference = model.predict(gram[60:, :60]) - search.predict(features[60:])
+    assert np.abs(difference).max() < 1e-10 * mos.std()
 
 
 def test_duplicate_images_change_nothing_that_matters():
