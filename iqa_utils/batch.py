@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def run_notebook(
             parameters=values,
             engine_name="iqa",
             kernel_name="python3",
-            progress_bar=False,
+            progress_bar={"leave": False} if sys.stderr.isatty() else False,
             cwd=str(NOTEBOOKS),
         )
     except PapermillExecutionError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from torch import nn
+from tqdm import tqdm
 
 from iqa_utils.features import Crop, frozen_features, save_array
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
@@ -235,6 +236,7 @@ def predict_brisque(
     *,
     cache_dir: str | Path,
     regressors: Iterable[str] = REGRESSORS,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Predict test scores from BRISQUE's 36 statistics of whole images, by the same regressors.
 
@@ -244,6 +246,7 @@ def predict_brisque(
         cache_dir: Folder of the feature cache.
         regressors: Out of :data:`REGRESSORS`; all see the statistics standardised on the training
             images.
+        progress: Show a bar.
 
     Returns:
         As :func:`predict_networks`, with network ``BRISQUE``, layer ``36 statistics`` and stage
@@ -255,7 +258,8 @@ def predict_brisque(
     """
     path = Path(cache_dir) / f"brisque-{store.key[:24]}.npy"
     if not path.is_file():
-        save_array(path, np.stack([_statistics_or_nan(store, i) for i in range(len(store))]))
+        rows = tqdm(range(len(store)), disable=not progress, leave=False)
+        save_array(path, np.stack([_statistics_or_nan(store, row) for row in rows]))
     statistics = np.load(path)
     labels = {"network": "BRISQUE", "layer": "36 statistics", "stage": "handcrafted", "variant": ""}
     parts = []
