@@ -16,6 +16,8 @@ help:
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive leg"
 	@echo "make batch   rerun a grid with Snakemake (PROFILE=demo, biq2021, paper)"
+	@echo "make lint    check style and that notebooks are stored without outputs"
+	@echo "make clean   delete runs/, checkpoints and feature caches included"
 
 $(READY): requirements.lock pyproject.toml setup.sh
 	@sh setup.sh
@@ -34,9 +36,9 @@ report: $(READY)
 
 bench: $(READY)
 	@mkdir -p $(OUT)
-	@for file in benchmarks/bench_*.py; do \
-		echo "== $$file"; $(BIN)/python $$file --out $(OUT)/$$(basename $$file .py).json || exit 1; \
-	done
+	@missed=0; for file in benchmarks/bench_*.py; do \
+		echo "== $$file"; $(BIN)/python $$file --out $(OUT)/$$(basename $$file .py).json || missed=1; \
+	done; exit $$missed
 
 batch: $(READY)
 	@$(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --config profile=$(PROFILE)

@@ -318,6 +318,22 @@ def test_knowing_nothing_but_the_subset_gives_a_total_and_nothing_within(world, 
     assert abs(value["SRCC within subsets"]) < 0.3
 
 
+def test_leakage_is_what_the_leaky_mode_gains_and_needs_both_modes(world):
+    predictions = made_predictions(world, {"strict": 3.0, "as_written": 0.1})
+    predictions = predictions.rename(columns={"method": "variant"}).assign(
+        category="", dataset="live2"
+    )
+    leaks = layer_scores.leakage(predictions, world[0], ["category", "dataset"], n_resamples=100)
+    low = leaks[["difference", "ci_low"]].to_numpy()
+    assert leaks["metric"].tolist() == ["SRCC"]
+    assert (low > 0).all()
+    (row,) = layer_scores.leakage_rows(leaks, "vgg16", data={"live2": "demo"})
+    assert (row["method"], row["value"]) == ("vgg16 + GPR, as_written minus strict", low[0, 0])
+    strict = predictions[predictions["variant"] == "strict"]
+    assert layer_scores.leakage(strict, world[0], ["category", "dataset"]).empty
+    assert layer_scores.leakage(strict.iloc[:0], world[0], ["category", "dataset"]).empty
+
+
 def test_differences_within_subsets_stand_beside_those_of_the_total(world):
     frame = world[0].assign(subset=np.where(world[0].index % 2, "ss01", "ss02"))
     predictions = made_predictions(world, {"early": 0.2, "last": 5.0})

@@ -85,7 +85,8 @@ def plot_differences(
     plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test part")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_title(title)
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    below = -0.5 / axes.figure.get_figheight()  # half an inch: room for the label of the axis
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below))
     return axes
 
 
@@ -171,6 +172,7 @@ def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: 
     stems.markerline.set(color=PALETTE[1], markersize=5)
     stems.stemlines.set(color=PALETTE[1], linewidth=1.2)
     axes.set(xlabel="test image, drawn at random", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(top=1.2 * max(mos.max(), pred.max()))
     axes.legend(fontsize=8, ncols=2, loc="upper right")
     return axes

@@ -7,7 +7,7 @@ name that the ledger of ahmed2020 has for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -319,10 +319,45 @@ def tuning_gain(
     return pd.DataFrame(rows, columns=[*columns, "variant", *found])
 
 
+def leakage(
+    predictions: pd.DataFrame,
+    frame: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure what a network gains by having seen the test images: ``as_written`` minus ``strict``.
+
+    Args:
+        predictions: Of one split, with ``row``, ``mos``, ``pred``, ``variant`` (the mode of
+            :mod:`iqa_utils.studies.finetune`) and the columns of ``by``.
+        frame: Table of :func:`iqa_utils.studies.deep_quality.join_sets`.
+        by: Columns that tell experiments apart.
+        n_resamples: Draws of the paired bootstrap by content.
+        seed: Of the draws.
+
+    Returns:
+        One row an experiment that has both modes and ``metric`` (as in :func:`depth_contrast`):
+        the ``difference`` with its 95 % interval.
+    """
+    rows = []
+    groups = predictions.groupby(list(by), sort=False) if len(predictions) else []
+    for key, group in groups:
+        modes = {mode: part.set_index("row") for mode, part in group.groupby("variant")}
+        if not {"strict", "as_written"} <= modes.keys():
+            continue
+        for metric in _compared_metrics(frame, group["row"]):
+            base, other = modes["strict"], modes["as_written"]
+            found = _compare(metric, frame, base, other, n_resamples=n_resamples, seed=seed)
+            rows.append({**dict(zip(by, key, strict=True)), **found})
+    return pd.DataFrame(rows, columns=[*by, "metric", "difference", "ci_low", "ci_high"])
+
+
 def difference_rows(
     contrast: pd.DataFrame, gain: pd.DataFrame, *, dataset: str, data: str
 ) -> list[dict[str, Any]]:
-    """Make result rows of both differences: between layers, and by fine-tuning.
+    """Make result rows of differences between layers and of those by fine-tuning.
 
     A difference with an undefined SRCC (constant predictions, as the demo has) gives no row.
 
@@ -332,22 +367,40 @@ def difference_rows(
         dataset: Data set they were measured on.
         data: What the run used, for the ledger.
     """
-    common = {"table": "control", "dataset": dataset, "data": data}
+    common = {"dataset": dataset, "data": data}
     rows = []
     for row in contrast.itertuples():
         method = f"{row.network} {row.last} minus {row.earlier}, {row.regressor}, {row.stage}"
-        rows.append((row, {"method": method}))
+        rows.append(_difference_row(row, method=method, **common))
     for row in gain.itertuples():
         method = f"{row.network} {row.layer} fine-tuned minus pre-trained, {row.regressor}"
-        rows.append((row, {"method": method, "variant": row.variant}))
-    return [
-        {
-            **common, **labels, "metric": f"{row.metric} difference", "value": row.difference,
-            "ci_low": row.ci_low, "ci_high": row.ci_high,
-        }
-        for row, labels in rows
-        if np.isfinite(row.difference)
-    ]  # fmt: skip
+        rows.append(_difference_row(row, method=method, variant=row.variant, **common))
+    return [row for row in rows if np.isfinite(row["value"])]
+
+
+def leakage_rows(
+    leaks: pd.DataFrame, network: str, *, data: Mapping[str, str | None]
+) -> list[dict[str, Any]]:
+    """Make result rows of :func:`leakage` for the final method.
+
+    Args:
+        leaks: By ``category`` ("" where trained on the set itself) and ``dataset``.
+        network: Key of :data:`iqa_utils.features.layers.NETWORKS`.
+        data: Data set to what the run used, for the ledger.
+    """
+    rows = []
+    for row in leaks.itertuples():
+        trained = f" trained on {row.category}" if row.category else ""
+        method = f"{network} + GPR{trained}, as_written minus strict"
+        labels = {"method": method, "dataset": row.dataset, "data": data[row.dataset]}
+        rows.append(_difference_row(row, **labels))
+    return [row for row in rows if np.isfinite(row["value"])]
+
+
+def _difference_row(row: Any, **labels: str) -> dict[str, Any]:
+    ends = {"ci_low": row.ci_low, "ci_high": row.ci_high}
+    metric = f"{row.metric} difference"
+    return {"table": "control", "metric": metric, "value": row.difference, **ends, **labels}
 
 
 def size_rows() -> list[dict[str, Any]]:
