@@ -13,9 +13,10 @@ from iqa_utils.images import build_store
 from iqa_utils.regression.gaussian_process import fit_gaussian_process
 from iqa_utils.studies import deep_quality, final_method, layer_regression, layer_scores
 from iqa_utils.studies.final_method import average_crops, crop_distances, predict_final
-from iqa_utils.studies.finetune import Tuner, fine_tune, freeze_until, tuning_rows
+from iqa_utils.studies.finetune import Tuner, check_choices, fine_tune, freeze_until, tuning_rows
 from iqa_utils.studies.layer_regression import (
     Task,
+    make_tasks,
     predict_brisque,
     predict_layers,
     predict_networks,
@@ -167,6 +168,43 @@ def test_a_task_refuses_a_content_on_both_sides():
         Task(np.arange(3.0), content, np.array([0, 2]), np.array([1]))
 
 
+def test_splits_that_do_not_differ_are_refused_and_others_share_their_crops(world):
+    frame, parts, _ = world
+    rows = np.flatnonzero(frame["dataset"] == "tid2013")
+    with pytest.raises(ValueError, match="tid2013: 2 splits were asked for and 1 differ"):
+        make_tasks(frame, rows, {0: parts, 1: parts.copy()})
+    other = np.where(parts == "test", "training", np.where(parts == "validation", "test", parts))
+    first, second = make_tasks(frame, rows, {4: parts, 5: other}, seed=4).values()
+    assert (first.crop_seed, second.crop_seed, first.seed, second.seed) == (4, 4, 4, 5)
+    assert (first.cross_validate, second.cross_validate) == (True, False)
+
+
+CHOICES = {
+    "tapped": ["vgg16", "alexnet"], "tuned": ["vgg16"], "final": ["vgg16", "fc8"],
+    "modes": ["strict"], "frozen_until": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuned": []}, "fine-tuned: expected at least one"),
+        ({"modes": ["strict", "strict"]}, "modes: expected at least one and none twice"),
+        ({"modes": ["strikt"]}, r"\['strikt'\] are not among \['as_written', 'strict'\]"),
+        ({"tapped": ["vgg"]}, r"\['vgg'\] are not among"),
+        ({"tuned": ["resnet50"]}, r"\['resnet50'\] are not among \['alexnet', 'vgg16'\]"),
+        ({"final": ["vgg16", "fc9"]}, r"must be one of \['fc6', 'fc7', 'fc8'\], got 'fc9'"),
+        ({"final": ["vgg16", "conv5_3"]}, "got 'conv5_3'"),
+        ({"final": ["vgg16"]}, "a network of the map and a layer"),
+        ({"frozen_until": {"alexnet": "features"}}, r"\['alexnet'\], which are not fine-tuned"),
+    ],
+)
+def test_choices_that_would_fail_late_are_refused_first(change, message):
+    assert check_choices(**CHOICES).name == "fc8"
+    with pytest.raises(ValueError, match=message):
+        check_choices(**{**CHOICES, **change})
+
+
 def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_path):
     frame, _, store = world
     task = task_of(world, relative_c=True, svr_c=[0.1, 1.0])
@@ -279,6 +317,15 @@ def test_better_than_changes_sign_across_the_diagonal(world, seeds):
     np.testing.assert_array_equal(table, -table.T)
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_method_that_predicts_a_constant_differs_from_none(world, seeds):
+    predictions = made_predictions(world, {"good": 0.1, "constant": 1.0, "poor": 9.0}, seeds)
+    predictions.loc[predictions["method"] == "constant", "pred"] = 5.0
+    table = layer_scores.compare_methods(predictions, world[0])
+    assert table.loc["good", "poor"] == 1
+    assert not table["constant"].any()
+
+
 def test_scores_over_splits_have_the_corrected_interval(world):
     predictions = made_predictions(world, {"one": 2.0}, seeds=(0, 1, 2))
     scores = layer_scores.score_predictions(predictions, world[0], ["method"])
@@ -365,11 +412,22 @@ def test_the_contrast_picks_the_earlier_layer_by_cross_validation_and_tests_the_
     assert (gain["difference"] > 0).all()
     assert len(gain) == 3
     contrast = layer_scores.depth_contrast(predictions, world[0], n_resamples=50)
-    rows = layer_scores.difference_rows(contrast, gain, dataset="made", data="demo")
+    hand = predictions[predictions["layer"] == "early"].assign(
+        network="BRISQUE", layer="36 statistics", stage="handcrafted"
+    )
+    crafted = layer_scores.against_handcrafted(pd.concat([predictions, hand]), world[0])
+    assert crafted[["best", "handcrafted"]].to_numpy().tolist() == [["middle, SVR", "SVR"]]
+    assert crafted["ci_low"].item() > 0
+    named = {"dataset": "made", "data": "demo"}
+    rows = layer_scores.difference_rows(contrast, gain, crafted, **named)
     assert rows[0]["method"].endswith(f" last minus middle, {row['regressor']}, {row['stage']}")
-    assert [r["value"] for r in rows] == [*contrast["difference"], *gain["difference"]]
+    assert [r["value"] for r in rows] == [
+        *contrast["difference"],
+        *gain["difference"],
+        *crafted["difference"],
+    ]
     gain.loc[1, ["difference", "ci_low", "ci_high"]] = np.nan
-    fewer = layer_scores.difference_rows(contrast, gain, dataset="made", data="demo")
+    fewer = layer_scores.difference_rows(contrast, gain, crafted, **named)
     assert fewer == [row for row in rows if row is not rows[len(contrast) + 1]]
 
 

@@ -254,7 +254,7 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
     assert not list(cache.glob(".spool*"))
     again = layer_grams(network, store, ["0", "4"], **options)
     np.testing.assert_array_equal(again["0"], grams["0"])
-    stated = disk_use(7, [1])["grams"]
+    stated = disk_use(7, {"one": [1]})["grams"]
     assert grams_on_disk[0].stat().st_size == pytest.approx(stated, abs=200)  # .npy header
 
 
@@ -268,4 +268,25 @@ def test_a_disk_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
     store = made_store(folder, tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match="7 images at 1 layers need"):
-        layer_grams(made_network(), store, ["0"], cache_dir=tmp_path / "c")
+        layer_grams(made_network(), store, ["0", "4"], cache_dir=tmp_path / "c")
+
+
+def test_a_disk_that_holds_one_layer_takes_a_pass_a_layer(folder, tmp_path, monkeypatch):
+    network, store = made_network(), made_store(folder, tmp_path)
+    expected = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **PLAIN)
+    sizes = [array.shape[1] for array in frozen_layers(
+        network, store, ["0", "4"], pooling="flatten", cache_dir=None, **PLAIN
+    ).values()]  # fmt: skip
+    free = 4 * 7 * max(sizes)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
+    found = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "small", **PLAIN)
+    for layer in ("0", "4"):
+        np.testing.assert_array_equal(found[layer], expected[layer])
+
+
+def test_an_activation_that_is_not_finite_names_layer_and_image(folder, tmp_path):
+    network, store = made_network(), made_store(folder, tmp_path)
+    with torch.no_grad():
+        network[0].bias[0] = torch.nan
+    with pytest.raises(ValueError, match=rf"layer 4: .*7 images are not: \['{store.names[0]}"):
+        layer_grams(network, store, ["4"], cache_dir=tmp_path / "c", **PLAIN)

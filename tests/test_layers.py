@@ -88,3 +88,15 @@ def test_real_squeezenet_weights_load_into_the_map(real_weights):
     assert network.classifier[1].weight.abs().sum() > 0
     with pytest.raises(ValueError, match="another architecture"):
         create_network("squeezenet", pretrained=real_weights / "squeezenet1_0-imagenet.pth")
+
+
+@pytest.mark.parametrize("change", ["without", "other size"])
+def test_weights_without_the_classifier_whose_logits_are_features_are_refused(tmp_path, change):
+    state = create_network("mobilenetv2_100", pretrained=None).state_dict()
+    for name in ("classifier.weight", "classifier.bias"):
+        whole = state.pop(name)
+        if change == "other size":
+            state[name] = whole[:10].clone()
+    torch.save(state, tmp_path / "mobilenetv2_100-imagenet.pth")
+    with pytest.raises(ValueError, match="classifier"):
+        create_network("mobilenetv2_100", pretrained=tmp_path / "mobilenetv2_100-imagenet.pth")

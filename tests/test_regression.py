@@ -6,6 +6,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import SVR
 
+from iqa_utils.features.grams import gram_from_panels
 from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
 
 
@@ -131,6 +132,30 @@ def test_choosing_a_constraint_from_one_gram_matrix_equals_a_grid_search_on_the_
     )  # folds of 12 images each
     difference = model.predict(gram[60:, :60]) - search.predict(features[60:])
     assert np.abs(difference).max() < 1e-10 * mos.std()
+
+
+def test_a_fit_that_reaches_its_limit_of_steps_says_so(monkeypatch):
+    features, mos = made_data(n=60, d=40, noise=1.0)
+    gram = features @ features.T
+    assert gram_svr(gram, mos, c=1.0).converged
+    monkeypatch.setattr("iqa_utils.regression.MAX_ITERATIONS", 5)
+    assert not gram_svr(gram, mos, c=1.0).converged
+
+
+def test_constant_feature_columns_change_no_svr_and_constant_features_predict_one_score():
+    features, mos = made_data()
+    wider = np.hstack([features, np.full((60, 3), 7.0)])
+    models = [gram_svr(gram_from_panels([x]), mos) for x in (features, wider)]
+    preds = [model.predict(gram_from_panels([features])) for model in models]
+    np.testing.assert_allclose(*preds, atol=1e-9)
+    flat = np.zeros((60, 60))  # nothing but constant columns: no image differs from another
+    assert np.ptp(gram_svr(flat, mos).predict(flat)) == 0
+
+
+def test_fewer_contents_than_folds_is_refused_for_the_gram_svr():
+    features, mos = made_data(n=12)
+    with pytest.raises(ValueError, match="5 folds need 2 to 3"):
+        gram_svr(features @ features.T, mos, c=[0.1, 1.0], groups=np.repeat([0, 1, 2], 4))
 
 
 def test_duplicate_images_change_nothing_that_matters():

@@ -265,15 +265,20 @@ def frozen_layers(
             for layer, activation in batch.items():
                 parts[layer].append(pool_activation(activation, pooling).cpu().numpy())
         for layer in missing:
-            arrays[layer] = _finite(np.concatenate(parts.pop(layer)), layer, store, rows)
+            arrays[layer] = require_finite(np.concatenate(parts.pop(layer)), layer, store, rows)
             if layer in files:
                 save_array(files[layer], arrays[layer])
     return {layer: arrays[layer] for layer in layers}
 
 
-def _finite(
+def require_finite(
     array: np.ndarray, layer: str | None, store: ImageStore, rows: np.ndarray
 ) -> np.ndarray:
+    """Return features, shape (N, D), or refuse them: layer and images are named.
+
+    Raises:
+        ValueError: If a feature is not finite.
+    """
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         names = [store.names[i] for i in rows[bad[:3]]]

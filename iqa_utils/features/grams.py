@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from iqa_utils.features import (
     feature_recipe,
     iterate_layers,
     pool_activation,
+    require_finite,
     save_array,
 )
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
@@ -132,8 +133,9 @@ def layer_grams(
     """Compute or read the centred Gram matrices of whole (flattened) activations.
 
     All layers come from one pass; their activations wait in ``cache_dir`` until they are
-    multiplied: 4 bytes a value, all layers together, deleted at once. What is kept is one
-    triangle, 4 N (N + 1) bytes a layer.
+    multiplied: 4 bytes a value, all layers together, deleted at once. Where the disk cannot hold
+    them, the layers are halved and each half has a pass of its own. What is kept is one triangle,
+    4 N (N + 1) bytes a layer.
 
     Args:
         backbone: Network, on the device to use.
@@ -155,41 +157,68 @@ def layer_grams(
         Layer to inner products, shape (N, N), float64.
 
     Raises:
-        OSError: If the disk cannot hold the activations; says how much is needed.
-        ValueError: If a layer is unknown or a feature is not finite.
+        OSError: If the disk cannot hold the activations of one layer; says how much is needed.
+        ValueError: If a layer is unknown or a feature is not finite (layer and images are named).
     """
     recipe = feature_recipe(backbone, store, rows, crop, mean, std, dtype)
     paths = {layer: cache_path(cache_dir, recipe, layer, "gram") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
     if missing:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        device = next(backbone.parameters()).device
-        n_images = len(store) if rows is None else len(rows)
+        rows = np.arange(len(store)) if rows is None else np.asarray(rows)
         options = {"rows": rows, "crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
         options |= {"dtype": dtype, "progress": progress}
-        pooled: dict[tuple[str, str], list[np.ndarray]] = {}
-        with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
-            spools: dict[str, _Spool] = {}
-            for part, batch in iterate_layers(backbone, store, missing, **options):
-                if not spools:
-                    spools = _make_spools(Path(folder), n_images, batch)
-                for layer, activation in batch.items():
-                    flat = pool_activation(activation, "flatten").cpu().numpy()
-                    spools[layer].write(part.start, flat)
-                    if also_pooled:
-                        kind = (
-                            also_pooled
-                            if activation[0].numel() > activation.shape[1]
-                            else "flatten"
-                        )
-                        values = pool_activation(activation, kind).cpu().numpy()
-                        pooled.setdefault((layer, kind), []).append(values)
-            for layer, spool in spools.items():
-                save_array(paths[layer], pack(gram_from_panels(spool.panels(), device=device)))
-                spool.delete()
-        for (layer, kind), parts in pooled.items():
-            save_array(cache_path(cache_dir, recipe, layer, kind), np.concatenate(parts))
+
+        def multiply(some: list[str]) -> None:
+            batches = iterate_layers(backbone, store, some, **options)
+            try:
+                _spool_and_multiply(batches, paths, store, rows, also_pooled, cache_dir, recipe)
+            except _DiskTooSmall:
+                if len(some) == 1:
+                    raise
+                half = len(some) // 2
+                multiply(some[:half])
+                multiply(some[half:])
+
+        multiply(missing)
     return {layer: unpack(np.load(path)) for layer, path in paths.items()}
+
+
+class _DiskTooSmall(OSError):
+    """Activations would not fit."""
+
+
+def _spool_and_multiply(
+    batches: Iterator[tuple[slice, dict[str | None, torch.Tensor]]],
+    paths: dict[str, Path],
+    store: ImageStore,
+    rows: np.ndarray,
+    also_pooled: str | None,
+    cache_dir: str | Path,
+    recipe: dict[str, Any],
+) -> None:
+    """Write the activations of one pass to disk, multiply them panel by panel, keep the result."""
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
+    spools: dict[str, _Spool] = {}
+    with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
+        for part, batch in batches:
+            spools = spools or _make_spools(Path(folder), len(rows), batch)
+            for layer, activation in batch.items():
+                flat = pool_activation(activation, "flatten")
+                if not bool(flat.isfinite().all()):
+                    require_finite(flat.cpu().numpy(), layer, store, rows[part])
+                spools[layer].write(part.start, flat.cpu().numpy())
+                if also_pooled:
+                    is_map = activation[0].numel() > activation.shape[1]
+                    kind = also_pooled if is_map else "flatten"
+                    values = pool_activation(activation, kind).cpu().numpy()
+                    pooled.setdefault((layer, kind), []).append(values)
+        for layer, spool in spools.items():
+            device = batch[layer].device
+            save_array(paths[layer], pack(gram_from_panels(spool.panels(), device=device)))
+            spool.delete()
+    for (layer, kind), parts in pooled.items():
+        save_array(cache_path(cache_dir, recipe, layer, kind), np.concatenate(parts))
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -207,21 +236,25 @@ def unpack(triangle: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def disk_use(n_images: int, sizes: Sequence[int]) -> dict[str, int]:
+def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """State what feature sets of N images take on disk.
 
     Args:
         n_images: N.
-        sizes: Features an image, one value a layer.
+        sizes: Network to the features an image of each of its layers.
 
     Returns:
-        Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``largest`` (the
-        widest layer's activations, which wait on disk for a moment).
+        Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
+        layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for
+        a moment; ``layer`` is enough where the disk is small).
     """
+    passes = [sum(own) for own in sizes.values()]
+    n_layers = sum(map(len, sizes.values()))
     return {
-        "features": 4 * n_images * int(sum(sizes)),
-        "grams": 4 * n_images * (n_images + 1) * len(sizes),
-        "largest": 4 * n_images * int(max(sizes)),
+        "features": 4 * n_images * sum(passes),
+        "grams": 4 * n_images * (n_images + 1) * n_layers,
+        "layer": 4 * n_images * max(max(own) for own in sizes.values()),
+        "pass": 4 * n_images * max(passes),
     }
 
 
@@ -254,9 +287,9 @@ def _make_spools(folder: Path, n_images: int, batch: dict[str, torch.Tensor]) ->
     sizes = {layer: activation[0].numel() for layer, activation in batch.items()}
     needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
+        raise _DiskTooSmall(
             f"activations of {n_images} images at {len(sizes)} layers need {needed / 1e9:.1f} GB "
-            f"of disk for a moment, {free / 1e9:.1f} GB are free: ask for fewer layers at a time"
+            f"of disk for a moment, {free / 1e9:.1f} GB are free"
         )
     return {
         layer: _Spool(folder / f"{k}.bin", n_images, size)

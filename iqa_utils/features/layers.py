@@ -241,7 +241,8 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         The network, in training mode, on the CPU (on the meta device under ``torch.device``).
 
     Raises:
-        ValueError: If the name is unknown, or the file holds another architecture.
+        ValueError: If the name is unknown, or the file holds another architecture or lacks the
+            1000-way classifier.
         FileNotFoundError: If the file is missing.
         ConnectionError: If ``"hub"`` was asked for and the download failed.
     """
@@ -249,7 +250,10 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
     row = NETWORKS[name]
     if row.library == "timm":
-        return create_backbone(row.model, pretrained=pretrained, **row.options)
+        if pretrained in (None, HUB):
+            return create_backbone(row.model, pretrained=pretrained, **row.options)
+        network = create_backbone(row.model, pretrained=None, **row.options)
+        return load_weights(network, pretrained)  # the classifier too: its logits are features
     network = torchvision.models.get_model(row.model, weights=None, **row.options)
     if pretrained is None:
         return network
@@ -260,7 +264,7 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         except OSError as error:
             raise ConnectionError(
                 f"pretrained='hub' could not fetch {weights.url}: {error}. Fetch it on a machine "
-                f"with a network, put it at data/weights/{name}.pth and pass that path"
+                f"with a network, put it at data/weights/{name}-imagenet.pth and pass that folder"
             ) from error
         own = network.state_dict()
         network.load_state_dict({k: v for k, v in state.items() if k in own})

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
 from iqa_utils.plots.common import PALETTE, plot_curves, plot_intervals
@@ -85,8 +86,9 @@ def plot_differences(
     plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test part")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_title(title)
-    below = -0.5 / axes.figure.get_figheight()  # half an inch: room for the label of the axis
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below))
+    half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
+    place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
+    axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
     return axes
 
 

@@ -7,13 +7,16 @@ themselves; ridge takes the features.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVR
 
+MAX_ITERATIONS = 1_000_000  # of one fit of an SVR: MATLAB's default
 LAMBDAS = tuple(float(x) for x in np.logspace(-2, 7, 19))
 
 
@@ -144,7 +147,7 @@ def ridge_cv(
     """
     mos = check_scores(mos)
     features = check_features(features, n_images=len(mos)).astype(np.float64)
-    if min(lambdas) <= 0:
+    if not min(lambdas) > 0:
         raise ValueError(f"lambdas must be positive, got {min(lambdas)}")
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     squared = np.zeros(len(lambdas))
@@ -222,12 +225,14 @@ class GramSVR:
         epsilon: Half-width of the tube without loss, in units of the scores.
         cv_rmse: Cross-validated RMSE of each box constraint tried; empty when there was one and
             nobody asked for its error.
+        converged: Whether the final fit met libsvm's tolerance before :data:`MAX_ITERATIONS`.
     """
 
     model: SVR
     c: float
     epsilon: float
     cv_rmse: np.ndarray
+    converged: bool = True
 
     def predict(self, gram: ArrayLike) -> np.ndarray:
         """Predict scores, shape (M,), from inner products with the training images, (M, N)."""
@@ -252,6 +257,9 @@ def gram_svr(
 
     libsvm forms each inner product of ~100,000 features anew whenever its cache misses; one matrix
     product makes them all, for every split and every box constraint.
+
+    A box constraint that is large for the features (the paper's 1 on logits is) can ask for more
+    steps than anyone waits for; as in MATLAB the fit then stops at a limit and says so.
 
     Args:
         gram: Inner products of the training images, shape (N, N). Centred features give the same
@@ -281,8 +289,10 @@ def gram_svr(
         epsilon = float(np.subtract(*np.percentile(mos, [75, 25]))) / 13.49
 
     def fit(rows: np.ndarray, constraint: float) -> SVR:
-        model = SVR(kernel="precomputed", C=constraint, epsilon=epsilon, cache_size=1000)
-        return model.fit(gram[np.ix_(rows, rows)], mos[rows])
+        options = {"C": constraint, "epsilon": epsilon, "max_iter": MAX_ITERATIONS}
+        model = SVR(kernel="precomputed", cache_size=1000, **options)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            return model.fit(gram[np.ix_(rows, rows)], mos[rows])
 
     everyone, cv_rmse = np.arange(len(mos)), np.empty(0)
     if cross_validate or len(constraints) > 1:
@@ -295,4 +305,5 @@ def gram_svr(
                 squared[i] += ((pred - mos[test]) ** 2).sum()
         cv_rmse = np.sqrt(squared / len(mos))
     best = float(constraints[cv_rmse.argmin() if len(cv_rmse) else 0])
-    return GramSVR(fit(everyone, best), best, epsilon, cv_rmse)
+    model = fit(everyone, best)
+    return GramSVR(model, best, epsilon, cv_rmse, converged=model.fit_status_ == 0)

@@ -136,7 +136,7 @@ def fit_gaussian_process(
     """
     mos = check_scores(mos)
     distances = _distances(distances, columns=len(mos), device=device, square=True)
-    if noise_sd is not None and noise_sd <= 0:
+    if noise_sd is not None and not noise_sd > 0:
         raise ValueError(f"noise_sd must be positive, got {noise_sd}")
     typical = float(distances[distances > 0].median()) if bool((distances > 0).any()) else 0.0
     if typical == 0:
@@ -303,9 +303,14 @@ def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.
     Returns:
         Score minus prediction, shape (N,), in units of the scores.
 
+    Raises:
+        ValueError: If there is not one fold number an image.
+
     References:
         Rasmussen and Williams, 2006, section 5.4.2 (one image a fold).
     """
+    if np.shape(fold) != (len(process.alpha),):
+        raise ValueError(f"fold must have shape ({len(process.alpha)},), got {np.shape(fold)}")
     inverse = torch.cholesky_inverse(process.factor)
     residuals = torch.empty_like(process.alpha)
     for k in np.unique(fold):
@@ -335,7 +340,8 @@ def calibration(
         ``half_width`` (mean, in units of the scores).
 
     Raises:
-        ValueError: If the shapes differ or a standard deviation is not positive.
+        ValueError: If the shapes differ, a standard deviation is not positive or a level is not in
+            (0, 1).
     """
     mos, mean, sd = (np.asarray(x, dtype=np.float64) for x in (mos, mean, sd))
     if mos.ndim != 1 or not mos.shape == mean.shape == sd.shape:
@@ -343,6 +349,8 @@ def calibration(
     if not (sd > 0).all():
         raise ValueError(f"sd must be positive, {np.sum(~(sd > 0))} of {len(sd)} are not")
     levels = np.asarray(levels, dtype=np.float64)
+    if not ((levels > 0) & (levels < 1)).all():
+        raise ValueError(f"levels must lie in (0, 1), got {levels.tolist()}")
     reach = norm.ppf(0.5 + levels / 2)  # (K,)
     inside = np.abs(mos - mean)[:, None] <= reach * sd[:, None]  # (M, K)
     half_width = reach * sd.mean()

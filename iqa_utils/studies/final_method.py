@@ -70,7 +70,7 @@ def crop_distances(
     side = side or description.side
 
     def encode(rows: np.ndarray, number: int) -> np.ndarray:
-        crop = Crop((side, side), number, task.seed)
+        crop = Crop((side, side), number, task.crop_seed)
         x = frozen_features(network, store, layer=layer.module, rows=rows, crop=crop, **options)
         return x.astype(np.float64)
 
@@ -249,7 +249,7 @@ def time_prediction(
     for row in task.test[: n_images + 1]:
         started = time.perf_counter()
         for k in range(n_crops):
-            crop = Crop((side, side), k, task.seed)
+            crop = Crop((side, side), k, task.crop_seed)
             list(iterate_layers(network, store, [layer.module], rows=[row], crop=crop))
         if torch.cuda.is_available():
             torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from iqa_utils.backbones import freeze_batch_statistics, weights_hash
-from iqa_utils.features.layers import NETWORKS, Network
+from iqa_utils.features.layers import NETWORKS, Layer, Network, layers_of
 from iqa_utils.metrics import rmse, srcc
 from iqa_utils.training import FitResult, fit, mean_loss, predict
 from iqa_utils.training.batches import store_batches
@@ -199,6 +199,49 @@ def tuning_rows(
     inside = np.full(len(frame), True) if leaky else frame["dataset"].isin(datasets).to_numpy()
     chosen = parts != "validation" if leaky or whole else parts == "training"
     return np.flatnonzero(inside & chosen), np.flatnonzero(inside & (parts == "validation"))
+
+
+def check_choices(
+    *,
+    tapped: Sequence[str],
+    tuned: Sequence[str],
+    final: Sequence[str],
+    modes: Sequence[str],
+    frozen_until: Mapping[str, str],
+) -> Layer:
+    """Refuse choices of networks, layers and modes that would fail hours later, or do nothing.
+
+    Args:
+        tapped: Networks whose layers are compared.
+        tuned: Networks that are fine-tuned; each is tapped as well.
+        final: Network and layer of the final method.
+        modes: Out of :data:`MODES`.
+        frozen_until: Network to the module for :func:`freeze_until`.
+
+    Returns:
+        The final layer.
+
+    Raises:
+        ValueError: If a list is empty or names something twice, a network, layer or mode is
+            unknown, the final layer gives no vector, or a network that is not fine-tuned is frozen.
+    """
+    lists = {"networks tapped": tapped, "networks fine-tuned": tuned, "modes": modes}
+    for what, names in lists.items():
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{what}: expected at least one and none twice, got {list(names)}")
+    known = {"networks tapped": NETWORKS, "networks fine-tuned": tapped, "modes": MODES}
+    for what, names in lists.items():
+        if unknown := [name for name in names if name not in known[what]]:
+            raise ValueError(f"{what}: {unknown} are not among {sorted(known[what])}")
+    if len(final) != 2 or final[0] not in NETWORKS:
+        raise ValueError(f"final must be a network of the map and a layer, got {list(final)}")
+    layers = {layer.name: layer for layer in layers_of(final[0])}
+    vectors = [name for name, layer in layers.items() if layer.is_vector]
+    if final[1] not in vectors:
+        raise ValueError(f"final layer of {final[0]} must be one of {vectors}, got {final[1]!r}")
+    if idle := sorted(set(frozen_until) - {*tuned, final[0]}):
+        raise ValueError(f"frozen_until names {idle}, which are not fine-tuned")
+    return layers[final[1]]
 
 
 class Tuner:

@@ -45,7 +45,10 @@ class Task:
         svr_c: Box constraints; several are chosen from by cross-validation on the training rows.
         relative_c: Whether they are in units of one over the mean squared norm of the centred
             features, so that one list fits all layers; MATLAB's, and the paper's, are absolute.
-        seed: Of crops and folds.
+        seed: Of the folds.
+        crop_seed: Of the crops: the same for all splits, so that a layer's one Gram matrix serves
+            them all.
+        cross_validate: Whether to estimate the error of a single box constraint in folds too.
         device: Where Gaussian processes are fitted.
     """
 
@@ -56,6 +59,8 @@ class Task:
     svr_c: Sequence[float] = (1.0,)
     relative_c: bool = False
     seed: int = 0
+    crop_seed: int = 0
+    cross_validate: bool = True
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -96,6 +101,47 @@ def make_task(
     )
 
 
+def make_tasks(
+    frame: pd.DataFrame,
+    rows: np.ndarray,
+    splits: Mapping[int, np.ndarray],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> dict[int, Task]:
+    """Make the tasks of one data set over several splits; only the first one is cross-validated.
+
+    Args:
+        frame: Table of :func:`iqa_utils.studies.deep_quality.join_sets`.
+        rows: Rows of the data set.
+        splits: Seed of a split to the part of each row of ``frame``.
+        seed: Of the crops, for all splits.
+        **options: For :func:`make_task`.
+
+    Returns:
+        Seed of a split to its task.
+
+    Raises:
+        ValueError: If two splits have the same test images, as those of an official split have:
+            an interval over them would be of no width.
+    """
+    tests = {number: rows[parts[rows] == "test"].tobytes() for number, parts in splits.items()}
+    if len(set(tests.values())) < len(tests):
+        name = frame.loc[rows[0], "dataset"]
+        raise ValueError(
+            f"{name}: {len(tests)} splits were asked for and {len(set(tests.values()))} differ; "
+            "a set with an official split has one (N_SPLITS: 1)"
+        )
+    first = next(iter(splits))
+    return {
+        number: make_task(
+            frame, rows, parts, seed=number, crop_seed=seed, cross_validate=number == first,
+            **options,
+        )
+        for number, parts in splits.items()
+    }  # fmt: skip
+
+
 def regress(
     regressor: str, gram: np.ndarray, features: np.ndarray | None, task: Task
 ) -> dict[str, Any]:
@@ -109,8 +155,9 @@ def regress(
         task: What to learn and predict.
 
     Returns:
-        ``pred`` (M,), ``sd`` (predictive, Gaussian process only, else NaN) and ``cv_rmse`` (the
-        smallest over the penalties tried; a Gaussian process keeps its kernel in every fold).
+        ``pred`` (M,), ``sd`` (predictive, Gaussian process only, else NaN), ``cv_rmse`` (the
+        smallest over the penalties tried, a Gaussian process keeping its kernel in every fold; NaN
+        for a single box constraint that is not cross-validated) and ``converged``.
 
     Raises:
         ValueError: If the regressor is unknown.
@@ -121,9 +168,11 @@ def regress(
         fitted = gram[np.ix_(at_train, at_train)]
         unit = float(np.diagonal(fitted).mean()) if task.relative_c else 1.0
         c = np.asarray(task.svr_c) / unit
-        svr = gram_svr(fitted, mos, c=c, cross_validate=True, seed=task.seed, groups=groups)
+        folds = {"cross_validate": task.cross_validate, "seed": task.seed, "groups": groups}
+        svr = gram_svr(fitted, mos, c=c, **folds)
         pred = svr.predict(gram[np.ix_(at_test, at_train)])
-        return {"pred": pred, "sd": np.nan, "cv_rmse": svr.cv_rmse.min()}
+        cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
+        return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": svr.converged}
     if regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
         options = {"tolerance": 1e-5, "device": task.device}
@@ -131,11 +180,12 @@ def regress(
         pred, sd = process.predict(distances[np.ix_(at_test, at_train)])
         fold = fold_numbers(len(mos), seed=task.seed, groups=groups)
         cv_rmse = np.sqrt(np.mean(cross_validated_residuals(process, fold) ** 2))
-        return {"pred": pred, "sd": sd, "cv_rmse": float(cv_rmse)}
+        return {"pred": pred, "sd": sd, "cv_rmse": float(cv_rmse), "converged": True}
     if regressor == "ridge":
         ridge = ridge_cv(features[at_train], mos, seed=task.seed, groups=groups)
         pred = ridge.predict(features[at_test])
-        return {"pred": pred, "sd": np.nan, "cv_rmse": ridge.cv_rmse.min()}
+        cv_rmse = ridge.cv_rmse.min()
+        return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": True}
     raise ValueError(f"regressor must be one of {REGRESSORS}, got {regressor!r}")
 
 
@@ -169,10 +219,10 @@ def predict_layers(
 
     Returns:
         One row a prediction: ``network``, ``layer``, ``regressor``, ``row`` (of the store),
-        ``mos``, ``pred``, ``sd``, ``cv_rmse``, ``n_train``.
+        ``mos``, ``pred``, ``sd``, ``cv_rmse``, ``converged``, ``n_train``.
     """
     description, regressors = NETWORKS[layers[0].network], tuple(regressors)
-    options = {"rows": task.rows, "crop": Crop((side, side), seed=task.seed)}
+    options = {"rows": task.rows, "crop": Crop((side, side), seed=task.crop_seed)}
     options |= {"mean": description.mean, "std": description.std, "cache_dir": cache_dir}
     options |= {"batch_size": batch_size, "progress": progress}
     modules = [layer.module for layer in layers]

@@ -153,6 +153,7 @@ def compare_methods(
         predictions: Columns ``method``, ``row``, ``mos``, ``pred``, ``seed``, ``n_train``.
         frame: Table of :func:`join_sets`.
         seed: Of the draws; there are as many as Holm's correction over all pairs asks for.
+            A method whose SRCC is undefined (constant predictions) differs from none.
 
     Returns:
         Square table, methods on both sides: 1 where the row's SRCC is above the column's at 5 %,
@@ -173,13 +174,17 @@ def compare_methods(
             name: [srcc(mos.loc[s], g) for s, g in wide[name].groupby(level="seed")]
             for name in methods
         }
+        defined = {name for name in methods if np.isfinite(runs[name]).all()}
         signs = [np.sign(np.mean(runs[a]) - np.mean(runs[b])) for a, b in pairs]
-        p = [nadeau_bengio(runs[a], runs[b], n_train, n_test).p for a, b in pairs]
+        p = [
+            nadeau_bengio(runs[a], runs[b], n_train, n_test).p if {a, b} <= defined else 1.0
+            for a, b in pairs
+        ]
     else:
         preds = {name: wide[name].to_numpy() for name in methods}
         found = pairwise_bootstrap(mos, preds, srcc, groups=groups, seed=seed)
         signs = [np.sign(found[pair].difference) for pair in pairs]
-        p = [found[pair].p for pair in pairs]
+        p = [1.0 if np.isnan(found[pair].p) else found[pair].p for pair in pairs]
     table = pd.DataFrame(0, index=methods, columns=methods)
     for (a, b), sign, corrected in zip(pairs, signs, holm(p), strict=True):
         if corrected < 0.05:
@@ -203,8 +208,9 @@ def depth_contrast(
 
     Returns:
         One row a network, stage, regressor and ``metric`` (SRCC; :data:`WITHIN` as well where the
-        set has subsets), on the first split: ``last``, ``earlier``, and the ``difference`` last
-        minus earlier with its 95 % interval.
+        set has subsets), on the first split: ``last`` (tapped: four networks of Table 1 have no row
+        for their output), ``earlier``, and the ``difference`` last minus earlier with its 95 %
+        interval.
     """
     rows = []
     usable = predictions.dropna(subset="cv_rmse")
@@ -319,6 +325,44 @@ def tuning_gain(
     return pd.DataFrame(rows, columns=[*columns, "variant", *found])
 
 
+def against_handcrafted(
+    predictions: pd.DataFrame, frame: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Compare each network with BRISQUE, both at their best as cross-validation sees it.
+
+    Layer and regressor of a network, and the regressor of BRISQUE, are those of the smallest
+    cross-validated error on the training images: no test image chooses.
+
+    Args:
+        predictions: As for :func:`depth_contrast`, with stage ``"handcrafted"`` among them.
+        frame: Table of :func:`iqa_utils.studies.deep_quality.join_sets`.
+        n_resamples: Draws of the paired bootstrap by content.
+        seed: Of the draws.
+
+    Returns:
+        One row a network, stage and ``metric`` (as in :func:`depth_contrast`): ``best`` (layer and
+        regressor), ``handcrafted`` (regressor) and the ``difference`` with its 95 % interval.
+    """
+    first = predictions[predictions["seed"] == predictions["seed"].iloc[0]]
+    first = first.dropna(subset="cv_rmse")
+
+    def best_of(part: pd.DataFrame) -> tuple[tuple[str, str], pd.DataFrame]:
+        key = tuple(part.loc[part["cv_rmse"].idxmin(), ["layer", "regressor"]])
+        chosen = (part["layer"] == key[0]) & (part["regressor"] == key[1])
+        return key, part[chosen].set_index("row")
+
+    by_hand = first["stage"] == "handcrafted"
+    (_, hand), base = best_of(first[by_hand])
+    rows = []
+    for (network, stage), part in first[~by_hand].groupby(["network", "stage"], sort=False):
+        key, other = best_of(part)
+        labels = {"network": network, "stage": stage, "best": ", ".join(key), "handcrafted": hand}
+        for metric in _compared_metrics(frame, part["row"]):
+            found = _compare(metric, frame, base, other, n_resamples=n_resamples, seed=seed)
+            rows.append({**labels, **found})
+    return pd.DataFrame(rows)
+
+
 def leakage(
     predictions: pd.DataFrame,
     frame: pd.DataFrame,
@@ -355,15 +399,16 @@ def leakage(
 
 
 def difference_rows(
-    contrast: pd.DataFrame, gain: pd.DataFrame, *, dataset: str, data: str
+    contrast: pd.DataFrame, gain: pd.DataFrame, crafted: pd.DataFrame, *, dataset: str, data: str
 ) -> list[dict[str, Any]]:
-    """Make result rows of differences between layers and of those by fine-tuning.
+    """Make result rows of differences: between layers, by fine-tuning, to BRISQUE.
 
     A difference with an undefined SRCC (constant predictions, as the demo has) gives no row.
 
     Args:
         contrast: From :func:`depth_contrast`.
         gain: From :func:`tuning_gain`.
+        crafted: From :func:`against_handcrafted`.
         dataset: Data set they were measured on.
         data: What the run used, for the ledger.
     """
@@ -375,6 +420,9 @@ def difference_rows(
     for row in gain.itertuples():
         method = f"{row.network} {row.layer} fine-tuned minus pre-trained, {row.regressor}"
         rows.append(_difference_row(row, method=method, variant=row.variant, **common))
+    for row in crafted.itertuples():
+        method = f"{row.network} {row.best} minus BRISQUE, {row.handcrafted}, {row.stage}"
+        rows.append(_difference_row(row, method=method, **common))
     return [row for row in rows if np.isfinite(row["value"])]
 
 
