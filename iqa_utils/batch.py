@@ -18,9 +18,9 @@ import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
-from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from iqa_utils.parameters import wrong_types
 from iqa_utils.runs import ROOT, publish, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -100,13 +100,10 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
     declared = declared_parameters(notebook)
     known = ", ".join(declared)
     problems = [f"{name} is not one of {known}" for name in values if name not in declared]
-    for name in values.keys() & declared.keys():
-        kind = eval(declared[name], {"Any": Any})  # the annotation of our own notebook
-        try:
-            TypeAdapter(kind).validate_python(values[name], strict=True)
-        except ValidationError:
-            given = f"{values[name]!r} ({type(values[name]).__name__})"
-            problems.append(f"{name} must be {declared[name]}, got {given}")
+    kinds = {  # annotations of our own notebook
+        name: eval(kind, {"Any": Any}) for name, kind in declared.items() if name in values
+    }
+    problems += wrong_types(kinds, values)
     if problems:
         raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
 

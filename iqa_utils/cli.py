@@ -86,7 +86,13 @@ def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object
             raise ValueError("-p needs a name and a value")
         else:
             name, value = rest.pop(0), rest.pop(0)
-            parameters[name] = yaml.safe_load(value)
+            try:
+                parameters[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                problem = getattr(error, "problem", None) or error
+                raise ValueError(f"-p {name}: {value!r} is not YAML: {problem}") from error
+    if not stems:
+        raise ValueError("name the notebooks to run, or 'all'")
     return stems, parameters
 
 

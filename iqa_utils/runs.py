@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+
+from iqa_utils.parameters import wrong_types
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,17 +87,8 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     absent = [name for name in REQUIRED if name not in declared]
     if absent:
         raise KeyError(f"the parameters cell must declare {', '.join(absent)} with a type")
-    wrong = []
-    for name, kind in declared.items():
-        value = namespace[name]
-        try:
-            TypeAdapter(kind).validate_python(value, strict=True)
-        except ValidationError:
-            expected = getattr(kind, "__name__", str(kind))
-            wrong.append(f"{name} must be {expected}, got {value!r} ({type(value).__name__})")
-    if wrong:
-        hint = " (in YAML write 1.0e-3, not 1e-3)" if any("'" in w for w in wrong) else ""
-        raise TypeError("; ".join(wrong) + hint)
+    if wrong := wrong_types(declared, namespace):
+        raise TypeError("; ".join(wrong))
     return {name: namespace[name] for name in declared}
 
 

@@ -137,8 +137,19 @@ def test_papermill_finds_the_engine_by_name():
     assert papermill.engines.papermill_engines.get_engine("iqa").__name__ == "IQAEngine"
 
 
-def test_the_command_line_refuses_half_a_parameter():
-    command = [sys.executable, "-m", "iqa_utils.cli", "run", "00", "-p", "SEED"]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("00 -p SEED", "-p needs a name and a value"),
+        ("-p SEED 1", "name the notebooks to run, or 'all'"),
+        ("05 -p METHODS [a", "-p METHODS: '[a' is not YAML: expected ',' or ']'"),
+        ("05 -p LEARNING_RATE 1e-3", "05_lds_fds: LEARNING_RATE must be float, got '1e-3' (str)"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told):
+    command = [sys.executable, "-m", "iqa_utils.cli", "run", *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == "iqa: -p needs a name and a value"
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"iqa: {told}")
+    assert done.stderr.count("\n") == 1

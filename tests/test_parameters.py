@@ -1,0 +1,32 @@
+"""Values against their declared types."""
+
+import pytest
+
+from iqa_utils.parameters import wrong_types
+
+
+def test_right_values_are_told_nothing_and_none_is_converted():
+    kinds = {"A": int, "B": str | None, "C": list[float], "D": float}
+    assert wrong_types(kinds, {"A": 1, "B": None, "C": [1, 2.5], "D": 3}) == []
+    assert wrong_types({"A": int}, {"A": True}) == ["A must be int, got True (bool)"]
+
+
+def test_wrong_values_are_named_in_order_with_the_whole_type():
+    kinds = {"A": list[list[int]], "B": str | None, "C": int}
+    assert wrong_types(kinds, {"A": [1], "B": 2, "C": 3, "D": "unasked"}) == [
+        "A must be list[list[int]], got [1] (list)",
+        "B must be str | None, got 2 (int)",
+    ]
+
+
+@pytest.mark.parametrize("value", ["1e-3", "-1E-3", "1.5e3", ["0.1", "1e-3"]])
+def test_a_number_that_yaml_read_as_text_says_how_to_write_it(value):
+    kind = list[float] if isinstance(value, list) else float
+    [told] = wrong_types({"RATE": kind}, {"RATE": value})
+    assert told.endswith("(in YAML write 1.0e-3, not 1e-3)")
+
+
+@pytest.mark.parametrize("value", ["fast", "e-3", "1e-3 or less"])
+def test_other_text_gets_no_such_advice(value):
+    [told] = wrong_types({"RATE": float}, {"RATE": value})
+    assert told == f"RATE must be float, got {value!r} (str)"
