@@ -45,6 +45,11 @@ def test_what_is_missing_is_named(full, tmp_path):
         cut_biq2021(root, tmp_path / "mini", names=names)
     with pytest.raises(ValueError, match="another folder"):
         cut_biq2021(root, root, names=names)
+    (root / PARTS["test"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected Test \(Images and MOS\)\.csv in "):
+        cut_biq2021(root, tmp_path / "mini", names=names)
+    with pytest.raises(FileNotFoundError, match=r"Images in .*nothing.*iqa data download biq2021"):
+        cut_biq2021(tmp_path / "nothing", tmp_path / "mini", names=names)
 
 
 def test_the_list_is_the_real_cut(real_data, tmp_path):

@@ -29,7 +29,7 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path | None = None)
         Images in each part.
 
     Raises:
-        FileNotFoundError: If a score file is missing.
+        FileNotFoundError: If a score file or the folder of images is missing; names them.
         ValueError: If `out` is `root`, or images are missing from the full set; names them.
     """
     root, out = Path(root), Path(out)
@@ -37,6 +37,12 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path | None = None)
         raise ValueError(f"expected another folder than the full set's, found {out}")
     with (names or _NAMES).open(newline="") as file:
         wanted = list(csv.DictReader(file))
+    absent = [name for name in (*PARTS.values(), "Images") if not (root / name).exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"BIQ2021: expected {', '.join(absent)} in {root}, found nothing of that name; "
+            f"get it with: iqa data download biq2021 {root}"
+        )
     lines: dict[str, bytes] = {}
     headers: dict[str, bytes] = {}
     for part, file_name in PARTS.items():
