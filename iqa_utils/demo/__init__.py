@@ -55,7 +55,10 @@ def make_demo(
     """
     unknown = [name for name in sets if name not in SETS]
     if unknown:
-        raise KeyError(f"no demo of {', '.join(unknown)}; there are {', '.join(SETS)}")
+        raise KeyError(
+            f"no demo of {', '.join(unknown)}; there are {', '.join(SETS)} "
+            "(for real data give its folder as DATA_ROOT)"
+        )
     if not 0 < scale <= 64:
         raise ValueError(f"expected a scale in (0, 64], got {scale}")
     root = Path(root)
