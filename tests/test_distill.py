@@ -19,6 +19,7 @@ from iqa_utils.distill.merging import coverage, join_sets, merge_scores, weighte
 from iqa_utils.distill.unlabelled import central_crop, crop_batches, scan_images
 from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.scoring import score_images
 from iqa_utils.training.checkpoints import save_model
 
 CROP = (24, 32)
@@ -301,6 +302,31 @@ def test_two_processes_share_the_list(folder, tmp_path):
     teacher_pass(teacher, found, tmp_path / "one", progress=False)
     alone, _ = read_pass(tmp_path / "one", found, teacher)
     np.testing.assert_allclose(shared["score"], alone["score"], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [12, 24, 48])
+def test_a_student_of_notebook_06_can_teach_on_the_pixels_it_is_scored_on(side, tmp_path):
+    torch.manual_seed(0)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4), mos_std=1e6)  # far from 0
+    how = {"size": side, "fit": "shrink_short_side", "resampler": "bilinear"}
+    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    told = {"training_data": {"dataset": "made", "demo": True}, "scores_seen": [], "metrics": {}}
+    path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": how, **told})
+    given = Teacher.load(path).score(torch.from_numpy(noise).permute(2, 0, 1)[None])
+    [expected] = score_images([tmp_path / "noise.png"], path, progress=False)["score"]
+    assert float(given) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_teacher_that_enlarges_small_images_is_refused(tmp_path):
+    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
+    how = {"size": 24, "fit": "short_side", "resampler": "bilinear"}
+    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    told = {"training_data": {"dataset": "made", "demo": True}, "scores_seen": [], "metrics": {}}
+    path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": how, **told})
+    with pytest.raises(ValueError, match=r"m\.safetensors was trained on fit 'short_side'"):
+        Teacher.load(path)
 
 
 def test_ranks_take_disjoint_shares_that_cover_the_list(folder, tmp_path):

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from iqa_utils.backbones import weights_hash
 from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
 from iqa_utils.images import to_float
+from iqa_utils.images.decode_once import Fit
 from iqa_utils.scoring import Preprocessing
 from iqa_utils.training.checkpoints import load_model
 
@@ -38,8 +39,8 @@ class Teacher:
 
     Attributes:
         model: Takes normalised RGB (B, 3, H, W), returns (B,); higher is better.
-        size: Height and width that a crop is resized to (antialiased, on the device); None feeds
-            the crop as it is.
+        size: Height and width that a crop is resized to (antialiased, on the device); one number
+            is its shorter side, which is never enlarged; None feeds the crop as it is.
         mean: Of the normalisation, three channels, for pixels in [0, 1].
         std: As ``mean``.
         saw: Scores it was trained on, as ``"dataset/part"``.
@@ -48,7 +49,7 @@ class Teacher:
     """
 
     model: nn.Module
-    size: tuple[int, int] | None
+    size: tuple[int, int] | int | None
     mean: Sequence[float]
     std: Sequence[float]
     saw: tuple[str, ...] = ()
@@ -73,9 +74,12 @@ class Teacher:
         model, facts = load_model(path)
         treatment = Preprocessing(facts, path.name)
         fit = treatment.fit
-        if fit.kind not in ("squash", "native", "center_crop"):
-            raise ValueError(f"{path.name} was trained on fit {fit.kind!r}, expected 'squash'")
-        size = fit.size if fit.kind == "squash" else None
+        if fit.kind == "short_side":
+            raise ValueError(
+                f"{path.name} was trained on fit 'short_side', which enlarges small images; "
+                "expected another fit"
+            )
+        size = fit.size if fit.kind in ("squash", "shrink_short_side") else None
         saw = facts["scores_seen"]
         saw = tuple([saw] if isinstance(saw, str) else saw)
         return cls(model, size, treatment.mean, treatment.std, saw, fit.resampler)
@@ -101,9 +105,12 @@ class Teacher:
             float32 scores on the device, shape (B,).
         """
         crops = crops.to(device)
-        if self.size is not None and tuple(crops.shape[-2:]) != tuple(self.size):
+        size = self.size or crops.shape[-2:]
+        if isinstance(size, int):
+            size = Fit(size, "shrink_short_side", self.resampler).target(*crops.shape[-2:])
+        if tuple(crops.shape[-2:]) != tuple(size):
             how = InterpolationMode(self.resampler)
-            crops = tv.resize(crops, list(self.size), interpolation=how, antialias=True)
+            crops = tv.resize(crops, list(size), interpolation=how, antialias=True)
         images = to_float(crops, mean=self.mean, std=self.std)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return self.model(images).float().reshape(-1)
