@@ -21,6 +21,7 @@ def test_the_smoothed_density_is_drawn_with_the_area_of_the_counts(axes):
     bars, line = (patch.get_data().values for patch in axes.patches)
     assert bars.tolist() == [1, 3, 0]
     assert line.tolist() == [1, 1, 2]
+    assert axes.get_ylabel() == "images per bin of 1 MOS points"
 
 
 def test_weights_are_drawn_at_the_centres_of_their_bins_on_a_logarithmic_axis(axes):
@@ -61,3 +62,11 @@ def test_early_curves_average_seeds_and_stop_where_asked(axes):
     history = pd.DataFrame({"epoch": [1, 2, 3] * 2, "train_mae 0-20": [4.0, 2, 1, 6, 4, 3]})
     plots.plot_range_curves(axes, history, ["0-20"], part="train", epochs=2)
     assert axes.lines[0].get_ydata().tolist() == [5, 3]
+
+
+def test_the_legend_of_early_curves_covers_none_of_them(axes):
+    history = pd.DataFrame({"epoch": [1, 2, 3], "val_mae 0-20": 16.0, "val_mae 20-40": 5.0})
+    plots.plot_range_curves(axes, history, ["0-20", "20-40"], part="val", epochs=3)
+    axes.figure.canvas.draw()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y0 >= axes.get_window_extent().y1

@@ -40,7 +40,8 @@ def plot_label_density(
         scaled = smoothed * counts.sum() / smoothed.sum()
         axes.stairs(scaled, edges, color=PALETTE[1], linewidth=1.6, label="smoothed, to scale")
         axes.legend(loc="upper left", fontsize=8)
-    axes.set(xlabel=unit, ylabel=f"images per {edges[1] - edges[0]:g}", title=title)
+    axes.set(xlabel=unit, ylabel=f"images per bin of {edges[1] - edges[0]:g} MOS points",
+             title=title)  # fmt: skip
     axes.set_xlim(edges[0], edges[-1])
     return axes
 
@@ -210,5 +211,6 @@ def plot_range_curves(
         axes.plot(early.index, values, linestyle=style, marker=MARKERS[k], markersize=4,
                   color=PALETTE[k % len(PALETTE)], label=name)  # fmt: skip
     axes.set(xlabel="epoch", ylabel=f"MAE, {part} (MOS points)")
-    axes.legend(fontsize=8, title="range", title_fontsize=8)
+    axes.legend(fontsize=8, title="range of MOS", title_fontsize=8, ncols=len(ranges),
+                columnspacing=1.2, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     return axes

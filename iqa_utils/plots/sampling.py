@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from iqa_utils.plots.common import PALETTE
 
@@ -127,5 +128,6 @@ def plot_differences(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> Axes:
     axes.hlines(y, tests["low"], tests["high"], color=PALETTE[0], linewidth=1.6)
     axes.plot(tests["difference"], y, "o", color=PALETTE[0])
     axes.set(yticks=y, yticklabels=tests.index, xlabel=xlabel, ylim=(len(tests) - 0.5, -0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
     axes.grid(axis="y", visible=False)
     return axes

@@ -1,0 +1,29 @@
+"""Pictures of cross-sampling can be read."""
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from iqa_utils.plots import common
+from iqa_utils.plots import sampling as plots
+
+
+@pytest.mark.parametrize("scale", [1, -25])
+def test_labels_of_small_differences_do_not_touch(scale):
+    common.set_theme()
+    table = pd.DataFrame({"difference": [-0.039, -0.003], "low": [-0.061, -0.014]},
+                         index=["method1", "range-weighted loss"])  # fmt: skip
+    table["high"] = [-0.02, 0.008]
+    panels = common.grid_figure(2, columns=2, size=(5.0, 3.2))
+    plots.plot_differences(panels[0], scale * table, xlabel="difference in SRCC")
+    figure = panels[0].figure
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in panels[0].get_xticklabels()]
+    low, high = panels[0].get_window_extent().intervalx
+    boxes = [box for box in boxes if box.x1 > low and box.x0 < high]
+    gaps = [right.x0 - left.x1 for left, right in pairwise(boxes)]
+    plt.close(figure)
+    assert len(gaps) >= 2
+    assert min(gaps) > 8
