@@ -135,6 +135,22 @@ class TestNotebook:
         assert 'PROFILE: str = "demo"' in source
 
 
+def test_links_to_a_notebook_carry_its_title():
+    titles = {
+        path.name: nbformat.read(path, as_version=4).cells[0].source.split("\n")[0][2:]
+        for path in NOTEBOOKS
+    }
+    texts = {path: path.read_text() for path in [*NOTEBOOKS, ROOT / "README.md"]}
+    found = [
+        (path.name, match[1], match[2])
+        for path, text in texts.items()
+        for match in re.finditer(r"\[(\d\d · [^\]]*)\]\((?:notebooks/)?(\w+\.ipynb)\)", text)
+    ]
+    assert len(found) > 2 * len(NOTEBOOKS)
+    wrong = [link for link in found if link[1] != titles[link[2]]]
+    assert not wrong
+
+
 @pytest.mark.parametrize("path", PARAMS, ids=lambda p: p.stem)
 def test_profile_values_have_declared_names_and_types(path):
     stem, profile = path.stem.split(".")
