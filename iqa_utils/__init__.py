@@ -1,4 +1,4 @@
-"""Models, samplers and metrics behind the notebooks that re-run five image-quality papers.
+"""Models, samplers and metrics behind the notebooks on five image-quality papers.
 
 Import the module you need (``from iqa_utils import metrics``); nothing heavy is loaded here.
 

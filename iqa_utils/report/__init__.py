@@ -86,7 +86,7 @@ def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
     counts.index = [TITLES[paper].split(":")[0] for paper in counts.index]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     plot_verdicts(axes, counts.loc[:, counts.sum() > 0])
-    axes.set_title(f"{len(board)} published numbers, checked")
+    axes.set_title(f"Verdicts on {len(board)} published numbers")
     return figure
 
 
@@ -241,7 +241,7 @@ def _demo_section(results: list[dict[str, Any]], folder: Path) -> str:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Five image-quality papers, re-run</title>
+<title>Five image-quality papers, number by number</title>
 <style>
  body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1100px }}
  body {{ padding: 1rem }}
@@ -253,8 +253,8 @@ _PAGE = """<!doctype html>
  .figures img {{ border: 1px solid #ddd; background: #fff; aspect-ratio: 4/3; object-fit: contain }}
  article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
 </style></head><body>
-<h1>Five papers on no-reference image quality, re-run and checked number by number</h1>
-<p>{n} published numbers; {compared} of them stand beside a value of ours measured on real data.
+<h1>Five papers on no-reference image quality, rebuilt, with a verdict on every number</h1>
+<p>{n} published numbers; {compared} of them stand beside a value of ours, none from made data.
 Verdicts: {counts}.</p>
 <a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
 {papers}
