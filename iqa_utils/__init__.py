@@ -8,7 +8,7 @@ networks            backbones, models, features
 training            samplers, losses, imbalance, training, distill
 without training    regression
 judging             metrics, statistics, claims
-one run             runs, plots, engine, batch, grids
+one run             runs, parameters, plots, engine, batch, grids
 a reader's side     report, scoring, browse, cli
 what notebooks do   studies: the steps of each paper's protocol, called by its notebook
 =================== ==========================================================================
