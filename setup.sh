@@ -8,7 +8,7 @@ fits() {
 }
 
 find_python() {
-    for name in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+    for name in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
         if fits "$name"; then echo "$name"; return 0; fi
     done
     return 1
@@ -16,7 +16,7 @@ find_python() {
 
 if [ ! -x .venv/bin/python ] || ! fits .venv/bin/python; then
     python=$(find_python) || {
-        echo "setup: Python 3.11, 3.12 or 3.13 is needed and none was found on PATH;" >&2
+        echo "setup: Python 3.11, 3.12 or 3.13 is needed, found none as ${PYTHON:-python3... on PATH};" >&2
         echo "       install one, or name it: make demo PYTHON=/path/to/python3.12" >&2
         exit 1
     }

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -55,6 +57,16 @@ def test_prescribed_packages_are_dependencies():
         "jupyterlab", "papermill", "torch", "torchvision", "timm", "open_clip_torch",
         "seaborn", "pandas", "scipy", "nbval",
     }  # fmt: skip
+
+
+def test_an_interpreter_that_was_asked_for_is_taken_or_refused(tmp_path):
+    shutil.copy(ROOT / "setup.sh", tmp_path)
+    environment = os.environ | {"PYTHON": "python3.99"}
+    command = ["sh", str(tmp_path / "setup.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "found none as python3.99" in done.stderr
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_importing_the_package_loads_nothing_heavy():
