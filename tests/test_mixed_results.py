@@ -190,6 +190,14 @@ def test_all_methods_are_carried_but_those_of_a_single_set():
     assert carry_all(points, {}).empty
 
 
+def test_a_ceiling_that_never_saw_the_maps_has_none_to_undo():
+    points = make_points(dict.fromkeys(WARPS, lambda q: q), np.linspace(0.1, 0.9, 50))
+    points = pd.concat([points.assign(method=m, seed=0) for m in ("linear", "unwarped")])
+    names = {"r": "x", "s": "square root", "c": "cube"}
+    assert set(carry_all(points, names)["method"]) == {"linear"}
+    assert carry_all(points[points["method"] == "unwarped"], names).empty
+
+
 def test_bend_is_the_distance_from_the_chord_as_a_share_of_the_rise():
     curves = {"line": lambda q: 3 * q + 1, "cube": lambda q: q**3, "flat": lambda q: 0 * q}
     points = make_points(curves, np.linspace(0, 1, 1001)).assign(method="m", seed=0)

@@ -26,9 +26,9 @@ def curve_points(
             it was trained on.
 
     Returns:
-        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the set's own scale) and
-        ``inside``, true from the 1st to the 99th percentile of the set's own qualities. Empty for
-        a ranking, which has no scale.
+        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the scale that the method
+        was trained on: the set's own, but for ``unwarped``) and ``inside``, true from the 1st to
+        the 99th percentile of the set's own qualities. No rows for a ranking, which has no scale.
     """
     known = trained.model.architecture["sources"]
     qualities = predictions[predictions["dataset"].isin(known)].groupby("dataset")["pred"]
@@ -86,7 +86,10 @@ def carry_over(
 
 
 def carry_all(points: pd.DataFrame, subset_warps: Mapping[str, str]) -> pd.DataFrame:
-    """Apply :func:`carry_over` to every method and split that was trained on all sets.
+    """Apply :func:`carry_over` to every method and split that was trained on all warped sets.
+
+    ``unwarped`` is left out: it saw the scores before their maps, so there is no map to undo, and
+    its curves must not be given warped scores. What it is a ceiling of is the order of all images.
 
     Args:
         points: From :func:`curve_points`, any number of methods and splits.
@@ -100,7 +103,7 @@ def carry_all(points: pd.DataFrame, subset_warps: Mapping[str, str]) -> pd.DataF
     warps = {name: WARPS[warp] for name, warp in subset_warps.items()}
     tables = [pd.DataFrame(columns=columns).astype({"mos": float, "carried": float})]
     for (method, seed), part in points.groupby(["method", "seed"], sort=False):
-        if plain and set(part["dataset"]) == set(warps):
+        if plain and method != "unwarped" and set(part["dataset"]) == set(warps):
             carried = carry_over(part, warps, reference=plain[0])
             tables.append(carried.assign(method=method, seed=seed))
     return pd.concat(tables[len(tables) > 1 :], ignore_index=True)
