@@ -13,6 +13,11 @@ import pandas as pd
 from iqa_utils.studies.mixed import Trained, map_quality
 from iqa_utils.studies.mixed_data import WARPS
 
+# columns of curve_points, which a table without rows has, too
+POINTS = {
+    "dataset": str, "quality": float, "score": float, "inside": bool, "method": str, "seed": int,
+}  # fmt: skip
+
 
 def curve_points(
     trained: Trained, predictions: pd.DataFrame, *, n_points: int = 401
@@ -41,7 +46,7 @@ def curve_points(
         points = {"dataset": name, "quality": grid, "score": score, "inside": inside}
         tables.append(pd.DataFrame(points))
     if not tables:
-        return pd.DataFrame()
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in POINTS.items()})
     split = int(predictions["seed"].iloc[0])
     return pd.concat(tables, ignore_index=True).assign(method=trained.method.name, seed=split)
 
@@ -132,7 +137,7 @@ def bends(points: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row a method, a column a set: largest distance from the line between the curve's ends
         over the set's own qualities, as a share of its rise; median over splits. 0 is a line, NaN
-        a curve that is flat.
+        a curve that is flat. No rows where no method has curves.
     """
     rows = []
     keys = ["method", "dataset", "seed"]
@@ -140,7 +145,7 @@ def bends(points: pd.DataFrame) -> pd.DataFrame:
         x, y = curve["quality"] - curve["quality"].iloc[0], curve["score"] - curve["score"].iloc[0]
         bend = (y / y.iloc[-1] - x / x.iloc[-1]).abs().max() if y.iloc[-1] > 0 else np.nan
         rows.append(dict(zip(keys, key, strict=True)) | {"bend": bend})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=[*keys, "bend"])
     return table.pivot_table(
         index="method", columns="dataset", values="bend", aggfunc="median", sort=False
     )
