@@ -2,7 +2,8 @@
 
 A grid file (``workflow/grids/PROFILE.yaml``) names notebooks and, for each, parameters with several
 values; every combination is one run. Runs that differ only in ``SEED`` or ``SPLIT`` repeat each
-other: :func:`aggregate` puts them together into one run that the scoreboard reads like any other.
+other, those that differ in ``METHODS`` are parts of one comparison: :func:`aggregate` puts them
+together into one run that the scoreboard reads like any other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from iqa_utils.runs import RESULT_COLUMNS, ROOT, run_dir, write_json
 from iqa_utils.statistics import holm, wilcoxon_splits
 
 REPEATS = ("SEED", "SPLIT")
+PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
+COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SEED, SEED + 1, ...
 KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data"]
 
 
@@ -113,7 +116,8 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
         t interval, ``n_runs`` repeats), ``aggregate.csv`` (mean, SD, median and n besides) and
-        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table).
+        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table). A
+        method in several lists of ``METHODS``, with the same seed, counts once.
 
     Raises:
         FileNotFoundError: If a run has not finished; names them all.
@@ -123,7 +127,7 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     missing = [job.run_name for job, file in zip(mine, files, strict=True) if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
-    rows = pd.concat(map(_read, mine, files), ignore_index=True)
+    rows = _once(pd.concat(map(_read, mine, files), keys=range(len(mine)), names=["job"]))
     summary = _summarise(rows)
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,12 +147,19 @@ def _read(job: Job, file: Path) -> pd.DataFrame:
     fixed = {
         name: value
         for name, value in job.parameters.items()
-        if name not in REPEATS and any(part.startswith(f"{name}-") for part in named)
+        if name not in REPEATS + PARTS and any(part.startswith(f"{name}-") for part in named)
     }
     label = " ".join(f"{name}={value}" for name, value in fixed.items())
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
     return table.assign(variant=variant, repeat=repeat)
+
+
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep a result of one repeat from the first job that has it."""
+    rows = rows.reset_index("job")
+    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
+    return rows[rows["job"] == first].drop(columns="job").reset_index(drop=True)
 
 
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:

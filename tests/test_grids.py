@@ -116,6 +116,25 @@ def test_only_repeats_are_put_together(repo):
     assert [(r["variant"], r["n_runs"]) for r in results] == [("BACKBONE=x", 3), ("BACKBONE=y", 3)]
 
 
+def test_a_method_in_two_lists_counts_once_and_its_variant_does_not_name_the_lists(repo):
+    jobs = []
+    for seed in (0, 2):
+        for methods in (["a"], ["a", "b"]):
+            values = {"SEED": seed, "METHODS": methods}
+            jobs.append(grids.Job("02_x", grids.run_name(values), values))
+            # as if the second training of `a` ended elsewhere, on other hardware
+            scores = {m: 0.5 + 0.1 * seed + 0.01 * len(methods) for m in methods}
+            finish(repo, jobs[-1], scores)
+    folder = grids.aggregate("02_x", "test", jobs)
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert [(r["method"], r["variant"], r["n_runs"]) for r in results] == [
+        ("a", "", 2),
+        ("b", "", 2),
+    ]
+    assert [r["value"] for r in results] == pytest.approx([0.61, 0.62])  # the first list's `a`
+    assert pd.read_csv(folder / "tests.csv")["n_runs"].tolist() == [2]
+
+
 def test_a_single_run_has_no_interval(repo):
     jobs = seeds()[:1]
     finish(repo, jobs[0], {"a": 0.5})
