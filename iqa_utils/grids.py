@@ -62,8 +62,8 @@ def read_grid(path: str | Path) -> list[Job]:
 
     Raises:
         FileNotFoundError: If there is no such file; names the grids there are.
-        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, or
-            ``after`` names a notebook the grid does not run.
+        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, ``after``
+            names a notebook the grid does not run, or two runs would count the same seed twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,7 +87,39 @@ def read_grid(path: str | Path) -> list[Job]:
             after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
             name = run_name({key: parameters[key] for key in varied})
             jobs.append(Job(stem, name, parameters, after, gpus))
+    check_seeds(jobs, path.stem)
     return jobs
+
+
+def check_seeds(jobs: Sequence[Job], profile: str) -> None:
+    """Refuse runs that are put together as repeats although they share seeds.
+
+    A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
+    1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
+
+    Args:
+        jobs: Jobs of a grid.
+        profile: Profile that gives the parameters that the jobs do not.
+
+    Raises:
+        FileNotFoundError: If a notebook has no such profile.
+        ValueError: If two jobs that differ only in ``SEED`` share one; names both.
+    """
+    ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for job in jobs:
+        values = batch.default_parameters(batch.find_notebook(job.stem))
+        values |= batch.read_profile(job.stem, profile) | dict(job.parameters)
+        others = {name: value for name, value in job.parameters.items() if name != "SEED"}
+        n_runs = max(values.get(name, 1) for name in COUNTS)
+        seeds = values["SEED"], values["SEED"] + n_runs - 1
+        ranges.setdefault((job.stem, json.dumps(others, sort_keys=True)), []).append(seeds)
+    for (stem, _), found in ranges.items():
+        for (a, last), (b, _) in itertools.pairwise(sorted(found)):
+            if b <= last:
+                raise ValueError(
+                    f"{profile}.yaml, {stem}: SEED {a} uses the seeds {a} to {last}, and SEED {b} "
+                    f"repeats some of them; step SEED by {last - a + 1}"
+                )
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:

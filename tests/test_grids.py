@@ -70,6 +70,34 @@ def test_every_grid_of_the_repository_fits_its_notebooks():
             batch.check_parameters(batch.find_notebook(job.stem), values)
 
 
+@pytest.mark.parametrize(
+    ("stem", "values", "step"),
+    [
+        ("02_cross_sampling", "N_RUNS: [1], N_RUNS_MODELS: [3]", 3),
+        ("03_mixed_datasets", "N_SPLITS: [4]", 4),
+        ("04_deep_features_gpr", "TUNING: [[strict]]", 3),  # the three splits of the demo
+        ("05_lds_fds", "ENCODER: [test_resnet, test_efficientnet]", 2),
+        ("06_distillation", "MERGE: [linear]", 1),
+    ],
+)
+def test_no_two_repeats_may_share_a_training(tmp_path, stem, values, step):
+    text = f"{stem}:\n  grid: {{{values}, SEED: [{7 + step}, 7]}}\n"
+    assert grids.read_grid(grid_file(tmp_path, text))
+    text = text.replace(f"[{7 + step},", f"[{6 + step},")
+    message = rf"{stem}: SEED {min(7, 6 + step)} uses.*step SEED by {step}$"
+    with pytest.raises(ValueError, match=message):
+        grids.read_grid(grid_file(tmp_path, text))
+
+
+def test_every_notebook_with_several_runs_is_known_to_the_seed_check():
+    # the number of runs or splits is whatever parameter starts with one of these words
+    counts = set()
+    for stem in batch.notebook_stems():
+        declared = batch.default_parameters(batch.find_notebook(stem))
+        counts |= {n for n in declared if n.startswith(("N_RUNS", "N_SPLITS", "N_SEEDS"))}
+    assert counts == set(grids.COUNTS)
+
+
 def finish(repo, job, methods):
     folder = runs.run_dir(job.stem, "test", job.run_name)
     folder.mkdir(parents=True)
