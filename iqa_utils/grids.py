@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,40 @@ def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
     tests = pd.DataFrame(found, columns=columns)
     adjusted = tests.groupby(["paper", "table"])["p"].transform(lambda p: holm(p.to_numpy()))
     return tests.assign(p_holm=adjusted if len(tests) else [])
+
+
+def typed(given: Any) -> Any:
+    """Read values that went through a command line as YAML.
+
+    Snakemake parses ``--config parameters='{"EPOCHS": 3}'`` itself, and every number in it stays
+    text; from a file of settings it may come as one string. Either way it becomes what it says.
+
+    Args:
+        given: Text, or mappings and lists of text.
+
+    Returns:
+        The same with every text read as YAML; what is empty or not text is left alone.
+    """
+    if isinstance(given, str):
+        return yaml.safe_load(given) if given else given
+    if isinstance(given, Mapping):
+        return {name: typed(value) for name, value in given.items()}
+    return [typed(value) for value in given] if isinstance(given, list) else given
+
+
+def command_line(parameters: Mapping[str, Any]) -> str:
+    """Write parameters as options of ``iqa run``, which reads them back as they are.
+
+    Args:
+        parameters: Name to value.
+
+    Returns:
+        ``-p NAME VALUE`` for each, quoted for a shell. Values are YAML in one line: ``1e-05``, as
+        JSON has it, would be read as text.
+    """
+    line = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
+    values = {k: yaml.safe_dump([v], **line).strip()[1:-1] for k, v in parameters.items()}
+    return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items())
 
 
 def grid_path(profile: str) -> Path:

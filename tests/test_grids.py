@@ -1,10 +1,11 @@
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils import batch, grids, runs
+from iqa_utils import batch, cli, grids, runs
 from iqa_utils.runs import RESULT_COLUMNS
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {
@@ -177,3 +178,23 @@ def test_unfinished_runs_are_named(repo):
     finish(repo, jobs[1], {"a": 0.5})
     with pytest.raises(FileNotFoundError, match=r"SEED-0\.BACKBONE-x, grid\.SEED-2\.BACKBONE-x"):
         grids.aggregate("02_x", "test", jobs)
+
+
+VALUES = {
+    "RATE": 1e-5, "N": 3, "ON": True, "NONE": None, "EMPTY": "", "WORD": "true", "PATH": "/a b/c",
+    "LONG": ["LDS, then FDS", "single:x", "a" * 200], "MAP": {"0": 0.5, "deep": [[1, 2], []]},
+}  # fmt: skip
+
+
+def test_parameters_come_back_from_the_command_line_as_they_were():
+    words = shlex.split(grids.command_line(VALUES))
+    assert cli._split_parameters(["02", *words]) == (["02"], VALUES)
+
+
+def test_numbers_that_became_text_on_the_way_are_numbers_again():
+    expected = {"ROOT": "/data/iqa", "NAME": "", "RATE": 1e-5, "NONE": None, "SIZES": [[1, 2]]}
+    text = expected | {"RATE": "1.0e-5", "NONE": "null", "SIZES": [["1", "2"]]}
+    assert grids.typed(text) == expected
+    assert grids.typed(grids.typed(text)) == expected
+    assert grids.typed('{"ROOT": "/data/iqa", "N": 3}') == {"ROOT": "/data/iqa", "N": 3}
+    assert grids.typed({}) == {}
