@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
@@ -76,9 +77,9 @@ def write_grid(copy, name, *, fail=-1, seconds=0.0, seeds=(0, 1), gpus=0):
         (copy / f"notebooks/params/{stem}.{name}.yaml").write_text(f"PROFILE: {name}\n")
 
 
-def snakemake(copy, name, *arguments, **options):
+def snakemake(copy, name, *arguments, profile="local", **options):
     command = [str(SNAKEMAKE), "--snakefile", "workflow/Snakefile"]
-    command += ["--profile", "workflow/profiles/local", "--config", f"profile={name}"]
+    command += ["--profile", f"workflow/profiles/{profile}", "--config", f"profile={name}"]
     command += arguments
     # the copy's own package, in this process and in every kernel
     environment = os.environ | {"PYTHONPATH": str(copy)}
@@ -154,3 +155,23 @@ def test_parameters_may_come_from_a_file_as_text(copy):
     (copy / "settings.yaml").write_text('parameters: \'{"PRETRAINED": "w.pth"}\'\n')
     output = plan(copy, "file", "--configfile", "settings.yaml")
     assert output.count(" -p PRETRAINED w.pth ") == 4, output
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_a_job_asks_for_its_threads_and_its_gpu(copy, profile):
+    name = f"threads_{profile}"
+    write_grid(copy, name, gpus=1)
+    (copy / f"notebooks/params/80_first.{name}.yaml").write_text(f"PROFILE: {name}\nTHREADS: 2\n")
+    output = plan(copy, name, "--cores", "4", profile=profile)
+    jobs = [part for part in output.split("rule ") if part.startswith("notebook:")]
+    threads = {stem: [part.count("threads: 2") for part in jobs if f"stem={stem}" in part]
+               for stem in ("80_first", "81_second")}  # fmt: skip
+    assert threads == {"80_first": [1, 1], "81_second": [0, 0]}  # one thread is not printed
+    assert all("gpu=1" in part for part in jobs), output
+
+
+def test_a_paper_job_is_not_killed_after_an_hour():
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    limits = profile["default-resources"]
+    assert limits["runtime"] >= 24 * 60  # minutes; the README speaks of a day a job and more
+    assert limits["mem_mb"] >= 32_000  # 20 GB of decoded images and what learns from them
