@@ -175,3 +175,8 @@ def test_a_paper_job_is_not_killed_after_an_hour():
     limits = profile["default-resources"]
     assert limits["runtime"] >= 24 * 60  # minutes; the README speaks of a day a job and more
     assert limits["mem_mb"] >= 32_000  # 20 GB of decoded images and what learns from them
+
+
+def test_one_machine_counts_its_gpus():
+    profile = yaml.safe_load((ROOT / "workflow/profiles/local/config.yaml").read_text())
+    assert [r.split("=")[0] for r in profile["resources"]] == ["gpu"]
