@@ -78,12 +78,27 @@ def declared_parameters(notebook: Path) -> dict[str, str]:
     Raises:
         ValueError: If no cell, or more than one, is tagged.
     """
+    return {n.target.id: ast.unparse(n.annotation) for n in _declarations(notebook)}
+
+
+def default_parameters(notebook: Path) -> dict[str, Any]:
+    """Read the values that a notebook declares, which are those of the demo.
+
+    Args:
+        notebook: As for :func:`declared_parameters`.
+
+    Returns:
+        Name to value, in order.
+    """
+    return {n.target.id: ast.literal_eval(n.value) for n in _declarations(notebook)}
+
+
+def _declarations(notebook: Path) -> list[ast.AnnAssign]:
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook.stem}: expected one parameters cell, found {len(tagged)}")
-    body = ast.parse(tagged[0].source).body
-    return {n.target.id: ast.unparse(n.annotation) for n in body if isinstance(n, ast.AnnAssign)}
+    return [n for n in ast.parse(tagged[0].source).body if isinstance(n, ast.AnnAssign)]
 
 
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 A grid file (``workflow/grids/PROFILE.yaml``) names notebooks and, for each, parameters with several
 values; every combination is one run. Runs that differ only in ``SEED`` or ``SPLIT`` repeat each
-other: :func:`aggregate` puts them together into one run that the scoreboard reads like any other.
+other, those that differ in ``METHODS`` are parts of one comparison: :func:`aggregate` puts them
+together into one run that the scoreboard reads like any other.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from iqa_utils.runs import RESULT_COLUMNS, ROOT, run_dir, write_json
 from iqa_utils.statistics import holm, wilcoxon_splits
 
 REPEATS = ("SEED", "SPLIT")
+PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
+COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SEED, SEED + 1, ...
 KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data"]
 
 
@@ -59,8 +63,8 @@ def read_grid(path: str | Path) -> list[Job]:
 
     Raises:
         FileNotFoundError: If there is no such file; names the grids there are.
-        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, or
-            ``after`` names a notebook the grid does not run.
+        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, ``after``
+            names a notebook the grid does not run, or two runs would count the same seed twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +88,39 @@ def read_grid(path: str | Path) -> list[Job]:
             after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
             name = run_name({key: parameters[key] for key in varied})
             jobs.append(Job(stem, name, parameters, after, gpus))
+    check_seeds(jobs, path.stem)
     return jobs
+
+
+def check_seeds(jobs: Sequence[Job], profile: str) -> None:
+    """Refuse runs that are put together as repeats although they share seeds.
+
+    A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
+    1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
+
+    Args:
+        jobs: Jobs of a grid.
+        profile: Profile that gives the parameters that the jobs do not.
+
+    Raises:
+        FileNotFoundError: If a notebook has no such profile.
+        ValueError: If two jobs that differ only in ``SEED`` share one; names both.
+    """
+    ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for job in jobs:
+        values = batch.default_parameters(batch.find_notebook(job.stem))
+        values |= batch.read_profile(job.stem, profile) | dict(job.parameters)
+        others = {name: value for name, value in job.parameters.items() if name != "SEED"}
+        n_runs = max(values.get(name, 1) for name in COUNTS)
+        seeds = values["SEED"], values["SEED"] + n_runs - 1
+        ranges.setdefault((job.stem, json.dumps(others, sort_keys=True)), []).append(seeds)
+    for (stem, _), found in ranges.items():
+        for (a, last), (b, _) in itertools.pairwise(sorted(found)):
+            if b <= last:
+                raise ValueError(
+                    f"{profile}.yaml, {stem}: SEED {a} uses the seeds {a} to {last}, and SEED {b} "
+                    f"repeats some of them; step SEED by {last - a + 1}"
+                )
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:
@@ -113,7 +149,8 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
         t interval, ``n_runs`` repeats), ``aggregate.csv`` (mean, SD, median and n besides) and
-        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table).
+        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table). A
+        method in several lists of ``METHODS``, with the same seed, counts once.
 
     Raises:
         FileNotFoundError: If a run has not finished; names them all.
@@ -123,7 +160,7 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     missing = [job.run_name for job, file in zip(mine, files, strict=True) if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
-    rows = pd.concat(map(_read, mine, files), ignore_index=True)
+    rows = _once(pd.concat(map(_read, mine, files), keys=range(len(mine)), names=["job"]))
     summary = _summarise(rows)
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,12 +180,19 @@ def _read(job: Job, file: Path) -> pd.DataFrame:
     fixed = {
         name: value
         for name, value in job.parameters.items()
-        if name not in REPEATS and any(part.startswith(f"{name}-") for part in named)
+        if name not in REPEATS + PARTS and any(part.startswith(f"{name}-") for part in named)
     }
     label = " ".join(f"{name}={value}" for name, value in fixed.items())
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
     return table.assign(variant=variant, repeat=repeat)
+
+
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep a result of one repeat from the first job that has it."""
+    rows = rows.reset_index("job")
+    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
+    return rows[rows["job"] == first].drop(columns="job").reset_index(drop=True)
 
 
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -191,6 +235,40 @@ def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
     tests = pd.DataFrame(found, columns=columns)
     adjusted = tests.groupby(["paper", "table"])["p"].transform(lambda p: holm(p.to_numpy()))
     return tests.assign(p_holm=adjusted if len(tests) else [])
+
+
+def typed(given: Any) -> Any:
+    """Read values that went through a command line as YAML.
+
+    Snakemake parses ``--config parameters='{"EPOCHS": 3}'`` itself, and every number in it stays
+    text; from a file of settings it may come as one string. Either way it becomes what it says.
+
+    Args:
+        given: Text, or mappings and lists of text.
+
+    Returns:
+        The same with every text read as YAML; what is empty or not text is left alone.
+    """
+    if isinstance(given, str):
+        return yaml.safe_load(given) if given else given
+    if isinstance(given, Mapping):
+        return {name: typed(value) for name, value in given.items()}
+    return [typed(value) for value in given] if isinstance(given, list) else given
+
+
+def command_line(parameters: Mapping[str, Any]) -> str:
+    """Write parameters as options of ``iqa run``, which reads them back as they are.
+
+    Args:
+        parameters: Name to value.
+
+    Returns:
+        ``-p NAME VALUE`` for each, quoted for a shell. Values are YAML in one line: ``1e-05``, as
+        JSON has it, would be read as text.
+    """
+    line = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
+    values = {k: yaml.safe_dump([v], **line).strip()[1:-1] for k, v in parameters.items()}
+    return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items())
 
 
 def grid_path(profile: str) -> Path:

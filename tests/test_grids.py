@@ -1,10 +1,11 @@
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils import batch, grids, runs
+from iqa_utils import batch, cli, grids, runs
 from iqa_utils.runs import RESULT_COLUMNS
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {
@@ -70,6 +71,34 @@ def test_every_grid_of_the_repository_fits_its_notebooks():
             batch.check_parameters(batch.find_notebook(job.stem), values)
 
 
+@pytest.mark.parametrize(
+    ("stem", "values", "step"),
+    [
+        ("02_cross_sampling", "N_RUNS: [1], N_RUNS_MODELS: [3]", 3),
+        ("03_mixed_datasets", "N_SPLITS: [4]", 4),
+        ("04_deep_features_gpr", "TUNING: [[strict]]", 3),  # the three splits of the demo
+        ("05_lds_fds", "ENCODER: [test_resnet, test_efficientnet]", 2),
+        ("06_distillation", "MERGE: [linear]", 1),
+    ],
+)
+def test_no_two_repeats_may_share_a_training(tmp_path, stem, values, step):
+    text = f"{stem}:\n  grid: {{{values}, SEED: [{7 + step}, 7]}}\n"
+    assert grids.read_grid(grid_file(tmp_path, text))
+    text = text.replace(f"[{7 + step},", f"[{6 + step},")
+    message = rf"{stem}: SEED {min(7, 6 + step)} uses.*step SEED by {step}$"
+    with pytest.raises(ValueError, match=message):
+        grids.read_grid(grid_file(tmp_path, text))
+
+
+def test_every_notebook_with_several_runs_is_known_to_the_seed_check():
+    # the number of runs or splits is whatever parameter starts with one of these words
+    counts = set()
+    for stem in batch.notebook_stems():
+        declared = batch.default_parameters(batch.find_notebook(stem))
+        counts |= {n for n in declared if n.startswith(("N_RUNS", "N_SPLITS", "N_SEEDS"))}
+    assert counts == set(grids.COUNTS)
+
+
 def finish(repo, job, methods):
     folder = runs.run_dir(job.stem, "test", job.run_name)
     folder.mkdir(parents=True)
@@ -116,6 +145,25 @@ def test_only_repeats_are_put_together(repo):
     assert [(r["variant"], r["n_runs"]) for r in results] == [("BACKBONE=x", 3), ("BACKBONE=y", 3)]
 
 
+def test_a_method_in_two_lists_counts_once_and_its_variant_does_not_name_the_lists(repo):
+    jobs = []
+    for seed in (0, 2):
+        for methods in (["a"], ["a", "b"]):
+            values = {"SEED": seed, "METHODS": methods}
+            jobs.append(grids.Job("02_x", grids.run_name(values), values))
+            # as if the second training of `a` ended elsewhere, on other hardware
+            scores = {m: 0.5 + 0.1 * seed + 0.01 * len(methods) for m in methods}
+            finish(repo, jobs[-1], scores)
+    folder = grids.aggregate("02_x", "test", jobs)
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert [(r["method"], r["variant"], r["n_runs"]) for r in results] == [
+        ("a", "", 2),
+        ("b", "", 2),
+    ]
+    assert [r["value"] for r in results] == pytest.approx([0.61, 0.62])  # the first list's `a`
+    assert pd.read_csv(folder / "tests.csv")["n_runs"].tolist() == [2]
+
+
 def test_a_single_run_has_no_interval(repo):
     jobs = seeds()[:1]
     finish(repo, jobs[0], {"a": 0.5})
@@ -130,3 +178,23 @@ def test_unfinished_runs_are_named(repo):
     finish(repo, jobs[1], {"a": 0.5})
     with pytest.raises(FileNotFoundError, match=r"SEED-0\.BACKBONE-x, grid\.SEED-2\.BACKBONE-x"):
         grids.aggregate("02_x", "test", jobs)
+
+
+VALUES = {
+    "RATE": 1e-5, "N": 3, "ON": True, "NONE": None, "EMPTY": "", "WORD": "true", "PATH": "/a b/c",
+    "LONG": ["LDS, then FDS", "single:x", "a" * 200], "MAP": {"0": 0.5, "deep": [[1, 2], []]},
+}  # fmt: skip
+
+
+def test_parameters_come_back_from_the_command_line_as_they_were():
+    words = shlex.split(grids.command_line(VALUES))
+    assert cli._split_parameters(["02", *words]) == (["02"], VALUES)
+
+
+def test_numbers_that_became_text_on_the_way_are_numbers_again():
+    expected = {"ROOT": "/data/iqa", "NAME": "", "RATE": 1e-5, "NONE": None, "SIZES": [[1, 2]]}
+    text = expected | {"RATE": "1.0e-5", "NONE": "null", "SIZES": [["1", "2"]]}
+    assert grids.typed(text) == expected
+    assert grids.typed(grids.typed(text)) == expected
+    assert grids.typed('{"ROOT": "/data/iqa", "N": 3}') == {"ROOT": "/data/iqa", "N": 3}
+    assert grids.typed({}) == {}

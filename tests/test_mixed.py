@@ -247,7 +247,10 @@ def test_curves_are_sampled_where_the_model_predicts():
         inside = points[(points["dataset"] == name) & points["inside"]]["quality"]
         assert inside.between(part["pred"].min(), part["pred"].max()).all()
     ranked = train_method(parse_method("ranking"), frames, pixels, parts, SETUP, seed=0)
-    assert curve_points(ranked, predictions).empty
+    none = curve_points(ranked, predictions)
+    assert none.empty
+    assert none.dtypes.to_dict() == points[list(none)].dtypes.to_dict()
+    assert set(none) == set(points)
 
 
 def test_unwarped_trains_on_the_scores_before_their_maps():

@@ -7,6 +7,7 @@ from PIL import ImageFilter
 
 from iqa_utils.claims import load_claims
 from iqa_utils.demo.scenes import photograph
+from iqa_utils.grids import grid_path, read_grid
 from iqa_utils.metrics import srcc
 from iqa_utils.studies.mixed_curves import (
     bends,
@@ -20,6 +21,8 @@ from iqa_utils.studies.mixed_results import (
     bootstrap_medians,
     compare_methods,
     ledger_rows,
+    method_pairs,
+    paired_rows,
     predict_niqe,
     quoted_rows,
     score_splits,
@@ -190,6 +193,14 @@ def test_all_methods_are_carried_but_those_of_a_single_set():
     assert carry_all(points, {}).empty
 
 
+def test_a_ceiling_that_never_saw_the_maps_has_none_to_undo():
+    points = make_points(dict.fromkeys(WARPS, lambda q: q), np.linspace(0.1, 0.9, 50))
+    points = pd.concat([points.assign(method=m, seed=0) for m in ("linear", "unwarped")])
+    names = {"r": "x", "s": "square root", "c": "cube"}
+    assert set(carry_all(points, names)["method"]) == {"linear"}
+    assert carry_all(points[points["method"] == "unwarped"], names).empty
+
+
 def test_bend_is_the_distance_from_the_chord_as_a_share_of_the_rise():
     curves = {"line": lambda q: 3 * q + 1, "cube": lambda q: q**3, "flat": lambda q: 0 * q}
     points = make_points(curves, np.linspace(0, 1, 1001)).assign(method="m", seed=0)
@@ -200,6 +211,36 @@ def test_bend_is_the_distance_from_the_chord_as_a_share_of_the_rise():
     np.testing.assert_allclose(
         resample_curves(points, "cube")["m"], np.linspace(0, 1, 100) ** 3, atol=1e-5
     )
+
+
+def test_depths_are_held_against_five_layers_and_everything_else_against_rescaling():
+    names = ["linear", "released", "released-3", "ranking", "niqe"]
+    pairs = [("released", "linear"), ("released-3", "released"), ("ranking", "linear")]
+    assert method_pairs(names, scored=names[:-1]) == pairs
+    assert method_pairs(["released", "scalar"], scored=["released", "scalar"]) == []
+
+
+def test_without_pairs_and_without_curves_the_tables_keep_their_columns():
+    predictions = make_predictions({"a": 0.2, "b": 0.4})
+    scores = score_splits(predictions)
+    draws = bootstrap_medians(predictions, SIZES, n_resamples=20, seed=0)
+    options = {"sizes": SIZES, "n_train": 24, "n_test": 8}
+    some, none = (compare_methods(scores, draws, p, "a", **options) for p in ([("a", "b")], []))
+    assert none.empty
+    assert list(none) == list(some)
+    assert paired_rows(none, data="demo", n_runs=4) == []
+    points = make_points(WARPS, np.linspace(0, 1, 5)).assign(method="m", seed=0)
+    assert bends(points[:0]).empty
+
+
+def test_every_job_of_the_grids_compares_something():
+    jobs = [job for path in grid_path("paper").parent.glob("*.yaml") for job in read_grid(path)]
+    lists = [job.parameters["METHODS"] for job in jobs
+             if job.stem == "03_mixed_datasets" and "METHODS" in job.parameters]  # fmt: skip
+    assert lists
+    for names in lists:
+        compared = {name for pair in method_pairs(names, scored=names) for name in pair}
+        assert compared == set(names)
 
 
 def test_niqe_prefers_a_sharp_photograph_to_its_blurred_copy(tmp_path):

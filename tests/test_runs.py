@@ -146,6 +146,21 @@ def test_predictions_need_their_columns_and_finite_values(repo):
     pd.testing.assert_frame_equal(pd.read_parquet(run.dir / "predictions.parquet"), frame)
 
 
+@pytest.mark.parametrize(
+    ("made", "demo"), [([], False), ([True], True), ([True, False], False), ([False], False)]
+)
+def test_a_run_is_demo_when_it_read_made_data_and_nothing_else(repo, made, demo):
+    run = runs.start_run("00_x", PARAMETERS)
+    for number, kind in enumerate(made):
+        frame = pd.DataFrame({"mos": [1.0]})
+        frame.attrs = {"dataset": f"set{number}", "fingerprint": "f", "demo": kind}
+        run.use_data(frame)
+    folder = run.finish()
+    assert json.loads((folder / "provenance.json").read_text())["demo"] is demo
+    if not made:  # the scoreboard of real results has no data of its own
+        assert runs.publish(folder).is_dir()
+
+
 def _finished(repo, *, demo):
     run = runs.start_run("00_x", {**PARAMETERS, "DATA_ROOT": "/somewhere/private/data"})
     frame = pd.DataFrame({"mos": [1.0]})

@@ -1,5 +1,6 @@
 """The batch workflow on a copy of the repository with one-second notebooks."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
@@ -39,6 +41,7 @@ RUN_NAME: str = ""
 SEED: int = 0
 SECONDS: float = 0.0
 FAIL: int = -1
+THREADS: int = 1
 """
 
 
@@ -74,15 +77,24 @@ def write_grid(copy, name, *, fail=-1, seconds=0.0, seeds=(0, 1), gpus=0):
         (copy / f"notebooks/params/{stem}.{name}.yaml").write_text(f"PROFILE: {name}\n")
 
 
-def snakemake(copy, name, **options):
+def snakemake(copy, name, *arguments, profile="local", **options):
     command = [str(SNAKEMAKE), "--snakefile", "workflow/Snakefile"]
-    command += ["--profile", "workflow/profiles/local", "--config", f"profile={name}"]
+    command += ["--profile", f"workflow/profiles/{profile}", "--config", f"profile={name}"]
+    command += arguments
     # the copy's own package, in this process and in every kernel
     environment = os.environ | {"PYTHONPATH": str(copy)}
     return subprocess.Popen(
         command, cwd=copy, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
+
+
+def plan(copy, name, *arguments, **options):
+    """What would be run, as printed."""
+    process = snakemake(copy, name, *arguments, "--dry-run", "--printshellcmds", **options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
 
 
 def finished(copy, name):
@@ -127,3 +139,44 @@ def test_one_failing_job_is_named_and_the_rest_goes_on(copy):
     assert logs[0].name.removesuffix(".log") in output
     kept = list((copy / "runs/fail/unfinished").glob("80_first-*.ipynb"))
     assert len(kept) == 1
+
+
+def test_parameters_on_the_command_line_reach_every_run_with_their_types(copy):
+    write_grid(copy, "given")
+    given = {"PRETRAINED": "a folder/w.pth", "THREADS": 2, "SEED": 7}
+    output = plan(copy, "given", f"parameters={json.dumps(given)}")
+    assert output.count(" -p PRETRAINED 'a folder/w.pth' ") == 4, output
+    assert output.count(" -p THREADS 2 ") == 4
+    assert " -p SEED 7 " not in output  # the grid has the last word
+
+
+def test_parameters_may_come_from_a_file_as_text(copy):
+    write_grid(copy, "file")
+    (copy / "settings.yaml").write_text('parameters: \'{"PRETRAINED": "w.pth"}\'\n')
+    output = plan(copy, "file", "--configfile", "settings.yaml")
+    assert output.count(" -p PRETRAINED w.pth ") == 4, output
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_a_job_asks_for_its_threads_and_its_gpu(copy, profile):
+    name = f"threads_{profile}"
+    write_grid(copy, name, gpus=1)
+    (copy / f"notebooks/params/80_first.{name}.yaml").write_text(f"PROFILE: {name}\nTHREADS: 2\n")
+    output = plan(copy, name, "--cores", "4", profile=profile)
+    jobs = [part for part in output.split("rule ") if part.startswith("notebook:")]
+    threads = {stem: [part.count("threads: 2") for part in jobs if f"stem={stem}" in part]
+               for stem in ("80_first", "81_second")}  # fmt: skip
+    assert threads == {"80_first": [1, 1], "81_second": [0, 0]}  # one thread is not printed
+    assert all("gpu=1" in part for part in jobs), output
+
+
+def test_a_paper_job_is_not_killed_after_an_hour():
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    limits = profile["default-resources"]
+    assert limits["runtime"] >= 24 * 60  # minutes; the README speaks of a day a job and more
+    assert limits["mem_mb"] >= 32_000  # 20 GB of decoded images and what learns from them
+
+
+def test_one_machine_counts_its_gpus():
+    profile = yaml.safe_load((ROOT / "workflow/profiles/local/config.yaml").read_text())
+    assert [r.split("=")[0] for r in profile["resources"]] == ["gpu"]

@@ -13,6 +13,11 @@ import pandas as pd
 from iqa_utils.studies.mixed import Trained, map_quality
 from iqa_utils.studies.mixed_data import WARPS
 
+# columns of curve_points, which a table without rows has, too
+POINTS = {
+    "dataset": str, "quality": float, "score": float, "inside": bool, "method": str, "seed": int,
+}  # fmt: skip
+
 
 def curve_points(
     trained: Trained, predictions: pd.DataFrame, *, n_points: int = 401
@@ -26,9 +31,9 @@ def curve_points(
             it was trained on.
 
     Returns:
-        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the set's own scale) and
-        ``inside``, true from the 1st to the 99th percentile of the set's own qualities. Empty for
-        a ranking, which has no scale.
+        Columns ``method``, ``seed``, ``dataset``, ``quality``, ``score`` (the scale that the method
+        was trained on: the set's own, but for ``unwarped``) and ``inside``, true from the 1st to
+        the 99th percentile of the set's own qualities. No rows for a ranking, which has no scale.
     """
     known = trained.model.architecture["sources"]
     qualities = predictions[predictions["dataset"].isin(known)].groupby("dataset")["pred"]
@@ -41,7 +46,7 @@ def curve_points(
         points = {"dataset": name, "quality": grid, "score": score, "inside": inside}
         tables.append(pd.DataFrame(points))
     if not tables:
-        return pd.DataFrame()
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in POINTS.items()})
     split = int(predictions["seed"].iloc[0])
     return pd.concat(tables, ignore_index=True).assign(method=trained.method.name, seed=split)
 
@@ -86,7 +91,10 @@ def carry_over(
 
 
 def carry_all(points: pd.DataFrame, subset_warps: Mapping[str, str]) -> pd.DataFrame:
-    """Apply :func:`carry_over` to every method and split that was trained on all sets.
+    """Apply :func:`carry_over` to every method and split that was trained on all warped sets.
+
+    ``unwarped`` is left out: it saw the scores before their maps, so there is no map to undo, and
+    its curves must not be given warped scores. What it is a ceiling of is the order of all images.
 
     Args:
         points: From :func:`curve_points`, any number of methods and splits.
@@ -100,7 +108,7 @@ def carry_all(points: pd.DataFrame, subset_warps: Mapping[str, str]) -> pd.DataF
     warps = {name: WARPS[warp] for name, warp in subset_warps.items()}
     tables = [pd.DataFrame(columns=columns).astype({"mos": float, "carried": float})]
     for (method, seed), part in points.groupby(["method", "seed"], sort=False):
-        if plain and set(part["dataset"]) == set(warps):
+        if plain and method != "unwarped" and set(part["dataset"]) == set(warps):
             carried = carry_over(part, warps, reference=plain[0])
             tables.append(carried.assign(method=method, seed=seed))
     return pd.concat(tables[len(tables) > 1 :], ignore_index=True)
@@ -129,7 +137,7 @@ def bends(points: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row a method, a column a set: largest distance from the line between the curve's ends
         over the set's own qualities, as a share of its rise; median over splits. 0 is a line, NaN
-        a curve that is flat.
+        a curve that is flat. No rows where no method has curves.
     """
     rows = []
     keys = ["method", "dataset", "seed"]
@@ -137,7 +145,7 @@ def bends(points: pd.DataFrame) -> pd.DataFrame:
         x, y = curve["quality"] - curve["quality"].iloc[0], curve["score"] - curve["score"].iloc[0]
         bend = (y / y.iloc[-1] - x / x.iloc[-1]).abs().max() if y.iloc[-1] > 0 else np.nan
         rows.append(dict(zip(keys, key, strict=True)) | {"bend": bend})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=[*keys, "bend"])
     return table.pivot_table(
         index="method", columns="dataset", values="bend", aggfunc="median", sort=False
     )

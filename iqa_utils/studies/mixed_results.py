@@ -6,7 +6,7 @@ needs a network. NIQE, which is not trained on scores, fills the same table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,11 @@ LEDGER = {
     "niqe": [("Table 1", "NIQE")],
 }
 TOTAL, WEIGHTED = "total", "weighted"
+DEPTHS = ("released-3", "released-7")
+PAIRED = [
+    "a", "b", "dataset", "difference", "ci_low", "ci_high",
+    "p images", "sd splits", "p splits", "p signed ranks",
+]  # fmt: skip
 PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
@@ -207,6 +212,22 @@ def split_values(scores: pd.DataFrame, sizes: Mapping[str, int], dataset: str) -
     return value.rename("SRCC").dropna().reset_index()
 
 
+def method_pairs(names: Sequence[str], *, scored: Iterable[str]) -> list[tuple[str, str]]:
+    """Pair each method with the one it is held against.
+
+    Args:
+        names: Methods.
+        scored: Methods that have a score on the set compared; others are left out.
+
+    Returns:
+        (a, b) for each: b is ``released``, five layers deep, for the depths of Table 2, and
+        ``linear`` for all others. Empty where that one is not among the methods.
+    """
+    against = {name: "released" if name in DEPTHS else "linear" for name in names}
+    scored = set(scored)
+    return [(a, b) for a, b in against.items() if a != b and {a, b} <= scored]
+
+
 def compare_methods(
     scores: pd.DataFrame,
     draws: pd.DataFrame,
@@ -232,6 +253,7 @@ def compare_methods(
         One row a pair: ``difference`` of the median SRCC, its interval and p over images, the
         ``sd`` of the differences over splits, and over splits the p of the corrected resampled t
         and of Wilcoxon's exact test (NaN where fewer than three or five splits say too little).
+        The columns are the same without pairs.
     """
     table = split_values(scores, sizes, dataset).pivot_table(
         index="seed", columns="method", values="SRCC"
@@ -257,7 +279,7 @@ def compare_methods(
                 "p signed ranks": wilcoxon_splits(*values).p if j >= 5 else np.nan,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=PAIRED)
 
 
 def _by_split(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
