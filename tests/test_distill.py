@@ -311,7 +311,7 @@ def test_a_student_of_notebook_06_can_teach_on_the_pixels_it_is_scored_on(side, 
     Image.fromarray(noise).save(tmp_path / "noise.png")
     model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4), mos_std=1e6)  # far from 0
     how = {"size": side, "fit": "shrink_short_side", "resampler": "bilinear"}
-    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    how |= {"mean": IMAGENET[0], "std": IMAGENET[1], "gain": 3.0, "offset": -2.0}
     told = {"training_data": {"dataset": "made", "demo": True}, "scores_seen": [], "metrics": {}}
     path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": how, **told})
     given = Teacher.load(path).score(torch.from_numpy(noise).permute(2, 0, 1)[None])

@@ -45,6 +45,8 @@ class Teacher:
         std: As ``mean``.
         saw: Scores it was trained on, as ``"dataset/part"``.
         resampler: ``"bilinear"`` or ``"bicubic"``: that of the teacher's training.
+        gain: What the network's output is multiplied by to be on the scale of its scores.
+        offset: What is added then.
         hash: 16 digits of weights, architecture and preprocessing, computed here.
     """
 
@@ -54,6 +56,8 @@ class Teacher:
     std: Sequence[float]
     saw: tuple[str, ...] = ()
     resampler: str = "bilinear"
+    gain: float = 1.0
+    offset: float = 0.0
     hash: str = field(init=False)
 
     @classmethod
@@ -82,11 +86,14 @@ class Teacher:
         size = fit.size if fit.kind in ("squash", "shrink_short_side") else None
         saw = facts["scores_seen"]
         saw = tuple([saw] if isinstance(saw, str) else saw)
-        return cls(model, size, treatment.mean, treatment.std, saw, fit.resampler)
+        scale = {"gain": treatment.gain, "offset": treatment.offset}
+        return cls(model, size, treatment.mean, treatment.std, saw, fit.resampler, **scale)
 
     def __post_init__(self) -> None:
         facts = [weights_hash(self.model), getattr(self.model, "architecture", None)]
         facts += [self.size, list(self.mean), list(self.std), self.resampler]
+        if (self.gain, self.offset) != (1.0, 0.0):  # older passes knew no other scale
+            facts += [self.gain, self.offset]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         object.__setattr__(self, "hash", digest)
 
@@ -113,7 +120,8 @@ class Teacher:
             crops = tv.resize(crops, list(size), interpolation=how, antialias=True)
         images = to_float(crops, mean=self.mean, std=self.std)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.model(images).float().reshape(-1)
+            output = self.model(images).float().reshape(-1)
+        return output * self.gain + self.offset
 
     def knows(self, dataset: str, part: str = "test") -> str:
         """Say whether a test on some scores is fair: ``"leaky"`` or ``"held-out"``.
