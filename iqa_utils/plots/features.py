@@ -86,6 +86,7 @@ def plot_differences(
     plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test part")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
     axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
@@ -105,8 +106,11 @@ def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
     table = history.assign(training=training, train_rmse=np.sqrt(history["train_loss"]))
     names = {"train_rmse": "RMSE of training crops", "val_rmse": "RMSE of validation images"}
     for axes, column in ((left, "train_rmse"), (right, "val_rmse")):
-        plot_curves(axes, table, y=column, group="training", ylabel=f"{names[column]}, score SDs")
+        plot_curves(axes, table, y=column, group="training", ylabel=f"{names[column]},\nscore SDs")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.get_legend().remove()
+    left.figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
 
 
 def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> Axes:
