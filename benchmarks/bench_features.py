@@ -37,28 +37,35 @@ def tube(mos: np.ndarray) -> float:
     return float(np.subtract(*np.percentile(mos, [75, 25]))) / 13.49
 
 
-def bench_svr(n: int, width: int, repeats: int, threads: int) -> dict[str, object]:
+def bench_svr(
+    n: int, width: int, repeats: int, threads: int, *, n_new: int = 0, goal: float | None = None
+) -> dict[str, object]:
     """Time a linear SVR on wide float32 features against the one on their Gram matrix.
 
-    Both legs fit ``n`` images and predict a quarter as many, on as many threads of the CPU.
+    Both legs fit ``n`` images, and predict ``n_new`` others where that is asked for, on as many
+    threads of the CPU. The gate compares predictions of images that were not fitted in any case.
     """
     x, mos = made_features(n + n // 4, width)
     c = 10.0 / width
     options = {"C": c, "epsilon": tube(mos[:n])}
 
-    def naive() -> np.ndarray:
-        return SVR(kernel="linear", **options).fit(x[:n], mos[:n]).predict(x[n:])
+    def naive(n_new: int = n_new) -> np.ndarray:
+        model = SVR(kernel="linear", **options).fit(x[:n], mos[:n])
+        return model.predict(x[n : n + n_new]) if n_new else np.empty(0)
 
-    def ours() -> np.ndarray:
-        gram = gram_from_panels(x[:, k : k + PANEL] for k in range(0, width, PANEL))
-        return gram_svr(gram[:n, :n], mos[:n], c=c).predict(gram[n:, :n])
+    def ours(n_new: int = n_new) -> np.ndarray:
+        own = x[: n + n_new]
+        gram = gram_from_panels(own[:, k : k + PANEL] for k in range(0, width, PANEL))
+        model = gram_svr(gram[:n, :n], mos[:n], c=c)
+        return model.predict(gram[n:, :n]) if n_new else np.empty(0)
 
-    difference = np.abs(naive() - ours()).max() / mos.std()
+    difference = np.abs(naive(n // 4) - ours(n // 4)).max() / mos.std()
     on = "one thread" if threads == 1 else f"{threads} threads"
-    title = f"linear SVR, n = {n}, {width} features, {on} (float32; difference in score SDs)"
+    what = f"fit of {n} images" + (f", prediction of {n_new}" if n_new else "")
+    title = f"linear SVR, {what}, {width} features, {on} (float32; difference in score SDs)"
     legs = {"SVR(kernel='linear')": naive, "Gram SVR": ours}
     with threadpool_limits(threads):
-        return compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=50)
+        return compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=goal)
 
 
 def bench_svr_search(n: int, width: int, n_constraints: int, repeats: int) -> dict[str, object]:
@@ -164,9 +171,10 @@ def bench_disk(n: int) -> dict[str, object]:
 def main() -> None:
     """Run at the sizes that the goals were stated for."""
     records = [bench_taps(16, 5)]
-    records += [
-        bench_svr(600, 100352, 5, threads) for threads in dict.fromkeys((1, os.cpu_count()))
-    ]
+    for threads in dict.fromkeys((1, os.cpu_count())):
+        goal = 50 if threads == 1 else None  # the goal was stated for one thread
+        records.append(bench_svr(600, 100352, 5, threads, goal=goal))
+        records.append(bench_svr(600, 100352, 5, threads, n_new=150))
     records += [bench_svr_search(300, 25088, 5, 5), bench_process(2400, 64, 5, "cpu")]
     if torch.cuda.is_available():
         records.append(bench_process(2400, 64, 5, "cuda"))

@@ -122,6 +122,22 @@ def test_a_headline_is_read_with_its_sign_and_interval():
     assert readme.NOT_MEASURED in told(0.0, 1.0, method="LSD")
 
 
+def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
+    def row(method, metric, value, variant=""):
+        ends = {"ci_low": value - 0.1, "ci_high": value + 0.1}
+        return {"method": method, "metric": metric, "variant": variant, "value": value, **ends}
+
+    results = [
+        row("net fc7, GPR minus BRISQUE, SVR, fine-tuned strict", "SRCC difference", 0.2),
+        row("net / fc7 (fine-tuned, GPR)", "SRCC", 0.75, "strict"),
+        row("net / fc7 (fine-tuned, GPR)", "SRCC within subsets", 0.5, "strict"),
+        row("net / fc7 (fine-tuned, GPR)", "SRCC", 0.9, "as_written"),
+    ]
+    run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}
+    told = "| net | fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
+    assert readme.layer_table([run]).splitlines()[2:] == [told]
+
+
 def test_every_headline_is_measured_by_a_published_run():
     table = readme.photograph_table().splitlines()
     assert len(table) == len(readme.HEADLINES) + 2

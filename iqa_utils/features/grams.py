@@ -62,8 +62,15 @@ def gram_from_panels(
     """
     on_cpu = torch.device(device).type == "cpu"
     gram: np.ndarray | torch.Tensor | None = None
+    room = np.empty(0)
     for panel in panels:
-        product = _triangle(panel) if on_cpu else _product(panel, device)
+        if on_cpu:
+            needed = len(panel) * min(_STRIP, panel.shape[1])
+            if room.dtype != panel.dtype or room.size < needed:
+                room = np.empty(needed, dtype=panel.dtype)  # kept: fresh pages cost as much
+            product = _triangle(panel, room)
+        else:
+            product = _product(panel, device)
         if not bool((product.diagonal() < np.inf).all()):  # NaN fails as well
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
             if len(bad):
@@ -85,13 +92,12 @@ def gram_from_panels(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # its caller looks at the result
-def _triangle(panel: np.ndarray) -> np.ndarray:
+def _triangle(panel: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Multiply shifted features with each other; the lower triangle of (N, N) is valid."""
     n, width = panel.shape
     syrk = get_blas_funcs("syrk", dtype=panel.dtype)
     shift = panel[:_SHIFT_ROWS].mean(axis=0)
     product = np.zeros((n, n), dtype=panel.dtype, order="F")
-    room = np.empty(n * min(_STRIP, width), dtype=panel.dtype)
     for start in range(0, width, _STRIP):
         columns = slice(start, min(start + _STRIP, width))
         strip = room[: n * (columns.stop - start)].reshape(n, -1)

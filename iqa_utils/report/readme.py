@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,9 @@ HEADLINES = (
              "control", "distilled, 1200 images minus direct, same steps", "SRCC difference"),
 )  # fmt: skip
 NOT_MEASURED = "not measured with these settings"
+_BEST_LAYER = re.compile(  # results of iqa_utils.studies.layer_scores.against_handcrafted
+    r"(\S+) (\S+), (\w+) minus BRISQUE, \w+, (pre-trained|fine-tuned)(?: (\w+))?$"
+)
 
 
 def photograph_table(runs: list[dict[str, Any]] | None = None) -> str:
@@ -113,6 +117,37 @@ def photograph_table(runs: list[dict[str, Any]] | None = None) -> str:
         digits = 2 if line.metric.startswith("MAE") else 3
         told = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
         lines.append(f"| {line.stem[:2]} | {line.claim} | {told} | {shown} |")
+    return "\n".join(lines)
+
+
+def layer_table(runs: list[dict[str, Any]] | None = None) -> str:
+    """Write as Markdown which layer of each network carries most quality, on real photographs.
+
+    Args:
+        runs: Runs to read; those under ``figures`` by default.
+
+    Returns:
+        One row a network and stage: layer and regressor of the smallest cross-validated error on
+        the training images, and their SRCC on the test part, in total and within subsets.
+    """
+    runs = find_runs(ROOT / "figures") if runs is None else runs
+    place = ("04_deep_features_gpr", "biq2021")
+    lines = ["| network | state | best layer in cross-validation | SRCC | within subsets |"]
+    lines.append("| --- " * 5 + "|")
+    for run in runs:
+        if (run["stem"], run["profile"]) != place:
+            continue
+        values = {(r["method"], r["variant"], r["metric"]): r for r in run["results"]}
+        for method, _, measure in values:
+            if not (found := _BEST_LAYER.match(method)) or measure != "SRCC difference":
+                continue
+            network, layer, regressor, stage, variant = found.groups(default="")
+            name = f"{network} / {layer} ({stage}, {regressor})"
+            cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
+            for metric in ("SRCC", "SRCC within subsets"):
+                row = values[name, variant, metric]
+                cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -225,6 +260,7 @@ def _time(seconds: float) -> str:
 
 PARTS = {
     "notebooks": notebook_table, "results": readme_tables, "photographs": photograph_table,
+    "layers": layer_table,
     "speed": speed_table,
 }  # fmt: skip
 
