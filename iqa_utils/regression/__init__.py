@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVR
 
-MAX_ITERATIONS = 1_000_000  # of one fit of an SVR: MATLAB's default
+MAX_ITERATIONS = 1_000_000  # of one fit of an SVR; from memory, MATLAB's default
 LAMBDAS = tuple(float(x) for x in np.logspace(-2, 7, 19))
 
 
