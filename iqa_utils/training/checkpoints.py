@@ -43,6 +43,15 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def data_digest(rows_by_part: Mapping[str, np.ndarray], mos: np.ndarray) -> str:
+    """Hash the rows of every part of a split and the bytes of the scores."""
+    digest = hashlib.sha256(np.ascontiguousarray(mos, dtype=np.float64).tobytes())
+    for part, rows in sorted(rows_by_part.items()):
+        digest.update(f"{part} {len(rows)} ".encode())
+        digest.update(np.asarray(rows, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training state in one move: a reader sees the old file or the new one, never half.
 
