@@ -349,7 +349,18 @@ def test_batches_carry_rows_scores_weights_and_names():
     np.testing.assert_allclose(batch.mos, MOS[[3, 1]])
     assert batch.weight.tolist() == [3, 1]
     assert batch.describe() == "image-3.png, image-1.png"
-    assert len(list(tensor_batches(FEATURES, range(5), MOS, batch_size=2, drop_last=True))) == 2
+
+
+def test_a_lone_last_image_of_a_training_joins_the_batch_before_it():
+    def lengths(n, size, seed=0):
+        stream = tensor_batches(FEATURES, range(n), MOS, batch_size=size, seed=seed)
+        return [len(batch) for batch in stream]
+
+    assert lengths(9, 4) == [4, 5]
+    assert lengths(9, 4, seed=None) == [4, 4, 1]  # nothing is normalised by its batch there
+    assert lengths(10, 4) == [4, 4, 2]
+    assert lengths(1, 4) == [1]
+    assert lengths(3, 1) == [1, 1, 1]
 
 
 def test_wrong_streams_are_refused():
