@@ -24,6 +24,7 @@ from iqa_utils.studies.rebalancing_results import (
     error_table,
     floor_predictions,
     image_groups,
+    is_papers_encoder,
     ledger_rows,
     mean_correlation,
     weight_table,
@@ -332,3 +333,11 @@ def test_only_the_papers_encoder_on_the_papers_set_answers_the_ledger(
     assert rows["variant"].tolist() == ["", "", "released"]
     raw = ledger_rows(table, dataset=dataset, raw_targets=True, **options)
     assert raw["variant"].tolist() == ["paper"] * 3
+
+
+def test_random_weights_and_other_towers_are_not_the_papers_encoder():
+    paper = "vit_base_patch32_clip_224.laion2b"
+    assert is_papers_encoder(paper, "hub")
+    assert is_papers_encoder("ViT-B-32", "data/weights/clip.pth")  # as open_clip calls it
+    assert not is_papers_encoder(paper, None)
+    assert not is_papers_encoder("ViT-L-14", "hub")
