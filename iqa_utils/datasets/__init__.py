@@ -216,20 +216,30 @@ def locate(name: str, root: Path) -> tuple[dict[str, Path], Path]:
             f"{info.title}: expected a folder {root} with {', '.join(info.files)}, there is none; "
             f"get it from {info.home} (data/README.md)"
         )
+    found = _files_in(root, info)
+    missing = [relative for relative in info.files if relative not in found]
+    if missing:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        inner = [folder for folder in folders if _files_in(folder, info).keys() >= set(missing)]
+        there = sorted(path.name for path in root.iterdir())[:8]
+        advice = f"get it from {info.home} (data/README.md)"
+        if inner:
+            advice = f"one level down, in {inner[0]}: name that folder, or move its content up"
+        raise FileNotFoundError(
+            f"{info.title}: expected {', '.join(missing)} in {root}, found {there}; {advice}"
+        )
+    return found, root
+
+
+def _files_in(root: Path, info: DatasetInfo) -> dict[str, Path]:
+    """Return the annotation files of a set that one folder holds, by their official place."""
     found = {}
     for relative in (*info.files, *info.optional):
         nearby = root / (PurePosixPath(relative).name if "info.txt" not in relative else relative)
         path = next((path for path in (root / relative, nearby) if path.is_file()), None)
         if path is not None:
             found[relative] = path
-    missing = [relative for relative in info.files if relative not in found]
-    if missing:
-        there = sorted(path.name for path in root.iterdir())[:8]
-        raise FileNotFoundError(
-            f"{info.title}: expected {', '.join(missing)} in {root}, found {there}; "
-            f"get it from {info.home} (data/README.md)"
-        )
-    return found, root
+    return found
 
 
 def _checked_names(names: pd.Series, where: str) -> pd.Series:
