@@ -16,6 +16,7 @@ from iqa_utils.studies import sampling_results as results
 from iqa_utils.studies.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
 from iqa_utils.studies.sampling_study import Study
 from iqa_utils.training import load_model
+from tests.conftest import ROOT
 
 SMALL = "test_efficientnet"
 RECIPE = Recipe(
@@ -249,3 +250,49 @@ def test_quotas_of_the_official_training_part():
     table = results.quota_table(mos, ["none", "rule"])
     assert table["images"].tolist() == [7058, 1826]
     assert table.loc["rule", "share"] == 1826 / 7058
+
+
+# true counts
+
+OFFICIAL = {"none": 7058, "method1": 645, "method2": 903, "method3": 2193, "rule": 1826}
+
+
+class Linear(torch.nn.Module):
+    """One neuron on one pixel and four indicators."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = torch.nn.Linear(3 + len(INDICATORS), 1)
+
+    def forward(self, images, indicators):
+        return self.neuron(torch.cat([images.flatten(1), indicators], dim=1)).squeeze(1)
+
+
+def official_training_scores():
+    """Return KonIQ-10k's, or where the file is absent scores with as many in each range."""
+    path = ROOT.parent / "shared" / "data" / "koniq10k" / "koniq10k_distributions_sets.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        return table.loc[table["set"] == "training", "MOS"].to_numpy()
+    low = np.repeat([0, 20, 40, 60, 80], [129, 833, 2157, 3790, 149])
+    return low + np.random.default_rng(0).uniform(0, 20, len(low))
+
+
+def test_histories_of_the_official_training_part_hold_what_every_sampler_draws(tmp_path):
+    mos = official_training_scores()
+    mos = np.r_[mos, mos[::353], mos[1::353]]  # 20 more each for validation and test
+    split = np.repeat(["training", "validation", "test"], [7058, 20, 20])
+    picture = tmp_path / "0.png"
+    Image.new("RGB", (1, 1), (90, 120, 150)).save(picture)
+    names = [f"{i}.png" for i in range(len(mos))]
+    for name in names[1:]:
+        (tmp_path / name).hardlink_to(picture)
+    store = build_store(tmp_path, names, tmp_path / "stores", size=(1, 1), progress=False)
+    numbers = np.random.default_rng(0).uniform(0.1, 1, (len(mos), len(INDICATORS)))
+    numbers = pd.DataFrame(numbers, columns=list(INDICATORS))
+    one = Study(store, mos, numbers, split, RECIPE)
+    one.build = lambda scenario, seed: Linear()
+    runs = one.train_all(
+        {name: Scenario(sampler=name) for name in OFFICIAL}, n_runs=1, select="total"
+    )
+    assert runs.history.set_index("method")["images"].to_dict() == OFFICIAL
