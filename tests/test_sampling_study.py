@@ -1,5 +1,8 @@
 """The study of the samplers: what is trained, on which images, and what the tables say."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,7 @@ from iqa_utils.studies.sampling_setup import INDICATORS, Recipe, Scenario, stand
 from iqa_utils.studies.sampling_study import Study
 from iqa_utils.training import load_model
 from tests.conftest import ROOT
+from tests.sampling_job import STEPS, train_both
 
 SMALL = "test_efficientnet"
 RECIPE = Recipe(
@@ -250,6 +254,28 @@ def test_quotas_of_the_official_training_part():
     table = results.quota_table(mos, ["none", "rule"])
     assert table["images"].tolist() == [7058, 1826]
     assert table.loc["rule", "share"] == 1826 / 7058
+
+
+def test_a_study_killed_inside_an_epoch_ends_with_the_same_numbers_to_the_last_bit(
+    tmp_path, capsys
+):
+    threads, before = str(torch.get_num_threads()), STEPS[0] + 1
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.sampling_job", str(tmp_path), threads],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        for _ in range(before + 1):  # in the second training, with a step saved
+            assert process.stdout.readline() == "step\n"
+        process.kill()
+    steps = []
+    runs = train_both(tmp_path, tmp_path / "checkpoints", lambda: steps.append(1))
+    found = re.fullmatch(r"resumed at epoch (\d), step (\d)\n", capsys.readouterr().out)
+    epoch, step = map(int, found.groups())
+    assert epoch + step > 0
+    assert len(steps) == STEPS[1] - 2 * epoch - step  # nothing finished ran twice
+    expected = train_both(tmp_path, None, lambda: None)
+    assert runs.predictions.equals(expected.predictions)
+    assert runs.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
 
 
 # true counts

@@ -241,7 +241,9 @@ class Study:
         train_rows = self.rows["training"]
         model = self.build(scenario, seed)
         optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate
+            [p for p in model.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            foreach=True,  # the default on a GPU; on a CPU the same bits sooner
         )
         mos = self.mos[train_rows]
 
