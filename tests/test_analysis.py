@@ -176,7 +176,7 @@ def test_notebook_01_runs_with_any_one_set(
 def test_notebook_01_says_that_there_is_no_set_at_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no data set below .* in a folder of its name"):
+    with pytest.raises(FileNotFoundError, match=r"no data set below .*, in a folder of its name"):
         run_notebook(monkeypatch, tmp_path)
 
 
