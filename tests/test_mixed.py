@@ -138,7 +138,7 @@ def test_what_decides_a_training_is_in_its_name(tmp_path, monkeypatch, change):
     elif change == "seed":
         seed = 1
     else:
-        monkeypatch.setattr(mixed, "_code", lambda: "other")
+        monkeypatch.setattr(mixed, "_CODE", "other")
     train_method(parse_method("mixed"), frames, pixels, parts, setup, seed=seed,
                  checkpoint_dir=tmp_path)  # fmt: skip
     assert len(list(tmp_path.glob("*/last.pt"))) == 2

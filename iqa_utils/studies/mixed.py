@@ -48,6 +48,10 @@ from iqa_utils.training.batches import Batch, epoch_seed
 from iqa_utils.training.checkpoints import config_key, data_digest
 from iqa_utils.training.schedules import constant_then_halved
 
+# hash of the source that decides a training, as it was loaded: other code, another training
+_MODULES = (sys.modules[__name__], mixed_data, losses, samplers, monotonic, training)
+_CODE = hashlib.sha256("".join(map(inspect.getsource, _MODULES)).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Method:
@@ -255,7 +259,7 @@ def train_method(
         names, backbone=setup.backbone, pretrained=setup.pretrained, channels=setup.channels,
         variant=method.variant, n_layers=method.n_layers,
     )  # fmt: skip
-    config = {**asdict(method), **asdict(setup), "code": _code(), "weights": weights_hash(model)}
+    config = {**asdict(method), **asdict(setup), "code": _CODE, "weights": weights_hash(model)}
     del config["pretrained"]  # a path says less than the weights
     model.to(setup.device)
     frozen = isinstance(pixels[names[0]], TrunkMaps)
@@ -300,12 +304,6 @@ def train_method(
         model.trunk = pixels[names[0]].trunk
     demo = any(frames[name].attrs["demo"] for name in names)
     return Trained(method, model, spans, result, pixels[names[0]].preprocessing, demo, before)
-
-
-def _code() -> str:
-    """Hash the source that decides a training: other code, another training."""
-    modules = (sys.modules[__name__], mixed_data, losses, samplers, monotonic, training)
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
 def loss_step(method: Method, setup: Setup) -> Callable[[nn.Module, Batch], Tensor]:

@@ -44,6 +44,7 @@ PAIRED = [
     "a", "b", "dataset", "difference", "ci_low", "ci_high",
     "p images", "sd splits", "p splits", "p signed ranks",
 ]  # fmt: skip
+_NIQE_CODE = inspect.getsource(natural_scenes)  # as it was loaded
 PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
@@ -442,7 +443,7 @@ def niqe_of_files(
     save_seconds: float,
 ) -> np.ndarray:
     """Return NIQE of some rows of a list of images, NaN for rows never asked for; shape (N,)."""
-    recipe = [inspect.getsource(natural_scenes), str(model.patch)]
+    recipe = [_NIQE_CODE, str(model.patch)]
     recipe += [model.mean.tobytes().hex(), model.covariance.tobytes().hex()]
     recipe += hash_files(Path(root), images, cache_dir / "stores")
     path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
