@@ -18,7 +18,7 @@ from iqa_utils.features import frozen_features
 from iqa_utils.images import ImageStore
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.studies.transfer import Plan, train
-from iqa_utils.training import FitResult, freeze_batch_statistics
+from iqa_utils.training import FitResult, freeze_batch_statistics, save_model
 from iqa_utils.training.batches import store_batches, tensor_batches
 
 VARIANTS = {"training": "held-out", "all": "as written", "without": "leave one out", "own": "own"}
@@ -62,11 +62,13 @@ def train_teacher(
     freeze_trunk: bool,
     saw: Sequence[str],
     cache_dir: Path,
+    path: Path,
+    training_data: Mapping[str, Any],
     device: torch.device | str = "cpu",
     widths: tuple[int, ...] = (2048, 1024, 256),
     **options: Any,
 ) -> tuple[Teacher, FitResult]:
-    """Train a KonCept network on the scores of some rows.
+    """Train a KonCept network on the scores of some rows and save it as a model file.
 
     Args:
         store: Images squashed to the teacher's input size.
@@ -78,12 +80,14 @@ def train_teacher(
         freeze_trunk: Encode every image once and train the head alone.
         saw: ``"dataset/part"`` of the rows, kept with the teacher.
         cache_dir: Of features.
+        path: Of the model file.
+        training_data: As :func:`iqa_utils.training.save_model`.
         device: Where to train.
         widths: Of the three layers of the head.
-        **options: As :func:`train`.
+        **options: As :func:`train`; a curve ``seen`` of the rows is measured.
 
     Returns:
-        The teacher and the history of its training.
+        The teacher, as any process reads it from the file, and the history of its training.
     """
     torch.manual_seed(plan.seed)
     network = KonCept(
@@ -95,6 +99,8 @@ def train_teacher(
     ).to(device)
     trunk = network.image_branch.trunk
     own = {key: tuple(trunk.pretrained_cfg[key]) for key in ("mean", "std")}
+    config = {"teacher": path.stem, "pixels": store.key, "frozen": freeze_trunk}
+    options = {"watch": {"seen": rows}, "config": config, "progress": False, **options}
     if freeze_trunk:
         trunk.requires_grad_(False)
         features = frozen_features(trunk, store, pooling="mean", cache_dir=cache_dir, **own)
@@ -103,9 +109,11 @@ def train_teacher(
         result = train(PooledHead(network), stream, rows, scores, plan, **options)
     else:
         stream = partial(store_batches, store, device=device, **own)
-        result = train(network, stream, rows, scores, plan, **options)
-    height, width = store.sizes[0].tolist()
-    return Teacher(network.eval(), (height, width), **own, saw=tuple(saw)), result
+        result = train(network, stream, rows, scores, plan, channels_last=True, **options)
+    treatment = {"size": store.sizes[0].tolist(), "fit": "squash", "resampler": "bilinear", **own}
+    metadata = {"preprocessing": treatment, "training_data": {**training_data, "images": len(rows)}}
+    metadata |= {"scores_seen": list(saw), "metrics": {"SRCC seen": result.best["seen_srcc"]}}
+    return Teacher.load(save_model(path, network, metadata)), result
 
 
 def choose_teachers(names: Sequence[str], kinds: Sequence[str]) -> dict[str, tuple[list, tuple]]:

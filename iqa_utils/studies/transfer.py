@@ -31,6 +31,8 @@ from iqa_utils.training.schedules import constant_then_halved
 
 Stream = Callable[..., Iterator[Batch]]
 NORMALISATION = (IMAGENET_MEAN, IMAGENET_STD)  # of every student
+WATCHED = 2000  # images behind a point of a curve: all of them would cost as much as the steps
+SETTINGS = {"PRECISION": "precision", "COMPILE": "compile", "EPOCHS": "looks"}
 
 
 def endless_rows(rows: np.ndarray, start: int, n: int, *, seed: int) -> np.ndarray:
@@ -132,6 +134,35 @@ class Plan:
         return replace(self, steps=max(round(self.steps * share / self.looks), 1) * self.looks)
 
 
+def training_settings(
+    names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]], **common: Any
+) -> dict[str, dict[str, Any]]:
+    """Give every training its settings, and refuse those of a training that is not there.
+
+    Args:
+        names: Of all trainings.
+        overrides: Name of a training to its own ``PRECISION``, ``COMPILE``, ``EPOCHS`` (looks of
+            its plan).
+        **common: Settings of the others, by the names of :func:`train`.
+
+    Returns:
+        Name to keyword arguments of :func:`train`.
+
+    Raises:
+        ValueError: If a name or a setting is unknown.
+    """
+    for name, own in overrides.items():
+        if name not in names or not set(own) <= set(SETTINGS):
+            raise ValueError(
+                f"OVERRIDES of {name!r}: {dict(own)}; expected {', '.join(SETTINGS)} of one of "
+                f"{', '.join(names)}"
+            )
+    return {
+        name: common | {SETTINGS[key]: value for key, value in overrides.get(name, {}).items()}
+        for name in names
+    }
+
+
 def train(
     model: nn.Module,
     stream: Stream,
@@ -140,6 +171,7 @@ def train(
     plan: Plan,
     *,
     watch: Mapping[str, np.ndarray],
+    looks: int | None = None,
     augment: Augment | None = flip,
     config: Mapping[str, Any] | None = None,
     **options: Any,
@@ -154,7 +186,8 @@ def train(
         rows: Rows to learn from.
         scores: What to learn, for every row of the stream, shape (N,); NaN where unknown.
         plan: Steps and rates.
-        watch: Name to rows whose SRCC and RMSE make a curve.
+        watch: Name to rows whose SRCC and RMSE make a curve, measured on 2,000 of them at most.
+        looks: Instead of those of the plan.
         augment: Variation of training images; None for streams without pixels.
         config: What else decides the outcome.
         **options: Passed on to :func:`iqa_utils.training.fit`.
@@ -169,6 +202,7 @@ def train(
     Note:
         The paper names neither optimiser nor loss.
     """
+    plan = replace(plan, looks=looks or plan.looks)
     learned = np.asarray(scores)[rows]
     if not np.isfinite(learned).all():
         raise ValueError(f"{np.isnan(learned).sum()} of {len(rows)} rows have no score to learn")
@@ -182,7 +216,9 @@ def train(
     def evaluate(network: nn.Module) -> dict[str, float]:
         values = {"step": float(scheduler.last_epoch)}
         for name, part in watch.items():
-            pred = predict(network, stream(part, scores, batch_size=plan.batch_size))
+            part = part[:: -(-len(part) // WATCHED)]
+            batches = stream(part, scores, batch_size=plan.batch_size)
+            pred = predict(network, batches, precision=options.get("precision", "fp32"))
             values[f"{name}_srcc"] = srcc(scores[part], pred)
             values[f"{name}_rmse"] = rmse(scores[part], pred)
         return values
@@ -203,10 +239,19 @@ def train(
         schedule_each="batch",
         epochs=plan.looks,
         select="step",
-        config=config or {},
+        config={**(config or {}), **_ingredients(model, rows, learned, plan)},
         seed=plan.seed,
         **options,
     )
+
+
+def _ingredients(
+    model: nn.Module, rows: np.ndarray, learned: np.ndarray, plan: Plan
+) -> dict[str, Any]:
+    """Tell what a training starts from: its checkpoint is found again by this."""
+    content = np.asarray(rows, dtype=np.int64).tobytes() + np.ascontiguousarray(learned).tobytes()
+    scores = hashlib.sha256(content).hexdigest()
+    return {"start": weights_hash(model), "scores": scores, "plan": asdict(plan)}
 
 
 @dataclass(frozen=True)
@@ -230,11 +275,18 @@ class Lesson:
     unseen: np.ndarray
 
 
+def announce(name: str, n: int, plan: Plan, settings: Mapping[str, Any]) -> None:
+    """Print what is trained now, so that a log shows where a run is."""
+    told = {key: value for key, value in settings.items() if key in SETTINGS.values() and value}
+    how = "".join(f", {key} {value}" for key, value in told.items())
+    print(f"{name}: {n} images, {plan.steps} steps of {plan.batch_size}{how}", flush=True)
+
+
 def teach(
     lessons: Mapping[str, Lesson],
     *,
     config: Mapping[str, Any],
-    checkpoint_dir: Path,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Train students one after the other; a killed call finds the finished ones again.
@@ -242,8 +294,8 @@ def teach(
     Args:
         lessons: Name of the student to its lesson.
         config: What decides the pixels; names, plans, initial weights and scores are added.
-        checkpoint_dir: As :func:`iqa_utils.training.fit`.
-        **options: As :func:`train`.
+        settings: Options of single students, by name.
+        **options: As :func:`train`, for all.
 
     Returns:
         The histories, one below the other, with the column ``student``. ``learned_from_...`` is
@@ -251,10 +303,8 @@ def teach(
     """
     histories = []
     for name, lesson in lessons.items():
-        learned = np.ascontiguousarray(np.asarray(lesson.scores)[lesson.rows])
-        digest = hashlib.sha256(lesson.rows.tobytes() + learned.tobytes()).hexdigest()
-        start = {"student": name, "start": weights_hash(lesson.student), "scores": digest}
-        start["plan"] = asdict(lesson.plan)
+        own = (settings or {}).get(name, {})
+        announce(f"student {name}", len(lesson.rows), lesson.plan, own)
         result = train(
             lesson.student,
             lesson.stream,
@@ -265,10 +315,9 @@ def teach(
                 "learned_from": lesson.rows[: len(lesson.unseen)],
                 "not_learned_from": lesson.unseen,
             },
-            config={**config, **start},
-            checkpoint_dir=checkpoint_dir,
+            config={**config, "student": name},
             progress=False,
-            **options,
+            **{**options, **own},
         )
         histories.append(result.history.assign(student=name))
     return pd.concat(histories, ignore_index=True)
@@ -300,8 +349,9 @@ def predict_any_size(
     scorer = model if isinstance(model, Teacher) else Teacher(model, None, *NORMALISATION)
     network.to(device).eval()
     sizes, pred = np.asarray(store.sizes)[rows], np.empty(len(rows))
-    for size in np.unique(sizes, axis=0):
-        same = np.flatnonzero((sizes == size).all(axis=1))
+    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
+    for number, size in enumerate(kinds):
+        same = np.flatnonzero(kind.reshape(-1) == number)
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
             crops = store.crops(rows[part], tuple(size.tolist()))
