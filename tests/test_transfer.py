@@ -259,8 +259,8 @@ def test_a_student_has_the_settings_that_are_its_own_and_the_log_names_it(capsys
     history = transfer.teach(lessons, config={}, settings=own, augment=None)
     assert history["student"].tolist() == list("aaaabb")
     assert capsys.readouterr().out.splitlines() == [
-        "student a: 40 images, 40 steps of 8",
-        "student b: 40 images, 40 steps of 8, looks 2, precision bf16",
+        "training 'a': 40 images, 40 steps of 8",
+        "training 'b': 40 images, 40 steps of 8, precision bf16, looks 2",
     ]
 
 

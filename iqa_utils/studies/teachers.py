@@ -17,7 +17,7 @@ from iqa_utils.distill import Teacher
 from iqa_utils.features import frozen_features
 from iqa_utils.images import ImageStore
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.studies.transfer import Plan, train
+from iqa_utils.studies.transfer import Plan, announce, train
 from iqa_utils.training import FitResult, freeze_batch_statistics, save_model
 from iqa_utils.training.batches import store_batches, tensor_batches
 
@@ -80,7 +80,7 @@ def train_teacher(
         freeze_trunk: Encode every image once and train the head alone.
         saw: ``"dataset/part"`` of the rows, kept with the teacher.
         cache_dir: Of features.
-        path: Of the model file.
+        path: Of the model file, whose name without its ending is that of the training.
         training_data: As :func:`iqa_utils.training.save_model`.
         device: Where to train.
         widths: Of the three layers of the head.
@@ -101,6 +101,7 @@ def train_teacher(
     own = {key: tuple(trunk.pretrained_cfg[key]) for key in ("mean", "std")}
     config = {"teacher": path.stem, "pixels": store.key, "frozen": freeze_trunk}
     options = {"watch": {"seen": rows}, "config": config, "progress": False, **options}
+    announce(path.stem, len(rows), plan, options)
     if freeze_trunk:
         trunk.requires_grad_(False)
         features = frozen_features(trunk, store, pooling="mean", cache_dir=cache_dir, **own)

@@ -277,9 +277,11 @@ class Lesson:
 
 def announce(name: str, n: int, plan: Plan, settings: Mapping[str, Any]) -> None:
     """Print what is trained now, so that a log shows where a run is."""
-    told = {key: value for key, value in settings.items() if key in SETTINGS.values() and value}
+    told = {key: settings[key] for key in SETTINGS.values() if settings.get(key)}
     how = "".join(f", {key} {value}" for key, value in told.items())
-    print(f"{name}: {n} images, {plan.steps} steps of {plan.batch_size}{how}", flush=True)
+    print(
+        f"training {name!r}: {n} images, {plan.steps} steps of {plan.batch_size}{how}", flush=True
+    )
 
 
 def teach(
@@ -304,7 +306,7 @@ def teach(
     histories = []
     for name, lesson in lessons.items():
         own = (settings or {}).get(name, {})
-        announce(f"student {name}", len(lesson.rows), lesson.plan, own)
+        announce(name, len(lesson.rows), lesson.plan, own)
         result = train(
             lesson.student,
             lesson.stream,
@@ -360,7 +362,13 @@ def predict_any_size(
 
 
 def compare_students(
-    mos: np.ndarray, preds: Mapping[str, np.ndarray], name: str, rivals: Sequence[str], *, seed: int
+    mos: np.ndarray,
+    preds: Mapping[str, np.ndarray],
+    name: str,
+    rivals: Sequence[str],
+    *,
+    n_resamples: int = 1000,
+    seed: int,
 ) -> pd.DataFrame:
     """Test one network against others on the same images, by paired bootstrap.
 
@@ -369,6 +377,7 @@ def compare_students(
         preds: Predictions by network, each of shape (N,).
         name: The network in question.
         rivals: The others.
+        n_resamples: Draws of the bootstrap.
         seed: Of the draws.
 
     Returns:
@@ -377,7 +386,8 @@ def compare_students(
     """
     rows = []
     for rival in rivals:
-        gap = paired_bootstrap(mos, preds[name], preds[rival], srcc, seed=seed)
+        draws = {"n_resamples": n_resamples, "seed": seed}
+        gap = paired_bootstrap(mos, preds[name], preds[rival], srcc, **draws)
         ends = {"value": gap.difference, "ci_low": gap.low, "ci_high": gap.high, "n": len(mos)}
         rows.append({"method": f"{name} minus {rival}", "metric": "SRCC difference", **ends})
     return pd.DataFrame(rows).assign(table="control")
