@@ -23,6 +23,7 @@ from torch.nn.functional import mse_loss
 from iqa_utils.backbones import freeze_batch_statistics, weights_hash
 from iqa_utils.features.layers import NETWORKS, Layer, Network, layers_of
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.models.scores import scaled_score
 from iqa_utils.training import FitResult, fit, mean_loss, predict
 from iqa_utils.training.batches import store_batches
 
@@ -48,7 +49,7 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores, shape (B,), standardised units."""
-        return self.score(self.network(images)).squeeze(1)
+        return scaled_score(self.score, self.network(images), 0.0, 1.0)
 
 
 def freeze_until(network: nn.Module, module: str) -> int:
