@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from iqa_utils import batch
 from iqa_utils.distill import Teacher
 from iqa_utils.distill.merging import aggregate, merge_by_features
 from iqa_utils.distill.unlabelled import scan_images
@@ -262,6 +263,22 @@ def test_a_student_has_the_settings_that_are_its_own_and_the_log_names_it(capsys
         "training 'a': 40 images, 40 steps of 8",
         "training 'b': 40 images, 40 steps of 8, precision bf16, looks 2",
     ]
+
+
+def test_a_rehearsal_cuts_steps_and_looks_of_the_plans_and_nothing_else():
+    paper, cut = (batch.read_profile("06_distillation", name) for name in ("paper", "rehearsal"))
+    for name in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"):
+        assert cut[name][1:4] == paper[name][1:4]
+        assert cut[name][0] < paper[name][0]
+    for name in ("N_UNLABELLED", "N_KEPT"):
+        np.testing.assert_array_equal(np.multiply(cut[name], 100), paper[name])
+
+
+def test_decoded_labelled_images_take_three_bytes_a_pixel_and_are_never_enlarged():
+    counts = {"koniq10k": 10, "livec": 2, "spaq": 1}  # 768x1024, 500x500, 3000x4000
+    taken = teachers.store_bytes(counts, teacher_size=[384, 512], short_side=768)
+    assert taken["squashed"] == 13 * 384 * 512 * 3
+    assert taken["whole"] == 3 * (10 * 768 * 1024 + 2 * 500 * 500 + 768 * 1024)
 
 
 def test_a_point_of_a_curve_takes_two_thousand_images_at_most():

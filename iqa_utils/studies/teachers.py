@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,43 @@ from torchvision.transforms.v2 import Resize
 from iqa_utils.distill import Teacher
 from iqa_utils.features import frozen_features
 from iqa_utils.images import ImageStore
+from iqa_utils.images.decode_once import Fit
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.studies.transfer import Plan, announce, train
 from iqa_utils.training import FitResult, freeze_batch_statistics, save_model
 from iqa_utils.training.batches import store_batches, tensor_batches
 
 VARIANTS = {"training": "held-out", "all": "as written", "without": "leave one out", "own": "own"}
+
+# height and width of typical photographs; FLIVE's differ, those of HTID and NRTID are not known
+PHOTOGRAPHS = {"koniq10k": (768, 1024), "flive": (500, 640), "livec": (500, 500)}
+LARGE = (3000, 4000)
+
+
+def store_bytes(
+    counts: Mapping[str, int], *, teacher_size: Sequence[int], short_side: int
+) -> dict[str, int]:
+    """Work out what the decoded labelled images of notebook 06 take on disk.
+
+    Args:
+        counts: Images by data set.
+        teacher_size: ``TEACHER_SIZE``.
+        short_side: Of the images that students are tested on, never enlarged: ``CROP[0]``.
+
+    Returns:
+        Bytes of the store at the teacher's size (``"squashed"``) and of that of whole images.
+    """
+    fits = {
+        "squashed": Fit(tuple(teacher_size), "squash", "bilinear"),
+        "whole": Fit(short_side, "shrink_short_side", "bilinear"),
+    }
+    return {
+        name: sum(
+            n * math.prod(fit.target(*PHOTOGRAPHS.get(dataset, LARGE))) * 3
+            for dataset, n in counts.items()
+        )
+        for name, fit in fits.items()
+    }
 
 
 def title(backbone: str) -> str:
