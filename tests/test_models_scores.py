@@ -21,7 +21,7 @@ NETWORKS = {
     "KonCept512": (lambda: KonCept(SMALL, **SCALE), PIXELS),
     "a teacher's head": (lambda: PooledHead(KonCept(SMALL, **SCALE)), VECTORS),
     "CLIP's head": (lambda: ClipHead(256, width=8, depth=1, neck=8, **SCALE), VECTORS),
-    "IMQNet": (lambda: IMQNet(width=0.05, **SCALE), PIXELS),
+    "IMQNet": (lambda: IMQNet(width=0.25, **SCALE), PIXELS),
     "a tuned classifier": (lambda: ScoreNetwork(torch.nn.Linear(256, 1000)), VECTORS),
     "monotone curves": (lambda: MonotonicTransformers(2), (QUALITY, FIRST)),
 }
