@@ -248,9 +248,9 @@ def test_settings_of_single_trainings_are_refused_where_nothing_has_that_name():
     )
     assert own["direct"] == {"looks": 2, "precision": "bf16", "compile": False}
     assert own["teacher all"] == {"precision": "fp32", "compile": False}
-    with pytest.raises(ValueError, match=r"OVERRIDES of 'teacher'.*expected PRECISION, COMPILE"):
+    with pytest.raises(ValueError, match="no training 'teacher', there are teacher all, direct"):
         transfer.training_settings(names, {"teacher": {"EPOCHS": 2}})
-    with pytest.raises(ValueError, match=r"OVERRIDES of 'direct': {'N_RUNS': 2}"):
+    with pytest.raises(ValueError, match="OVERRIDES of 'direct': unknown"):
         transfer.training_settings(names, {"direct": {"N_RUNS": 2}})
 
 

@@ -7,7 +7,6 @@ scores, and the last weights count.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,9 +23,11 @@ from iqa_utils.distill import Teacher
 from iqa_utils.distill.unlabelled import crop_batches
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.parameters import check_overrides
 from iqa_utils.statistics import bootstrap_ci, paired_bootstrap
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.training.batches import Augment, Batch, epoch_seed
+from iqa_utils.training.checkpoints import data_digest
 from iqa_utils.training.schedules import constant_then_halved
 
 Stream = Callable[..., Iterator[Batch]]
@@ -149,14 +150,9 @@ def training_settings(
         Name to keyword arguments of :func:`train`.
 
     Raises:
-        ValueError: If a name or a setting is unknown.
+        ValueError: As :func:`iqa_utils.parameters.check_overrides`.
     """
-    for name, own in overrides.items():
-        if name not in names or not set(own) <= set(SETTINGS):
-            raise ValueError(
-                f"OVERRIDES of {name!r}: {dict(own)}; expected {', '.join(SETTINGS)} of one of "
-                f"{', '.join(names)}"
-            )
+    check_overrides(overrides, names, {"PRECISION": str, "COMPILE": bool, "EPOCHS": int})
     return {
         name: common | {SETTINGS[key]: value for key, value in overrides.get(name, {}).items()}
         for name in names
@@ -239,19 +235,15 @@ def train(
         schedule_each="batch",
         epochs=plan.looks,
         select="step",
-        config={**(config or {}), **_ingredients(model, rows, learned, plan)},
+        config={
+            **(config or {}),
+            "start": weights_hash(model),
+            "data": data_digest({"learned": rows, **watch}, scores),
+            "plan": asdict(plan),
+        },
         seed=plan.seed,
         **options,
     )
-
-
-def _ingredients(
-    model: nn.Module, rows: np.ndarray, learned: np.ndarray, plan: Plan
-) -> dict[str, Any]:
-    """Tell what a training starts from: its checkpoint is found again by this."""
-    content = np.asarray(rows, dtype=np.int64).tobytes() + np.ascontiguousarray(learned).tobytes()
-    scores = hashlib.sha256(content).hexdigest()
-    return {"start": weights_hash(model), "scores": scores, "plan": asdict(plan)}
 
 
 @dataclass(frozen=True)
