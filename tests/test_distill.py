@@ -211,12 +211,14 @@ def test_no_image_large_enough_is_an_error(folder):
 
 def test_a_file_that_is_no_image_is_named_or_dropped(folder):
     (folder / "notes.jpg").write_text("not a picture")
-    with pytest.raises(BadImageError, match=r"1 images cannot be read: .*notes\.jpg"):
+    (folder / "empty.jpg").touch()
+    with pytest.raises(BadImageError, match=r"2 images cannot be read: .*notes\.jpg"):
         scan_images(folder, crop=CROP)
     found = scan_images(folder, crop=CROP, on_bad_image="drop")
     assert len(found) == 20
-    assert found.left_out["image"].tolist() == ["photos/notes.jpg", "photos/small.png"]
-    assert found.left_out["reason"].tolist() == ["corrupt", "too small"]
+    names = ["photos/empty.jpg", "photos/notes.jpg", "photos/small.png"]
+    assert found.left_out["image"].tolist() == names
+    assert found.left_out["reason"].tolist() == ["corrupt", "corrupt", "too small"]
     with pytest.raises(ValueError, match="on_bad_image must be"):
         scan_images(folder, crop=CROP, on_bad_image="skip")
 
