@@ -96,7 +96,7 @@ def label(
     """Score images without scores; resumes, and shares them under torchrun."""
     from iqa_utils import distill
 
-    scored = distill.label_folders(
+    scored, corrupt = distill.label_folders(
         folders,
         teacher,
         out,
@@ -105,7 +105,7 @@ def label(
         part_size=part_size,
         on_bad_image="drop" if drop_bad else "raise",
     )
-    print(f"{scored} images scored -> {out}")
+    print(f"{scored} images scored, {corrupt} corrupt -> {out}")
 
 
 def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
