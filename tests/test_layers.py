@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from iqa_utils.backbones import create_backbone
 from iqa_utils.features import tap_layers
 from iqa_utils.features.layers import (
     LAYERS,
@@ -100,3 +101,16 @@ def test_weights_without_the_classifier_whose_logits_are_features_are_refused(tm
     torch.save(state, tmp_path / "mobilenetv2_100-imagenet.pth")
     with pytest.raises(ValueError, match="classifier"):
         create_network("mobilenetv2_100", pretrained=tmp_path / "mobilenetv2_100-imagenet.pth")
+
+
+@pytest.mark.parametrize("change", ["without", "other size"])
+def test_a_trunk_only_file_is_refused_by_a_network_that_has_a_classifier(tmp_path, change):
+    whole = create_backbone("test_resnet", pretrained=None)
+    state = whole.state_dict()
+    state |= {name: state[name][:10].clone() for name in ("fc.weight", "fc.bias")}
+    if change == "without":
+        del state["fc.weight"], state["fc.bias"]
+    torch.save(state, tmp_path / "trunk.pth")
+    with pytest.raises(ValueError, match=r"another architecture .*'?fc\.weight"):
+        create_backbone("test_resnet", pretrained=tmp_path / "trunk.pth")
+    create_backbone("test_resnet", pretrained=tmp_path / "trunk.pth", num_classes=0)
