@@ -48,6 +48,22 @@ def run(
 
 
 @app.command()
+def rehearse(
+    stems: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks by name or number; all if none.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
+    ] = None,
+) -> None:
+    """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
+
+    if run_rehearsal(stems or [], annotations=annotations):
+        raise typer.Exit(1)
+
+
+@app.command()
 def label(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
     teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
@@ -108,7 +124,7 @@ def demo(
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
     print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
-    failures = batch.run_notebooks([], profile="demo")
+    failures = batch.run_notebooks([], profile="demo", workers=2)
     index = report.build_report()
     print("executed notebooks and figures: runs/demo/<notebook>/")
     print(f"index of everything:            {index.relative_to(ROOT)}")
