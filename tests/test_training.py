@@ -1,6 +1,7 @@
 """The training loop: the same numbers whatever happens to it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,7 +175,9 @@ def test_channels_last_reaches_network_and_images():
 # what happens when it stops
 
 
-def test_a_killed_process_ends_with_the_same_numbers_to_the_last_bit(tmp_path):
+def test_a_process_killed_inside_an_epoch_ends_with_the_same_numbers_to_the_last_bit(
+    tmp_path, capsys
+):
     code, _ = stop_job(tmp_path, signal.SIGKILL, after=2 * 6 + 3)  # two epochs of six, and a bit
     assert code == -signal.SIGKILL
     assert len(list(tmp_path.glob("*/last.pt"))) == 1
@@ -184,7 +187,11 @@ def test_a_killed_process_ends_with_the_same_numbers_to_the_last_bit(tmp_path):
         network, optimizer, scheduler, checkpoint_dir=tmp_path,
         step=lambda m, b: steps.append(1) or mse_loss(m(*b.inputs), b.mos),
     )  # fmt: skip
-    assert 0 < len(steps) <= 4 * 6  # the first two epochs were not repeated
+    epoch, step = map(
+        int, re.match(r"resumed at epoch (\d), step (\d)\n", capsys.readouterr().out).groups()
+    )
+    assert epoch * 6 + step >= 2 * 6 + 2  # two steps of the third epoch at least were saved
+    assert len(steps) == 6 * 6 - epoch * 6 - step  # nothing finished ran twice
     assert_same_outcome(network, result)
 
 
@@ -199,6 +206,31 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_then_raises(tmp_path):
     )  # fmt: skip
     assert len(steps) < 4 * 6  # nor were the finished batches of the third
     assert_same_outcome(network, result)
+
+
+def test_states_are_saved_by_time_and_best_weights_only_when_they_change(tmp_path, monkeypatch):
+    written = []
+
+    def note(path, state):
+        written.append(path.name)
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr("iqa_utils.training.resume.save_checkpoint", note)
+    result = train(*make(), checkpoint_dir=tmp_path / "minute")
+    assert written == [f"best-{result.best_epoch}.pt", "last.pt"]  # six epochs took no minute
+    written.clear()
+    result = train(*make(), checkpoint_dir=tmp_path / "always", save_seconds=0)
+    assert written.count("last.pt") == 6 * 6 + 6  # after every batch and every epoch
+    improved = result.history["val_rmse"].cummin().drop_duplicates().index + 1
+    assert [name for name in written if name != "last.pt"] == [f"best-{e}.pt" for e in improved]
+
+
+def test_a_finished_training_keeps_its_best_weights_and_no_optimiser_state(tmp_path):
+    result = train(*make(), checkpoint_dir=tmp_path, save_seconds=0)
+    (folder,) = tmp_path.iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"best-{result.best_epoch}.pt", "last.pt"]
+    assert set(torch.load(folder / "last.pt", weights_only=True)) == {"epoch", "history", "best"}
 
 
 def test_going_on_with_another_number_of_threads_warns(tmp_path):
@@ -222,12 +254,13 @@ def test_an_interrupt_inside_the_process_leaves_the_handler_as_it_was(tmp_path):
     assert_same_outcome(network, train(network, optimizer, scheduler, checkpoint_dir=tmp_path))
 
 
-def test_a_finished_training_is_read_not_repeated(tmp_path):
+def test_a_finished_training_is_read_not_repeated(tmp_path, capsys):
     first = train(*make(), checkpoint_dir=tmp_path)
     network, optimizer, scheduler = make()
     again = train(network, optimizer, scheduler, checkpoint_dir=tmp_path, step=None)
     assert again.history.equals(first.history)  # times included: nothing ran
     assert_same_outcome(network, again)
+    assert capsys.readouterr().out == ""
 
 
 def test_another_configuration_has_its_own_checkpoint(tmp_path):
@@ -316,7 +349,18 @@ def test_batches_carry_rows_scores_weights_and_names():
     np.testing.assert_allclose(batch.mos, MOS[[3, 1]])
     assert batch.weight.tolist() == [3, 1]
     assert batch.describe() == "image-3.png, image-1.png"
-    assert len(list(tensor_batches(FEATURES, range(5), MOS, batch_size=2, drop_last=True))) == 2
+
+
+def test_a_lone_last_image_of_a_training_joins_the_batch_before_it():
+    def lengths(n, size, seed=0):
+        stream = tensor_batches(FEATURES, range(n), MOS, batch_size=size, seed=seed)
+        return [len(batch) for batch in stream]
+
+    assert lengths(9, 4) == [4, 5]
+    assert lengths(9, 4, seed=None) == [4, 4, 1]  # nothing is normalised by its batch there
+    assert lengths(10, 4) == [4, 4, 2]
+    assert lengths(1, 4) == [1]
+    assert lengths(3, 1) == [1, 1, 1]
 
 
 def test_wrong_streams_are_refused():

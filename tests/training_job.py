@@ -61,7 +61,10 @@ def train(network, optimizer, scheduler, *, epochs: int = 6, step=None, **option
 
 
 def main(folder: str, mode: str, threads: str) -> None:
-    """Train slowly enough to be killed (``slow``), or with frozen statistics (``shared``)."""
+    """Train slowly enough to be killed (``slow``), or with frozen statistics (``shared``).
+
+    The slow one saves after every step.
+    """
     torch.set_num_threads(int(threads))
     if mode == "shared":
         network, optimizer, scheduler = make(dropout=0.0, frozen=True)
@@ -77,7 +80,7 @@ def main(folder: str, mode: str, threads: str) -> None:
         time.sleep(0.01)
         return mse_loss(model(*batch.inputs), batch.mos)
 
-    train(network, optimizer, scheduler, step=slow_step, checkpoint_dir=folder)
+    train(network, optimizer, scheduler, step=slow_step, checkpoint_dir=folder, save_seconds=0)
 
 
 if __name__ == "__main__":

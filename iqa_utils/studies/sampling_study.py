@@ -298,8 +298,6 @@ class Study:
         size = recipe.batch_size if seed is not None else max(recipe.batch_size, 16)
         options = {"batch_size": size, "seed": seed, "epoch": epoch, "device": self.device}
         options["extra_inputs"] = self.indicators
-        # KonCept512 cannot normalise a batch of one image, so a lone last one is left out
-        options["drop_last"] = seed is not None and len(rows) % size == 1
         if recipe.frozen:
             yield from stem_batches(
                 self.activations, rows, self.mos, names=self.store.names, **options

@@ -29,13 +29,11 @@ from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
 from iqa_utils.training.checkpoints import (
     config_key,
-    load_checkpoint,
     load_model,
-    save_checkpoint,
     save_model,
 )
 from iqa_utils.training.parallel import Workers
-from iqa_utils.training.resume import TrainingState, deferred_interrupt
+from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 
 __all__ = [
@@ -97,6 +95,7 @@ def fit(
     channels_last: bool = False,
     compile: bool = False,  # noqa: A002 - the word users know
     checkpoint_dir: str | Path | None = None,
+    save_seconds: float = 60.0,
     config: Mapping[str, Any],
     seed: int = 0,
     resume: bool = True,
@@ -122,8 +121,11 @@ def fit(
         channels_last: Keep images and convolutions in the memory format that is faster for them.
         compile: Compile the network; with CUDA graphs on a GPU, where small batches otherwise wait
             for kernel launches.
-        checkpoint_dir: Folder for ``<key>/last.pt``; the key is the hash of ``config``, the
-            optimiser, the schedule and the arguments here. None keeps nothing.
+        checkpoint_dir: Folder for ``<key>/last.pt`` and the best weights beside it; the key is the
+            hash of ``config``, the optimiser, the schedule and the arguments here. None keeps
+            nothing.
+        save_seconds: Time between saved states, also inside an epoch. The state is saved at the end
+            and on an interrupt as well; what is kept of a finished training is its outcome.
         config: Everything else that determines the outcome: data, sizes, initial weights.
         seed: Root seed of what is random in an epoch.
         resume: Go on from the checkpoint of this configuration, if there is one; warns where the
@@ -161,8 +163,9 @@ def fit(
         arguments |= {"select": [select, mode], "schedule_each": schedule_each}
         key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
-        if resume and path.is_file():
-            state.load(load_checkpoint(path), epochs)
+    saver = Saver(path, save_seconds)
+    if path is not None and resume and path.is_file():
+        saver.load(state, epochs)
 
     def train_one_batch(whole: Batch) -> Tensor:
         batch = workers.share(whole).to(device, channels_last=channels_last)
@@ -178,9 +181,8 @@ def fit(
             scheduler.step()
         return loss.detach().double() * len(batch)
 
-    def save() -> None:
-        if path is not None and workers.rank == 0:
-            save_checkpoint(path, state.to_dict(finished=state.epoch == epochs))
+    def save() -> float:
+        return saver.save(state, finished=state.epoch == epochs) if workers.rank == 0 else 0.0
 
     kept = "not saved: no checkpoint_dir was given" if path is None else "saved"
     hidden = not progress or workers.rank > 0
@@ -198,10 +200,11 @@ def fit(
                 loss_sum = train_one_batch(batch)
                 watch.look(number, batch, loss_sum)
                 state.count(loss_sum, len(batch))
-                if interrupted.is_set():
+                if interrupted.is_set() or saver.due():
                     watch.check()
                     state.pause(device, time.perf_counter() - started)
-                    save()
+                    started += save()  # saving is no training
+                if interrupted.is_set():
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
             watch.check()
             if not state.images:
@@ -217,7 +220,8 @@ def fit(
                 scheduler.step()
             row |= workers.from_first(lambda: _evaluate(model, evaluate, select))
             state.finish_epoch(row, select, mode)
-            save()
+            if saver.due() or interrupted.is_set() or state.epoch == epochs:
+                save()
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
             bar.update()
             if interrupted.is_set():
