@@ -17,7 +17,7 @@ import pandas as pd
 from torch import nn
 from tqdm import tqdm
 
-from iqa_utils.features import Crop, frozen_features, save_array
+from iqa_utils.features import Crop, frozen_features, load_rows, save_rows
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import NETWORKS, Layer, layers_of
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
@@ -199,6 +199,7 @@ def predict_layers(
     cache_dir: str | Path,
     regressors: Iterable[str] = REGRESSORS,
     batch_size: int = 32,
+    save_seconds: float = 60.0,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Predict test scores from each layer by each regressor, from a single crop of each image.
@@ -215,6 +216,7 @@ def predict_layers(
         cache_dir: Folder of the feature cache.
         regressors: Out of :data:`REGRESSORS`.
         batch_size: Images a forward pass.
+        save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
         progress: Show a bar.
 
     Returns:
@@ -225,13 +227,14 @@ def predict_layers(
     options = {"rows": task.rows, "crop": Crop((side, side), seed=task.crop_seed)}
     options |= {"mean": description.mean, "std": description.std, "cache_dir": cache_dir}
     options |= {"batch_size": batch_size, "progress": progress}
-    modules = [layer.module for layer in layers]
-    grams = layer_grams(network, store, modules, also_pooled="mean_std", **options)
+    modules = {layer.module: "flatten" if layer.is_vector else "mean_std" for layer in layers}
+    own = {"poolings": modules, "save_seconds": save_seconds}
+    grams = layer_grams(network, store, list(modules), **own, **options)
     parts = []
     for layer in layers:
         features = None
         if "ridge" in regressors:
-            how = {"pooling": "flatten" if layer.is_vector else "mean_std", "layer": layer.module}
+            how = {"pooling": modules[layer.module], "layer": layer.module}
             features = frozen_features(network, store, **how, **options)
         for regressor in regressors:
             found = regress(regressor, grams[layer.module], features, task)
@@ -306,11 +309,14 @@ def predict_brisque(
         An image of one grey level has no such statistics; it gets the mean of the training images,
         so that it stays in the comparison.
     """
-    path = Path(cache_dir) / f"brisque-{store.key[:24]}.npy"
-    if not path.is_file():
-        rows = tqdm(range(len(store)), disable=not progress, leave=False)
-        save_array(path, np.stack([_statistics_or_nan(store, row) for row in rows]))
-    statistics = np.load(path)
+    path = Path(cache_dir) / f"brisque-{store.key[:24]}.rows"
+    rows, n = np.unique(np.concatenate([task.rows for task in tasks.values()])), len(store)
+    _, done = load_rows(path, rows, n_images=n)
+    for row in tqdm(rows[~done], disable=not progress, leave=False):
+        values = _statistics_or_nan(store, row)[None]  # (1, 36), float64: two words a value
+        save_rows(path, [row], values.view(np.float32), n_images=n)
+    statistics = np.full((n, N_STATISTICS), np.nan)
+    statistics[rows] = load_rows(path, rows, n_images=n)[0].view(np.float64)
     labels = {"network": "BRISQUE", "layer": "36 statistics", "stage": "handcrafted", "variant": ""}
     parts = []
     for seed, task in tasks.items():
