@@ -93,7 +93,7 @@ def label(
     part_size: Annotated[int, typer.Option(help="Images a parquet file.")] = 1024,
     drop_bad: Annotated[bool, typer.Option(help="Note undecodable images and go on.")] = False,
 ) -> None:
-    """Score images without scores; resumes, and shares them under torchrun or accelerate."""
+    """Score images without scores; resumes, and shares them under torchrun."""
     from iqa_utils import distill
 
     scored = distill.label_folders(

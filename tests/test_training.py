@@ -1,6 +1,5 @@
 """The training loop: the same numbers whatever happens to it."""
 
-import os
 import re
 import signal
 import subprocess
@@ -11,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import mse_loss
 
 from iqa_utils.images import build_store
 from iqa_utils.models import build_model
 from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.training import fit, mean_loss, predict
-from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
+from iqa_utils.training.batches import epoch_seed, store_batches, tensor_batches
 from iqa_utils.training.checkpoints import config_key, load_model, save_checkpoint, save_model
-from iqa_utils.training.parallel import Workers
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
@@ -46,7 +45,7 @@ def stop_job(folder, number, *, after, threads=None):
     """Train in another process, send it a signal after some steps, and return what it wrote."""
     threads = threads or torch.get_num_threads()  # another number sums in another order
     with subprocess.Popen(
-        [sys.executable, JOB, str(folder), "slow", str(threads)],
+        [sys.executable, JOB, str(folder), str(threads)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for _ in range(after):
@@ -172,6 +171,26 @@ def test_channels_last_reaches_network_and_images():
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_only_full_batches_are_compiled_and_the_log_names_the_rest(capsys):
+    network, optimizer, scheduler = make(dropout=0.0)
+    plain = train(*make(dropout=0.0), epochs=2).history["train_loss"]
+    for _ in range(2):  # dynamo is reset: the second training compiles again
+        network, optimizer, scheduler = make(dropout=0.0)
+        result = train(network, optimizer, scheduler, epochs=2, compile=True)
+        assert counters["stats"]["unique_graphs"] == 1  # 32 images: five batches of 6, one of 2
+        np.testing.assert_allclose(result.history["train_loss"], plain, rtol=1e-5)
+        assert capsys.readouterr().out == (
+            "compiled for batches of 6: 5 ran through the graph; "
+            "1 of another size and the evaluation ran eagerly\n"
+        )
+
+
+def test_a_network_that_dynamo_gives_up_on_is_named_in_the_log(capsys, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 0)
+    train(*make(), epochs=1, compile=True)
+    assert "runs eagerly: 1 functions (Dynamo recompile limit exceeded" in capsys.readouterr().out
+
+
 # what happens when it stops
 
 
@@ -295,40 +314,6 @@ def test_keys_depend_on_values_not_on_order():
     assert config_key({"a": 1}) != config_key({"a": 2})
     with pytest.raises(TypeError, match="plain values, got function"):
         config_key({"a": lambda: 0})
-
-
-# several processes
-
-
-def test_two_processes_end_where_one_does(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launch, JOB, str(tmp_path), "shared", "1"],
-        check=True, capture_output=True, env=environment, timeout=300,
-    )  # fmt: skip
-    weights, history = torch.load(tmp_path / "outcome.pt", weights_only=True)
-    network, optimizer, scheduler = make(dropout=0.0, frozen=True)
-    expected = without_time(train(network, optimizer, scheduler).history)
-    for key, value in network.state_dict().items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-6)
-    for column, values in expected.items():
-        np.testing.assert_allclose(list(history[column].values()), values, rtol=1e-5)
-
-
-def test_shares_of_a_batch_cover_it_and_weigh_as_the_whole(monkeypatch):
-    batch = Batch((torch.arange(7.0)[:, None],), torch.arange(7.0), torch.arange(7))
-    parts = []
-    for rank in range(3):
-        workers = Workers(torch.device("cpu"))
-        workers.rank, workers.size = rank, 3
-        part = workers.share(batch)
-        parts.append((part.mos, workers.weight(len(part), 7)))
-    assert torch.equal(torch.cat([mos for mos, _ in parts]), batch.mos)
-    whole = sum(mos.mean() * weight for mos, weight in parts) / 3
-    torch.testing.assert_close(whole, batch.mos.mean())
-    with pytest.raises(ValueError, match="a batch of 2 images cannot be shared by 3"):
-        workers.share(batch.rows(slice(0, 2)))
 
 
 # batches

@@ -166,7 +166,7 @@ def teacher_pass(
         folder: Where the parts lie; made if missing.
         batch_size: Images a forward pass.
         part_size: Images a parquet file, the most that a kill costs.
-        rank: Of this process; by default ``RANK`` as torchrun and accelerate set it, or 0.
+        rank: Of this process; by default ``RANK`` as torchrun sets it, or 0.
         world_size: Processes of this launch; by default ``WORLD_SIZE``, or 1.
         device: Where the network runs.
         precision: ``"fp32"`` or ``"bf16"``.

@@ -134,7 +134,7 @@ class Saver:
         """Tell whether it is time to save."""
         return self.path is not None and time.monotonic() - self.saved_at >= self.seconds
 
-    def save(self, state: TrainingState, *, finished: bool) -> float:
+    def save(self, state: TrainingState, *, finished: bool = False) -> float:
         """Write a state; return the seconds that this took."""
         started = time.perf_counter()
         if self.path is None:
