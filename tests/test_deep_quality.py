@@ -1,5 +1,14 @@
 """The joined table, fine-tuning rows, regression of layers, and paired comparisons."""
 
+import functools
+import gc
+import re
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,34 +141,139 @@ def test_freezing_stops_at_the_named_module():
         freeze_until(network, "5")
 
 
-def test_fine_tuning_lowers_the_error_and_leaves_the_network_given_alone(world):
+def test_fine_tuning_lowers_the_error_and_leaves_frozen_layers_alone(world):
     frame, parts, store = world
-    network, row = made_network(), Network("tiny", "torchvision", "none", 16, {})
-    before = {k: v.clone() for k, v in network.state_dict().items()}
+    row = Network("tiny", "torchvision", "none", 16, {})
+    before = made_network().state_dict()
     rows = [np.flatnonzero(parts == part) for part in ("training", "validation")]
     options = {"side": 16, "epochs": 4, "learning_rate": 1e-2, "frozen_until": "1"}
     options |= {"freeze_batch_norm": True}
     scores = frame["mos_z"].to_numpy()
-    tuned, result = fine_tune(network, row, store, scores, *rows, **options)
+    tuned, result = fine_tune(made_network(), row, store, scores, *rows, **options)
     assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in tuned.parameters())
     after = tuned.state_dict()
     assert torch.equal(after["1.running_mean"], before["1.running_mean"])
     assert torch.equal(after["0.weight"], before["0.weight"])
     assert not torch.equal(after["5.weight"], before["5.weight"])
-    again, _ = fine_tune(network, row, store, scores, *rows, **options)
+    again, _ = fine_tune(made_network(), row, store, scores, *rows, **options)
     assert all(torch.equal(v, after[k]) for k, v in again.state_dict().items())
     with pytest.raises(ValueError, match="training and validation"):
-        fine_tune(network, row, store, scores, rows[0], rows[0][:3], **options)
+        fine_tune(made_network(), row, store, scores, rows[0], rows[0][:3], **options)
 
 
-def test_the_tuner_never_trains_twice_on_the_same_images(world, tiny):
+def test_steps_in_place_of_epochs_cut_the_last_pass_short(world):
     frame, parts, store = world
-    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    row = Network("tiny", "torchvision", "none", 16, {})
+    rows = [np.flatnonzero(parts == part) for part in ("training", "validation")]
+    options = {"side": 16, "batch_size": 9, "epochs": 7}
+    scores = frame["mos_z"].to_numpy()  # 32 images to train on: batches of 9, 9, 9 and 5
+    _, result = fine_tune(made_network(), row, store, scores, *rows, n_steps=5, **options)
+    assert result.history["images"].tolist() == [32, 9]
+
+
+def test_the_tuner_never_trains_twice_on_the_same_images(world, tiny, tmp_path, capsys):
+    frame, parts, store = world
+    trained = []
+
+    def build(name):
+        network = made_network()
+        network.register_forward_hook(lambda net, *_: trained.append(1) if net.training else None)
+        return network
+
+    tuner = Tuner(build, store, frame, parts, checkpoint_dir=tmp_path, epochs=1)
     first = tuner("tiny", "as_written", ["live"])
+    weights = {name: value.clone() for name, value in first.state_dict().items()}
     assert tuner("tiny", "as_written", ["tid2013"], whole=True) is first
     assert tuner("tiny", "strict", ["live"]) is not first
+    steps = len(trained)
+    again = tuner("tiny", "as_written", ["live"]).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    assert len(trained) == steps
     assert len(tuner.histories) == 2
+    assert capsys.readouterr().out.count("tiny, as_written, all sets: 40 images\n") == 1
+
+
+def test_one_network_at_a_time_is_in_memory(world, tiny, tmp_path):
+    frame, parts, store = world
+    networks = weakref.WeakSet()
+
+    def build(name):
+        gc.collect()
+        assert not len(networks)
+        network = made_network()
+        networks.add(network)
+        return network
+
+    layers, common = tiny[1], {"cache_dir": tmp_path / "cache", "stage": "any"}
+    tasks = {0: task_of(world)}
+    predict_networks(["tiny", "tiny"], build, store, tasks, **common)
+    gc.collect()
+    assert not len(networks)
+    tuner = Tuner(build, store, frame, parts, checkpoint_dir=tmp_path, epochs=1)
+    modes = ["strict", "as_written"]
+    for mode in modes:
+        tune = functools.partial(tuner, mode=mode, datasets=["tid2013"])
+        predict_networks(["tiny"], tune, store, tasks, **common)
+    options = {"task_options": {}, "n_crops": 1, "side": 16, "cache_dir": tmp_path / "cache"}
+    final_method.predict_own_sets(tuner, layers[1], parts, modes, **options)
+    final_method.predict_other_sets(tuner, layers[1], modes, **options)
+    assert len(networks) == 1
+    assert len(tuner.histories) == 5  # of all sets, and of each set without and with its test part
+
+
+def test_an_override_changes_the_trainings_of_one_network_and_the_log_names_it(
+    world, tiny, tmp_path, capsys
+):
+    frame, parts, store = world
+    overrides = {"tiny": {"EPOCHS": 2, "PRECISION": "bf16"}}
+    tuner = Tuner(
+        lambda name: made_network(), store, frame, parts, checkpoint_dir=tmp_path, epochs=1,
+        overrides=overrides,
+    )  # fmt: skip
+    tuner("tiny", "strict", ["live"])
+    assert len(tuner.histories[0]) == 2
+    assert "tiny, strict, live: 16 images, epochs 2, precision bf16\n" in capsys.readouterr().out
+
+
+JOB = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from iqa_utils.features.layers import Network
+from iqa_utils.images import ImageStore
+from iqa_utils.studies.finetune import fine_tune
+from tests.test_deep_quality import TUNING, made_network
+
+network = made_network()
+network.register_forward_hook(lambda *_: time.sleep(0.05))
+store = ImageStore(Path(sys.argv[1]))
+fine_tune(network, Network("tiny", "torchvision", "none", 16, {}), store, np.arange(48.0),
+          range(40), range(40, 48), checkpoint_dir=sys.argv[2], save_seconds=0.0, **TUNING)
+"""
+TUNING = {"side": 16, "batch_size": 4, "epochs": 2}
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_weights_to_the_last_bit(world, tmp_path, capsys):
+    store, row = world[2], Network("tiny", "torchvision", "none", 16, {})
+    root = Path(__file__).parents[1]
+    job = subprocess.Popen([sys.executable, "-c", JOB, store.folder, tmp_path], cwd=root)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and job.poll() is None and not list(tmp_path.glob("*/last.pt")):
+        time.sleep(0.02)
+    job.kill()
+    assert job.wait() == -9
+    network, steps = made_network(), []
+    network.register_forward_hook(lambda net, *_: steps.append(1) if net.training else None)
+    rows = (np.arange(48.0), range(40), range(40, 48))
+    again, _ = fine_tune(network, row, store, *rows, checkpoint_dir=tmp_path, **TUNING)
+    at = re.search(r"resumed at epoch (\d+), step (\d+)", capsys.readouterr().out)
+    done = 10 * int(at[1]) + int(at[2])
+    assert done > 0
+    assert len(steps) == 20 - done
+    whole, _ = fine_tune(made_network(), row, store, *rows, **TUNING)
+    state = whole.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
 def test_a_task_refuses_a_content_on_both_sides():
@@ -181,7 +295,7 @@ def test_splits_that_do_not_differ_are_refused_and_others_share_their_crops(worl
 
 CHOICES = {
     "tapped": ["vgg16", "alexnet"], "tuned": ["vgg16"], "final": ["vgg16", "fc8"],
-    "modes": ["strict"], "frozen_until": {},
+    "modes": ["strict"], "frozen_until": {}, "overrides": {"vgg16": {"EPOCHS": 2}},
 }  # fmt: skip
 
 
@@ -197,6 +311,9 @@ CHOICES = {
         ({"final": ["vgg16", "conv5_3"]}, "got 'conv5_3'"),
         ({"final": ["vgg16"]}, "a network of the map and a layer"),
         ({"frozen_until": {"alexnet": "features"}}, r"\['alexnet'\], which are not fine-tuned"),
+        ({"overrides": {"alexnet": {}}}, r"overrides names \['alexnet'\], which are not"),
+        ({"overrides": {"vgg16": {"EPOCH": 2}}}, r"overrides of vgg16: \['EPOCH'\]; there are"),
+        ({"overrides": {"vgg16": {"EPOCHS": "2"}}}, "EPOCHS must be int, got '2'"),
     ],
 )
 def test_choices_that_would_fail_late_are_refused_first(change, message):
@@ -210,7 +327,7 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     task = task_of(world, relative_c=True, svr_c=[0.1, 1.0])
     network, layers = tiny
     predictions = predict_networks(
-        {"tiny": network}, store, {0: task}, stage="pre-trained", cache_dir=tmp_path
+        ["tiny"], lambda name: network, store, {0: task}, stage="pre-trained", cache_dir=tmp_path
     )
     assert set(zip(predictions["layer"], predictions["regressor"], strict=True)) == {
         (layer.name, regressor) for layer in layers for regressor in ("SVR", "GPR", "ridge")
@@ -268,7 +385,9 @@ def test_the_final_method_searches_the_noise_when_asked(world, tiny, tmp_path):
 
 def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tiny, tmp_path):
     frame, parts, store = world
-    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    tuner = Tuner(
+        lambda name: made_network(), store, frame, parts, checkpoint_dir=tmp_path, epochs=1
+    )
     cross = final_method.predict_other_sets(
         tuner, tiny[1][1], ["strict"], task_options={}, n_crops=1, side=16, cache_dir=tmp_path
     )

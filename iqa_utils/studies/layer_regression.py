@@ -7,7 +7,7 @@ that see matrices only. Tables 1 and 2 of ahmed2020 are one call each; its final
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,7 +244,8 @@ def predict_layers(
 
 
 def predict_networks(
-    networks: Mapping[str, nn.Module],
+    names: Sequence[str],
+    build: Callable[[str], nn.Module],
     store: ImageStore,
     tasks: Mapping[int, Task],
     *,
@@ -253,10 +254,11 @@ def predict_networks(
     side: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Run :func:`predict_layers` over networks and splits.
+    """Run :func:`predict_layers` over networks, of which one at a time is in memory, and splits.
 
     Args:
-        networks: Key of :data:`iqa_utils.features.layers.NETWORKS` to network.
+        names: Keys of :data:`iqa_utils.features.layers.NETWORKS`.
+        build: Makes the network of a key.
         store: Decoded images.
         tasks: Seed of a split to its task.
         stage: Label of the networks: ``"pre-trained"`` or ``"fine-tuned"``.
@@ -268,11 +270,13 @@ def predict_networks(
         All predictions, with ``stage``, ``variant`` and ``seed``.
     """
     parts = []
-    for name, network in networks.items():
+    for name in names:
+        network = build(name)
         options["side"] = side or NETWORKS[name].side
         for seed, task in tasks.items():
             found = predict_layers(network, store, layers_of(name), task, **options)
             parts.append(found.assign(stage=stage, variant=variant, seed=seed))
+        del network  # before the next one is built
     return pd.concat(parts, ignore_index=True)
 
 
