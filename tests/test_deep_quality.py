@@ -383,8 +383,17 @@ def test_the_final_method_searches_the_noise_when_asked(world, tiny, tmp_path):
     assert np.isfinite(found[1][0]["pred"]).all()
 
 
-def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tiny, tmp_path):
+def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(
+    world, tiny, tmp_path, monkeypatch
+):
     frame, parts, store = world
+    fits = []
+
+    def counted(*arguments, **options):
+        fits.append(1)
+        return fit_gaussian_process(*arguments, **options)
+
+    monkeypatch.setattr(final_method, "fit_gaussian_process", counted)
     tuner = Tuner(
         lambda name: made_network(), store, frame, parts, checkpoint_dir=tmp_path, epochs=1
     )
@@ -397,6 +406,9 @@ def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tin
         ("Table 7", "tid2013"),
     }
     np.testing.assert_allclose(cross["mos"], frame.loc[cross["row"], "mos"])
+    sizes = {"live1": 12, "live2": 24, "tid2013": 24}
+    assert cross.groupby("dataset")["row"].nunique().to_dict() == sizes
+    assert len(fits) == 2  # one for each family that is trained on
     own, searches = final_method.predict_own_sets(
         tuner, tiny[1][1], parts, ["strict"], task_options={}, n_crops=1, side=16,
         cache_dir=tmp_path, n_trials=5,

@@ -207,15 +207,20 @@ def predict_other_sets(
     mos, content = frame["mos_z"].to_numpy(), frame["content"].to_numpy()
     for mode, (category, (table, members)) in product(modes, CATEGORIES.items()):
         train = np.flatnonzero(frame["dataset"].isin(members))
-        for name, rows in paper_sets(frame).items():
-            if not len(train) or np.isin(rows, train).any():
-                continue
-            task = Task(mos, content, train, rows, **task_options)
-            network = tuner(layer.network, mode, members, whole=True)
-            pred, *_ = predict_final(network, tuner.store, layer, task, **options)
+        others = {
+            name: rows for name, rows in paper_sets(frame).items() if not np.isin(rows, train).any()
+        }
+        if not len(train) or not others:
+            continue
+        test = np.unique(np.concatenate(list(others.values())))  # one process serves them all
+        task = Task(mos, content, train, test, **task_options)
+        network = tuner(layer.network, mode, members, whole=True)
+        pred, *_ = predict_final(network, tuner.store, layer, task, **options)
+        del network  # before the next one is built
+        for name, rows in others.items():
             labels = dict(zip(columns, (table, category, name, mode), strict=True))
-            found.append(to_own_scale(pred, frame).assign(**labels, seed=task.seed))
-            del network  # before the next one is built
+            own = to_own_scale(pred[pred["row"].isin(rows)], frame)
+            found.append(own.assign(**labels, seed=task.seed))
     return pd.concat(found[1:] or found, ignore_index=True)
 
 
