@@ -22,7 +22,14 @@ from iqa_utils.images import build_store
 from iqa_utils.regression.gaussian_process import fit_gaussian_process
 from iqa_utils.studies import deep_quality, final_method, layer_regression, layer_scores
 from iqa_utils.studies.final_method import average_crops, crop_distances, predict_final
-from iqa_utils.studies.finetune import Tuner, check_choices, fine_tune, freeze_until, tuning_rows
+from iqa_utils.studies.finetune import (
+    ScoreNetwork,
+    Tuner,
+    check_choices,
+    fine_tune,
+    freeze_until,
+    tuning_rows,
+)
 from iqa_utils.studies.layer_regression import (
     Task,
     make_tasks,
@@ -160,6 +167,15 @@ def test_fine_tuning_lowers_the_error_and_leaves_frozen_layers_alone(world):
     assert all(torch.equal(v, after[k]) for k, v in again.state_dict().items())
     with pytest.raises(ValueError, match="training and validation"):
         fine_tune(made_network(), row, store, scores, rows[0], rows[0][:3], **options)
+
+
+def test_scores_under_bf16_are_as_fine_as_single_precision(world):
+    torch.manual_seed(0)
+    model, images = ScoreNetwork(made_network()).eval(), torch.randn(400, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(images)
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 390
 
 
 def test_steps_in_place_of_epochs_cut_the_last_pass_short(world):

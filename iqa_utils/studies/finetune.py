@@ -50,7 +50,9 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores, shape (B,), standardised units."""
-        return self.score(self.network(images)).squeeze(1)
+        logits = self.network(images)
+        with torch.autocast(logits.device.type, enabled=False):  # bf16 scores would be too coarse
+            return self.score(logits.float()).squeeze(1)
 
 
 def freeze_until(network: nn.Module, module: str) -> int:
