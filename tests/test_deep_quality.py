@@ -358,6 +358,22 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     assert (tmp_path / f"brisque-{store.key[:24]}.rows").is_file()
 
 
+def test_a_set_of_five_references_is_cross_validated_in_as_many_folds_as_it_can(
+    world, tiny, tmp_path
+):
+    frame, _, store = world
+    contents = sorted(set(frame["content"]))[:5]  # four to learn from, one to predict
+    rows = np.flatnonzero(frame["content"].isin(contents))
+    parts = np.where(frame["content"] == contents[0], "test", "training")
+    task = layer_regression.make_task(frame, rows, parts, svr_c=[0.1, 1.0], relative_c=True)
+    assert task.n_folds == 4
+    found = predict_layers(tiny[0], store, tiny[1], task, side=16, cache_dir=tmp_path)
+    assert found.groupby("regressor")["cv_rmse"].first().gt(0).all()
+    options = {"n_crops": 1, "side": 16, "cache_dir": tmp_path, "n_trials": 5}
+    final, *_ = predict_final(tiny[0], store, tiny[1][1], task, **options)
+    assert np.isfinite(final["pred"]).all()
+
+
 def test_an_unknown_regressor_is_refused(world, tiny, tmp_path):
     with pytest.raises(ValueError, match="regressor must be one of"):
         predict_layers(

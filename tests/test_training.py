@@ -18,7 +18,13 @@ from iqa_utils.models import build_model
 from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.training import fit, mean_loss, predict
 from iqa_utils.training.batches import epoch_seed, store_batches, tensor_batches
-from iqa_utils.training.checkpoints import config_key, load_model, save_checkpoint, save_model
+from iqa_utils.training.checkpoints import (
+    config_key,
+    data_digest,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
@@ -307,6 +313,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     save_checkpoint(path, {"epoch": Path("x")})  # any class but tensors and plain values
     with pytest.raises(ValueError, match="damaged or not one of ours"):
         train(*make(), checkpoint_dir=tmp_path)
+
+
+def test_a_digest_tells_splits_and_scores_apart():
+    rows = {"training": np.arange(8), "test": np.arange(8, 12)}
+    swapped = {"training": np.r_[:7, 8], "test": np.r_[7, 9:12]}
+    digest = data_digest(rows, MOS)
+    assert data_digest(dict(reversed(rows.items())), MOS.astype(np.float64)) == digest
+    assert data_digest(swapped, MOS) != digest
+    assert data_digest(rows, MOS[::-1]) != digest  # the same sum
+    assert data_digest({"training": np.arange(12), "test": []}, MOS) != digest
 
 
 def test_keys_depend_on_values_not_on_order():

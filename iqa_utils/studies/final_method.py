@@ -134,8 +134,8 @@ def predict_final(
     mos, search = task.mos[task.train], None
     if n_trials:
         groups = task.content[task.train]
-        how = {"n_trials": n_trials, "seed": task.seed, "groups": groups, "device": task.device}
-        search = search_noise(within, mos, **how)
+        how = {"n_folds": task.n_folds, "seed": task.seed, "groups": groups}
+        search = search_noise(within, mos, n_trials=n_trials, device=task.device, **how)
         process = search.process
     else:
         process = fit_gaussian_process(within, mos, tolerance=1e-7, device=task.device)

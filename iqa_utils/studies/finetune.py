@@ -23,9 +23,11 @@ from torch.nn.functional import mse_loss
 from iqa_utils.backbones import freeze_batch_statistics, weights_hash
 from iqa_utils.features.layers import NETWORKS, Layer, Network, layers_of
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.models.scores import scaled_score
 from iqa_utils.parameters import wrong_types
 from iqa_utils.training import FitResult, fit, mean_loss, predict
 from iqa_utils.training.batches import Batch, store_batches
+from iqa_utils.training.checkpoints import data_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +52,7 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores, shape (B,), standardised units."""
-        logits = self.network(images)
-        with torch.autocast(logits.device.type, enabled=False):  # bf16 scores would be too coarse
-            return self.score(logits.float()).squeeze(1)
+        return scaled_score(self.score, self.network(images), 0.0, 1.0)
 
 
 def freeze_until(network: nn.Module, module: str) -> int:
@@ -182,9 +182,7 @@ def fine_tune(
             "network": description.name,
             "weights": weights,
             "pixels": store.key,
-            "scores": [float(x) for x in scores[np.concatenate([train, validation])]],
-            "train": train.tolist(),
-            "validation": validation.tolist(),
+            "data": data_digest({"training": train, "validation": validation}, scores),
             "side": side,
             "steps": n_steps,
             "batch_size": batch_size,

@@ -73,6 +73,11 @@ class Task:
         """All rows needed, sorted."""
         return np.union1d(self.train, self.test)
 
+    @property
+    def n_folds(self) -> int:
+        """Folds of a cross-validation: five, or one for each content where there are fewer."""
+        return min(5, len(np.unique(self.content[self.train])))
+
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the training and of the test images within ``rows``."""
         return np.searchsorted(self.rows, self.train), np.searchsorted(self.rows, self.test)
@@ -164,12 +169,12 @@ def regress(
     """
     at_train, at_test = task.places()
     mos, groups = task.mos[task.train], task.content[task.train]
+    folds = {"n_folds": task.n_folds, "seed": task.seed, "groups": groups}
     if regressor == "SVR":
         fitted = gram[np.ix_(at_train, at_train)]
         unit = float(np.diagonal(fitted).mean()) if task.relative_c else 1.0
         c = np.asarray(task.svr_c) / unit
-        folds = {"cross_validate": task.cross_validate, "seed": task.seed, "groups": groups}
-        svr = gram_svr(fitted, mos, c=c, **folds)
+        svr = gram_svr(fitted, mos, c=c, cross_validate=task.cross_validate, **folds)
         pred = svr.predict(gram[np.ix_(at_test, at_train)])
         cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
         return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": svr.converged}
@@ -178,11 +183,11 @@ def regress(
         options = {"tolerance": 1e-5, "device": task.device}
         process = fit_gaussian_process(distances[np.ix_(at_train, at_train)], mos, **options)
         pred, sd = process.predict(distances[np.ix_(at_test, at_train)])
-        fold = fold_numbers(len(mos), seed=task.seed, groups=groups)
+        fold = fold_numbers(len(mos), **folds)
         cv_rmse = np.sqrt(np.mean(cross_validated_residuals(process, fold) ** 2))
         return {"pred": pred, "sd": sd, "cv_rmse": float(cv_rmse), "converged": True}
     if regressor == "ridge":
-        ridge = ridge_cv(features[at_train], mos, seed=task.seed, groups=groups)
+        ridge = ridge_cv(features[at_train], mos, **folds)
         pred = ridge.predict(features[at_test])
         cv_rmse = ridge.cv_rmse.min()
         return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": True}

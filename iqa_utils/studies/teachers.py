@@ -43,12 +43,11 @@ class PooledHead(nn.Module):
 
     def __init__(self, network: KonCept) -> None:
         super().__init__()
-        self.head = network.head
-        self.mos_mean, self.mos_std = network.mos_mean, network.mos_std
+        self.head, self.score = network.head, network.score
 
     def forward(self, features: Tensor) -> Tensor:
         """Return scores (B,) of pooled features (B, F)."""
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+        return self.score(features)
 
 
 def train_teacher(
