@@ -1,7 +1,6 @@
 """The joined table, fine-tuning rows, regression of layers, and paired comparisons."""
 
 import functools
-import gc
 import re
 import subprocess
 import sys
@@ -215,7 +214,6 @@ def test_one_network_at_a_time_is_in_memory(world, tiny, tmp_path):
     networks = weakref.WeakSet()
 
     def build(name):
-        gc.collect()
         assert not len(networks)
         network = made_network()
         networks.add(network)
@@ -224,7 +222,6 @@ def test_one_network_at_a_time_is_in_memory(world, tiny, tmp_path):
     layers, common = tiny[1], {"cache_dir": tmp_path / "cache", "stage": "any"}
     tasks = {0: task_of(world)}
     predict_networks(["tiny", "tiny"], build, store, tasks, **common)
-    gc.collect()
     assert not len(networks)
     tuner = Tuner(build, store, frame, parts, checkpoint_dir=tmp_path, epochs=1)
     modes = ["strict", "as_written"]
