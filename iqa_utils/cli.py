@@ -225,17 +225,15 @@ def score(
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
 ) -> None:
-    """Score images with a model trained here: a CSV and a contact sheet, best first."""
+    """Score images with a model trained here: a CSV and a contact sheet, best first; resumes."""
     from iqa_utils import scoring
 
-    note = scoring.describe_model(checkpoint)
-    scores = scoring.score_images(paths, checkpoint, batch_size=batch_size, device=device)
-    table = out.with_name(f"{out.name}.csv")
-    scores.to_csv(table, index=False)
-    sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"), note=note)
+    scores, note = scoring.score_to_files(
+        paths, checkpoint, out, batch_size=batch_size, device=device
+    )
     bad = scores[scores["error"] != ""]
     print(note)
-    print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {table}, {sheet}")
+    print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
     for row in bad.itertuples():
         print(f"iqa: not scored: {row.image}: {row.error}", file=sys.stderr)
     if len(bad):
