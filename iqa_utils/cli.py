@@ -1,4 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``report``, ``score`` and ``label``.
+"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``plan``, ``report``, ``score``, ``label``.
 
 Each command calls one function of the package; modules are imported when a command needs them.
 """
@@ -61,6 +61,24 @@ def rehearse(
 
     if run_rehearsal(stems or [], annotations=annotations):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    stems: Annotated[list[str], typer.Argument(help="Notebooks by name or number, or 'all'.")],
+    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "paper",
+    rate: Annotated[float | None, typer.Option(help="Images/s of every training.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")] = False,
+) -> None:
+    """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
+    from json import dumps
+
+    from iqa_utils.batch import notebook_stems
+    from iqa_utils.workshop.plan import make_plan, plan_lines
+
+    chosen = notebook_stems() if stems == ["all"] else stems
+    plans = [make_plan(stem, profile, rate=rate) for stem in chosen]
+    print(dumps(plans, indent=1) if json else "\n\n".join("\n".join(plan_lines(p)) for p in plans))
 
 
 @app.command()

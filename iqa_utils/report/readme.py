@@ -258,10 +258,17 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def needs_table() -> str:
+    """Write as Markdown what the ``paper`` profiles ask for; counts networks, so some seconds."""
+    from iqa_utils.workshop import plan
+
+    return plan.needs_table()
+
+
 PARTS = {
     "notebooks": notebook_table, "results": readme_tables, "photographs": photograph_table,
     "layers": layer_table,
-    "speed": speed_table,
+    "speed": speed_table, "needs": needs_table,
 }  # fmt: skip
 
 

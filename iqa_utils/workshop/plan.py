@@ -1,0 +1,373 @@
+"""What a profile asks for: trainings, steps, images, disk, GPU memory and time, before it starts.
+
+Counts follow from the parameters of a notebook and from score tables: those under ``DATA_ROOT``
+where they are, else stand-ins with the official numbers of the catalogue. What is trained is listed
+in :mod:`iqa_utils.workshop.jobs`. Nothing here imports torch until a network is counted, so that
+:func:`preflight` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils import batch
+from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.runs import ROOT, resolve
+from iqa_utils.splits import PARTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from iqa_utils.workshop.jobs import Job
+
+Values = Mapping[str, Any]
+Tables = Mapping[str, pd.DataFrame]
+
+# where nothing was measured: what one large GPU sustains in such networks, and the least time of a
+# step, which at small batches is spent on starting kernels, one by one or as a graph
+FLOPS = {"fp32": 15e12, "bf16": 60e12, "fp16": 60e12}
+LAYER_SECONDS = {False: 60e-6, True: 15e-6}  # compiled?
+FILES_A_SECOND = 1500  # photographs decoded and cropped on 16 cores
+ASSUMED = (
+    f"{FLOPS['bf16'] / 1e12:.0f} TFLOP/s sustained in bf16 and {FLOPS['fp32'] / 1e12:.0f} in fp32, "
+    f"at least {1e6 * LAYER_SECONDS[False]:.0f} µs a layer and step "
+    f"({1e6 * LAYER_SECONDS[True]:.0f} compiled), {FILES_A_SECOND:,} files decoded a second"
+)
+
+
+class Footprint(NamedTuple):
+    """Bytes of weights, of gradients and moments, of activations; operations an image; layers."""
+
+    weights: int
+    training: int
+    activations: int
+    flops: float
+    layers: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes on the device in a step."""
+        return self.weights + self.training + self.activations
+
+
+def footprint(job: Job) -> Footprint:
+    """Count a network without computing it, at the true batch, size and precision.
+
+    Activations are what autograd keeps for the backward pass on the meta device: unique storages,
+    parameters and buffers excluded. In bf16 the same is counted under autocast, which needs fake
+    tensors that stand for a CPU's: what it stores in bf16 takes half, its copies of the weights
+    included, and what it keeps in float32 does not.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    half = job.precision != "fp32"
+    device, mode = ("cpu", FakeTensorMode(allow_non_fake_inputs=True)) if half else ("meta", None)
+    with nullcontext() if job.frozen else torch.device("meta"):
+        network = job.build().train(job.steps > 0)
+    own: set[int] = set()
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no address comes twice
+        return tensor
+
+    with mode or nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        network.to_empty(device=device)
+        inputs = job.inputs(network, torch.empty(job.batch, *job.size, device=device))
+        owned = [*network.parameters(), *network.buffers()]
+        own.update(tensor.untyped_storage()._cdata for tensor in owned)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.set_grad_enabled(job.steps > 0), hooks, FlopCounterMode(display=False) as ops:
+            network(*inputs)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in owned)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad and job.steps)
+    activations = sum(storage.nbytes() for storage in kept.values())
+    layers = sum(not list(module.children()) for module in network.modules())
+    flops = ops.get_total_flops() / job.batch
+    return Footprint(weights, 12 * trained, activations, flops, layers)
+
+
+def kind(job: Job) -> str:
+    """Name what a measured speed belongs to: network, batch, size, precision."""
+    size = "x".join(map(str, (job.batch, *job.size)))
+    how = "pass" if not job.steps else "compiled" if job.compile else "eager"
+    return f"{job.network}, {size}, {job.precision}, {how}"
+
+
+def seconds(job: Job, seen: Footprint, rate: float | None = None) -> float:
+    """Estimate all trainings of a job: from images/s, or from operation counts.
+
+    The backward pass takes twice the operations of the forward pass.
+    """
+    forward = seen.flops / FLOPS[job.precision]
+    if rate is not None:
+        time = job.images / rate + job.watched / (3 * rate)
+    elif job.steps:
+        step = max(3 * forward * job.images / job.steps, LAYER_SECONDS[job.compile] * seen.layers)
+        time = job.steps * step + job.watched * forward
+    else:
+        time = job.images * forward
+    decoded = (job.images + job.watched) / FILES_A_SECOND if job.files else 0.0
+    return job.count * max(time, decoded)
+
+
+# ------------------------------------------------------------------------------------------ data
+def values_of(stem: str, profile: str, parameters: Values | None = None) -> dict[str, Any]:
+    """Return every parameter of a notebook in a profile; ``stem`` by name or number."""
+    notebook = batch.find_notebook(stem)
+    own = batch.default_parameters(notebook) | batch.read_profile(notebook.stem, profile)
+    return own | {"PROFILE": profile, **(parameters or {})}
+
+
+def sets_of(values: Values) -> list[str]:
+    """Name the data sets that a notebook cannot do without; 00, 01 and 07 take what is there."""
+    one = [values["DATASET"]] if "DATASET" in values else []
+    return one + [name for key in ("SETS", "DATASETS", "LABELLED") for name in values.get(key, [])]
+
+
+def score_table(name: str, root: Path | None) -> pd.DataFrame:
+    """Return the score table under ``root``, or a stand-in with the official numbers."""
+    if root is not None and (root / name).is_dir():
+        return load_scores(name, root / name)
+    info = DATASETS[name]
+    n, (low, high) = info.n_images, info.scale or (0.0, 1.0)
+    mos = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
+    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "mos": mos})
+    frame["reference"] = frame["image"]
+    if info.contents:
+        frame["reference"] = [f"i{i % info.contents:03d}.bmp" for i in range(n)]
+    frame["split"], frame["distortion"] = None, "jpeg"
+    if info.parts:
+        frame["split"] = np.repeat(PARTS, info.parts)
+    if info.ranges:
+        fifth = (high - low) / len(info.ranges)
+        middle = low + fifth * (np.arange(len(info.ranges)) + 0.5)
+        frame.loc[frame["split"] == "training", "mos"] = np.repeat(middle, info.ranges)
+    if name == "live":
+        kinds, counts = ("jp2k", "jpeg", "wn", "gblur", "fastfading"), (169, 175, 145, 145, 145)
+        frame["distortion"] = np.repeat(kinds, counts)
+    frame.attrs = {"dataset": name, "title": info.title}
+    return frame
+
+
+def stores(stem: str, values: Values, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of the decoded images: what is stored to height x width x 3.
+
+    Args:
+        stem: Notebook.
+        values: Its parameters.
+        counts: Images of each set; their pixels are those of most images of the set.
+    """
+    fits: list[Any] = []  # (height, width), the longest shorter side, or None for native
+    if stem[:2] == "02":
+        fits = [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))]
+    elif stem[:2] == "03":
+        fits = [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]
+    elif stem[:2] == "04":
+        fits = [None]
+    elif stem[:2] == "05":
+        fits = [(values["IMAGE_SIZE"],) * 2]
+    elif stem[:2] == "06":
+        fits = [tuple(values["TEACHER_SIZE"]), values["CROP"][0]]
+    found = {}
+    for fit in fits:
+        label = {None: "native size"}.get(fit, f"shorter side {fit}")
+        label = "x".join(map(str, fit[::-1])) if isinstance(fit, tuple) else label
+        found[f"decoded, {label}"] = sum(n * stored_bytes(name, fit) for name, n in counts.items())
+    if stem[:2] == "06" and not values["STREAM"]:
+        n = values["N_KEPT"] + values["N_UNLABELLED"][-1]
+        found["decoded, unlabelled crops"] = n * 3 * math.prod(values["CROP"])
+    return found
+
+
+def stored_bytes(name: str, fit: Any) -> int:
+    """Return the bytes of one decoded image: (height, width), a longest shorter side, or native."""
+    height, width = DATASETS[name].pixels
+    if isinstance(fit, tuple):
+        height, width = fit
+    elif fit is not None and min(height, width) > fit:
+        short = min(height, width)
+        height, width = height * fit // short, width * fit // short
+    return 3 * height * width
+
+
+def missing(stem: str, values: Values) -> list[str]:
+    """Name the data sets, images, folders and weights that a run would not find.
+
+    Weights from the hub are fetched by the notebook in its first minute and are not looked for.
+    """
+    root, problems = resolve(values["DATA_ROOT"]), []
+    files = [values.get("RELEASED_SCORES"), values.get("TEACHER")]
+    if root != ROOT / "data" / "demo":  # a run makes these
+        for name in sets_of(values):
+            try:
+                check_images(load_scores(name, root / name), root / name)
+            except (FileNotFoundError, ValueError) as error:
+                problems.append(f"{name}: {error}")
+        files += [root / name for name in values.get("UNLABELLED", [])]
+    weights = values.get("PRETRAINED")
+    if weights in (None, "hub", "random", "shipped"):
+        weights = None
+    elif "NETWORKS_TAPPED" in values:
+        for name in sorted({*values["NETWORKS_TAPPED"], values["FINAL"][0]}):
+            ends = (".pth", ".safetensors")
+            if not any((resolve(weights) / f"{name}-imagenet{end}").is_file() for end in ends):
+                problems.append(f"no weights at {resolve(weights) / name}-imagenet.pth")
+    else:
+        files.append(weights)
+    absent = [resolve(file) for file in files if file and not resolve(file).exists()]
+    return problems + [f"nothing at {path}" for path in absent]
+
+
+def preflight(stem: str, values: Values) -> list[str]:
+    """List what would stop a run: missing data and weights, and a disk too small for its images.
+
+    Args:
+        stem: Notebook.
+        values: All its parameters.
+
+    Returns:
+        One sentence a problem. Images that earlier runs have decoded count as done.
+    """
+    root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
+    if problems or root == ROOT / "data" / "demo":
+        return problems
+    counts = {name: len(load_scores(name, root / name)) for name in sets_of(values)}
+    done = (ROOT / "runs" / "cache" / "stores").glob("*/pixels.bin")
+    needed = sum(stores(stem, values, counts).values()) - sum(f.stat().st_size for f in done)
+    free = shutil.disk_usage(ROOT).free
+    if needed <= free:
+        return []
+    return [f"decoded images need {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free"]
+
+
+# ---------------------------------------------------------------------------------------- the plan
+@cache
+def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[str, float]]:
+    """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        return "", {}
+    seen = json.loads(files[-1].read_text())
+    return seen["card"], {row["kind"]: row["images_per_s"] for row in seen["rows"]}
+
+
+def make_plan(
+    stem: str, profile: str, *, rate: float | None = None, official: bool = False
+) -> dict[str, Any]:
+    """Work out what a notebook asks for in a profile.
+
+    Args:
+        stem: Notebook, by name or number.
+        profile: Any profile of it.
+        rate: Images/s of every training, in place of measured or computed ones.
+        official: Use the official numbers even where score tables are at hand.
+
+    Returns:
+        ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
+        ``moment`` (bytes needed for a moment), ``memory`` (bytes, of the largest job),
+        ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``.
+    """
+    stem = batch.find_notebook(stem).stem
+    values = values_of(stem, profile)
+    names, root = sets_of(values), None if official else resolve(values["DATA_ROOT"])
+    plan: dict[str, Any] = {"stem": stem, "profile": profile, "sets": names, "jobs": []}
+    plan |= {"missing": [] if official else missing(stem, values), "moment": 0, "source": "none"}
+    if stem[:2] not in ("02", "03", "04", "05", "06"):
+        zero = dict.fromkeys(("memory", "trainings", "steps", "images", "hours"), 0)
+        return plan | zero | {"disk": {}}
+    from iqa_utils.workshop.jobs import JOBS, Disk
+
+    names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
+    tables = {name: score_table(name, root) for name in names}
+    plan["disk"] = stores(stem, values, {name: len(table) for name, table in tables.items()})
+    card, rates = measured()
+    checkpoints, unfinished, sources = 0, 0, set()
+    known: dict[tuple[str, bool], Footprint] = {}
+    for job in JOBS[stem[:2]](values, tables):
+        if isinstance(job, Disk):
+            plan["disk"] |= {job.name: job.size} if job.kept else {}
+            plan["moment"] += 0 if job.kept else job.size
+            continue
+        key = (kind(replace(job, compile=False)), bool(job.steps))
+        seen = known[key] = known.get(key) or footprint(job)
+        speed = rate or rates.get(kind(job))
+        sources.add("given" if rate else f"measured on {card}" if speed else "computed")
+        if job.steps and job.saved:
+            checkpoints += job.count * seen.weights
+            unfinished = max(unfinished, seen.weights + seen.training * 2 // 3)
+        row = {"name": job.name, "kind": kind(job), "trainings": job.count * (job.steps > 0)}
+        row |= {"steps": job.count * job.steps, "images": job.count * job.images}
+        row |= {"activations": seen.activations, "memory": seen.memory}
+        plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
+    plan["disk"]["checkpoints"] = checkpoints + unfinished
+    plan["uncounted"] = [name for name, table in tables.items() if table.empty]
+    plan["memory"] = max(row["memory"] for row in plan["jobs"])
+    for total in ("trainings", "steps", "images", "hours"):
+        plan[total] = sum(row[total] for row in plan["jobs"])
+    return plan | {"source": " and ".join(sorted(sources))}
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Tell a plan as text."""
+    lines = [f"{plan['stem']}, profile {plan['profile']}"]
+    if not plan["jobs"]:
+        lines.append("  trains nothing: reads annotation files, or what other runs left")
+    else:
+        columns = ["trainings", "steps", "images", "GB", "hours"]
+        table = pd.DataFrame(plan["jobs"]).assign(GB=lambda t: t["memory"] / 1e9)
+        table = pd.concat([table, pd.DataFrame([{**plan, "name": "in all"}])])
+        table.loc[table["name"] == "in all", "GB"] = plan["memory"] / 1e9
+        formats = dict.fromkeys(columns[:3], "{:,.0f}".format)
+        formats |= {"GB": "{:.1f}".format, "hours": "{:.2f}".format}
+        text = table.to_string(columns=["name", *columns], index=False, formatters=formats)
+        lines += [f"  {line}" for line in text.split("\n")]
+        lines.append(f"  time is {plan['source']}; GB is GPU memory in a step")
+        if "computed" in plan["source"]:
+            lines.append(f"  computed: networks alone, with {ASSUMED}")
+        lines += [f"  disk {size / 1e9:8.2f} GB  {name}" for name, size in plan["disk"].items()]
+        lines.append(f"  disk {sum(plan['disk'].values()) / 1e9:8.2f} GB  in all")
+        if plan["moment"]:
+            lines.append(f"  disk {plan['moment'] / 1e9:8.2f} GB  for a moment")
+    lines += [f"  not counted: {name}, of unknown size" for name in plan.get("uncounted", [])]
+    return lines + [f"  missing: {problem[:300]}" for problem in plan["missing"]]
+
+
+def needs_table() -> str:
+    """Write as Markdown what the ``paper`` profiles ask for, from official numbers."""
+    lines = [
+        "| profile `paper` of | data | trainings | images seen | disk, and for a moment | "
+        "GPU memory | hours on one large GPU |",
+        "| --- " * 7 + "|",
+    ]
+    computed, idle = False, []
+    for stem in batch.notebook_stems():
+        plan = make_plan(stem, "paper", official=True)
+        if not plan["jobs"]:
+            idle.append(stem[:2])
+            continue
+        computed |= "computed" in plan["source"]
+        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
+        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
+        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
+        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
+        cells += [f"{plan['memory'] / 1e9:.1f} GB", f"{plan['hours']:.1f}, {plan['source']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {', '.join(idle)} | annotation files, results of the others | none | | | | |"]
+    lines += ["", "GPU memory is that of weights, gradients, moments and activations in one step."]
+    return "\n".join(lines) + f" Computed: networks alone, with {ASSUMED}." * computed
