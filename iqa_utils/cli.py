@@ -82,6 +82,26 @@ def plan(
 
 
 @app.command()
+def compare_runs(
+    a: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(help="The same, run again.")],
+) -> None:
+    """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
+    from iqa_utils.workshop.compare_runs import differences
+
+    found = list(differences(a, b))
+    moved = [row for row in found if row[3] > 0]
+    for name, file, column, difference in moved:
+        print(f"{name}: {file}, {column}: {difference:.3g}")
+    largest = max(row[3] for row in found)
+    print(
+        f"{len({row[0] for row in found})} runs compared, largest relative difference {largest:.3g}"
+    )
+    if moved:
+        raise typer.Exit(1)
+
+
+@app.command()
 def label(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
     teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
