@@ -55,8 +55,20 @@ def rehearse(
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
     ] = None,
+    true_size: Annotated[
+        bool, typer.Option("--true-size", help="Time the true networks instead, a few steps each.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Timed steps of each network at true size.")] = 20,
+    scale: Annotated[float, typer.Option(help="Below 1, shrinks batches and sides.")] = 1.0,
+    publish: Annotated[bool, typer.Option(help="Copy the times to figures/true_size/.")] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    if true_size:
+        from iqa_utils.workshop import true_size as timed
+
+        chosen = {"stems": [stem[:2] for stem in stems]} if stems else {}
+        timed.true_size(steps, **chosen, scale=scale, publish=publish)
+        return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
     if run_rehearsal(stems or [], annotations=annotations):

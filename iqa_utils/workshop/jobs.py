@@ -60,6 +60,11 @@ class Job:
     saved: bool = True
     inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = lambda network, x: (x,)
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it takes images, and not what a frozen network made of them."""
+        return self.size[0] == 3
+
 
 def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
     """Split as the notebooks do: the official split, or one by content."""
@@ -67,6 +72,11 @@ def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
         return frame["split"]
     whole = frame["split"].notna().all()
     return official_split(frame) if whole else content_split(frame, seed=seed)
+
+
+def n_batches(n: int, batch_size: int) -> int:
+    """Count the batches of an epoch: a lone last image joins the batch before it."""
+    return max(n // batch_size + (n % batch_size > 1), 1)
 
 
 def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, tuple[int, ...]]]:
@@ -138,16 +148,17 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             images = network.image_branch.stem(images)
         return images, torch.zeros(len(images), 4, device=images.device)
 
-    unique = {}
+    overrides, unique = values.get("OVERRIDES", {}), {}
     for method, scenario, select, seed, size in sampling_runs(values):
-        unique.setdefault((Scenario(**scenario), select, seed, size), method)
-    for ((scenario, _, size), method), count in Counter(
-        ((key[0], key[1], key[3]), method) for key, method in unique.items()
-    ).items():
-        own = values.get("OVERRIDES", {}).get(method, {})
+        own = {k: v for k, v in overrides.get(method, {}).items() if k != "N_RUNS"}
+        unique.setdefault((Scenario(**scenario), size, str(own), select, seed), (method, own))
+    counts = Counter(
+        (scenario, size, method) for (scenario, size, *_), (method, _) in unique.items()
+    )
+    settings = dict(unique.values())
+    for (scenario, size, method), count in counts.items():
+        own = settings[method]
         epochs, images = own.get("EPOCHS", recipe.epochs), quota[scenario.sampler]
-        steps = max(images // recipe.batch_size, 1)
-        steps += images % recipe.batch_size > 1  # a lone last image joins the batch before it
         trunk = recipe.koncept_backbone if scenario.network == "koncept" else recipe.backbone
         title = f"{scenario.network} {scenario.inputs} {scenario.fusion} {trunk}"
         title += f" {recipe.variant} {recipe.plane_size} {recipe.frozen}".rstrip()
@@ -160,7 +171,7 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             size=(3, *size),
             batch=recipe.batch_size,
             images=epochs * images,
-            steps=epochs * steps,
+            steps=epochs * n_batches(images, recipe.batch_size),
             frozen=bool(recipe.frozen),
             watched=epochs * int((parts == "validation").sum()) + int((parts == "test").sum()),
             precision=own.get("PRECISION", recipe.precision),
@@ -189,12 +200,18 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
     def build(names: list[str], variant: str, n_layers: int) -> nn.Module:
         options = {"backbone": values["BACKBONE"], "channels": values["CHANNELS"]}
-        return MonotonicIQA(names, variant=variant, n_layers=n_layers, **options)
+        model = MonotonicIQA(names, variant=variant, n_layers=n_layers, **options)
+        if frozen:
+            model.trunk = torch.nn.Identity()
+        return model
 
-    def inputs(n_sets: int, network: Any, images: Tensor) -> tuple[Tensor, ...]:
-        if frozen:  # their maps are computed once
-            with torch.no_grad():
-                images, network.trunk = network.trunk(images), torch.nn.Identity()
+    size: tuple[int, ...] = (3, side, side)
+    if frozen:  # maps of the trunk are computed once
+        with torch.device("meta"), torch.no_grad():
+            maps = MonotonicIQA(["any"], backbone=values["BACKBONE"]).trunk.eval()
+            size = tuple(maps(torch.empty(1, *size)).shape[1:])
+
+    def inputs(n_sets: int, network: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
         return images, torch.arange(len(images), device=images.device) % n_sets
 
     for method in parse_methods(values["METHODS"], list(tables)):
@@ -210,7 +227,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             network=f"{method.variant}-{method.n_layers} {trunk}",
             build=partial(build, names, method.variant, method.n_layers),
             batch=batch_size,
-            size=(3, side, side),
+            size=size,
             inputs=partial(inputs, len(names)),
             images=epochs * images,
             steps=epochs * math.ceil(images / batch_size),
@@ -280,7 +297,7 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             build=lambda name=name: ScoreNetwork(create_network(name, pretrained=None)),
             size=size(name, "TUNING_SIDE"),
             images=epochs * n,
-            steps=epochs * math.ceil(n / values["BATCH_SIZE"]),
+            steps=epochs * n_batches(n, values["BATCH_SIZE"]),
             watched=epochs * n_validation,
             precision=own.get("PRECISION", values["PRECISION"]),
             compile=own.get("COMPILE", values.get("COMPILE", False)),
@@ -320,7 +337,7 @@ def _heads(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     )
     hidden, depth, neck = values["HEAD"]
     n, own = int((parts == "training").sum()), values.get("OVERRIDES", {})
-    steps = math.ceil(n / values["BATCH_SIZE"])
+    steps = n_batches(n, values["BATCH_SIZE"])
     for name in values["METHODS"]:
         changed = own.get(name, {})
         epochs = changed.get("EPOCHS", values["EPOCHS"])

@@ -268,7 +268,12 @@ def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[s
 
 
 def make_plan(
-    stem: str, profile: str, *, rate: float | None = None, official: bool = False
+    stem: str,
+    profile: str,
+    *,
+    rate: float | None = None,
+    official: bool = False,
+    rates: tuple[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile.
 
@@ -277,6 +282,7 @@ def make_plan(
         profile: Any profile of it.
         rate: Images/s of every training, in place of measured or computed ones.
         official: Use the official numbers even where score tables are at hand.
+        rates: As :func:`measured`, whose published ones are the default.
 
     Returns:
         ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
@@ -296,7 +302,7 @@ def make_plan(
     names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
     tables = {name: score_table(name, root) for name in names}
     plan["disk"] = stores(stem, values, {name: len(table) for name, table in tables.items()})
-    card, rates = measured()
+    card, known_rates = rates or measured()
     checkpoints, unfinished, sources = 0, 0, set()
     known: dict[tuple[str, bool], Footprint] = {}
     for job in JOBS[stem[:2]](values, tables):
@@ -306,7 +312,7 @@ def make_plan(
             continue
         key = (kind(replace(job, compile=False)), bool(job.steps))
         seen = known[key] = known.get(key) or footprint(job)
-        speed = rate or rates.get(kind(job))
+        speed = rate or known_rates.get(kind(job))
         sources.add("given" if rate else f"measured on {card}" if speed else "computed")
         if job.steps and job.saved:
             checkpoints += job.count * seen.weights
