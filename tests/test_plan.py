@@ -1,10 +1,15 @@
 """What a profile asks for: counted by hand, against published sizes, and against the samplers."""
 
 import json
+from dataclasses import replace
+from unittest.mock import MagicMock
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -13,8 +18,10 @@ from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
+from iqa_utils.studies.sampling_setup import Scenario
 from iqa_utils.workshop import plan
-from iqa_utils.workshop.jobs import JOBS, Disk, Job, parts_of, sampling_runs
+from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
+from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
 
 
 def job(build, size, **more):
@@ -33,7 +40,7 @@ def jobs_of(stem, profile, root=None, **changes):
 
 
 def test_memory_is_what_a_hand_counts_for_two_layers():
-    seen = plan.footprint(job(two_layers, (10,)))
+    seen = footprint(job(two_layers, (10,)))
     n_weights = 10 * 20 + 20 + 20 + 1
     assert seen.weights == 4 * n_weights
     assert seen.training == 4 * n_weights + 8 * n_weights  # gradients, two moments
@@ -42,14 +49,14 @@ def test_memory_is_what_a_hand_counts_for_two_layers():
 
 
 def test_bf16_halves_what_autocast_stores_and_counts_its_copies_of_weights():
-    seen = plan.footprint(job(two_layers, (10,), precision="bf16"))
+    seen = footprint(job(two_layers, (10,), precision="bf16"))
     assert seen.weights == 4 * (10 * 20 + 20 + 20 + 1)
     # input, ReLU, and the second layer's weights, which the gradient of its input needs
     assert seen.activations == 2 * (4 * 10 + 4 * 20 + 20)
 
 
 def test_a_pass_keeps_nothing_for_a_backward_pass():
-    seen = plan.footprint(job(two_layers, (10,), steps=0))
+    seen = footprint(job(two_layers, (10,), steps=0))
     assert (seen.training, seen.activations) == (0, 0)
 
 
@@ -61,7 +68,7 @@ def test_a_pass_keeps_nothing_for_a_backward_pass():
     ],
 )
 def test_large_networks_keep_the_activations_that_were_measured(build, batch_size, size, gigabytes):
-    seen = plan.footprint(job(build, size, batch=batch_size))
+    seen = footprint(job(build, size, batch=batch_size))
     assert seen.activations / 1e9 == pytest.approx(gigabytes, abs=0.05)
 
 
@@ -70,7 +77,7 @@ def test_a_frozen_beginning_keeps_no_activations():
     kept = {}
     for frozen in ("", "blocks.4"):
         _, jobs = jobs_of("02", "demo", NETWORK={"frozen": frozen}, SIZE=[64, 64], **changes)
-        kept[frozen] = plan.footprint(jobs[0])
+        kept[frozen] = footprint(jobs[0])
     assert kept["blocks.4"].activations < kept[""].activations / 2
     assert kept["blocks.4"].training < kept[""].training
 
@@ -84,6 +91,33 @@ def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
             assert shown[method].steps == 60 * (images // 4 + (images % 4 > 1))  # no lone image
     assert sum(one.count for one in jobs) == 210  # "512x384" is "Images" again
     assert len(sampling_runs(values)) == 220
+
+
+@pytest.mark.parametrize("profile", ["demo", "biq2021", "paper"])
+def test_02_is_planned_as_its_cells_train_it(profile):
+    values, called = plan.values_of("02", profile), []
+
+    class Recorder:
+        def __init__(self, size, *_, **__):
+            self.size = size
+
+        def train_all(self, scenarios, *, n_runs, select, seed):
+            for name, scenario in scenarios.items():
+                called.extend((name, scenario, select, seed + k, self.size) for k in range(n_runs))
+            return MagicMock()
+
+    notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
+    cells = [cell.source for cell in notebook.cells if ".train_all(" in cell.source]
+    names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
+    space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
+    space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
+    space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
+    space["study"] = Recorder(tuple(values["SIZE"]))
+    space |= values
+    for cell in cells:
+        exec(cell, space)  # of our own notebook
+    planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
+    assert sorted(planned, key=str) == sorted(called, key=str)
 
 
 def test_the_demo_of_02_trains_what_its_samplers_draw():
@@ -152,10 +186,10 @@ def test_official_parts_and_ranges_add_up():
 
 def test_time_follows_the_rate_that_is_given():
     one = job(two_layers, (10,), images=900, watched=300, count=2)
-    seen = plan.footprint(one)
-    assert plan.seconds(one, seen, rate=10.0) == 2 * (90 + 10)
+    seen = footprint(one)
+    assert seconds(one, seen, rate=10.0) == 2 * (90 + 10)
     streamed = job(two_layers, (10,), images=3000, files=True)
-    assert plan.seconds(streamed, seen) == 2.0  # 1,500 files a second
+    assert seconds(streamed, seen) == 2.0  # 1,500 files a second
 
 
 @pytest.mark.parametrize("stem", batch.notebook_stems())
@@ -195,13 +229,38 @@ def test_a_full_disk_is_noticed_before_decoding(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
     for name in ("a.png", "b.png"):
-        (folder / name).touch()
+        Image.new("RGB", (40, 30)).save(folder / name)
     values = plan.values_of("05", "internal") | {"DATA_ROOT": str(tmp_path)}
     assert plan.preflight("05_lds_fds", values) == []
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Full", (), {"free": 100}))
     monkeypatch.setattr(plan, "ROOT", tmp_path)
     (problem,) = plan.preflight("05_lds_fds", values)
     assert problem.startswith("decoded images need")
+
+
+def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    values = plan.values_of("04", "demo") | {"DATASETS": ["table"]}
+    tables = {"table": plan.score_table("table", tmp_path)}
+    assert plan.stores("04", values, tables) == {"decoded, native size": 2 * 3 * 30 * 40}
+    assert plan.stored_bytes((30, 40), 15) == 3 * 15 * 20
+    assert plan.stored_bytes((30, 40), 60) == 3 * 30 * 40  # never enlarged
+
+
+def test_weights_of_the_hub_are_looked_for_in_its_caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    values = plan.values_of("02", "paper")
+    assert to_fetch(values) == ["legacy_xception", "inception_resnet_v2"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "xception-43020ad28.pth").touch()
+    assert to_fetch(values) == ["inception_resnet_v2"]
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "a file")
+    assert to_fetch(values) == []
+    assert to_fetch(values | {"PRETRAINED": None}) == []
 
 
 def test_a_check_before_a_run_does_not_import_torch():
@@ -218,7 +277,7 @@ def test_a_check_before_a_run_does_not_import_torch():
 
 def test_published_speeds_replace_computed_times(tmp_path, monkeypatch):
     values, jobs = jobs_of("05", "demo")
-    row = {"kind": plan.kind(jobs[1]), "images_per_s": 100.0}
+    row = {"kind": kind(jobs[1]), "images_per_s": 100.0}
     (tmp_path / "card.json").write_text(json.dumps({"card": "Card", "rows": [row]}))
     known = plan.measured.__wrapped__(tmp_path)
     monkeypatch.setattr(plan, "measured", lambda: known)

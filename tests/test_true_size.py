@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from iqa_utils.cli import app
 from iqa_utils.workshop import plan, true_size
-from iqa_utils.workshop.jobs import Job
+from iqa_utils.workshop.footprint import Job, footprint
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_a_step_is_timed_through_the_real_input(tmp_path, more):
 
 def test_operations_are_three_forward_passes_a_training_step(tmp_path):
     trained, passed = (true_size.measure(job(steps=n), 2, CPU, tmp_path) for n in (2, 0))
-    forward = plan.footprint(job()).flops
+    forward = footprint(job()).flops
     for found, times in ((trained, 3), (passed, 1)):
         assert found["flops_per_s"] == pytest.approx(times * forward * found["images_per_s"])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iqa_utils.datasets import DATASETS
 from iqa_utils.splits import content_split, official_split
+from iqa_utils.workshop.footprint import Job
 from iqa_utils.workshop.plan import Tables, Values, stored_bytes
 
 if TYPE_CHECKING:
@@ -32,38 +31,6 @@ class Disk(NamedTuple):
     name: str
     size: int
     kept: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Equal trainings, or passes without gradients (``steps`` 0).
-
-    ``images`` and ``steps`` are those of one training over all epochs, ``watched`` the images it
-    predicts for validation and test. ``size`` is the shape of an image or vector; with ``network``
-    it tells footprints apart. ``frozen`` networks are built with real weights, because freezing
-    compares values; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
-    """
-
-    name: str
-    network: str
-    size: tuple[int, ...]
-    build: Callable[[], nn.Module]
-    batch: int
-    images: int
-    steps: int = 0
-    count: int = 1
-    watched: int = 0
-    precision: str = "fp32"
-    compile: bool = False
-    frozen: bool = False
-    files: bool = False
-    saved: bool = True
-    inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = lambda network, x: (x,)
-
-    @property
-    def is_image(self) -> bool:
-        """Whether it takes images, and not what a frozen network made of them."""
-        return self.size[0] == 3
 
 
 def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
@@ -248,7 +215,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 def _whole_images(tables: Tables, counts: Mapping[str, Any], names: list[str]) -> float:
     """Return the mean pixels of the whole images that are predicted, at most 768 on a side."""
     n = [int(counts[name]["validation"]) for name in names]
-    sizes = [stored_bytes(name, 768) / 3 if name in DATASETS else 768**2 for name in names]
+    sizes = [stored_bytes(tables[name].attrs["pixels"], 768) / 3 for name in names]
     return float(np.average(sizes, weights=n))
 
 
@@ -437,3 +404,30 @@ JOBS: dict[str, Callable[[Values, Tables], Iterator[Job | Disk]]] = {
     "05": _heads,
     "06": _distillation,
 }
+
+
+def to_fetch(values: Values) -> list[str]:
+    """Name the networks whose weights come from the hub and are not in its caches on this disk."""
+    names = [values.get(key) for key in ("BACKBONE", "KONCEPT_BACKBONE", "ENCODER")]
+    names += [*values.get("NETWORKS_TAPPED", []), *values.get("FINAL", [])[:1]]
+    wanted = dict.fromkeys(filter(None, names if values["PRETRAINED"] == "hub" else []))
+    return [name for name in wanted if not _is_cached(name)]
+
+
+def _is_cached(name: str) -> bool:
+    import timm
+    import torchvision
+    from huggingface_hub import try_to_load_from_cache
+
+    from iqa_utils.features.layers import NETWORKS
+
+    row = NETWORKS.get(name)
+    if row is not None and row.library == "torchvision":
+        url = torchvision.models.get_model_weights(row.model).IMAGENET1K_V1.url
+    else:
+        config = timm.get_pretrained_cfg(name if row is None else row.model)
+        if config and config.hf_hub_id:
+            files = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+            return any(isinstance(try_to_load_from_cache(config.hf_hub_id, f), str) for f in files)
+        url = (config and config.url) or "unknown"
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()

@@ -12,121 +12,25 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from iqa_utils import batch
 from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.runs import ROOT, resolve
 from iqa_utils.splits import PARTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from iqa_utils.workshop.jobs import Job
+from iqa_utils.workshop.footprint import ASSUMED, Footprint, footprint, kind, seconds
 
 Values = Mapping[str, Any]
 Tables = Mapping[str, pd.DataFrame]
 
-# where nothing was measured: what one large GPU sustains in such networks, and the least time of a
-# step, which at small batches is spent on starting kernels, one by one or as a graph
-FLOPS = {"fp32": 15e12, "bf16": 60e12, "fp16": 60e12}
-LAYER_SECONDS = {False: 60e-6, True: 15e-6}  # compiled?
-FILES_A_SECOND = 1500  # photographs decoded and cropped on 16 cores
-ASSUMED = (
-    f"{FLOPS['bf16'] / 1e12:.0f} TFLOP/s sustained in bf16 and {FLOPS['fp32'] / 1e12:.0f} in fp32, "
-    f"at least {1e6 * LAYER_SECONDS[False]:.0f} µs a layer and step "
-    f"({1e6 * LAYER_SECONDS[True]:.0f} compiled), {FILES_A_SECOND:,} files decoded a second"
-)
 
-
-class Footprint(NamedTuple):
-    """Bytes of weights, of gradients and moments, of activations; operations an image; layers."""
-
-    weights: int
-    training: int
-    activations: int
-    flops: float
-    layers: int
-
-    @property
-    def memory(self) -> int:
-        """Bytes on the device in a step."""
-        return self.weights + self.training + self.activations
-
-
-def footprint(job: Job) -> Footprint:
-    """Count a network without computing it, at the true batch, size and precision.
-
-    Activations are what autograd keeps for the backward pass on the meta device: unique storages,
-    parameters and buffers excluded. In bf16 the same is counted under autocast, which needs fake
-    tensors that stand for a CPU's: what it stores in bf16 takes half, its copies of the weights
-    included, and what it keeps in float32 does not.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    half = job.precision != "fp32"
-    device, mode = ("cpu", FakeTensorMode(allow_non_fake_inputs=True)) if half else ("meta", None)
-    with nullcontext() if job.frozen else torch.device("meta"):
-        network = job.build().train(job.steps > 0)
-    own: set[int] = set()
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no address comes twice
-        return tensor
-
-    with mode or nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        network.to_empty(device=device)
-        inputs = job.inputs(network, torch.empty(job.batch, *job.size, device=device))
-        owned = [*network.parameters(), *network.buffers()]
-        own.update(tensor.untyped_storage()._cdata for tensor in owned)
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with torch.set_grad_enabled(job.steps > 0), hooks, FlopCounterMode(display=False) as ops:
-            network(*inputs)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in owned)
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad and job.steps)
-    activations = sum(storage.nbytes() for storage in kept.values())
-    layers = sum(not list(module.children()) for module in network.modules())
-    flops = ops.get_total_flops() / job.batch
-    return Footprint(weights, 12 * trained, activations, flops, layers)
-
-
-def kind(job: Job) -> str:
-    """Name what a measured speed belongs to: network, batch, size, precision."""
-    size = "x".join(map(str, (job.batch, *job.size)))
-    how = "pass" if not job.steps else "compiled" if job.compile else "eager"
-    return f"{job.network}, {size}, {job.precision}, {how}"
-
-
-def seconds(job: Job, seen: Footprint, rate: float | None = None) -> float:
-    """Estimate all trainings of a job: from images/s, or from operation counts.
-
-    The backward pass takes twice the operations of the forward pass.
-    """
-    forward = seen.flops / FLOPS[job.precision]
-    if rate is not None:
-        time = job.images / rate + job.watched / (3 * rate)
-    elif job.steps:
-        step = max(3 * forward * job.images / job.steps, LAYER_SECONDS[job.compile] * seen.layers)
-        time = job.steps * step + job.watched * forward
-    else:
-        time = job.images * forward
-    decoded = (job.images + job.watched) / FILES_A_SECOND if job.files else 0.0
-    return job.count * max(time, decoded)
-
-
-# ------------------------------------------------------------------------------------------ data
 def values_of(stem: str, profile: str, parameters: Values | None = None) -> dict[str, Any]:
     """Return every parameter of a notebook in a profile; ``stem`` by name or number."""
     notebook = batch.find_notebook(stem)
@@ -142,9 +46,14 @@ def sets_of(values: Values) -> list[str]:
 
 def score_table(name: str, root: Path | None) -> pd.DataFrame:
     """Return the score table under ``root``, or a stand-in with the official numbers."""
-    if root is not None and (root / name).is_dir():
-        return load_scores(name, root / name)
     info = DATASETS[name]
+    if root is not None and (root / name).is_dir():
+        frame = load_scores(name, root / name)
+        frame.attrs["pixels"], first = info.pixels, root / name / frame["image"].iloc[0]
+        if first.is_file():
+            with Image.open(first) as image:
+                frame.attrs["pixels"] = image.size[::-1]
+        return frame
     n, (low, high) = info.n_images, info.scale or (0.0, 1.0)
     mos = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "mos": mos})
@@ -161,18 +70,12 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     if name == "live":
         kinds, counts = ("jp2k", "jpeg", "wn", "gblur", "fastfading"), (169, 175, 145, 145, 145)
         frame["distortion"] = np.repeat(kinds, counts)
-    frame.attrs = {"dataset": name, "title": info.title}
+    frame.attrs = {"dataset": name, "title": info.title, "pixels": info.pixels}
     return frame
 
 
-def stores(stem: str, values: Values, counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the bytes of the decoded images: what is stored to height x width x 3.
-
-    Args:
-        stem: Notebook.
-        values: Its parameters.
-        counts: Images of each set; their pixels are those of most images of the set.
-    """
+def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
+    """Return the bytes of the decoded images by how they are fitted; a set is of one size here."""
     fits: list[Any] = []  # (height, width), the longest shorter side, or None for native
     if stem[:2] == "02":
         fits = [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))]
@@ -188,16 +91,18 @@ def stores(stem: str, values: Values, counts: Mapping[str, int]) -> dict[str, in
     for fit in fits:
         label = {None: "native size"}.get(fit, f"shorter side {fit}")
         label = "x".join(map(str, fit[::-1])) if isinstance(fit, tuple) else label
-        found[f"decoded, {label}"] = sum(n * stored_bytes(name, fit) for name, n in counts.items())
+        found[f"decoded, {label}"] = sum(
+            len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()
+        )
     if stem[:2] == "06" and not values["STREAM"]:
         n = values["N_KEPT"] + values["N_UNLABELLED"][-1]
         found["decoded, unlabelled crops"] = n * 3 * math.prod(values["CROP"])
     return found
 
 
-def stored_bytes(name: str, fit: Any) -> int:
+def stored_bytes(pixels: tuple[int, int], fit: Any) -> int:
     """Return the bytes of one decoded image: (height, width), a longest shorter side, or native."""
-    height, width = DATASETS[name].pixels
+    height, width = pixels
     if isinstance(fit, tuple):
         height, width = fit
     elif fit is not None and min(height, width) > fit:
@@ -207,28 +112,23 @@ def stored_bytes(name: str, fit: Any) -> int:
 
 
 def missing(stem: str, values: Values) -> list[str]:
-    """Name the data sets, images, folders and weights that a run would not find.
-
-    Weights from the hub are fetched by the notebook in its first minute and are not looked for.
-    """
+    """Name the data sets, images, folders and files of weights that a run would not find."""
     root, problems = resolve(values["DATA_ROOT"]), []
     files = [values.get("RELEASED_SCORES"), values.get("TEACHER")]
     if root != ROOT / "data" / "demo":  # a run makes these
         for name in sets_of(values):
             try:
                 check_images(load_scores(name, root / name), root / name)
-            except (FileNotFoundError, ValueError) as error:
+            except (FileNotFoundError, KeyError, ValueError) as error:
                 problems.append(f"{name}: {error}")
         files += [root / name for name in values.get("UNLABELLED", [])]
     weights = values.get("PRETRAINED")
-    if weights in (None, "hub", "random", "shipped"):
-        weights = None
-    elif "NETWORKS_TAPPED" in values:
+    if weights not in (None, "hub", "random", "shipped") and "NETWORKS_TAPPED" in values:
         for name in sorted({*values["NETWORKS_TAPPED"], values["FINAL"][0]}):
             ends = (".pth", ".safetensors")
             if not any((resolve(weights) / f"{name}-imagenet{end}").is_file() for end in ends):
                 problems.append(f"no weights at {resolve(weights) / name}-imagenet.pth")
-    else:
+    elif weights not in (None, "hub", "random", "shipped"):
         files.append(weights)
     absent = [resolve(file) for file in files if file and not resolve(file).exists()]
     return problems + [f"nothing at {path}" for path in absent]
@@ -247,16 +147,15 @@ def preflight(stem: str, values: Values) -> list[str]:
     root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
     if problems or root == ROOT / "data" / "demo":
         return problems
-    counts = {name: len(load_scores(name, root / name)) for name in sets_of(values)}
+    tables = {name: score_table(name, root) for name in sets_of(values)}
     done = (ROOT / "runs" / "cache" / "stores").glob("*/pixels.bin")
-    needed = sum(stores(stem, values, counts).values()) - sum(f.stat().st_size for f in done)
+    needed = sum(stores(stem, values, tables).values()) - sum(f.stat().st_size for f in done)
     free = shutil.disk_usage(ROOT).free
     if needed <= free:
         return []
     return [f"decoded images need {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free"]
 
 
-# ---------------------------------------------------------------------------------------- the plan
 @cache
 def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[str, float]]:
     """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
@@ -287,7 +186,8 @@ def make_plan(
     Returns:
         ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
         ``moment`` (bytes needed for a moment), ``memory`` (bytes, of the largest job),
-        ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``.
+        ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``, and
+        ``to fetch``: weights that the notebook would get from the hub in its first minute.
     """
     stem = batch.find_notebook(stem).stem
     values = values_of(stem, profile)
@@ -297,11 +197,13 @@ def make_plan(
     if stem[:2] not in ("02", "03", "04", "05", "06"):
         zero = dict.fromkeys(("memory", "trainings", "steps", "images", "hours"), 0)
         return plan | zero | {"disk": {}}
-    from iqa_utils.workshop.jobs import JOBS, Disk
+    from iqa_utils.workshop.jobs import JOBS, Disk, to_fetch
+
+    plan["to fetch"] = [] if official else to_fetch(values)
 
     names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
     tables = {name: score_table(name, root) for name in names}
-    plan["disk"] = stores(stem, values, {name: len(table) for name, table in tables.items()})
+    plan["disk"] = stores(stem, values, tables)
     card, known_rates = rates or measured()
     checkpoints, unfinished, sources = 0, 0, set()
     known: dict[tuple[str, bool], Footprint] = {}
@@ -322,6 +224,7 @@ def make_plan(
         row |= {"activations": seen.activations, "memory": seen.memory}
         plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
     plan["disk"]["checkpoints"] = checkpoints + unfinished
+    plan["stand-ins"] = [name for name in names if root is None or not (root / name).is_dir()]
     plan["uncounted"] = [name for name, table in tables.items() if table.empty]
     plan["memory"] = max(row["memory"] for row in plan["jobs"])
     for total in ("trainings", "steps", "images", "hours"):
@@ -350,30 +253,9 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"  disk {sum(plan['disk'].values()) / 1e9:8.2f} GB  in all")
         if plan["moment"]:
             lines.append(f"  disk {plan['moment'] / 1e9:8.2f} GB  for a moment")
+    if plan.get("stand-ins"):
+        lines.append(f"  counted by official numbers: {', '.join(plan['stand-ins'])}")
     lines += [f"  not counted: {name}, of unknown size" for name in plan.get("uncounted", [])]
+    if plan.get("to fetch"):
+        lines.append(f"  weights not in the cache of the hub: {', '.join(plan['to fetch'])}")
     return lines + [f"  missing: {problem[:300]}" for problem in plan["missing"]]
-
-
-def needs_table() -> str:
-    """Write as Markdown what the ``paper`` profiles ask for, from official numbers."""
-    lines = [
-        "| profile `paper` of | data | trainings | images seen | disk, and for a moment | "
-        "GPU memory | hours on one large GPU |",
-        "| --- " * 7 + "|",
-    ]
-    computed, idle = False, []
-    for stem in batch.notebook_stems():
-        plan = make_plan(stem, "paper", official=True)
-        if not plan["jobs"]:
-            idle.append(stem[:2])
-            continue
-        computed |= "computed" in plan["source"]
-        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
-        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
-        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
-        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
-        cells += [f"{plan['memory'] / 1e9:.1f} GB", f"{plan['hours']:.1f}, {plan['source']}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {', '.join(idle)} | annotation files, results of the others | none | | | | |"]
-    lines += ["", "GPU memory is that of weights, gradients, moments and activations in one step."]
-    return "\n".join(lines) + f" Computed: networks alone, with {ASSUMED}." * computed

@@ -27,15 +27,9 @@ from iqa_utils.runs import ROOT, write_json
 from iqa_utils.studies.transfer import file_batches
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
-from iqa_utils.workshop.jobs import JOBS, Disk, Job
-from iqa_utils.workshop.plan import (
-    footprint,
-    kind,
-    make_plan,
-    score_table,
-    sets_of,
-    values_of,
-)
+from iqa_utils.workshop.footprint import Job, footprint, kind
+from iqa_utils.workshop.jobs import JOBS, Disk
+from iqa_utils.workshop.plan import make_plan, score_table, sets_of, values_of
 
 Source = Callable[[int], Iterator[Batch]]
 
