@@ -1,4 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``report``, ``score`` and ``label``.
+"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``plan``, ``report``, ``score``, ``label``.
 
 Each command calls one function of the package; modules are imported when a command needs them.
 """
@@ -55,12 +55,42 @@ def rehearse(
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
     ] = None,
+    true_size: Annotated[
+        bool, typer.Option("--true-size", help="Time the true networks instead, a few steps each.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Timed steps of each network at true size.")] = 20,
+    scale: Annotated[float, typer.Option(help="Below 1, shrinks batches and sides.")] = 1.0,
+    publish: Annotated[bool, typer.Option(help="Copy the times to figures/true_size/.")] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    if true_size:
+        from iqa_utils.workshop import true_size as timed
+
+        chosen = {"stems": [stem[:2] for stem in stems]} if stems else {}
+        timed.true_size(steps, **chosen, scale=scale, publish=publish)
+        return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
     if run_rehearsal(stems or [], annotations=annotations):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    stems: Annotated[list[str], typer.Argument(help="Notebooks by name or number, or 'all'.")],
+    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "paper",
+    rate: Annotated[float | None, typer.Option(help="Images/s of every training.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")] = False,
+) -> None:
+    """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
+    from json import dumps
+
+    from iqa_utils.batch import notebook_stems
+    from iqa_utils.workshop.plan import make_plan, plan_lines
+
+    chosen = notebook_stems() if stems == ["all"] else stems
+    plans = [make_plan(stem, profile, rate=rate) for stem in chosen]
+    print(dumps(plans, indent=1) if json else "\n\n".join("\n".join(plan_lines(p)) for p in plans))
 
 
 @app.command()
