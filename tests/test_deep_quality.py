@@ -222,7 +222,7 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     assert srcc.min() > 0.7
     brisque = predict_brisque(store, {0: task}, cache_dir=tmp_path)
     assert set(brisque["stage"]) == {"handcrafted"}
-    assert (tmp_path / f"brisque-{store.key[:24]}.npy").is_file()
+    assert (tmp_path / f"brisque2-{store.key[:24]}.npy").is_file()
 
 
 def test_an_unknown_regressor_is_refused(world, tiny, tmp_path):

@@ -16,7 +16,12 @@ from iqa_utils.imbalance.feature_smoothing import FDS
 from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
 from iqa_utils.metrics import fit_logistic
 from iqa_utils.models.monotonic import BilinearRegressor, MonotonicTransformers
-from iqa_utils.natural_scenes import NiqeModel, brisque_statistics, niqe
+from iqa_utils.natural_scenes import (
+    brisque_statistics,
+    live_parameters,
+    niqe,
+    niqe_statistics,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -321,22 +326,21 @@ def greys(real_data):
     return found
 
 
-@pytest.mark.xfail(
-    strict=True, reason="borders and neighbours follow the paper's text, not the code"
-)
 def test_brisque_lies_within_three_hundredths_of_both_references(greys, hold):
     golden = load("brisque_niqe")
-    ours = np.stack([brisque_statistics(np.stack([grey] * 3, axis=-1)) for grey in greys])
+    ours = np.stack([brisque_statistics(grey) for grey in greys])
     for name in ("skvideo_1_3_0", "piq_0_8_0"):
         hold(f"BRISQUE, {name}", golden[f"{name}_brisque"], ours, atol=0.03)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the distance is taken between variances, NIQE's is of scales"
-)
-def test_niqe_of_the_published_parameters_is_that_of_scikit_video(greys, hold):
+def test_niqe_is_that_of_scikit_video(greys, hold):
     golden = load("brisque_niqe")
-    mean, covariance = (golden[f"skvideo_1_3_0_pop_{k}"] for k in ("mu", "cov"))
-    model = NiqeModel(mean, covariance, 96, 0)
-    ours = [niqe(np.stack([grey] * 3, axis=-1), model) for grey in greys]
-    hold("NIQE", golden["skvideo_1_3_0_niqe"], ours, atol=0.05)
+    features = np.stack([niqe_statistics(grey).mean(axis=0) for grey in greys])
+    hold("NIQE features", golden["skvideo_1_3_0_niqe_features"], features, atol=0.002)
+    hold("NIQE", golden["skvideo_1_3_0_niqe"], [niqe(grey) for grey in greys], atol=0.05)
+
+
+def test_the_shipped_parameters_of_niqe_are_the_published_ones(hold):
+    golden = load("brisque_niqe")
+    for name, ours in zip(("mu", "cov"), live_parameters(), strict=True):
+        hold(f"NIQE parameters, {name}", golden[f"skvideo_1_3_0_pop_{name}"], ours)

@@ -306,7 +306,7 @@ def predict_brisque(
         An image of one grey level has no such statistics; it gets the mean of the training images,
         so that it stays in the comparison.
     """
-    path = Path(cache_dir) / f"brisque-{store.key[:24]}.npy"
+    path = Path(cache_dir) / f"brisque2-{store.key[:24]}.npy"
     if not path.is_file():
         rows = tqdm(range(len(store)), disable=not progress, leave=False)
         save_array(path, np.stack([_statistics_or_nan(store, row) for row in rows]))

@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils.claims.released import ALL_SETS, SIZES
-from iqa_utils.demo.scenes import photograph
 from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
-from iqa_utils.natural_scenes import fit_niqe, niqe
+from iqa_utils.natural_scenes import niqe
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 
 # short name of a method -> the rows of the ledger that it re-runs
@@ -38,7 +37,6 @@ PAIRED = [
     "a", "b", "dataset", "difference", "ci_low", "ci_high",
     "p images", "sd splits", "p splits", "p signed ranks",
 ]  # fmt: skip
-PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
 def score_splits(predictions: pd.DataFrame, *, logistic: Sequence[str] = ()) -> pd.DataFrame:
@@ -392,27 +390,19 @@ def predict_niqe(
         frames: Score tables by set.
         splits: Part of each row by set, one a split.
         folders: Folder that the image names of each set are relative to.
-        patch: Side of its patches, pixels.
+        patch: Side of its patches, pixels; its published parameters are those of 96.
 
     Returns:
         One row an image and split, as :func:`iqa_utils.studies.mixed.predict_test` gives them;
         ``pred`` is negated NIQE, since lower is better there.
-
-    Note:
-        The authors' 125 pristine photographs are not at hand; the model is fitted on six of
-        scikit-image and scikit-learn, on patches down to a quarter of the sharpness that is theirs
-        at best (the paper: three quarters, which would leave too few).
     """
-    model = fit_niqe(
-        [np.asarray(photograph(name)) for name in PRISTINE], patch=patch, sharpest=0.25
-    )
     tables = []
     for dataset, frame in frames.items():
         tested = [np.flatnonzero(parts[dataset] == "test") for parts in splits]
         quality = np.full(len(frame), np.nan)
         for row in np.unique(np.concatenate(tested)):
             pixels = np.asarray(read_image(Path(folders[dataset]) / frame["image"].iloc[row]))
-            quality[row] = -niqe(pixels, model)
+            quality[row] = -niqe(pixels, patch=patch)
         columns = ["image", "mos", "reference", *({"mos_original"} & set(frame))]
         for split, rows in enumerate(tested):
             table = frame.iloc[rows][columns].assign(dataset=dataset, split="test", seed=split)
