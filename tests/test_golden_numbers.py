@@ -53,36 +53,45 @@ def misses(*values, reason):
 # Feature distribution smoothing
 
 FDS_EDGES = {"agedb": np.arange(101.0), "stsb": np.round(np.linspace(0, 5, 51), 9)}
-FDS_CLIP = {"agedb": (0.1, 10.0), "stsb": (0.5, 2.0)}
 
 
-@pytest.mark.parametrize(
-    ("release", "case"),
-    [
-        ("agedb", "full"),
-        misses("agedb", "holes", reason="the released layer mixes two published rules: clip of "
-               "AgeDB, filling of empty buckets of STS-B"),
-        ("stsb", "full"),
-        ("stsb", "holes"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("release", FDS_EDGES)
+@pytest.mark.parametrize("case", ["full", "holes"])
 def test_the_layer_calibrates_and_collects_as_the_released_one_over_six_epochs(release, case, hold):
     golden = load(f"fds_{release}")
     features, mos = (torch.from_numpy(golden[f"{case}_{k}"]) for k in ("features", "labels"))
-    layer = FDS(4, FDS_EDGES[release], clip=FDS_CLIP[release], variant="released")
+    layer = FDS(4, FDS_EDGES[release], variant=f"released_{release}")
     counts = np.bincount(layer.buckets(mos), minlength=len(layer.mean))
     np.testing.assert_array_equal(counts, golden[f"{case}_counts"])
-    found = {key: [] for key in ("out", "running_mean", "running_var", "smoothed_mean")}
+    found = {f"{name}_{m}": [] for name in ("running", "smoothed") for m in ("mean", "var")}
+    found["out"] = []
     for epoch in range(6):
-        found["smoothed_mean"].append(layer.smoothing.float() @ layer.mean)
-        out = layer(features[epoch], mos)
+        tables = layer.mean.clone(), layer.variance.clone()
+        for name, table in zip(("smoothed_mean", "smoothed_var"), tables, strict=True):
+            found[name].append(layer.smoothing.float() @ table)
+        found["out"] += [layer(features[epoch], mos)] if epoch else []
         layer.end_epoch(features[epoch], mos)
-        found["out"] += [out] if epoch else []
         found["running_mean"].append(layer.mean.clone())
         found["running_var"].append(layer.variance.clone())
-    golden[f"{case}_smoothed_mean"][0] = found["smoothed_mean"][0]  # nothing is smoothed yet
     for key, ours in found.items():
         hold(f"FDS {release} {case} {key}", golden[f"{case}_{key}"], torch.stack(ours), atol=1e-5)
+
+
+@pytest.mark.parametrize("release", FDS_EDGES)
+@pytest.mark.parametrize("case", ["full", "holes"])
+def test_the_layer_collects_raw_features_as_the_released_class_alone_does(release, case, hold):
+    golden = load(f"fds_{release}")
+    features, mos = (torch.from_numpy(golden[f"{case}_{k}"]) for k in ("features", "labels"))
+    layer = FDS(4, FDS_EDGES[release], variant=f"released_{release}", collect="raw").double()
+    for x in features.double():
+        before = layer.mean.clone(), layer.variance.clone()
+        layer.end_epoch(x, mos)
+    tables = {"running": (layer.mean, layer.variance)}
+    tables["smoothed"] = [layer.smoothing @ table for table in before]
+    for name, pair in tables.items():
+        for kind, ours in zip(("mean", "var"), pair, strict=True):
+            key = f"{case}_uncalibrated_{name}_{kind}_last"
+            hold(f"FDS {release} {case} raw {name}_{kind}", golden[key], ours, atol=1e-6)
 
 
 def test_the_window_of_the_layer_is_the_released_one_scaled_to_sum_one(hold):
