@@ -269,30 +269,32 @@ def test_the_loss_of_a_mixed_batch_is_the_released_mean_of_six(hold):
     hold("mixed loss, gradient", golden["mixed_gradient"], gradient, atol=1e-12)
 
 
-LEARNT = "a predicted deviation per image is not offered, only one for all"
-
-
-@pytest.mark.parametrize(
-    "case", ["hard_unit", "unique_unit", misses("unique_learned", reason=LEARNT)]
-)
+@pytest.mark.parametrize("case", ["hard_unit", "unique_unit", "unique_learned"])
 def test_fidelity_is_that_of_unique(case, hold):
     golden = load("losses")
     mos, mos_std = (torch.from_numpy(golden[k]) for k in ("mos", "mos_std"))
     options = {} if case == "hard_unit" else {"mos_std": mos_std}
+    if case == "unique_learned":
+        options["pred_std"] = torch.from_numpy(golden["pred_std"])
     pairs = [(lambda pred: fidelity(pred, mos, **options), x) for x in golden["pred"]]
     hold_losses(hold, f"fidelity {case}", golden, case, pairs, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["hard_unit", "unique_unit"])
+@pytest.mark.parametrize("case", ["hard_unit", "unique_unit", "unique_learned"])
 def test_fidelity_compares_the_probabilities_of_unique_pair_by_pair(case, hold):
     golden = load("losses")
-    mos, mos_std = (torch.from_numpy(golden[k]) for k in ("mos", "mos_std"))
-    pred = torch.from_numpy(golden["pred"][0])
     target = golden["hard_target" if case == "hard_unit" else "unique_target"]
-    guess = golden["unique_unit_probability"][0]
+    guess = golden[f"unique_{case.split('_')[1]}_probability"][0]
     agreement = np.sqrt(target * guess + 1e-8) + np.sqrt((1 - target) * (1 - guess) + 1e-8)
+    arrays = {"mos_std": golden["mos_std"], "pred_std": golden["pred_std"]}
+    arrays = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    if case != "unique_learned":
+        del arrays["pred_std"]
+    if case == "hard_unit":
+        del arrays["mos_std"]
+    pred, mos = torch.from_numpy(golden["pred"][0]), torch.from_numpy(golden["mos"])
     ours = [
-        fidelity(pred[rows], mos[rows], mos_std=None if case == "hard_unit" else mos_std[rows])
+        fidelity(pred[rows], mos[rows], **{key: value[rows] for key, value in arrays.items()})
         for rows in torch.from_numpy(golden["pairs"]).long().T
     ]
     hold(f"fidelity of 496 pairs, {case}", 1 - agreement, torch.stack(ours), atol=1e-7)
