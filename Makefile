@@ -1,17 +1,18 @@
 # Every target sets up .venv by itself when it is missing or out of date.
 # PYTHON=... chooses the interpreter (3.11 to 3.13); PROFILE=... the profile of `make batch`;
-# OUT=... the folder for the measurements of `make bench`.
+# STEMS=... the notebooks of `make rehearse` (all); OUT=... the folder for the measurements of `make bench`.
 
 PROFILE ?= demo
 OUT ?= runs/benchmarks
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lab report bench batch lint clean
+.PHONY: help demo test rehearse lab report bench batch lint clean
 
 help:
 	@echo "make demo    run every notebook on small made data (8 minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
+	@echo "make rehearse  run every paper profile at its true counts, tiny networks and pictures (45 minutes)"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive leg"
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+rehearse: $(READY)
+	@$(BIN)/iqa rehearse $(STEMS)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import logging
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,9 @@ def find_notebook(stem: str) -> Path:
 
 
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
-    """Read the parameter values of a profile; ``demo`` is what the notebook declares.
+    """Read the parameter values of a profile.
+
+    ``demo`` is what the notebook declares, ``rehearsal`` its ``paper`` values under the overlay.
 
     Raises:
         FileNotFoundError: If the notebook has no such profile; names those it has.
@@ -58,10 +63,18 @@ def read_profile(stem: str, profile: str) -> dict[str, Any]:
         return yaml.safe_load(path.read_text()) or {}
     if profile == "demo":
         return {}
+    if profile == "rehearsal" and stem in (overlay := read_overlay()):
+        return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     known = sorted(p.stem.removeprefix(f"{stem}.") for p in path.parent.glob(f"{stem}.*.yaml"))
     raise FileNotFoundError(
         f"{stem} has no profile {profile!r}; it has {', '.join(['demo', *known])}"
     )
+
+
+def read_overlay() -> dict[str, dict[str, Any]]:
+    """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; empty without a file."""
+    path = NOTEBOOKS / "params" / "rehearsal.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
@@ -180,41 +193,99 @@ def run_notebook(
     return folder
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How one notebook of several ended: its run, its seconds, and why it failed, if it did."""
+
+    name: str
+    seconds: float
+    failure: str = ""
+
+
 def run_notebooks(
     stems: Sequence[str],
     *,
     profile: str = "demo",
     parameters: Mapping[str, Any] | None = None,
     publish_results: bool = False,
+    workers: int = 1,
 ) -> list[str]:
-    """Run several notebooks, one line each, and go on past one that fails.
+    """Run several notebooks with the same parameters; see :func:`run_jobs`.
 
     Args:
         stems: Notebooks, by name or number; all of them if empty.
         profile: As for :func:`run_notebook`.
         parameters: As for :func:`run_notebook`.
         publish_results: As for :func:`run_notebook`.
+        workers: Notebooks at a time.
 
     Returns:
         One line for each notebook that failed; empty if all went well.
     """
-    notebooks = [find_notebook(stem) for stem in stems or notebook_stems()]
-    for notebook in notebooks:
-        given = {**read_profile(notebook.stem, profile), **(parameters or {})}
-        check_parameters(notebook, given)
-    failures = []
-    for number, notebook in enumerate(notebooks, start=1):
-        start = time.perf_counter()
-        tqdm.write(f"[{number}/{len(notebooks)}] {notebook.stem} ...")
-        try:
-            options = {"parameters": parameters, "publish_results": publish_results}
-            folder = run_notebook(notebook.stem, profile=profile, **options)
-            outcome = f"done   -> {folder.relative_to(ROOT)}"
-        except Exception as error:
-            failures.append(str(error))
-            outcome = f"FAILED: {error}"
-        tqdm.write(f"      {time.perf_counter() - start:6.1f} s  {outcome}")
-    return failures
+    chosen = [find_notebook(stem).stem for stem in stems or notebook_stems()]
+    jobs = [(stem, parameters or {}) for stem in chosen]
+    outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
+    return [one.failure for one in outcomes if one.failure]
+
+
+def run_jobs(
+    jobs: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    profile: str,
+    publish_results: bool = False,
+    workers: int = 1,
+) -> list[Outcome]:
+    """Run notebooks, with a line when each ends, and go on past one that fails.
+
+    Args:
+        jobs: Stem and parameters of each run. The scoreboard, which reads what the others leave,
+            starts when all others have ended.
+        profile: As for :func:`run_notebook`.
+        publish_results: As for :func:`run_notebook`.
+        workers: Notebooks at a time.
+
+    Returns:
+        How each run ended, in the order of ``jobs``.
+
+    Raises:
+        ValueError: If a parameter is unknown or of the wrong type; nothing has been started then.
+    """
+    for stem, parameters in jobs:
+        check_parameters(find_notebook(stem), {**read_profile(stem, profile), **parameters})
+    options = {"profile": profile, "publish_results": publish_results}
+    names = ["-".join(filter(None, (stem, p.get("RUN_NAME", "")))) for stem, p in jobs]
+    last = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard")]
+    first = [i for i in range(len(jobs)) if i not in last]
+    done: dict[int, Outcome] = {}
+    for group in (first, last):
+        for index, outcome in _each(group, [*zip(names, jobs, strict=True)], options, workers):
+            done[index] = outcome
+            how = f"FAILED: {outcome.failure}" if outcome.failure else "done"
+            tqdm.write(f"[{len(done)}/{len(jobs)}] {outcome.seconds:6.1f} s  {outcome.name}: {how}")
+    return [done[index] for index in range(len(jobs))]
+
+
+def _each(indices: Sequence[int], jobs: Sequence[Any], options: Any, workers: int) -> Any:
+    """Yield the index and outcome of every job as it ends."""
+    if workers == 1 or len(indices) < 2:
+        yield from ((index, _outcome(*jobs[index], options)) for index in indices)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future, int] = {
+            pool.submit(_outcome, *jobs[index], options): index for index in indices
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _outcome(name: str, job: tuple[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Outcome:
+    start, failure = time.perf_counter(), ""
+    try:
+        run_notebook(job[0], parameters=job[1], **options)
+    except Exception as error:
+        failure = str(error)
+    return Outcome(name, time.perf_counter() - start, failure)
 
 
 def _finish_time(folder: Path) -> int | None:

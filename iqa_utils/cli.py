@@ -48,6 +48,42 @@ def run(
 
 
 @app.command()
+def rehearse(
+    stems: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks by name or number; all if none.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
+    ] = None,
+) -> None:
+    """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
+
+    if run_rehearsal(stems or [], annotations=annotations):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare_runs(
+    a: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(help="The same, run again.")],
+) -> None:
+    """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
+    from iqa_utils.workshop.compare_runs import differences
+
+    found = list(differences(a, b))
+    moved = [row for row in found if row[3] > 0]
+    for name, file, column, difference in moved:
+        print(f"{name}: {file}, {column}: {difference:.3g}")
+    largest = max(row[3] for row in found)
+    print(
+        f"{len({row[0] for row in found})} runs compared, largest relative difference {largest:.3g}"
+    )
+    if moved:
+        raise typer.Exit(1)
+
+
+@app.command()
 def label(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
     teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
@@ -108,7 +144,7 @@ def demo(
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
     print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
-    failures = batch.run_notebooks([], profile="demo")
+    failures = batch.run_notebooks([], profile="demo", workers=2)
     index = report.build_report()
     print("executed notebooks and figures: runs/demo/<notebook>/")
     print(f"index of everything:            {index.relative_to(ROOT)}")

@@ -388,6 +388,8 @@ def publish(folder: Path) -> Path:
     if provenance["demo"]:
         raise ValueError(f"{_relative(folder)} ran on demo data; only real results are published")
     metrics = json.loads((folder / "metrics.json").read_text())
+    if metrics["profile"] == "rehearsal":
+        raise ValueError(f"{_relative(folder)} is a rehearsal; only real results are published")
     target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -401,11 +403,12 @@ def publish(folder: Path) -> Path:
     return target
 
 
-def find_runs(*roots: Path) -> list[dict[str, Any]]:
+def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     """Read every ``metrics.json`` below some folders.
 
     Args:
         *roots: Folders to look through; ``runs`` and ``figures`` of the repository by default.
+        rehearsal: Read the runs of a rehearsal and no others, instead of all but those.
 
     Returns:
         Their contents with ``folder`` added, sorted by folder; hidden and half-finished runs are
@@ -416,7 +419,7 @@ def find_runs(*roots: Path) -> list[dict[str, Any]]:
         for path in sorted(root.rglob("metrics.json")):
             if not any(part.startswith(".") for part in path.relative_to(root).parts):
                 found.append({**json.loads(path.read_text()), "folder": path.parent})
-    return found
+    return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
 
 
 def _replace_folder(new: Path, old: Path) -> None:

@@ -19,7 +19,7 @@ from iqa_utils import batch, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PARAMS = sorted((ROOT / "notebooks/params").glob("*.yaml"))
+PARAMS = sorted((ROOT / "notebooks/params").glob("*.*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

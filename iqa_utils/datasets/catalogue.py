@@ -20,6 +20,8 @@ CHECKED = {  # first 16 digits of the SHA-256 of the official files that were se
     "AllMOS_release.mat": "94d4034cb420f319",
     "AllStdDev_release.mat": "f0679b6455dda520",
     "labels_image.csv": "667a9de3ba2633bf",
+    "Train (Images and MOS).csv": "1f0c28a28d78903c",
+    "Test (Images and MOS).csv": "2f8579d5e9647015",
 }
 
 

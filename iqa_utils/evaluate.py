@@ -1,0 +1,298 @@
+"""Score a table of predictions by any grouping, and compare methods in pairs.
+
+A table of predictions has one row per image, method and run: the columns ``mos``, ``pred``,
+``image``, ``seed`` (the run or split) and whatever tells experiments apart (``method``,
+``dataset``, ...). Both functions return long tables with plain columns: pivot, draw or save them.
+
+A metric is a name: one of :data:`iqa_utils.metrics.METRICS`; ``"RMSE 0-20"`` or ``"MAE 0-20 and
+80-100"`` for the images in a range or in several; ``"RMSE ranges SD"`` and ``"MAE ranges mean"``
+for the spread and the mean of the errors of all ranges; ``"SRCC within subset"`` for the mean
+inside the groups of a column, each counted by its images. Noise raises a spread, and a bootstrap
+adds noise: read the interval of ``ranges SD`` as an upper one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as t_distribution
+
+from iqa_utils.metrics import METRICS, check_pair, range_index, range_names
+from iqa_utils.statistics import holm, nadeau_bengio, wilcoxon_splits
+
+Combine = Literal["mean", "median"]
+
+
+def range_metrics(metric: str, edges: Sequence[float]) -> list[str]:
+    """Name a metric in every range of scores: ``["RMSE 0-20", "RMSE 20-40", ...]``."""
+    return [f"{metric} {name}" for name in range_names(edges)]
+
+
+def score(
+    predictions: pd.DataFrame,
+    by: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    edges: Sequence[float] = (),
+    over: str = "seed",
+    combine: Combine = "mean",
+    resample: str | None = "image",
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score every experiment, with the spread over its runs and an interval.
+
+    Args:
+        predictions: One row per image, experiment and run.
+        by: Columns that tell experiments apart.
+        metrics: Names, as the module describes.
+        edges: Borders of the score ranges, where a metric needs them.
+        over: Column of the runs; each is scored on its own.
+        combine: How values of several runs become one.
+        resample: Column whose values are drawn, all runs of an image together: ``"image"``, or
+            ``"reference"`` where images share one. The interval then reflects the choice of test
+            images. None takes the t interval over runs, with the variance of Nadeau and Bengio
+            where ``predictions`` has ``n_train``: the runs are then splits that share images.
+        n_resamples: Draws of the bootstrap.
+        seed: Of the draws.
+
+    Returns:
+        Columns ``by``, ``metric``, ``value``, ``sd`` (over runs, NaN for one), ``ci_low``,
+        ``ci_high`` (95 %), ``n`` (images per run), ``n_runs``. Undefined values (a correlation of
+        constant predictions, a range with fewer than two images) have no row.
+
+    Raises:
+        KeyError: If a metric or a column is unknown.
+
+    Example:
+        >>> table = pd.DataFrame({"image": list("abcd"), "mos": [1.0, 2, 3, 4],
+        ...     "pred": [1.0, 2, 4, 3], "seed": 0, "method": "ridge"})
+        >>> score(table, ["method"], ["MAE"])[["method", "metric", "value", "n"]].values.tolist()
+        [['ridge', 'MAE', 0.5, 4]]
+    """
+    rows = []
+    for key, group in predictions.groupby(list(by), sort=False, dropna=False):
+        runs = _Runs(group, over, resample, n_resamples, seed)
+        for metric in metrics:
+            values = runs.values(metric, edges)
+            if not len(values) or not np.isfinite(values).all():
+                continue
+            value = float(np.median(values) if combine == "median" else values.mean())
+            low, high = (
+                _over_runs(values, runs.overlap)
+                if resample is None
+                else _ends(runs.draws(metric, edges, combine))
+            )
+            spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
+            cell = [metric, value, spread, low, high, runs.count(metric, edges), len(values)]
+            rows.append([*key, *cell])
+    columns = [*by, "metric", "value", "sd", "ci_low", "ci_high", "n", "n_runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def compare(
+    predictions: pd.DataFrame,
+    baseline: Mapping[str, str],
+    metrics: Sequence[str],
+    *,
+    by: Sequence[str] = (),
+    edges: Sequence[float] = (),
+    over: str = "seed",
+    combine: Combine = "mean",
+    resample: str = "image",
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Subtract a baseline from every other experiment on the same images.
+
+    Args:
+        predictions: One row per image, experiment and run.
+        baseline: One column and its value, such as ``{"method": "none"}``.
+        metrics: Names, as the module describes.
+        by: Columns within whose groups experiments are compared.
+        edges: As for :func:`score`.
+        over: Column of the runs.
+        combine: As for :func:`score`.
+        resample: As for :func:`score`; both experiments see the same draws.
+        n_resamples: Draws; ``p`` is never below 2 / (n_resamples + 1).
+        seed: Of the draws.
+
+    Returns:
+        Columns ``by``, the compared column, ``baseline``, ``metric``, ``value`` (experiment minus
+        baseline), ``ci_low``, ``ci_high``, ``p`` over images, ``p_holm`` over all experiments of a
+        group and metric, ``p_runs`` over runs (corrected resampled t where ``predictions`` has
+        ``n_train`` and there are three runs or more, else exact signed ranks from five runs on,
+        else NaN), ``n``, ``n_runs``.
+
+    Raises:
+        KeyError: If a group has no such baseline.
+        ValueError: If an experiment predicts other images than the baseline.
+
+    References:
+        Holm, 1979, for ``p_holm``; Nadeau and Bengio, 2003, for the corrected t.
+    """
+    (column, reference), rows = *baseline.items(), []
+    groups = predictions.groupby(list(by), sort=False) if by else [((), predictions)]
+    options = (over, resample, n_resamples, seed)
+    for key, group in groups:
+        parts = dict(list(group.groupby(column, sort=False)))
+        if reference not in parts:
+            raise KeyError(f"{column} {reference!r} is not among {sorted(map(str, parts))}")
+        base = _Runs(parts.pop(reference), *options)
+        for name, part in parts.items():
+            runs = _Runs(part, *options)
+            if not np.array_equal(runs.units, base.units):
+                raise ValueError(f"{name} and {reference} predict different images")
+            for metric in metrics:
+                found = _difference(runs, base, metric, edges, combine)
+                if found is not None:
+                    n = runs.count(metric, edges)
+                    rows.append([*key, name, reference, metric, *found, n, len(runs.runs)])
+    columns = [*by, column, "baseline", "metric", "value", "ci_low", "ci_high", "p", "p_runs"]
+    table = pd.DataFrame(rows, columns=[*columns, "n", "n_runs"])
+    family = table.groupby([*by, "metric"], sort=False)["p"]
+    return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())))
+
+
+def _difference(
+    runs: _Runs, base: _Runs, metric: str, edges: Sequence[float], combine: Combine
+) -> tuple[float, ...] | None:
+    """Return value, ends of the interval, p over images and p over runs."""
+    ours, theirs = runs.values(metric, edges), base.values(metric, edges)
+    if not (len(ours) and np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return None
+    whole = np.median if combine == "median" else np.mean
+    drawn = runs.draws(metric, edges, combine) - base.draws(metric, edges, combine)
+    drawn = drawn[np.isfinite(drawn)]
+    tail = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
+    p = min(1.0, 2 * (1 + tail) / (1 + len(drawn)))
+    p_runs = np.nan
+    if len(ours) == len(theirs) > 2 and runs.overlap:
+        p_runs = nadeau_bengio(ours, theirs, *runs.overlap).p
+    elif len(ours) == len(theirs) > 4:
+        p_runs = wilcoxon_splits(ours, theirs).p
+    return float(whole(ours) - whole(theirs)), *_ends(drawn), float(p), p_runs
+
+
+class _Runs:
+    """The runs of one experiment, and the draws that all its metrics share."""
+
+    def __init__(
+        self, table: pd.DataFrame, over: str, resample: str | None, n_resamples: int, seed: int
+    ) -> None:
+        self.runs = [part for _, part in table.groupby(over)]
+        self.overlap: tuple[int, int] | None = None
+        if "n_train" in table:
+            self.overlap = int(table["n_train"].mean()), len(table) // len(self.runs)
+        self.units = np.array([])
+        if resample is None:
+            return
+        self.units, labels = np.unique(table[resample].astype(str), return_inverse=True)
+        if len(self.units) < 2:  # one reference image alone: its images are drawn
+            self.units, labels = np.unique(table["image"].astype(str), return_inverse=True)
+        n = len(self.units)
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+        labels = pd.Series(labels, table.index)
+        self.counts = [drawn[:, labels[part.index]] for part in self.runs]  # (draws, N) each
+
+    def values(self, metric: str, edges: Sequence[float]) -> np.ndarray:
+        """Return the metric of each run that has one."""
+        ones = [np.ones((1, len(part)), int) for part in self.runs]
+        found = zip(self.runs, ones, strict=True)
+        return np.array([_measure(part, metric, edges, one)[0] for part, one in found])
+
+    def draws(self, metric: str, edges: Sequence[float], combine: Combine) -> np.ndarray:
+        """Return the combined metric of every draw, shape (draws,)."""
+        found = zip(self.runs, self.counts, strict=True)
+        values = np.array([_measure(part, metric, edges, counts) for part, counts in found])
+        return np.median(values, axis=0) if combine == "median" else values.mean(axis=0)
+
+    def count(self, metric: str, edges: Sequence[float]) -> int:
+        """Return the images per run that a metric is computed from."""
+        inside = [_inside(part, metric.partition(" ")[2], edges).sum() for part in self.runs]
+        return round(sum(inside) / len(inside))
+
+
+def _inside(part: pd.DataFrame, where: str, edges: Sequence[float]) -> np.ndarray:
+    """Mask the images of the ranges that a metric names; all of them where it names none."""
+    names = range_names(edges) if len(edges) else []
+    wanted = [names.index(name) for name in where.split(" and ") if name in names]
+    if not wanted:
+        return np.ones(len(part), bool)
+    return np.isin(range_index(part["mos"], edges), wanted)
+
+
+def _measure(
+    part: pd.DataFrame, metric: str, edges: Sequence[float], counts: np.ndarray
+) -> np.ndarray:
+    """Compute a metric where image n occurs ``counts[r, n]`` times; shape (draws,)."""
+    name = metric if metric in METRICS else metric.split()[0]
+    where = metric[len(name) + 1 :]
+    if name not in METRICS:
+        raise KeyError(f"metric {metric!r} does not begin with one of {', '.join(METRICS)}")
+    mos, pred = check_pair(part["mos"], part["pred"])
+    if where in ("ranges SD", "ranges mean"):
+        masks = [_inside(part, r, edges) for r in range_names(edges)]
+        masks = [mask for mask in masks if mask.sum() > 1]
+        values = [_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks]
+        return np.nanmean(values, 0) if where == "ranges mean" else np.nanstd(values, 0, ddof=1)
+    if where.startswith("within "):
+        groups = part[where.removeprefix("within ")].astype(str)
+        masks = [(groups == group).to_numpy() for group in groups.unique()]
+        masks = [mask for mask in masks if mask.sum() > 1]
+        values = np.array([_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks])
+        weights = np.array([counts[:, m].sum(1) for m in masks])
+        return (values * weights).sum(0) / weights.sum(0)
+    mask = _inside(part, where, edges)
+    if where and mask.all() and where not in range_names(edges):
+        raise KeyError(f"metric {metric!r} names none of the ranges {range_names(edges)}")
+    if mask.sum() < 2:
+        return np.full(len(counts), np.nan)
+    return _weighted(name, mos[mask], pred[mask], counts[:, mask])
+
+
+def _weighted(name: str, mos: np.ndarray, pred: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """One of :data:`METRICS` where image n occurs ``counts[r, n]`` times; shape (draws,)."""
+    if (counts == 1).all():
+        return np.full(len(counts), METRICS[name](mos, pred))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without any image is NaN
+        if name in ("MAE", "MSE", "RMSE"):
+            error = np.abs(mos - pred) if name == "MAE" else (mos - pred) ** 2
+            mean = counts @ error / counts.sum(1)
+            return np.sqrt(mean) if name == "RMSE" else mean
+        if name in ("PLCC", "SRCC"):
+            ranked = name == "SRCC"
+            a, b = (_centred(values, counts.astype(float), ranked) for values in (mos, pred))
+            norms = (counts * a * a).sum(1) * (counts * b * b).sum(1)
+            return (counts * a * b).sum(1) / np.sqrt(norms)
+    rows = [np.repeat(np.arange(len(mos)), drawn) for drawn in counts]
+    return np.array([METRICS[name](mos[i], pred[i]) for i in rows])
+
+
+def _centred(values: np.ndarray, counts: np.ndarray, ranked: bool) -> np.ndarray:
+    """Values, or the ranks that they have in each draw, less their mean; shape (draws, N)."""
+    if ranked:
+        _, group = np.unique(values, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        in_group = np.add.reduceat(counts[:, order], starts, axis=1)  # (draws, different values)
+        values = (in_group.cumsum(1) - (in_group - 1) / 2)[:, group]  # (draws, N)
+    return values - (counts * values).sum(1, keepdims=True) / counts.sum(1, keepdims=True)
+
+
+def _ends(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _over_runs(values: np.ndarray, overlap: tuple[int, int] | None) -> tuple[float, float]:
+    """95 % t interval of the mean; overlapping splits share images and vary together."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    share = 0.0 if overlap is None else overlap[1] / overlap[0]
+    spread = np.sqrt((1 / len(values) + share) * values.var(ddof=1))
+    half = float(t_distribution.ppf(0.975, len(values) - 1) * spread)
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,67 @@
+"""The rehearsal: every paper profile from end to end at its true counts, on two CPU cores.
+
+``notebooks/params/rehearsal.yaml`` overlays the ``paper`` profile of each notebook and replaces
+only what a small machine cannot hold: networks, pixels, epochs, repeats. Nothing it yields is ever
+compared with a paper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iqa_utils import batch
+from iqa_utils.runs import ROOT, write_json
+
+PROFILE = "rehearsal"
+
+
+def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """List the runs of a rehearsal: a notebook, and the values that make it a run of its own.
+
+    Args:
+        stems: Notebooks, by name or number; all that the overlay names if empty.
+
+    Returns:
+        Pairs of a stem and what ``rehearsal.yaml`` holds under ``STEM-RUN_NAME``.
+
+    Raises:
+        ValueError: If a notebook has no rehearsal.
+    """
+    overlay = batch.read_overlay()
+    runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
+    wanted = [batch.find_notebook(stem).stem for stem in stems] or [stem for stem, *_ in runs]
+    if absent := sorted(set(wanted) - {stem for stem, *_ in runs}):
+        raise ValueError(f"no rehearsal of {', '.join(absent)}: rehearsal.yaml does not name it")
+    return [
+        (stem, {**values, "RUN_NAME": name} if name else {})
+        for stem, name, values in runs
+        if stem in wanted
+    ]
+
+
+def rehearse(
+    stems: Sequence[str] = (), *, annotations: Path | None = None, workers: int = 2
+) -> list[str]:
+    """Run the notebooks of a rehearsal and add to ``runs/rehearsal/times.json`` what each took.
+
+    Args:
+        stems: As for :func:`rehearsals`.
+        annotations: Folder with real annotation files, in place of generated scores.
+        workers: Notebooks at a time.
+
+    Returns:
+        One line for each notebook that failed.
+    """
+    from iqa_utils.workshop.rehearsal_data import ensure_rehearsal_data
+
+    jobs = rehearsals(stems)
+    root = ROOT / batch.read_profile("02_cross_sampling", PROFILE)["DATA_ROOT"]
+    ensure_rehearsal_data(root, annotations)
+    outcomes = batch.run_jobs(jobs, profile=PROFILE, workers=workers)
+    log = ROOT / "runs" / PROFILE / "times.json"
+    earlier = json.loads(log.read_text()) if log.is_file() else {}
+    write_json(log, earlier | {one.name: round(one.seconds, 1) for one in outcomes})
+    return [one.failure for one in outcomes if one.failure]

@@ -1,0 +1,182 @@
+import doctest
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from iqa_utils import evaluate, metrics
+from iqa_utils.statistics import bootstrap_ci, nadeau_bengio, paired_bootstrap, wilcoxon_splits
+
+EDGES = [0, 20, 40, 60, 80, 100]
+
+
+@pytest.fixture
+def predictions():
+    """Two methods, six runs, 120 images of 40 reference images in two subsets."""
+    rng = np.random.default_rng(0)
+    mos = rng.uniform(0, 100, 120)
+    base = pd.DataFrame({"image": [f"{i:03d}.png" for i in range(120)], "mos": mos})
+    base = base.assign(reference=np.arange(120) // 3, subset=np.where(mos > 50, "good", "bad"))
+    tables = [
+        base.assign(method=method, seed=seed, pred=mos + rng.normal(shift, noise, 120))
+        for method, shift, noise in (("none", 0, 20), ("method2", 1, 8))
+        for seed in range(6)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def of(table, **wanted):
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_the_example_in_the_documentation_holds():
+    assert doctest.testmod(evaluate).failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(metrics.METRICS) - {"PLCC logistic"}))
+def test_a_value_is_the_mean_of_the_metric_over_runs(predictions, name):
+    row = of(evaluate.score(predictions, ["method"], [name], n_resamples=20), method="none")
+    runs = [
+        metrics.METRICS[name](part["mos"], part["pred"])
+        for _, part in predictions[predictions["method"] == "none"].groupby("seed")
+    ]
+    np.testing.assert_allclose([row["value"], row["sd"]], [np.mean(runs), np.std(runs, ddof=1)])
+    assert (row["n"], row["n_runs"]) == (120, 6)
+
+
+@pytest.mark.parametrize("name", ["SRCC", "PLCC", "KRCC", "RMSE", "MAE"])
+def test_a_draw_equals_the_metric_of_the_repeated_images(name):
+    rng = np.random.default_rng(1)
+    mos, pred = rng.integers(0, 9, 30).astype(float), rng.normal(size=30).round(1)
+    counts = rng.multinomial(30, np.full(30, 1 / 30), size=5)
+    found = evaluate._weighted(name, mos, pred, counts)
+    rows = [np.repeat(np.arange(30), drawn) for drawn in counts]
+    expected = [metrics.METRICS[name](mos[i], pred[i]) for i in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_interval_agrees_with_the_plain_bootstrap_up_to_the_draws(predictions):
+    one = predictions[(predictions["method"] == "none") & (predictions["seed"] == 0)]
+    options = {"n_resamples": 4000, "resample": "reference"}
+    row = of(evaluate.score(one, ["method"], ["SRCC"], **options), metric="SRCC")
+    low, high = bootstrap_ci(
+        one["mos"], one["pred"], metrics.srcc, groups=one["reference"], n_resamples=4000, seed=9
+    )
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], [low, high], atol=0.01)
+
+
+def test_groups_that_belong_together_widen_the_interval(predictions):
+    same = predictions.assign(pred=predictions["mos"] + predictions["reference"] % 7 * 9.0)
+    widths = {}
+    for unit in ("image", "reference"):
+        row = of(evaluate.score(same, ["method"], ["RMSE"], resample=unit), method="none")
+        widths[unit] = row["ci_high"] - row["ci_low"]
+    assert widths["reference"] > 1.3 * widths["image"]
+
+
+def test_ranges_are_scored_by_name(predictions):
+    names = evaluate.range_metrics("RMSE", EDGES)
+    assert names[0] == "RMSE 0-20"
+    wanted = [*names, "RMSE ranges SD", "RMSE ranges mean", "MAE 0-20 and 80-100"]
+    table = evaluate.score(predictions, ["method"], wanted, edges=EDGES, n_resamples=20)
+    first = predictions[(predictions["method"] == "none") & (predictions["seed"] == 0)]
+    alone = evaluate.score(first, ["method"], wanted, edges=EDGES, n_resamples=20)
+    by_range = metrics.per_range(first["mos"], first["pred"], metrics.rmse, EDGES)
+    np.testing.assert_allclose(alone["value"][:5], list(by_range.values()))
+    assert alone["value"][5] == pytest.approx(metrics.ranges_sd(by_range))
+    assert alone["value"][6] == pytest.approx(np.mean(list(by_range.values())))
+    ends = first[~first["mos"].between(20, 80)]
+    assert alone["value"][7] == pytest.approx(metrics.mae(ends["mos"], ends["pred"]))
+    assert alone["n"][7] == len(ends)
+    errors = table[table["metric"] != "RMSE ranges SD"]  # a bootstrap raises a spread
+    assert errors["value"].between(errors["ci_low"], errors["ci_high"]).all()
+
+
+def test_inside_groups_is_their_mean_by_images(predictions):
+    first = predictions[(predictions["method"] == "none") & (predictions["seed"] == 0)]
+    row = of(evaluate.score(first, ["method"], ["SRCC within subset"]), method="none")
+    inside = metrics.within_groups(first["mos"], first["pred"], first["subset"])
+    sizes = first.groupby("subset").size()
+    assert row["value"] == pytest.approx(
+        np.average([inside[g] for g in sizes.index], weights=sizes)
+    )
+
+
+def test_a_constant_method_has_no_correlation_and_an_error(predictions):
+    constant = predictions.assign(pred=50.0)
+    table = evaluate.score(constant, ["method"], ["SRCC", "RMSE"], n_resamples=20)
+    assert table["metric"].unique().tolist() == ["RMSE"]
+
+
+def test_medians_over_splits_combine_medians(predictions):
+    row = of(
+        evaluate.score(predictions, ["method"], ["SRCC"], combine="median", n_resamples=50),
+        method="none",
+    )
+    runs = [
+        metrics.srcc(part["mos"], part["pred"])
+        for _, part in predictions[predictions["method"] == "none"].groupby("seed")
+    ]
+    assert row["value"] == pytest.approx(np.median(runs))
+
+
+def test_an_interval_over_runs_is_students_and_longer_where_splits_overlap(predictions):
+    alone = of(evaluate.score(predictions, ["method"], ["SRCC"], resample=None), method="none")
+    runs = [
+        metrics.srcc(part["mos"], part["pred"])
+        for _, part in predictions[predictions["method"] == "none"].groupby("seed")
+    ]
+    ends = stats.t.interval(0.95, 5, np.mean(runs), stats.sem(runs))
+    np.testing.assert_allclose([alone["ci_low"], alone["ci_high"]], ends)
+    shared = predictions.assign(n_train=480)
+    longer = of(evaluate.score(shared, ["method"], ["SRCC"], resample=None), method="none")
+    ratio = (longer["ci_high"] - longer["ci_low"]) / (alone["ci_high"] - alone["ci_low"])
+    assert ratio == pytest.approx(np.sqrt((1 / 6 + 120 / 480) * 6))
+
+
+def test_a_comparison_agrees_with_the_paired_bootstrap(predictions):
+    one = predictions[predictions["seed"] == 0]
+    row = of(
+        evaluate.compare(one, {"method": "none"}, ["SRCC"], n_resamples=4000), method="method2"
+    )
+    a, b = (one[one["method"] == m]["pred"].to_numpy() for m in ("method2", "none"))
+    mos = one[one["method"] == "none"]["mos"]
+    found = paired_bootstrap(mos, a, b, metrics.srcc, n_resamples=4000, seed=5)
+    assert row["value"] == pytest.approx(found.difference)
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], found[1:3], atol=0.01)
+    assert row["p"] < 0.05
+    assert np.isnan(row["p_runs"])
+
+
+def test_a_comparison_tests_over_runs_and_corrects_for_all_methods(predictions):
+    third = predictions[predictions["method"] == "none"].assign(method="same")
+    table = evaluate.compare(
+        pd.concat([predictions, third]), {"method": "none"}, ["RMSE"], n_resamples=200
+    )
+    better, same = (of(table, method=m) for m in ("method2", "same"))
+    values = evaluate.score(predictions, ["method", "seed"], ["RMSE"], n_resamples=2)
+    runs = {m: values[values["method"] == m]["value"] for m in ("method2", "none")}
+    assert better["p_runs"] == wilcoxon_splits(runs["method2"], runs["none"]).p
+    assert better["p_holm"] == pytest.approx(2 * better["p"])
+    assert (same["value"], same["p"], same["p_runs"]) == (0.0, 1.0, 1.0)
+    split = evaluate.compare(
+        predictions.assign(n_train=360), {"method": "none"}, ["RMSE"], n_resamples=200
+    )
+    corrected = nadeau_bengio(runs["method2"], runs["none"], 360, 120).p
+    assert split["p_runs"][0] == pytest.approx(corrected)
+
+
+def test_what_cannot_be_compared_is_named(predictions):
+    with pytest.raises(KeyError, match="'median' is not among"):
+        evaluate.compare(predictions, {"method": "median"}, ["SRCC"])
+    fewer = predictions[(predictions["method"] == "none") | (predictions["mos"] > 50)]
+    with pytest.raises(ValueError, match="method2 and none predict different images"):
+        evaluate.compare(fewer, {"method": "none"}, ["SRCC"])
+    with pytest.raises(KeyError, match="'ACC' does not begin with one of SRCC"):
+        evaluate.score(predictions, ["method"], ["ACC"])
+    with pytest.raises(KeyError, match="'RMSE 0-30' names none of the ranges"):
+        evaluate.score(predictions, ["method"], ["RMSE 0-30"], edges=EDGES)
