@@ -311,7 +311,10 @@ def test_the_logistic_fit_finds_the_best_bounded_optimum(name, n_parameters, ato
     key = f"{name}_{n_parameters}"
     hold(f"PLCC, logistic of {n_parameters}, {name}", golden[f"{key}_plcc"], fit.plcc, atol=atol)
     hold(f"its RMSE, {name}", golden[f"{key}_rmse"], fit.rmse, rtol=1e-6)
+    mirrored = fit_logistic(golden[f"{name}_mos"], -golden[f"{name}_pred"], n_parameters)
+    hold(f"the same of -pred, {name}", golden[f"{key}_plcc"], mirrored.plcc, atol=atol)
     assert fit.converged
+    assert mirrored.converged
     assert fit.at_bound == (n_parameters == 5)  # slope of 10 per SD twice, centre once
 
 

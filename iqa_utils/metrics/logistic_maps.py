@@ -84,12 +84,12 @@ class _Search:
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Sum of squares left, and its gradient."""
         slope, shifted = np.exp(theta[1]), self.x - theta[0]
-        height = expit(slope * shifted)
-        step = height - 0.5
-        step -= self.lines @ (self.lines.T @ step)
-        weight = (self.y @ step) / max(step @ step, 1e-12)  # a line over two values leaves none
+        up, down = expit(slope * shifted), expit(-slope * shifted)
+        step = up if theta[0] > 0 else -down  # equal but for a constant; the tail keeps its digits
+        step = step - self.lines @ (self.lines.T @ step)
+        weight = (self.y @ step) / max(step @ step, 1e-24)  # over two values a line leaves none
         left = self.y - weight * step
-        bell = weight * slope * height * (1 - height) * left
+        bell = weight * slope * up * down * left
         return left @ left, np.array([2 * bell.sum(), -2 * (bell @ shifted)])
 
     def starts(self) -> np.ndarray:
