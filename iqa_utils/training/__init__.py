@@ -5,7 +5,7 @@ criterion, and can be killed at any moment: started again with the same configur
 where it stopped and, on the CPU with as many threads, ends with the same numbers to the last bit.
 That holds because everything random in an epoch is a function of ``(seed, epoch)``.
 
-Several GPUs train several networks: one job of the batch each.
+Several GPUs: ``make batch`` gives each of them a training of its own.
 """
 
 from __future__ import annotations
