@@ -107,8 +107,10 @@ def test_02_is_planned_as_its_cells_train_it(profile):
             return MagicMock()
 
     notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
-    cells = [cell.source for cell in notebook.cells if ".train_all(" in cell.source]
+    marks = ("check_overrides(", ".train_all(")
+    cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
+    names += ("check_overrides", "SETTINGS")
     space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
     space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
     space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
@@ -164,6 +166,12 @@ def test_no_network_of_04_is_tuned_twice_on_the_same_images():
     n_tuned = sum(n_layers[name] for name in values["NETWORKS_TUNED"])
     assert grams.size == 4 * 3000 * 3001 * (sum(n_layers.values()) + 2 * n_tuned)
     assert not moment.kept
+
+
+def test_steps_of_a_fine_tuning_may_replace_its_epochs():
+    _, jobs = jobs_of("04", "demo", N_STEPS=3)
+    tuned = [one for one in jobs if isinstance(one, Job) and one.steps]
+    assert {(one.steps, one.images) for one in tuned} == {(3, 3 * 16)}
 
 
 def test_every_student_of_06_is_planned():
