@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -132,7 +133,7 @@ class TestNotebook:
                 continue
             first = cell.source.startswith(("import ", "from "))
             parameters = "parameters" in cell.metadata.get("tags", [])
-            limit = 30 if parameters or first else 15
+            limit = 40 if parameters else 30 if first else 15
             assert len(cell.source.splitlines()) <= limit, cell.source
             assert not re.search(r"^\s*class |^\s*[!%]|sys\.path", cell.source, re.MULTILINE)
 

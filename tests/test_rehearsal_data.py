@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iqa_utils import batch
 from iqa_utils.datasets import DATASETS, check_dataset, check_images, load_scores
 from iqa_utils.datasets.readers import LIVE_FOLDERS
 from iqa_utils.distill.unlabelled import central_crop, scan_images
@@ -95,10 +96,11 @@ def test_the_unlabelled_folder_is_as_untidy_as_a_real_one(small: Path) -> None:
     with pytest.raises(BadImageError, match="1 images cannot be read"):
         scan_images(small / "open_images", crop=(48, 64))
     found = scan_images(small / "open_images", crop=(48, 64), on_bad_image="drop")
-    sizes = Counter(found.left_out["reason"].str.extract(r"(\d+x\d+), the crop")[0].dropna())
-    assert sizes == {"43x64": 4, "64x48": 1, "30x40": 1}  # 3:2, upright, too small
-    assert len(found.left_out) == 7  # and an empty file
-    assert len(found) == 70
+    sizes = Counter(found.left_out["detail"].str.extract(r"(\d+x\d+), the crop")[0].dropna())
+    assert sizes == {"43x64": 1, "64x48": 1, "30x40": 1}  # 3:2, upright, too small
+    reasons = found.left_out["reason"].value_counts().to_dict()
+    assert reasons == {"wrong shape": 2, "too small": 1, "corrupt": 1}  # an empty file
+    assert len(found) == 74
     truncated = 0
     for path in found.images["path"]:
         try:
@@ -163,3 +165,9 @@ def test_a_set_that_fails_is_not_there_and_the_next_call_goes_on(
     assert sorted(path.name for path in (tmp_path / "nrtid").iterdir()) == [
         "demo.json", "images", "scores.csv",
     ]  # fmt: skip
+
+
+def test_enough_unlabelled_images_fit_the_crop_of_the_rehearsal():
+    wanted = batch.read_profile("06_distillation", "rehearsal")
+    fitting = rehearsal_data.OPEN_SHAPES[tuple(wanted["CROP"])] - 1  # one is truncated
+    assert fitting >= wanted["N_UNLABELLED"][-1] + wanted["N_KEPT"]

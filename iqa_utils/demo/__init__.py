@@ -43,7 +43,7 @@ def make_demo(
     Args:
         root: Folder that gets one folder a set.
         scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
-            set has its official number of images, from 9 on their real side.
+            set has about its official number of images, from 9 on their real side.
         seed: Root seed; an image depends on seed, set and its number alone.
         sets: Names out of :data:`SETS`, all if empty.
 
