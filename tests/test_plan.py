@@ -18,7 +18,8 @@ from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.studies.sampling_setup import Scenario
+from iqa_utils.parameters import check_overrides
+from iqa_utils.studies.sampling_setup import SETTINGS, Scenario
 from iqa_utils.workshop import plan
 from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
@@ -107,13 +108,15 @@ def test_02_is_planned_as_its_cells_train_it(profile):
             return MagicMock()
 
     notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
-    cells = [cell.source for cell in notebook.cells if ".train_all(" in cell.source]
+    sources = [cell.source for cell in notebook.cells]
+    cells = [one for one in sources if "at_sizes = " in one or ".train_all(" in one]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
     space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
     space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
     space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
     space["study"] = Recorder(tuple(values["SIZE"]))
     space |= values
+    space |= {"check_overrides": check_overrides, "SETTINGS": SETTINGS}
     for cell in cells:
         exec(cell, space)  # of our own notebook
     planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
