@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iqa_utils.splits import content_split, official_split
+from iqa_utils.splits import official_or_content_split
 from iqa_utils.workshop.footprint import Job
 from iqa_utils.workshop.plan import Tables, Values, stored_bytes
 
@@ -37,8 +37,7 @@ def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
     """Split as the notebooks do: the official split, or one by content."""
     if frame.empty:
         return frame["split"]
-    whole = frame["split"].notna().all()
-    return official_split(frame) if whole else content_split(frame, seed=seed)
+    return official_or_content_split(frame, seed=seed)
 
 
 def n_batches(n: int, batch_size: int) -> int:
@@ -83,7 +82,7 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     from iqa_utils.studies.sampling_setup import Recipe, Scenario
 
     frame = tables[values["DATASET"]]
-    parts = parts_of(frame, values["SEED"])
+    parts = parts_of(frame, 0)
     mos = frame["mos"][parts == "training"] * values["MOS_FACTOR"]
     counts = np.histogram(mos, values["EDGES"])[0]
     quota = {
