@@ -124,6 +124,13 @@ def test_predictions_of_two_values_need_no_curve(n_parameters):
     assert metrics.plcc_logistic(mos, pred, n_parameters) == pytest.approx(metrics.plcc(mos, pred))
 
 
+def test_the_parameters_give_what_the_search_found_even_far_out_on_a_tail():
+    for seed in (8, 12, 19):  # noise, where the best centre can lie three SD beyond the data
+        pred, mos = np.random.default_rng(seed).normal(size=(2, 40))
+        fit = metrics.fit_logistic(mos, pred, 5)
+        assert fit.rmse == pytest.approx(min(fit.start_rmse), rel=1e-3)  # digits of expit
+
+
 def test_the_fit_tells_whether_the_data_would_go_on_to_a_step():
     pred = np.linspace(0, 1, 40)
     assert metrics.fit_logistic(np.where(pred > 0.5, 1.0, 0.0), pred, 4).at_bound

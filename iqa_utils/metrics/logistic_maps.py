@@ -85,12 +85,15 @@ class _Search:
         """Sum of squares left, and its gradient."""
         slope, shifted = np.exp(theta[1]), self.x - theta[0]
         up, down = expit(slope * shifted), expit(-slope * shifted)
-        step = up if theta[0] > 0 else -down  # equal but for a constant; the tail keeps its digits
-        step = step - self.lines @ (self.lines.T @ step)
-        weight = (self.y @ step) / max(step @ step, 1e-24)  # over two values a line leaves none
-        left = self.y - weight * step
+        weight, left = self.project(up if theta[0] > 0 else -down)
         bell = weight * slope * up * down * left
         return left @ left, np.array([2 * bell.sum(), -2 * (bell @ shifted)])
+
+    def project(self, step: np.ndarray) -> tuple[float, np.ndarray]:
+        """Best weight of a step, its constant does not matter, and what is left of the scores."""
+        step = step - self.lines @ (self.lines.T @ step)
+        weight = (self.y @ step) / max(step @ step, 1e-28)  # over two values a line leaves none
+        return weight, self.y - weight * step
 
     def starts(self) -> np.ndarray:
         """The four best of eight slopes, each with its best centre; shape (4, 2)."""
@@ -154,14 +157,14 @@ def fit_logistic(
     ends = [minimize(search, start, **how) for start in search.starts()]
     best = min(ends, key=lambda end: end.fun)
     slope, middle = np.exp(best.x[1]) / scale, shift + scale * best.x[0]  # in raw units
-    step = expit(slope * (pred - middle)) - 0.5
-    lines = [pred, np.ones_like(pred)] if n_parameters == 5 else [np.ones_like(pred)]
-    weights = np.linalg.lstsq(np.stack([step, *lines], axis=1), mos, rcond=1e-12)[0]
+    u = slope * (pred - middle)
+    height = mos.std() * search.project(expit(u) if best.x[0] > 0 else -expit(-u))[0]
+    rest = mos - height * (expit(u) - 0.5)
     if n_parameters == 4:
-        half = weights[0] / 2
-        parameters = np.array([weights[1] + half, weights[1] - half, middle, 1 / slope])
+        base = rest.mean()
+        parameters = np.array([base + height / 2, base - height / 2, middle, 1 / slope])
     else:
-        parameters = np.array([weights[0], slope, middle, *weights[1:]])
+        parameters = np.array([height, slope, middle, *np.polyfit(pred, rest, 1)])
     spread = tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends)
     edges = np.array(search.bounds)  # (2, 2)
     at_bound = bool((np.abs(best.x[:, None] - edges) < 1e-6).any())

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iqa_utils.splits import content_split, official_split
+from iqa_utils.splits import official_or_content_split
 from iqa_utils.workshop.footprint import Job
 from iqa_utils.workshop.plan import Tables, Values, stored_bytes
 
@@ -37,8 +37,7 @@ def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
     """Split as the notebooks do: the official split, or one by content."""
     if frame.empty:
         return frame["split"]
-    whole = frame["split"].notna().all()
-    return official_split(frame) if whole else content_split(frame, seed=seed)
+    return official_or_content_split(frame, seed=seed)
 
 
 def n_batches(n: int, batch_size: int) -> int:
@@ -83,7 +82,7 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     from iqa_utils.studies.sampling_setup import Recipe, Scenario
 
     frame = tables[values["DATASET"]]
-    parts = parts_of(frame, values["SEED"])
+    parts = parts_of(frame, 0)
     mos = frame["mos"][parts == "training"] * values["MOS_FACTOR"]
     counts = np.histogram(mos, values["EDGES"])[0]
     quota = {
@@ -256,6 +255,9 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     for (name, mode, n, n_validation), count in groups.items():
         own = values.get("OVERRIDES", {}).get(name, {})
         epochs = own.get("EPOCHS", values["EPOCHS"])
+        steps = epochs * n_batches(n, values["BATCH_SIZE"])
+        if n_steps := own.get("N_STEPS", values.get("N_STEPS", 0)):  # in place of epochs
+            epochs, n, steps = 1, n_steps * values["BATCH_SIZE"], n_steps
         yield Job(
             name=f"{name}, {mode}",
             network=name,
@@ -264,7 +266,7 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             build=lambda name=name: ScoreNetwork(create_network(name, pretrained=None)),
             size=size(name, "TUNING_SIDE"),
             images=epochs * n,
-            steps=epochs * n_batches(n, values["BATCH_SIZE"]),
+            steps=steps,
             watched=epochs * n_validation,
             precision=own.get("PRECISION", values["PRECISION"]),
             compile=own.get("COMPILE", values.get("COMPILE", False)),
