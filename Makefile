@@ -12,7 +12,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo    run every notebook on small made data (8 minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
-	@echo "make rehearse  run every paper profile at its true counts, tiny networks and pictures (45 minutes)"
+	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive leg"
