@@ -1,5 +1,7 @@
 """The ledger, its audit and what a verdict means."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,9 @@ from scipy.stats import kendalltau, multivariate_normal, spearmanr
 
 from iqa_utils import claims
 from iqa_utils.claims import checks as audit
+from iqa_utils.runs import RESULT_COLUMNS
+
+CASES = Path(__file__).with_name("verdict_cases.csv")
 
 RESULT = {
     "paper": "nguyen2024", "table": "Table 1", "method": "CLIP", "dataset": "koniq10k",
@@ -410,6 +415,37 @@ def test_every_verdict_of_an_empty_scoreboard_is_known():
     assert (table["reason"] != "").all()
     with pytest.raises(ValueError, match="paper must be one of"):
         claims.compare([], "nobody2020")
+
+
+def case_results(rows):
+    """Make the results of one case of ``verdict_cases.csv``: what a run would have saved."""
+    made = []
+    for case in rows.to_dict("records"):
+        given = {k: v for k, v in case.items() if v != "" and k not in ("case", *EXPECTED)}
+        numbers = ("value", "ci_low", "ci_high", "sd", "pred_spread", "n_runs")
+        given |= {k: float(given[k]) for k in numbers if k in given}
+        told = dict(pair.split("=") for pair in case["protocol"].split("; ") if pair)
+        given["protocol"] = {k: int(v) if v.isdigit() else v for k, v in told.items()}
+        made.append(dict.fromkeys(RESULT_COLUMNS) | given)
+    return made
+
+
+EXPECTED = ("verdict", "reason")
+
+
+@pytest.mark.xfail(strict=True, reason="results do not say yet what they are")
+def test_twenty_cases_get_the_verdict_and_the_reason_written_down_before_the_rule():
+    cases = pd.read_csv(CASES, dtype=str, keep_default_na=False)
+    assert cases["case"].nunique() == 20
+    wrong = []
+    for name, rows in cases.groupby("case", sort=False):
+        board = claims.compare(case_results(rows), matched_only=True)
+        for case in rows.to_dict("records"):
+            ours = board[(board["ours"] == float(case["value"])) & (board["kind"] == case["kind"])]
+            told = set(ours["verdict"]), " | ".join(ours["reason"])
+            if told[0] != {case["verdict"]} or case["reason"] not in told[1]:
+                wrong.append((name, case["verdict"], case["reason"], *told))
+    assert not wrong
 
 
 # coverage
