@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils.claims import compare
 from iqa_utils.datasets import load_scores
 from iqa_utils.plots import analysis as plots
 from iqa_utils.studies import analysis
+from iqa_utils.workshop.claims import compare
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, multivariate_normal, spearmanr
 
-from iqa_utils import claims
-from iqa_utils.claims import checks as audit
 from iqa_utils.runs import RESULT_COLUMNS
+from iqa_utils.workshop import audit, claims
+from iqa_utils.workshop.papers import ahmed2020
 
 CASES = Path(__file__).with_name("verdict_cases.csv")
 
@@ -229,7 +229,7 @@ def test_every_feature_count_and_kendall_cell_of_the_ledger_is_checked(ledger, t
 
 def test_set_constants_are_those_of_the_real_files(real_data):
     scores = pd.read_csv(real_data / "tid2008" / "TID2008.txt")["score"]
-    assert scores.std() == pytest.approx(audit.SCORE_SD["tid2008"][0], abs=1e-4)
+    assert scores.std() == pytest.approx(ahmed2020.SCORE_SD["tid2008"][0], abs=1e-4)
     names = (real_data / "tid2013" / "mos_with_names.txt").read_text().split()[::2]
     assert np.std(np.array(names, float), ddof=1) == pytest.approx(1.2399, abs=1e-4)
     live = pd.read_csv(real_data / "live" / "live_all.reconstructed.csv")
@@ -239,8 +239,8 @@ def test_set_constants_are_those_of_the_real_files(real_data):
         readings = [
             p[c].std() for p in (part, distorted) for c in ("dmos_realigned", "dmos_legacy")
         ]
-        assert min(readings) == pytest.approx(audit.SCORE_SD[name][0], abs=0.01)
-        assert max(readings) == pytest.approx(audit.SCORE_SD[name][1], abs=0.01)
+        assert min(readings) == pytest.approx(ahmed2020.SCORE_SD[name][0], abs=0.01)
+        assert max(readings) == pytest.approx(ahmed2020.SCORE_SD[name][1], abs=0.01)
     assert (len(first), int((first["is_original"] == 0).sum())) == (460, 344)
 
 
@@ -462,7 +462,7 @@ def test_every_table_has_a_notebook_or_a_reason():
 
 
 def test_a_table_that_nobody_listed_is_named(ledger):
-    from iqa_utils.claims.coverage import coverage_table
+    from iqa_utils.workshop.claims import coverage_table
 
     with pytest.raises(ValueError, match="Table 99"):
         coverage_table(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))

@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from great_tables import GT, loc, style
 
-from iqa_utils.claims import PAPERS, VERDICTS, compare, coverage
 from iqa_utils.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
 from iqa_utils.report.pages import write_notebook_page
 from iqa_utils.runs import ROOT, find_runs
+from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, coverage
 
 TITLES = {
     "lehmann2023": "Lehmann & Rokita 2023: dual-Xception and cross-sampling",
@@ -63,7 +63,7 @@ def verdict_counts(board: pd.DataFrame) -> pd.DataFrame:
     """Count verdicts by paper.
 
     Args:
-        board: From :func:`iqa_utils.claims.compare`.
+        board: From :func:`iqa_utils.workshop.claims.compare`.
 
     Returns:
         One row a paper in the order of the notebooks, one column a verdict.
@@ -76,7 +76,7 @@ def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
     """Draw where each paper stands: one bar a paper, one colour a verdict.
 
     Args:
-        board: From :func:`iqa_utils.claims.compare`.
+        board: From :func:`iqa_utils.workshop.claims.compare`.
 
     Returns:
         The figure.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from iqa_utils.claims import compare
 from iqa_utils.report import TITLES, real_results, verdict_counts
 from iqa_utils.runs import ROOT, find_runs
+from iqa_utils.workshop.claims import compare
 
 
 class Headline(NamedTuple):

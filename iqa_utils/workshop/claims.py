@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from iqa_utils.claims import checks as _audit
-from iqa_utils.claims.checks import printed_interval
-from iqa_utils.claims.coverage import coverage_table, still_needed
+from iqa_utils.runs import ROOT
+from iqa_utils.workshop import audit as _audit
+from iqa_utils.workshop.audit import printed_interval
+from iqa_utils.workshop.papers import papers
 
-LEDGER = Path(__file__).resolve().parents[2] / "data" / "claims.csv"
+LEDGER = ROOT / "data" / "claims.csv"
 COLUMNS = ("paper", "table", "method", "dataset", "metric", "value", "spread")
 KEYS = ["paper", "table", "method", "dataset", "metric"]
-PAPERS = ("lehmann2023", "feng2023", "ahmed2020", "nguyen2024", "ponomarenko2022")
+PAPERS = tuple(papers())
 VERDICTS = (
     "reproduced", "close", "better", "worse",
     "inconsistent", "implausible", "not comparable", "not run",
@@ -76,7 +77,7 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
 
 
 def audit() -> pd.DataFrame:
-    """Run every check that needs no data; see `iqa_utils.claims.checks`.
+    """Run every check that needs no data; see `iqa_utils.workshop.audit`.
 
     Returns:
         One row a check: paper, table, kind, what, recomputed, low, high, printed, verdict, meaning
@@ -158,11 +159,7 @@ def our_metrics(paper: str, metric: str) -> tuple[str, ...]:
     reports PLCC after a five-parameter logistic map.
     """
     name = metric.replace("SROCC", "SRCC").replace("KROCC", "KRCC")
-    if paper == "lehmann2023" and metric.startswith("MSE"):
-        return (f"R{name}",)
-    if paper == "feng2023" and metric == "PLCC":
-        return ("PLCC logistic", "PLCC")
-    return (name, "MAE") if metric == "MAE all" else (name,)
+    return papers()[paper].METRICS.get(metric, (name,))
 
 
 def places(claim: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
@@ -351,3 +348,47 @@ def _judge(
 def coverage() -> pd.DataFrame:
     """List every table of the ledger with the notebook that answers it or the reason why not."""
     return coverage_table(load_claims())
+
+
+def _listed() -> dict[tuple[str, str], dict[str, Any]]:
+    """Which notebook answers which table, or why none can: ``data/coverage.csv``, by place."""
+    table = pd.read_csv(ROOT / "data" / "coverage.csv", keep_default_na=False)
+    found = {}
+    for row in table.to_dict("records"):
+        row["methods"] = tuple(row["methods"].split("; "))  # beginnings; one empty means all
+        found[row["paper"], row["table"]] = row
+    return found
+
+
+def coverage_table(claims: pd.DataFrame) -> pd.DataFrame:
+    """Join the reviewed list of tables with the ledger.
+
+    Returns:
+        One row a table: paper, table, claims, covered (rows that the notebook produces), notebook,
+        reason, needs.
+
+    Raises:
+        ValueError: If a table of the ledger is not listed, or one is listed that it does not hold.
+    """
+    listed = _listed()
+    present = list(dict.fromkeys(zip(claims["paper"], claims["table"], strict=True)))
+    if lost := set(present) ^ set(listed):
+        raise ValueError(f"the ledger and its coverage differ in {sorted(lost)}")
+    rows = []
+    for key in present:
+        entry = listed[key]
+        part = claims[(claims["paper"] == key[0]) & (claims["table"] == key[1])]
+        covered = part["method"].str.startswith(entry["methods"]).sum() if entry["notebook"] else 0
+        rows.append({**entry, "claims": len(part), "covered": int(covered)})
+    columns = ["paper", "table", "claims", "covered", "notebook", "reason", "needs"]
+    return pd.DataFrame(rows)[columns]
+
+
+def still_needed(claims: pd.DataFrame) -> dict[int, str]:
+    """Say of each ledger row what it waits for: the needs of a run, or why there is none."""
+    listed, found = _listed(), {}
+    for index, claim in zip(claims.index, claims.to_dict("records"), strict=True):
+        entry = listed[claim["paper"], claim["table"]]
+        ours = entry["notebook"] and claim["method"].startswith(entry["methods"])
+        found[index] = f"{entry['notebook']} needs {entry['needs']}" if ours else entry["reason"]
+    return found

@@ -1,0 +1,58 @@
+"""Nguyen and others: CLIP's image encoder, label and feature distribution smoothing."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils.workshop.audit import RANGES, Check, Facts, Interval, check_pooling, printed_interval
+
+KEY = "nguyen2024"
+TITLE = "Nguyen et al. 2024: CLIP with label and feature smoothing"
+DOI = ""  # the text at hand names none
+NOTEBOOKS = ("05_lds_fds",)
+METRICS = {"MAE all": ("MAE all", "MAE")}
+REPEATS: tuple[tuple[str, ...], ...] = ()
+BOTH = "CLIP + LDS + FDS"
+KONIQ_COUNTS = np.array([183, 1189, 3081, 5408, 212])  # whole set, ranges of 20 points
+
+
+def checks(rows: pd.DataFrame) -> list[Check]:
+    """Recompute the totals."""
+    return check_pooling(rows, "Table 1", "MAE all", 1)
+
+
+def facts(rows: pd.DataFrame) -> Facts:
+    """Recompute what the words say of the cells and of the set."""
+    values = rows.pivot_table(index=["table", "method"], columns="metric", values="value")
+    koniq, internal = values.loc["Table 1"], values.loc["Table 2"]["MAE all"]
+    whole, range_4 = koniq["MAE all"], koniq["MAE 60-80"]
+    mean_at_most = KONIQ_COUNTS @ np.array([20, 40, 60, 80, 100]) / KONIQ_COUNTS.sum() / 20
+    uneven = koniq[[f"MAE {r}" for r in RANGES]].std(axis=1)
+    shares = label_shares(rows)
+    return {
+        "images of KonIQ-10k with a label below 1 of 5": [KONIQ_COUNTS[0]],
+        "highest possible mean label, against the mode 3.5": [(0, mean_at_most)],
+        "MAE of CLIP + LDS, called the optimum of the whole set": [
+            whole.min(),
+            whole["CLIP + LDS"],
+        ],
+        "MAE 60-80 of CLIP + LDS + FDS, called the best": [range_4.min(), range_4[BOTH]],
+        "SD over ranges of CLIP + LDS + FDS, called balancing": [uneven[BOTH], (0, uneven["CLIP"])],
+        "MAE on the internal set, called best of all": [internal.min(), internal[BOTH]],
+        **{
+            f"share of label 4 that pools 3 and 4, {method}": [shares[method], shares["CLIP"]]
+            for method in ("CLIP + LDS", BOTH)
+        },
+    }
+
+
+def label_shares(rows: pd.DataFrame) -> dict[str, Interval]:
+    """Ask which share of label 4 pools the errors of labels 3 and 4: the same in all rows."""
+    inside = rows[rows["table"] == "Table 2"].set_index(["method", "metric"])["printed"]
+    shares = {}
+    for method in dict.fromkeys(inside.index.get_level_values(0)):
+        ends = (printed_interval(inside[method, f"MAE {k}"]) for k in ("3", "4", "3 and 4"))
+        corners = [(both - three) / (four - three) for three, four, both in product(*ends)]
+        shares[method] = (min(corners), max(corners))
+    return shares
