@@ -12,12 +12,10 @@ import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
 from iqa_utils.images import ImageStore
+from iqa_utils.metrics import TEACHER_WEIGHTS
 from iqa_utils.natural_scenes import brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import content_split, official_split
-
-# of the data sets in the weighted correlation by which ponomarenko2022 chooses its teacher, Eq. (1)
-TEACHER_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
 
 
 def join_sets(

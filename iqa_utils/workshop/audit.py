@@ -239,49 +239,41 @@ def check_features(rows: pd.DataFrame) -> list[Check]:
     return found
 
 
-def check_repeats(rows: pd.DataFrame, repeats: Sequence[tuple[str, ...]]) -> list[Check]:
-    """Compare cells that a paper prints twice; the coarser one may be rounded or cut.
+def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
+    """Pair ledger rows with the row whose number they repeat, as ``data/repeats.csv`` lists them.
 
-    Args:
-        rows: The paper's part of the ledger.
-        repeats: REPEATS of its file.
+    There an empty data set or metric stands for any, an empty first data set for the same.
     """
+    keys = ["paper", "table", "method", "dataset", "metric"]
+    rows = dict(zip(map(tuple, claims[keys].to_numpy()), claims.index, strict=True))
     found = []
-    for index, source, where in repeated_rows(rows, repeats):
+    table = pd.read_csv(ROOT / "data" / "repeats.csv", keep_default_na=False)
+    for paper, table_2, method, dataset, metric, *first in table.to_numpy():
+        for (p, t, m, d, x), index in rows.items():
+            same = (p, t, m) == (paper, table_2, method)
+            if same and dataset in ("", d) and metric in ("", x):
+                source = rows.get((paper, first[0], first[1], first[2] or d, x))
+                found += [] if source is None else [(index, source)]
+    return found
+
+
+def check_repeats(rows: pd.DataFrame) -> list[Check]:
+    """Compare cells that a paper prints twice; the coarser one may be rounded or cut."""
+    found = []
+    for index, source in repeated_rows(rows):
         cell, other = rows.loc[index], rows.loc[source]
         bounds = printed_interval(other["printed"])
         good = overlap(bounds, printed_interval(cell["printed"]))
         found.append(
             Check(
                 *(cell["paper"], cell["table"], "repeated cell"),
-                f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {where}",
+                f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}",
                 *(other["value"], *bounds, cell["value"]),
                 "consistent" if good else "inconsistent",
                 "The same number in both places." if good else "The two places differ.",
                 (index,),
             )
         )
-    return found
-
-
-def repeated_rows(
-    rows: pd.DataFrame, repeats: Sequence[tuple[str, ...]]
-) -> list[tuple[int, int, str]]:
-    """Pair cells with the cell they repeat: their rows, and the table of the first.
-
-    An entry of ``repeats`` is table, method, data set ("" for any) and, of the first place, table,
-    method and data set ("" for the same).
-    """
-    keys = ["table", "method", "dataset", "metric"]
-    place = {
-        tuple(key): index for index, key in zip(rows.index, rows[keys].to_numpy(), strict=True)
-    }
-    found = []
-    for table, method, dataset, table_1, method_1, dataset_1 in repeats:
-        for (t, m, d, metric), index in place.items():
-            if (t, m) == (table, method) and dataset in ("", d):
-                source = place.get((table_1, method_1, dataset_1 or d, metric))
-                found += [] if source is None else [(index, source, table_1)]
     return found
 
 
@@ -322,6 +314,6 @@ def run(claims: pd.DataFrame) -> pd.DataFrame:
         rows = claims[claims["paper"] == key]
         rows = rows.assign(what=rows["method"] + ", " + rows["metric"])
         steps = [*paper.checks(rows), *check_kendall(rows), *check_features(rows)]
-        steps += [*check_repeats(rows, paper.REPEATS), *check_facts(rows, paper.facts(rows))]
+        steps += [*check_repeats(rows), *check_facts(rows, paper.facts(rows))]
         found += sorted(steps, key=lambda check: check.table)
     return pd.DataFrame(found, columns=Check._fields)

@@ -1,78 +1,77 @@
-"""The ledger of published numbers: load it, audit it, match our results to it, judge them.
+"""The ledger of published numbers: load it, match our results to it, judge them, count.
 
-``data/claims.csv`` holds every number the five papers print. A result is a dictionary as
-`iqa_utils.runs.Run.add_result` writes it; `match` is the one place that says which result answers
-which ledger row, `verdict` the one place that says what the two numbers mean together.
+``data/claims.csv`` holds every number the papers print. A result is a dictionary as
+`iqa_utils.runs.Run.add_result` writes it. ANSWERS in ``papers/KEY.py`` says what a result must be
+to answer a row, and `verdict` is the one rule for what the two numbers mean together.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from iqa_utils.runs import ROOT
 from iqa_utils.workshop import audit as _audit
-from iqa_utils.workshop.audit import printed_interval
+from iqa_utils.workshop.audit import Interval, overlap, printed_interval
+from iqa_utils.workshop.coverage import coverage_table, still_needed
 from iqa_utils.workshop.papers import papers
 
 LEDGER = ROOT / "data" / "claims.csv"
-COLUMNS = ("paper", "table", "method", "dataset", "metric", "value", "spread")
-KEYS = ["paper", "table", "method", "dataset", "metric"]
+COLUMNS = ["paper", "table", "method", "dataset", "metric", "value", "spread", "role", "place"]
+KEYS = COLUMNS[:5]
 PAPERS = tuple(papers())
-VERDICTS = (
-    "reproduced", "close", "better", "worse",
-    "inconsistent", "implausible", "not comparable", "not run",
-)  # fmt: skip
+COMPARED = ("reproduced", "close", "better", "worse")
+VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
+KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
 # which variant of a result stands beside the paper: the nearest to what the authors did
 VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "", "corrected")
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
-DATA_FREE = ("feature count", "parameters", "inference GFLOPs")  # follow from a network alone
-DETERMINISTIC = ("pearson", "count", *DATA_FREE)
-REPEATED = {
-    "Proposed": ("Table 4", "NASNet-Large + GPR"),
-    "complete architecture": ("Table 2", "NASNet-Large / predictions (fine-tuned, linear SVR)"),
-    "without last 41 layers": (
-        "Table 2", "NASNet-Large / normal_concat_17 (fine-tuned, linear SVR)"),
-    "without last 82 layers": (
-        "Table 2", "NASNet-Large / normal_concat_16 (fine-tuned, linear SVR)"),
-    "Five CFCLs and Four ELUs (Proposed)": ("Table 1", "Proposed (All databases)"),
-    "IMQNet pre-trained on TMP by transfer": ("Table 4", "IMQNet"),
-}  # fmt: skip
-SUBSTITUTED = {  # beginnings of methods whose network we had to replace
-    ("ahmed2020", "ShuffleNet"): "other network: ShuffleNet v2 stands for the paper's v1",
-}
-SETS = {  # what a result must have been measured on, where it is not the ledger's own word
-    "live1": {"live"}, "live2": {"live"},
-    ("feng2023", "weighted"): {"live", "csiq", "kadid10k", "bid", "livec", "koniq10k"},
-    ("ponomarenko2022", "weighted"): {"koniq10k", "flive", "nrtid", "livec", "htid"},
-    ("ponomarenko2022", "average"): {"koniq10k", "flive", "livec", "nrtid", "htid", "spaq"},
-}  # fmt: skip
 
 
 def load_claims(path: Path = LEDGER) -> pd.DataFrame:
     """Read the ledger.
 
     Args:
-        path: CSV with the columns of `COLUMNS`.
+        path: CSV with the columns of `COLUMNS`; ``role`` is "mirrored", "diagonal", "repeated" or
+            empty for the first place of a quantity, ``place`` where in the paper it stands.
 
     Returns:
-        One row a published number, indexed 0..N-1; ``printed`` holds the digits as printed,
+        One row per published number, indexed 0..N-1; ``printed`` holds the digits as printed,
         ``value`` and ``spread`` are float64.
 
     Raises:
-        ValueError: If a column is missing, a value is no number or a row stands there twice.
+        ValueError: If a column is missing, a paper is unknown, a value is not finite, a row stands
+            there twice, or a paper's rows are not those that its file states.
     """
     claims = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(claims.columns) != COLUMNS:
-        raise ValueError(f"{path.name} must have the columns {COLUMNS}, has {(*claims.columns,)}")
+    if list(claims.columns) != COLUMNS:
+        raise ValueError(f"{path.name} must have the columns {COLUMNS}, has {[*claims.columns]}")
+    if unknown := sorted(set(claims["paper"]) - set(PAPERS)):
+        raise ValueError(f"{path.name} names papers without a file in workshop/papers: {unknown}")
+    texts = claims[COLUMNS[:7]].agg(",".join, axis=1)
     claims["printed"] = claims["value"]
-    claims["value"] = pd.to_numeric(claims["value"])
+    claims["value"] = pd.to_numeric(claims["value"], errors="coerce")
     claims["spread"] = pd.to_numeric(claims["spread"].replace("", None))
-    twice = claims[claims.duplicated(KEYS)]
-    if len(twice):
+    if len(bad := claims[~np.isfinite(claims["value"]) | np.isinf(claims["spread"])]):
+        row = bad.iloc[0]
+        raise ValueError(
+            f"{path.name}: no finite value or spread at {row['paper']}, {row['place']}"
+        )
+    if len(twice := claims[claims.duplicated(KEYS)]):
         raise ValueError(f"{path.name} holds {len(twice)} rows twice, first {tuple(twice.iloc[0])}")
+    for key, paper in papers().items():
+        lines = texts[claims["paper"] == key]
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        if (len(lines), digest) != paper.LEDGER:
+            raise ValueError(
+                f"{path.name} has {len(lines)} rows of {key} with digest {digest}, its file states "
+                f"{paper.LEDGER[0]} with {paper.LEDGER[1]}"
+            )
     return claims
 
 
@@ -80,8 +79,8 @@ def audit() -> pd.DataFrame:
     """Run every check that needs no data; see `iqa_utils.workshop.audit`.
 
     Returns:
-        One row a check: paper, table, kind, what, recomputed, low, high, printed, verdict, meaning
-        and the ledger rows (``cells``) that the verdict is about.
+        One row per check: paper, table, kind, what, recomputed, low, high, printed, verdict,
+        meaning and the ledger rows (``cells``) that the verdict is about.
     """
     return _audit.run(load_claims())
 
@@ -109,122 +108,104 @@ def verdict(
     ours: float | None,
     *,
     metric: str,
+    spread: float | None = None,
     ci_low: float | None = None,
     ci_high: float | None = None,
+    n_runs: float = 1,
+    sd: float | None = None,
     deterministic: bool = False,
     obstacle: str = "",
 ) -> Verdict:
     """Judge one of our numbers against a published one.
 
+    The order: an obstacle; an interval of ours that is missing, or wider than 0.03 (correlations)
+    or 10 % to each side; the paper's value, with its printed spread, meeting our interval; the
+    paper's value inside the 95 % prediction interval for one new run of ours, or within 0.02 or
+    5 %; else better or worse.
+
     Args:
         printed: The paper's number as printed.
         ours: Our value, or None where nothing was run.
-        metric: Our name of the metric; correlations are close within 0.02, the rest within 5 %.
-        ci_low: Lower end of our interval, over splits or runs or bootstrapped by reference.
+        metric: Our name of the metric.
+        spread: What the paper prints behind its ±.
+        ci_low: Lower end of our interval, over splits or runs or bootstrapped by reference; without
+            one, that of the mean over at least three runs is taken.
         ci_high: Upper end.
-        deterministic: Whether the number follows from the data alone, without chance.
+        n_runs: Runs or splits behind our value.
+        sd: Our standard deviation over them.
+        deterministic: Whether the number follows from given data, without chance.
         obstacle: Why the two cannot be compared, if they cannot.
-
-    Returns:
-        The verdict with its reason.
     """
     if ours is None:
         return Verdict("not run", obstacle or "no result yet")
     if obstacle:
         return Verdict("not comparable", obstacle)
     target, correlation = float(printed), any(name in metric for name in CORRELATIONS)
-    difference = ours - target
-    near = abs(difference) <= (0.02 if correlation else 0.05 * abs(target)) + 1e-9
-    shown = f"{difference:+.3f}" if correlation or not target else f"{difference / target:+.1%}"
-    low, high = printed_interval(printed)
-    if deterministic and low - 1e-9 <= ours <= high + 1e-9:
-        return Verdict("reproduced", "equal at the printed digits")
-    if not deterministic and ci_low is not None and ci_high is not None:
-        half = (ci_high - ci_low) / 2
-        if half > (0.03 if correlation else 0.1 * abs(ours)):
+    said, allowed = printed_interval(printed), 0.03 if correlation else 0.1 * abs(ours)
+    if deterministic:
+        if overlap(said, (ours, ours)):
+            return Verdict("reproduced", "equal at the printed digits")
+    else:
+        ends = (ci_low, ci_high) if ci_low is not None else _over_runs(ours, sd, n_runs, 0)
+        if ends is None:
+            return Verdict("not comparable", "no interval of ours")
+        if (half := (ends[1] - ends[0]) / 2) > allowed:
             return Verdict("not comparable", f"our interval is too wide: half-width {half:.3g}")
-        if ci_low <= high and low <= ci_high:
+        if overlap(ends, said):
             return Verdict("reproduced", "the paper's value lies in our interval")
-    if near:
-        return Verdict("close", f"differs by {shown}")
-    better = (difference > 0) == correlation
-    word = "better" if better and not deterministic else "worse"
+        if spread and overlap(ends, (said[0] - spread, said[1] + spread)):
+            words = "the paper's value, with its printed spread, meets our interval"
+            return Verdict("reproduced", words)
+        new = _over_runs(ours, sd, n_runs, 1)
+        if new and new[1] - new[0] <= 2 * allowed and overlap(new, said):
+            words = f"a new run of ours would lie in [{new[0]:.3g}, {new[1]:.3g}]"
+            return Verdict("close", words)
+    difference = ours - target
+    shown = f"{difference:+.3f}" if correlation or not target else f"{difference / target:+.1%}"
+    near = abs(difference) <= (0.02 if correlation else 0.05 * abs(target)) + 1e-9
+    better = (difference > 0) == correlation and not deterministic
+    word = "close" if near else "better" if better else "worse"
     return Verdict(word, f"differs by {shown}")
 
 
-def our_metrics(paper: str, metric: str) -> tuple[str, ...]:
-    """Names under which a result may answer a ledger metric, the preferred first.
+def _over_runs(mean: float, sd: float | None, n: float, new: int) -> Interval | None:
+    """95 % interval of the mean over three runs or more or, with ``new`` = 1, of one new run."""
+    if sd is None or n < 3:
+        return None
+    half = float(student.ppf(0.975, n - 1)) * sd * (new + 1 / n) ** 0.5
+    return mean - half, mean + half
 
-    The columns that lehmann2023 calls MSE hold root mean squared errors (see the audit); feng2023
-    reports PLCC after a five-parameter logistic map.
-    """
+
+@lru_cache(maxsize=1)
+def _same_quantity() -> dict[int, list[int]]:
+    """Ledger rows that print the same quantity, by row, itself first."""
+    claims = load_claims()
+    groups = {index: {index} for index in claims.index}
+    pairs = _audit.repeated_rows(claims)
+    table = claims[claims["role"] == "mirrored"]
+    keys = dict(zip(map(tuple, claims[KEYS].to_numpy()), claims.index, strict=True))
+    for index, row in zip(table.index, table[KEYS].to_numpy(), strict=True):
+        paper, place, method, dataset, metric = row
+        other = metric.removeprefix("pearson with ")
+        pairs.append((index, keys[paper, place, other, dataset, f"pearson with {method}"]))
+    for a, b in pairs:
+        groups[a] |= groups[b]
+        for row in groups[a]:
+            groups[row] = groups[a]
+    return {row: [row, *sorted(group - {row})] for row, group in groups.items()}
+
+
+def _names(paper: str, metric: str) -> tuple[str, ...]:
+    """Names under which a result may answer a ledger metric, the preferred first."""
     name = metric.replace("SROCC", "SRCC").replace("KROCC", "KRCC")
     return papers()[paper].METRICS.get(metric, (name,))
 
 
-def places(claim: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Keys under which a result may answer a ledger row, the preferred first.
-
-    Args:
-        claim: A row of the ledger.
-
-    Returns:
-        Tuples of paper, table, method, dataset and metric: the row's own, its mirror image in a
-        correlation matrix, the same number in another table of the paper, and LIVE under the names
-        that ahmed2020 gives its two releases.
-    """
-    paper, table, method, dataset = (claim[k] for k in KEYS[:4])
-    found = [(table, method, dataset, m) for m in our_metrics(paper, claim["metric"])]
-    if claim["metric"].startswith("pearson with "):
-        mirror = claim["metric"].removeprefix("pearson with ")
-        found.append((table, mirror, dataset, f"pearson with {method}"))
-    if method in REPEATED and (paper != "ahmed2020" or table in ("Table 8", "Table 10")):
-        found += [(*REPEATED[method], dataset, m) for _, _, _, m in list(found)]
-    names = {"live1": ("live (jp2k + jpeg)",), "live2": ("live",), "live": ("live1", "live2")}
-    if paper == "ahmed2020" and dataset in names:
-        found += [(t, m, name, x) for t, m, _, x in list(found) for name in names[dataset]]
-    return [(paper, *place) for place in found]
-
-
-def match(results: Iterable[Mapping[str, Any]], claims: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Find the result that answers each ledger row.
-
-    Several results may: a real one comes before a demo one, then the order of `places` (the same
-    table before another), of `VARIANTS` (what the authors did before what is right), then more
-    runs, then the later one.
-
-    Args:
-        results: Dictionaries with the keys of `iqa_utils.runs.RESULT_COLUMNS`.
-        claims: Rows of `load_claims`, all by default.
-
-    Returns:
-        Indexed as the ledger: ``result`` (the dictionary or None) and ``variants`` (all real ones
-        that match, the chosen first, as text).
-    """
-    claims = load_claims() if claims is None else claims
-    pool: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
-    for order, result in enumerate(results):
-        pool.setdefault(tuple(result[k] for k in KEYS), []).append((order, dict(result)))
-
-    def rank(place: int, order: int, result: Mapping[str, Any]) -> tuple[int, ...]:
-        variant = result.get("variant") or ""
-        known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-        runs = int(result.get("n_runs") or 1)
-        return (result["data"] == "demo", place, known, -runs, -order)
-
-    chosen, listed = [], []
-    for claim in claims.to_dict("records"):
-        found = [
-            (rank(place, order, result), result)
-            for place, key in enumerate(dict.fromkeys(places(claim)))
-            for order, result in pool.get(key, [])
-        ]
-        found.sort(key=lambda pair: pair[0])
-        found = found or _diagonal(claim, pool)
-        chosen.append(found[0][1] if found else None)
-        real = [r for _, r in found if r["data"] != "demo"]
-        listed.append("; ".join(f"{r.get('variant') or 'ours'} {r['value']:.4g}" for r in real))
-    return pd.DataFrame({"result": chosen, "variants": listed}, index=claims.index, dtype=object)
+def _places(claim: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Keys, as `KEYS`, under which a result may answer a row for itself."""
+    paper, table, method, dataset, metric = (claim[key] for key in KEYS)
+    names = (dataset, *getattr(papers()[paper], "ALIASES", {}).get(dataset, ()))
+    return [(paper, table, method, d, m) for d in names for m in _names(paper, metric)]
 
 
 def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -232,44 +213,78 @@ def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Further metrics of a known row are welcome; a misspelt row would otherwise never be compared.
     """
-    claims = load_claims()
-    known = {place[:4] for claim in claims.to_dict("records") for place in places(claim)}
+    known = {place[:4] for claim in load_claims().to_dict("records") for place in _places(claim)}
     tables = {key[:2] for key in known}
     keyed = [(tuple(r[k] for k in KEYS[:4]), dict(r)) for r in results]
     return [r for key, r in keyed if key[:2] in tables and key not in known]
 
 
-def _diagonal(claim: Mapping[str, Any], pool: Mapping[tuple[str, ...], Any]) -> list[Any]:
-    """A variable's correlation with itself, answered by any pair that the variable is part of."""
-    name = claim["method"]
-    if claim["metric"] != f"pearson with {name}":
-        return []
-    for key, answers in pool.items():
-        if key[:2] == (claim["paper"], claim["table"]) and name in (
-            key[2],
-            key[4].removeprefix("pearson with "),
-        ):
-            own = {"method": name, "metric": claim["metric"], "value": 1.0}
-            bare = {"ci_low": None, "ci_high": None, "variant": "by definition"}
-            return [(None, {**answers[0][1], **own, **bare})]
-    return []
+def kind_of(result: Mapping[str, Any]) -> str:
+    """What kind of number a result says it is.
+
+    Runs from before that field are read by their form where it leaves no doubt.
+    """
+    if result.get("kind"):
+        return result["kind"]
+    if result.get("variant") == "released scores":
+        return "authors' predictions"
+    if result["metric"].startswith(("pearson with", "count")):
+        return "re-tabulated"
+    return "arithmetic" if result["data"] == "none" else ""
 
 
 def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Why a result cannot be held against its ledger row, or nothing."""
+    """Name the first field in which a result is not the equal of its ledger row, if any."""
     if result["data"] == "demo":
         return "demo: made data"
-    if claim["metric"].startswith("epoch seconds") and "RTX 3070" not in result.get("variant", ""):
-        return "other protocol: another device"
-    for (paper, method), reason in SUBSTITUTED.items():
-        if claim["paper"] == paper and claim["method"].startswith(method):
-            return reason
-    if result["data"] == "none" and claim["metric"].startswith(DATA_FREE):
-        return ""
-    paper, dataset = claim["paper"], claim["dataset"]
-    expected = SETS.get((paper, dataset), SETS.get(dataset, {dataset}))
+    paper, kind, dataset = papers()[claim["paper"]], kind_of(result), claim["dataset"]
+    expected = getattr(paper, "DATA", {}).get(dataset, {dataset})
     used = {name.strip() for name in result["data"].split("+")}
-    return f"other data: {result['data']}" if dataset and used != expected else ""
+    if dataset and used != expected and not (kind == "arithmetic" and result["data"] == "none"):
+        return f"other data: {result['data']}"
+    kinds = next((one.kinds for one in paper.ANSWERS if one.covers(claim)), {})
+    if kind not in kinds:
+        told = f"other kind: {kind}, the paper's row needs {' or '.join(kinds) or 'another'}"
+        return told if kind else "the run does not say its kind"
+    for field, wanted in kinds[kind].items():
+        wanted = wanted if field == "protocol" else {"": wanted}
+        for key, value in wanted.items():
+            found = result.get(field) or ""
+            found = dict(found or {}).get(key, "") if key else found
+            name, allowed = f"{key} ".lstrip(), value if isinstance(value, tuple) else (value,)
+            if found == "":
+                return f"the run does not say its {f'{field}: {key}' if key else field}"
+            if found not in allowed:
+                asked = " or ".join(map(str, allowed))
+                return f"other {field}: {name}{found}, the paper's is {asked}"
+    spread = result.get("pred_spread")
+    constant = spread is not None and spread < 0.01
+    return "the predictions are constant" if constant else ""
+
+
+def _answers(
+    index: int, claims: list[dict[str, Any]], pool: Mapping[tuple[str, ...], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Every result that answers a row, its equals first, then the nearest to what authors did."""
+    claim = claims[index]
+    keys = [key for row in _same_quantity()[index] for key in _places(claims[row])]
+    found = [(place, result) for place, key in enumerate(keys) for result in pool.get(key, [])]
+    if claim["role"] == "diagonal":  # answered by any pair that the variable is part of
+        place = (claim["paper"], claim["table"])
+        pair = [r for key, rs in pool.items() if key[:2] == place for r in rs]
+        pair = [r for r in pair if claim["method"] in (r["method"], r["metric"][13:])]
+        own = {"value": 1.0, "ci_low": None, "ci_high": None, "variant": "by definition"}
+        found = [(0, r | own) for r in pair[:1]]
+
+    def rank(item: tuple[int, dict[str, Any]]) -> tuple[Any, ...]:
+        place, result = item
+        variant = result.get("variant") or ""
+        known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+        runs = int(result.get("n_runs") or 1)
+        return (result["data"] == "demo", _obstacle(claim, result) != "", place, known, -runs)
+
+    found.reverse()  # of equals the later
+    return [result for _, result in sorted(found, key=rank)]
 
 
 def compare(
@@ -286,109 +301,90 @@ def compare(
         matched_only: Leave out rows that no result answers.
 
     Returns:
-        One row a ledger row, indexed as the ledger: paper, table, method, dataset, metric, paper
-        value (as printed), ours, ci, n, data, verdict, reason, variant, variants.
+        One row per ledger row and kind of answer (the authors' predictions and a retraining stand
+        side by side), indexed as the ledger: paper, table, method, dataset, metric, paper value
+        (as printed), ours, ci, n, n_runs, data, kind, verdict, reason, variant, variants (all real
+        answers of that kind), role and place.
     """
-    claims = load_claims()
-    if paper is not None:
-        if paper not in PAPERS:
-            raise ValueError(f"paper must be one of {PAPERS}, got {paper!r}")
-        claims = claims[claims["paper"] == paper]
-    matched = match(results, claims)
-    odd, lacking = flags(), still_needed(claims)
-    rows = []
-    pairs = zip(claims.index, claims.to_dict("records"), matched.to_dict("records"), strict=True)
-    for index, claim, found in pairs:
-        result = found["result"]
-        if result is None and matched_only:
+    claims, pool = load_claims(), {}
+    if paper is not None and paper not in PAPERS:
+        raise ValueError(f"paper must be one of {PAPERS}, got {paper!r}")
+    for result in results:
+        pool.setdefault(tuple(result[k] for k in KEYS), []).append(dict(result))
+    records, lacking, rows = claims.to_dict("records"), still_needed(claims), []
+    for index, claim in enumerate(records):
+        if paper not in (None, claim["paper"]):
             continue
-        rows.append({**_judge(claim, result, odd.get(index), lacking[index]), "index": index})
-        rows[-1]["variants"] = found["variants"]
-    columns = [*KEYS, "paper value", "ours", "ci", "n", "data", "verdict", "reason", "variant"]
-    return pd.DataFrame(rows, columns=["index", *columns, "variants"]).set_index("index")
+        found = _answers(index, records, pool)
+        real = [result for result in found if result["data"] != "demo"]
+        first = {kind_of(result): result for result in reversed(real)} or dict.fromkeys(
+            [""], found[0] if found else None
+        )
+        for kind in sorted(first, key=[*KINDS, ""].index):
+            if first[kind] is not None or not matched_only:
+                row = _judge(claim, first[kind], lacking[index], flags().get(index))
+                same = [r for r in real if kind_of(r) == kind]
+                told = [f"{r.get('variant') or 'ours'} {r['value']:.4g}" for r in same]
+                rows.append({"index": index, **row, "kind": kind, "variants": "; ".join(told)})
+    columns = [*KEYS, "paper value", "ours", "ci", "n", "n_runs", "data", "kind", "verdict"]
+    columns += ["reason", "variant", "variants", "role", "place"]
+    return pd.DataFrame(rows, columns=["index", *columns]).set_index("index")
 
 
 def _judge(
     claim: Mapping[str, Any],
     result: Mapping[str, Any] | None,
-    odd: tuple[str, str] | None,
     lacking: str,
+    odd: tuple[str, str] | None,
 ) -> dict[str, Any]:
-    row = {key: claim[key] for key in KEYS} | {
-        "paper value": claim["printed"],
-        "ours": None,
-        "ci": "",
-        "n": None,
-    }
-    row |= {"data": "", "variant": ""}
+    row = {key: claim[key] for key in (*KEYS, "role", "place")} | {"paper value": claim["printed"]}
+    row |= {"ours": None, "ci": "", "n": None, "n_runs": None, "data": "", "variant": ""}
     if result is None:
         found = verdict(claim["printed"], None, metric=claim["metric"], obstacle=lacking)
     else:
-        low, high = result.get("ci_low"), result.get("ci_high")
-        variant = result.get("variant") or ""
-        exact = claim["metric"].startswith(DETERMINISTIC) or variant == "released scores"
+        row |= {"data": result["data"], "variant": result.get("variant") or ""}
+        if result["data"] != "demo":
+            low, high = result.get("ci_low"), result.get("ci_high")
+            row |= {"ours": result["value"], "n": result.get("n"), "n_runs": result.get("n_runs")}
+            row["ci"] = "" if low is None else f"[{low:.4g}, {high:.4g}]"
         found = verdict(
             claim["printed"],
             result["value"],
             metric=result["metric"],
-            ci_low=low,
-            ci_high=high,
-            deterministic=exact,
+            spread=None if np.isnan(claim["spread"]) else claim["spread"],
+            ci_low=result.get("ci_low"),
+            ci_high=result.get("ci_high"),
+            n_runs=result.get("n_runs") or 1,
+            sd=result.get("sd"),
+            deterministic=kind_of(result) in KINDS[:3],
             obstacle=_obstacle(claim, result),
         )
-        row |= {"data": result["data"], "variant": variant}
-        if result["data"] != "demo":
-            row |= {"ours": result["value"], "n": result.get("n")}
-            row["ci"] = "" if low is None else f"[{low:.4g}, {high:.4g}]"
-    if odd is not None:
-        found = Verdict(odd[0], odd[1])
-    return row | found._asdict()
+    return row | (found if odd is None else Verdict(*odd))._asdict()
+
+
+def counts(board: pd.DataFrame) -> pd.DataFrame:
+    """Count distinct quantities by paper, kind of answer and verdict.
+
+    Mirrored, diagonal and repeated rows are the same quantity again and are left out. A quantity
+    that the authors' predictions and a retraining answer counts once under each.
+
+    Args:
+        board: From `compare`.
+
+    Returns:
+        One row per paper and kind ("not said" where a run does not tell it, "no result" last), one
+        column per verdict.
+    """
+    first = board[board["role"] == ""]
+    unsaid = np.where(first["ours"].isna(), "no result", "not said")
+    kind = first["kind"].where(first["kind"] != "", unsaid)
+    table = pd.crosstab([first["paper"], kind], first["verdict"])
+    order = [(paper, kind) for paper in PAPERS for kind in (*KINDS, "not said", "no result")]
+    table = table.reindex(index=order, columns=list(VERDICTS), fill_value=0)
+    table.index.names = ["paper", "kind"]
+    return table[table.sum(axis=1) > 0]
 
 
 def coverage() -> pd.DataFrame:
     """List every table of the ledger with the notebook that answers it or the reason why not."""
     return coverage_table(load_claims())
-
-
-def _listed() -> dict[tuple[str, str], dict[str, Any]]:
-    """Which notebook answers which table, or why none can: ``data/coverage.csv``, by place."""
-    table = pd.read_csv(ROOT / "data" / "coverage.csv", keep_default_na=False)
-    found = {}
-    for row in table.to_dict("records"):
-        row["methods"] = tuple(row["methods"].split("; "))  # beginnings; one empty means all
-        found[row["paper"], row["table"]] = row
-    return found
-
-
-def coverage_table(claims: pd.DataFrame) -> pd.DataFrame:
-    """Join the reviewed list of tables with the ledger.
-
-    Returns:
-        One row a table: paper, table, claims, covered (rows that the notebook produces), notebook,
-        reason, needs.
-
-    Raises:
-        ValueError: If a table of the ledger is not listed, or one is listed that it does not hold.
-    """
-    listed = _listed()
-    present = list(dict.fromkeys(zip(claims["paper"], claims["table"], strict=True)))
-    if lost := set(present) ^ set(listed):
-        raise ValueError(f"the ledger and its coverage differ in {sorted(lost)}")
-    rows = []
-    for key in present:
-        entry = listed[key]
-        part = claims[(claims["paper"] == key[0]) & (claims["table"] == key[1])]
-        covered = part["method"].str.startswith(entry["methods"]).sum() if entry["notebook"] else 0
-        rows.append({**entry, "claims": len(part), "covered": int(covered)})
-    columns = ["paper", "table", "claims", "covered", "notebook", "reason", "needs"]
-    return pd.DataFrame(rows)[columns]
-
-
-def still_needed(claims: pd.DataFrame) -> dict[int, str]:
-    """Say of each ledger row what it waits for: the needs of a run, or why there is none."""
-    listed, found = _listed(), {}
-    for index, claim in zip(claims.index, claims.to_dict("records"), strict=True):
-        entry = listed[claim["paper"], claim["table"]]
-        ours = entry["notebook"] and claim["method"].startswith(entry["methods"])
-        found[index] = f"{entry['notebook']} needs {entry['needs']}" if ours else entry["reason"]
-    return found

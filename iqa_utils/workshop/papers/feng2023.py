@@ -3,14 +3,16 @@
 import pandas as pd
 
 from iqa_utils.workshop.audit import Check, Facts, Interval, check_mean
+from iqa_utils.workshop.papers import Answer, Headline
 
 KEY = "feng2023"
 TITLE = "Feng et al. 2023: one regressor, monotonic transformers"
 DOI = "10.1049/ell2.12698"
 NOTEBOOKS = ("03_mixed_datasets",)
+LEDGER = (142, "9410703bf0b37e0b")
+DATA = {"weighted": {"live", "csiq", "kadid10k", "bid", "livec", "koniq10k"}}
 METRICS = {"PLCC": ("PLCC logistic", "PLCC")}  # after a five-parameter logistic map
 PROPOSED = "Proposed (All databases)"
-REPEATS = (("Table 2", "Five CFCLs and Four ELUs (Proposed)", "", "Table 1", PROPOSED, ""),)
 # images with scores; the upper end counts references or training images too, as a reader might
 SIZES: dict[str, float | Interval] = {
     "live": (779, 982),
@@ -20,6 +22,61 @@ SIZES: dict[str, float | Interval] = {
     "livec": (1162, 1169),
     "koniq10k": 10073,
 }
+RESNET = {
+    "network": "resnet34",
+    "weights": "imagenet",
+    "recipe": ("paper", "released"),
+    "protocol": {"split": "60/20/20", "epochs": 24},
+}
+RELEASED = {"authors' predictions": {}, "trained here": RESNET}
+# the numbers of UNIQUE are those of its own paper: other splits, no validation set
+UNIQUE = {"network": "UNIQUE", "protocol": {"split": "80/20"}}
+KONCEPT = {"network": "KonCept512", "weights": "imagenet", "protocol": {"training": "koniq10k"}}
+SMALL, LARGE = {"protocol": {"size": "224x224"}}, {"protocol": {"size": "299x299"}}
+ANSWERS = (
+    Answer("Table 1", RELEASED, (PROPOSED,)),
+    Answer("Table 1", {"trained here": UNIQUE}, ("UNIQUE",)),
+    Answer("Table 1", {"trained here": KONCEPT}, ("KonCept512",)),
+    Answer("Table 1", {"trained here": {"network": "NIQE", "weights": "LIVE"}}, ("NIQE",)),
+    Answer("Table 2", RELEASED, ("Five",)),
+    Answer("Table 2", {"trained here": RESNET}),
+    Answer("text", {"arithmetic": SMALL | {"network": "resnet34"}}, ("Proposed",)),
+    Answer("text", {"arithmetic": SMALL | {"network": "UNIQUE"}}, ("UNIQUE",)),
+    Answer("text", {"arithmetic": LARGE | {"network": "KonCept512"}}, ("KonCept512",)),
+)
+WHERE = {"metric": "SRCC", "method": "released", "dataset": "weighted"}
+HEADLINES = (
+    Headline(
+        "Monotone curves learned with the network rank better than linear re-scaling of scores.",
+        "03_mixed_datasets",
+        WHERE | {"baseline": "linear"},
+        "higher",
+        primary=True,
+    ),
+    Headline(
+        "They rank better than training on pairs of images.",
+        "03_mixed_datasets",
+        WHERE | {"baseline": "ranking"},
+        "higher",
+    ),
+    Headline(
+        "Five constrained layers are better than three.",
+        "03_mixed_datasets",
+        WHERE | {"baseline": "released-3"},
+        "higher",
+    ),
+    Headline(
+        "Six mixed sets teach more than KonIQ-10k alone.",
+        "03_mixed_datasets",
+        WHERE | {"baseline": "single:koniq10k"},
+        "higher",
+    ),
+)
+EASY = "The authors released code and ten files of predictions: the medians follow digit by digit."
+DIFFICULT = (
+    "Splits are neither shipped nor seeded, the printed loss is not the one the code trains, rows "
+    "of other methods come from other splits, and each learned curve is one multiplication."
+)
 
 
 def checks(rows: pd.DataFrame) -> list[Check]:

@@ -14,14 +14,67 @@ from iqa_utils.workshop.audit import (
     printed_interval,
     smallest_deviation,
 )  # fmt: skip
+from iqa_utils.workshop.papers import Answer, Headline
 
 KEY = "lehmann2023"
 TITLE = "Lehmann & Rokita 2023: dual-Xception and cross-sampling"
 DOI = "10.22630/MGV.2023.32.2.6"
 NOTEBOOKS = ("01_dataset_analysis", "02_cross_sampling")
+LEDGER = (133, "fae056c1842f2f5d")
 # the columns that the paper calls MSE hold root mean squared errors (see the audit)
 METRICS = {f"MSE{r}": (f"RMSE{r}",) for r in ("", *(f" {r}" for r in RANGES))}
-REPEATS = (("Tab. 6", "with cross-sampling", "", "Tab. 4", "method 2", ""),)
+METRICS["Ranges standard deviation"] = ("Ranges standard deviation", "RMSE ranges SD")
+DUAL = {"network": "dual legacy_xception", "weights": "imagenet", "recipe": "paper"}
+OFFICIAL = {"split": "official", "epochs": 60}
+KONCEPT = {"network": "KonCept512", "weights": "imagenet", "protocol": {"split": "official"}}
+OURS = ("without cross-sampling", "with cross-sampling")
+SIZE = ("parameters",)
+ANSWERS = (
+    Answer("Fig. 2", {"re-tabulated": {}}),
+    Answer("Tab. 3", {"re-tabulated": {}}),
+    Answer("Tab. 4", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "range_sum"}}}),
+    Answer("Tab. 5", {"arithmetic": {"network": "KonCept512"}}, ("KonCept512",), SIZE),
+    Answer("Tab. 5", {"arithmetic": {"network": DUAL["network"]}}, metrics=SIZE),
+    Answer("Tab. 5", {"trained here": {"protocol": {"device": "NVIDIA GeForce RTX 3070"}}}),
+    Answer("Tab. 6", {"trained here": KONCEPT}, ("KonCept512",)),
+    Answer("Tab. 6", {"trained here": KONCEPT | {"network": "BRISQUE"}}, ("BRISQUE",)),
+    Answer("Tab. 6", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "total"}}}, OURS),
+)
+HEADLINES = (
+    Headline(
+        "Method 3 of cross-sampling makes the error even over the range of scores.",
+        "02_cross_sampling",
+        {"metric": "RMSE ranges SD", "method": "method3", "baseline": "none"},
+        "lower",
+        primary=True,
+    ),
+    Headline(
+        "It does so by erring less on the worst photographs.",
+        "02_cross_sampling",
+        {"metric": "RMSE 0-20", "method": "method3", "baseline": "none"},
+        "lower",
+    ),
+    Headline(
+        "Method 2 needs a fraction of the images of an epoch at no loss of rank correlation.",
+        "02_cross_sampling",
+        {"metric": "SRCC", "method": "method2", "baseline": "none"},
+        "higher",
+        margin=-0.02,
+    ),
+    Headline(
+        "A second branch that reads measured indicators ranks better than the image alone.",
+        "02_cross_sampling",
+        {"metric": "SRCC", "method": "dual", "baseline": "images"},
+        "higher",
+    ),
+)
+EASY = (
+    "The class counts and the correlation matrix follow from the released tables to the last digit."
+)
+DIFFICULT = (
+    "Cross-sampling is defined twice, the columns called MSE hold its root, no split or seed is "
+    "given, and the network's parameters fit no construction that the text allows."
+)
 
 
 def checks(rows: pd.DataFrame) -> list[Check]:
