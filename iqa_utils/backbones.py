@@ -102,26 +102,22 @@ def load_weights(
     Args:
         network: Target network.
         path: File for :func:`read_state_dict`.
-        classifier: Prefixes that may be left over in the file, or be of another size: the
-            ImageNet classifier, which the trunks here do without.
+        classifier: Prefixes that may be left over in the file: the ImageNet classifier, where the
+            network does without.
 
     Returns:
         The same network.
 
     Raises:
-        ValueError: If any other parameter is missing, left over or of another shape.
+        ValueError: If any parameter of the network is missing or of another shape (its own
+            classifier too: a random one would look like a poor one), or another is left over.
     """
     state = read_state_dict(path)
     own = network.state_dict()
-    is_classifier = tuple(f"{prefix}." for prefix in classifier)
-    state = {
-        key: value
-        for key, value in state.items()
-        if not (key.startswith(is_classifier) and own.get(key, value[:0]).shape != value.shape)
-    }
+    spare = tuple(f"{prefix}." for prefix in classifier)
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(spare)}
     wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
-    missing = [k for k in own if k not in state and not k.startswith(is_classifier)]
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     if wrong or missing or extra:
         raise ValueError(

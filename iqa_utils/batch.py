@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iqa_utils.parameters import wrong_types
-from iqa_utils.runs import ROOT, publish, run_dir
+from iqa_utils.runs import ROOT, publish, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -155,13 +155,15 @@ def run_notebook(
         The finished run's folder, which holds the executed notebook too.
 
     Raises:
-        ValueError: If a parameter is unknown or of the wrong type; nothing has been started then.
+        ValueError: If a parameter is unknown or of the wrong type, or data, weights or disk would
+            not do; nothing has been started then.
         RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
     """
     notebook = find_notebook(stem)
     stem = notebook.stem
     values = {**read_profile(stem, profile), "PROFILE": profile, **(parameters or {})}
     check_parameters(notebook, values)
+    _check_needs(stem, {**default_parameters(notebook), **values})
     folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +193,15 @@ def run_notebook(
     if publish_results:
         publish(folder)
     return folder
+
+
+def _check_needs(stem: str, values: Mapping[str, Any]) -> None:
+    if resolve(values["DATA_ROOT"]) == resolve("data/demo"):
+        return  # a notebook makes these data itself, and they are small
+    from iqa_utils.workshop.plan import preflight
+
+    if problems := preflight(stem, values):
+        raise ValueError(f"{stem} cannot run: " + "; ".join(problems))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``report``, ``score`` and ``label``.
+"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``plan``, ``report``, ``score``, ``label``.
 
 Each command calls one function of the package; modules are imported when a command needs them.
 """
@@ -55,11 +55,61 @@ def rehearse(
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
     ] = None,
+    true_size: Annotated[
+        bool, typer.Option("--true-size", help="Time the true networks instead, a few steps each.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Timed steps of each network at true size.")] = 20,
+    scale: Annotated[float, typer.Option(help="Below 1, shrinks batches and sides.")] = 1.0,
+    publish: Annotated[bool, typer.Option(help="Copy the times to figures/true_size/.")] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    if true_size:
+        from iqa_utils.workshop import true_size as timed
+
+        chosen = {"stems": [stem[:2] for stem in stems]} if stems else {}
+        timed.true_size(steps, **chosen, scale=scale, publish=publish)
+        return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
     if run_rehearsal(stems or [], annotations=annotations):
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    stems: Annotated[list[str], typer.Argument(help="Notebooks by name or number, or 'all'.")],
+    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "paper",
+    rate: Annotated[float | None, typer.Option(help="Images/s of every training.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")] = False,
+) -> None:
+    """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
+    from json import dumps
+
+    from iqa_utils.batch import notebook_stems
+    from iqa_utils.workshop.plan import make_plan, plan_lines
+
+    chosen = notebook_stems() if stems == ["all"] else stems
+    plans = [make_plan(stem, profile, rate=rate) for stem in chosen]
+    print(dumps(plans, indent=1) if json else "\n\n".join("\n".join(plan_lines(p)) for p in plans))
+
+
+@app.command()
+def compare_runs(
+    a: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(help="The same, run again.")],
+) -> None:
+    """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
+    from iqa_utils.workshop.compare_runs import differences
+
+    found = list(differences(a, b))
+    moved = [row for row in found if row[3] > 0]
+    for name, file, column, difference in moved:
+        print(f"{name}: {file}, {column}: {difference:.3g}")
+    largest = max(row[3] for row in found)
+    print(
+        f"{len({row[0] for row in found})} runs compared, largest relative difference {largest:.3g}"
+    )
+    if moved:
         raise typer.Exit(1)
 
 
@@ -73,10 +123,10 @@ def label(
     part_size: Annotated[int, typer.Option(help="Images a parquet file.")] = 1024,
     drop_bad: Annotated[bool, typer.Option(help="Note undecodable images and go on.")] = False,
 ) -> None:
-    """Score images without scores; resumes, and shares them under torchrun or accelerate."""
+    """Score images without scores; resumes, and shares them under torchrun."""
     from iqa_utils import distill
 
-    scored = distill.label_folders(
+    scored, corrupt = distill.label_folders(
         folders,
         teacher,
         out,
@@ -85,7 +135,7 @@ def label(
         part_size=part_size,
         on_bad_image="drop" if drop_bad else "raise",
     )
-    print(f"{scored} images scored -> {out}")
+    print(f"{scored} images scored, {corrupt} corrupt -> {out}")
 
 
 def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
@@ -205,17 +255,15 @@ def score(
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
 ) -> None:
-    """Score images with a model trained here: a CSV and a contact sheet, best first."""
+    """Score images with a model trained here: a CSV and a contact sheet, best first; resumes."""
     from iqa_utils import scoring
 
-    note = scoring.describe_model(checkpoint)
-    scores = scoring.score_images(paths, checkpoint, batch_size=batch_size, device=device)
-    table = out.with_name(f"{out.name}.csv")
-    scores.to_csv(table, index=False)
-    sheet = scoring.write_contact_sheet(scores, out.with_name(f"{out.name}.html"), note=note)
+    scores, note = scoring.score_to_files(
+        paths, checkpoint, out, batch_size=batch_size, device=device
+    )
     bad = scores[scores["error"] != ""]
     print(note)
-    print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {table}, {sheet}")
+    print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
     for row in bad.itertuples():
         print(f"iqa: not scored: {row.image}: {row.error}", file=sys.stderr)
     if len(bad):

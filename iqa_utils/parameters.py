@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,3 +33,25 @@ def wrong_types(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> list[str
             found = f"{value!r} ({type(value).__name__})"
             wrong.append(f"{name} must be {expected}, got {found}{hint}")
     return wrong
+
+
+def check_overrides(
+    overrides: Mapping[str, Mapping[str, Any]], names: Collection[str], kinds: Mapping[str, Any]
+) -> None:
+    """Refuse settings of single trainings that no training would read.
+
+    Args:
+        overrides: Training to setting to value, as in ``OVERRIDES`` of a notebook.
+        names: Trainings there are.
+        kinds: Setting to type.
+
+    Raises:
+        ValueError: If a training or setting is unknown, or a value is of the wrong type.
+    """
+    for name, values in overrides.items():
+        if name not in names:
+            raise ValueError(f"OVERRIDES: no training {name!r}, there are {', '.join(names)}")
+        if unknown := sorted(set(values) - set(kinds)):
+            raise ValueError(f"OVERRIDES of {name!r}: unknown {unknown}, there are {list(kinds)}")
+        if wrong := wrong_types({key: kinds[key] for key in values}, values):
+            raise ValueError(f"OVERRIDES of {name!r}: {'; '.join(wrong)}")

@@ -284,6 +284,10 @@ class Run:
             given = {k: v for k, v in record.items() if not (v is None or v != v)}
             self.add_result(**given)
 
+    def add_seconds(self, seconds: float) -> None:
+        """Count work that an earlier run did and this one found in a cache."""
+        self._earlier["seconds"] += seconds
+
     def save_predictions(self, frame: pd.DataFrame) -> None:
         """Write ``predictions.parquet``: everything figures can be drawn from again.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +63,7 @@ def score_images(
     paths: Sequence[str | Path],
     checkpoint: str | Path,
     *,
+    partial: str | Path | None = None,
     batch_size: int = 16,
     device: str | None = None,
     progress: bool = True,
@@ -70,6 +73,8 @@ def score_images(
     Args:
         paths: Files and folders.
         checkpoint: Model file of :func:`iqa_utils.training.checkpoints.save_model`.
+        partial: File that rows are appended to as they are scored: files that a killed run with the
+            same model has scored are read from there, unless they have changed since.
         batch_size: Images a forward pass; images of different sizes are never put together.
         device: Torch device; the first GPU, else the CPU.
         progress: Show a bar on a terminal.
@@ -88,10 +93,20 @@ def score_images(
     files = find_images(paths)
     scores, errors = np.full(len(files), np.nan), [""] * len(files)
     model = model.to(device).eval()
-    bar = tqdm(total=len(files), unit="image", disable=None if progress else True)
+    key = f"{metadata['weights_hash']} {metadata['preprocessing']}"
+    done = _read_partial(partial, key) if partial else {}
+    stamps = [_stamp(path) for path in files]
+    for i, stamp in enumerate(stamps):
+        if stamp in done:
+            scores[i], errors[i] = done[stamp]
+    todo = [i for i, stamp in enumerate(stamps) if stamp not in done]
+    bar = tqdm(
+        total=len(files), initial=len(files) - len(todo), unit="image",
+        disable=None if progress else True,
+    )  # fmt: skip
     with ThreadPoolExecutor() as pool, torch.inference_mode(), bar:
-        for start in range(0, len(files), batch_size):
-            part = range(start, min(start + batch_size, len(files)))
+        for start in range(0, len(todo), batch_size):
+            part = todo[start : start + batch_size]
             pixels = dict(
                 zip(part, pool.map(treatment.load, [files[i] for i in part]), strict=True)
             )
@@ -101,9 +116,33 @@ def score_images(
             for rows in _same_size(pixels):
                 batch = torch.from_numpy(np.stack([pixels[i] for i in rows])).permute(0, 3, 1, 2)
                 scores[rows] = treatment.predict(model, batch.to(device))
+            if partial:
+                _append(partial, [[key, stamps[i], scores[i], errors[i]] for i in part])
             bar.update(len(part))
     names = [str(path) for path in files]
     return pd.DataFrame({"image": names, "score": scores, "error": errors})
+
+
+def _stamp(path: Path) -> str:
+    about = path.stat()
+    return f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
+
+
+def _append(partial: str | Path, rows: list[list[Any]]) -> None:
+    with Path(partial).open("a", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+
+def _read_partial(partial: str | Path, key: str) -> dict[str, tuple[float, str]]:
+    """Read what one model has scored; drop the half line that a kill may have left at the end."""
+    path = Path(partial)
+    if not path.is_file():
+        return {}
+    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
+    if rest:
+        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {stamp: (score, error) for known, stamp, score, error in rows if known == key}
 
 
 class Preprocessing:
@@ -200,8 +239,44 @@ def write_contact_sheet(
         bad=f"<h2>Not scored</h2><ul>{bad}</ul>" if bad else "",
     )  # fmt: skip
     path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    made.write_text(page, encoding="utf-8")
+    made.replace(path)
     return path
+
+
+def score_to_files(
+    paths: Sequence[str | Path], checkpoint: str | Path, out: str | Path, **options: Any
+) -> tuple[pd.DataFrame, str]:
+    """Score image files into ``OUT.csv`` and the contact sheet ``OUT.html``, both best first.
+
+    Until all are scored, what is done lies in ``OUT.csv.partial``, where a killed run goes on.
+
+    Args:
+        paths: Files and folders.
+        checkpoint: Model file.
+        out: Both files without their ending; the folder must exist.
+        **options: For :func:`score_images`.
+
+    Returns:
+        The table, bad files at its end, and what :func:`describe_model` says.
+
+    Raises:
+        FileNotFoundError: If the folder, a path or the checkpoint does not exist.
+        ValueError: As :func:`score_images`.
+    """
+    note, table = describe_model(checkpoint), Path(f"{out}.csv")
+    if not table.parent.is_dir():
+        raise FileNotFoundError(f"folder for the scores: nothing at {table.parent}")
+    partial = Path(f"{table}.partial")
+    scores = score_images(paths, checkpoint, partial=partial, **options)
+    scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    made = table.with_name(f".{table.name}.{os.getpid()}")
+    scores.to_csv(made, index=False)
+    made.replace(table)
+    write_contact_sheet(scores, Path(f"{out}.html"), note=note)
+    partial.unlink()
+    return scores, note
 
 
 def _card(name: str, score: float, thumbnail: int) -> str:

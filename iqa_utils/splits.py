@@ -85,6 +85,17 @@ def official_split(frame: pd.DataFrame) -> pd.Series:
     return split.where(~held_out.reindex(split.index, fill_value=False), "validation")
 
 
+def official_or_content_split(frame: pd.DataFrame, *, seed: int) -> pd.Series:
+    """Return :func:`official_split` where every image has one, else :func:`content_split`.
+
+    Args:
+        frame: A table of ``datasets.load_scores``, N rows.
+        seed: Which of the content splits.
+    """
+    is_official = frame["split"].notna().all()
+    return official_split(frame) if is_official else content_split(frame, seed=seed)
+
+
 def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
     """Refuse a split that has one content in two parts.
 

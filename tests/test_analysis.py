@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from iqa_utils import runs
+from iqa_utils.batch import find_notebook
 from iqa_utils.datasets import load_scores
 from iqa_utils.plots import analysis as plots
 from iqa_utils.studies import analysis
@@ -142,3 +145,46 @@ def test_the_pictures_draw_what_they_are_given(koniq: pd.DataFrame) -> None:
     plots.plot_sets(axes, {"koniq10k": koniq})
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["koniq10k (10,073)"]
     plt.close(figure)
+
+
+def run_notebook(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[dict[str, object]]:
+    """Run the cells of notebook 01 on the sets below a folder and return its results."""
+    monkeypatch.setattr(runs, "ROOT", root / "repository")
+    names = {"__name__": "__main__"}
+    for cell in nbformat.read(find_notebook("01"), as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names["DATA_ROOT"] = str(root)
+    plt.close("all")
+    return names["run"].results
+
+
+def test_notebook_01_runs_with_any_one_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nrtid").mkdir()
+    (tmp_path / "nrtid" / "scores.csv").write_text("image,mos\na.png,3\nb.png,5\nc.png,9\n")
+    results = run_notebook(monkeypatch, tmp_path)
+    assert [(row["table"], row["dataset"], row["value"]) for row in results] == [
+        ("data audit", "nrtid", 3)
+    ]
+    assert capsys.readouterr().out.count("left out: KonIQ-10k is not below") == 5
+    assert list((tmp_path / "repository" / "runs").rglob("metrics.json"))
+
+
+def test_notebook_01_says_that_there_is_no_set_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no data set below .*, in a folder of its name"):
+        run_notebook(monkeypatch, tmp_path)
+
+
+def test_notebook_01_stops_at_a_koniq_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "koniq10k").mkdir()
+    (tmp_path / "nrtid").mkdir()
+    (tmp_path / "nrtid" / "scores.csv").write_text("image,mos\na.png,3\nb.png,5\n")
+    with pytest.raises(FileNotFoundError, match=r"expected koniq10k_distributions_sets\.csv"):
+        run_notebook(monkeypatch, tmp_path)

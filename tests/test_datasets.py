@@ -299,6 +299,7 @@ def test_a_check_compares_hashes_rows_and_images(real_data: Path) -> None:
     cut = check_dataset("biq2021", real_data / "biq2021")
     assert not cut["whole"]
     assert (cut["rows"], cut["official_rows"], cut["images_missing"]) == (2000, 12000, [])
+    assert all("differs from the checked copy" in told for told in cut["files"].values())
 
 
 def own_table(root: Path, text: str) -> pd.DataFrame:
@@ -358,6 +359,18 @@ def test_a_missing_set_names_folder_files_and_home(tmp_path: Path) -> None:
         load_scores("csiq", tmp_path / "csiq")
     with pytest.raises(KeyError, match="no data set 'csiqq'"):
         load_scores("csiqq", tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "table"])
+def test_a_set_in_a_folder_of_its_archive_is_found_one_level_down(
+    name: str, tmp_path: Path
+) -> None:
+    for file in DATASETS[name].files:
+        write_csv(tmp_path / name / "A_release" / file, "")
+    write_csv(tmp_path / name / "readme.txt", "")
+    told = rf"in {tmp_path / name}, .*one level down, in {tmp_path / name / 'A_release'}: name"
+    with pytest.raises(FileNotFoundError, match=told):
+        load_scores(name, tmp_path / name)
 
 
 def test_renamed_columns_and_odd_names_are_refused(tmp_path: Path) -> None:

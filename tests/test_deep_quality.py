@@ -1,5 +1,13 @@
 """The joined table, fine-tuning rows, regression of layers, and paired comparisons."""
 
+import functools
+import re
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +21,14 @@ from iqa_utils.images import build_store
 from iqa_utils.regression.gaussian_process import fit_gaussian_process
 from iqa_utils.studies import deep_quality, final_method, layer_regression, layer_scores
 from iqa_utils.studies.final_method import average_crops, crop_distances, predict_final
-from iqa_utils.studies.finetune import Tuner, check_choices, fine_tune, freeze_until, tuning_rows
+from iqa_utils.studies.finetune import (
+    ScoreNetwork,
+    Tuner,
+    check_choices,
+    fine_tune,
+    freeze_until,
+    tuning_rows,
+)
 from iqa_utils.studies.layer_regression import (
     Task,
     make_tasks,
@@ -132,34 +147,146 @@ def test_freezing_stops_at_the_named_module():
         freeze_until(network, "5")
 
 
-def test_fine_tuning_lowers_the_error_and_leaves_the_network_given_alone(world):
+def test_fine_tuning_lowers_the_error_and_leaves_frozen_layers_alone(world):
     frame, parts, store = world
-    network, row = made_network(), Network("tiny", "torchvision", "none", 16, {})
-    before = {k: v.clone() for k, v in network.state_dict().items()}
+    row = Network("tiny", "torchvision", "none", 16, {})
+    before = made_network().state_dict()
     rows = [np.flatnonzero(parts == part) for part in ("training", "validation")]
     options = {"side": 16, "epochs": 4, "learning_rate": 1e-2, "frozen_until": "1"}
     options |= {"freeze_batch_norm": True}
     scores = frame["mos_z"].to_numpy()
-    tuned, result = fine_tune(network, row, store, scores, *rows, **options)
+    tuned, result = fine_tune(made_network(), row, store, scores, *rows, **options)
     assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in tuned.parameters())
     after = tuned.state_dict()
     assert torch.equal(after["1.running_mean"], before["1.running_mean"])
     assert torch.equal(after["0.weight"], before["0.weight"])
     assert not torch.equal(after["5.weight"], before["5.weight"])
-    again, _ = fine_tune(network, row, store, scores, *rows, **options)
+    again, _ = fine_tune(made_network(), row, store, scores, *rows, **options)
     assert all(torch.equal(v, after[k]) for k, v in again.state_dict().items())
     with pytest.raises(ValueError, match="training and validation"):
-        fine_tune(network, row, store, scores, rows[0], rows[0][:3], **options)
+        fine_tune(made_network(), row, store, scores, rows[0], rows[0][:3], **options)
 
 
-def test_the_tuner_never_trains_twice_on_the_same_images(world, tiny):
+def test_scores_under_bf16_are_as_fine_as_single_precision(world):
+    torch.manual_seed(0)
+    model, images = ScoreNetwork(made_network()).eval(), torch.randn(400, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(images)
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 390
+
+
+def test_steps_in_place_of_epochs_cut_the_last_pass_short(world):
     frame, parts, store = world
-    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    row = Network("tiny", "torchvision", "none", 16, {})
+    rows = [np.flatnonzero(parts == part) for part in ("training", "validation")]
+    options = {"side": 16, "batch_size": 9, "epochs": 7}
+    scores = frame["mos_z"].to_numpy()  # 32 images to train on: batches of 9, 9, 9 and 5
+    _, result = fine_tune(made_network(), row, store, scores, *rows, n_steps=5, **options)
+    assert result.history["images"].tolist() == [32, 9]
+
+
+def test_the_tuner_never_trains_twice_on_the_same_images(world, tiny, tmp_path, capsys):
+    frame, parts, store = world
+    trained = []
+
+    def build(name):
+        network = made_network()
+        network.register_forward_hook(lambda net, *_: trained.append(1) if net.training else None)
+        return network
+
+    tuner = Tuner(build, store, frame, parts, checkpoint_dir=tmp_path, epochs=1)
     first = tuner("tiny", "as_written", ["live"])
+    weights = {name: value.clone() for name, value in first.state_dict().items()}
     assert tuner("tiny", "as_written", ["tid2013"], whole=True) is first
     assert tuner("tiny", "strict", ["live"]) is not first
+    steps = len(trained)
+    again = tuner("tiny", "as_written", ["live"]).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    assert len(trained) == steps
     assert len(tuner.histories) == 2
+    assert capsys.readouterr().out.count("tiny, as_written, all sets: 40 images\n") == 1
+
+
+def test_one_network_at_a_time_is_in_memory(world, tiny, tmp_path):
+    frame, parts, store = world
+    networks = weakref.WeakSet()
+
+    def build(name):
+        assert not len(networks)
+        network = made_network()
+        networks.add(network)
+        return network
+
+    layers, common = tiny[1], {"cache_dir": tmp_path / "cache", "stage": "any"}
+    tasks = {0: task_of(world)}
+    predict_networks(["tiny", "tiny"], build, store, tasks, **common)
+    assert not len(networks)
+    tuner = Tuner(build, store, frame, parts, checkpoint_dir=tmp_path, epochs=1)
+    modes = ["strict", "as_written"]
+    for mode in modes:
+        tune = functools.partial(tuner, mode=mode, datasets=["tid2013"])
+        predict_networks(["tiny"], tune, store, tasks, **common)
+    options = {"task_options": {}, "n_crops": 1, "side": 16, "cache_dir": tmp_path / "cache"}
+    final_method.predict_own_sets(tuner, layers[1], parts, modes, **options)
+    final_method.predict_other_sets(tuner, layers[1], modes, **options)
+    assert len(networks) == 1
+    assert len(tuner.histories) == 5  # of all sets, and of each set without and with its test part
+
+
+def test_an_override_changes_the_trainings_of_one_network_and_the_log_names_it(
+    world, tiny, tmp_path, capsys
+):
+    frame, parts, store = world
+    overrides = {"tiny": {"EPOCHS": 2, "PRECISION": "bf16"}}
+    tuner = Tuner(
+        lambda name: made_network(), store, frame, parts, checkpoint_dir=tmp_path, epochs=1,
+        overrides=overrides,
+    )  # fmt: skip
+    tuner("tiny", "strict", ["live"])
+    assert len(tuner.histories[0]) == 2
+    assert "tiny, strict, live: 16 images, epochs 2, precision bf16\n" in capsys.readouterr().out
+
+
+JOB = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from iqa_utils.features.layers import Network
+from iqa_utils.images import ImageStore
+from iqa_utils.studies.finetune import fine_tune
+from tests.test_deep_quality import TUNING, made_network
+
+network = made_network()
+network.register_forward_hook(lambda *_: time.sleep(0.05))
+store = ImageStore(Path(sys.argv[1]))
+fine_tune(network, Network("tiny", "torchvision", "none", 16, {}), store, np.arange(48.0),
+          range(40), range(40, 48), checkpoint_dir=sys.argv[2], save_seconds=0.0, **TUNING)
+"""
+TUNING = {"side": 16, "batch_size": 4, "epochs": 2}
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_weights_to_the_last_bit(world, tmp_path, capsys):
+    store, row = world[2], Network("tiny", "torchvision", "none", 16, {})
+    root = Path(__file__).parents[1]
+    job = subprocess.Popen([sys.executable, "-c", JOB, store.folder, tmp_path], cwd=root)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and job.poll() is None and not list(tmp_path.glob("*/last.pt")):
+        time.sleep(0.02)
+    job.kill()
+    assert job.wait() == -9
+    network, steps = made_network(), []
+    network.register_forward_hook(lambda net, *_: steps.append(1) if net.training else None)
+    rows = (np.arange(48.0), range(40), range(40, 48))
+    again, _ = fine_tune(network, row, store, *rows, checkpoint_dir=tmp_path, **TUNING)
+    at = re.search(r"resumed at epoch (\d+), step (\d+)", capsys.readouterr().out)
+    done = 10 * int(at[1]) + int(at[2])
+    assert done > 0
+    assert len(steps) == 20 - done
+    whole, _ = fine_tune(made_network(), row, store, *rows, **TUNING)
+    state = whole.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
 def test_a_task_refuses_a_content_on_both_sides():
@@ -181,7 +308,7 @@ def test_splits_that_do_not_differ_are_refused_and_others_share_their_crops(worl
 
 CHOICES = {
     "tapped": ["vgg16", "alexnet"], "tuned": ["vgg16"], "final": ["vgg16", "fc8"],
-    "modes": ["strict"], "frozen_until": {},
+    "modes": ["strict"], "frozen_until": {}, "overrides": {"vgg16": {"EPOCHS": 2}},
 }  # fmt: skip
 
 
@@ -197,6 +324,9 @@ CHOICES = {
         ({"final": ["vgg16", "conv5_3"]}, "got 'conv5_3'"),
         ({"final": ["vgg16"]}, "a network of the map and a layer"),
         ({"frozen_until": {"alexnet": "features"}}, r"\['alexnet'\], which are not fine-tuned"),
+        ({"overrides": {"alexnet": {}}}, r"overrides names \['alexnet'\], which are not"),
+        ({"overrides": {"vgg16": {"EPOCH": 2}}}, r"overrides of vgg16: \['EPOCH'\]; there are"),
+        ({"overrides": {"vgg16": {"EPOCHS": "2"}}}, "EPOCHS must be int, got '2'"),
     ],
 )
 def test_choices_that_would_fail_late_are_refused_first(change, message):
@@ -210,7 +340,7 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     task = task_of(world, relative_c=True, svr_c=[0.1, 1.0])
     network, layers = tiny
     predictions = predict_networks(
-        {"tiny": network}, store, {0: task}, stage="pre-trained", cache_dir=tmp_path
+        ["tiny"], lambda name: network, store, {0: task}, stage="pre-trained", cache_dir=tmp_path
     )
     assert set(zip(predictions["layer"], predictions["regressor"], strict=True)) == {
         (layer.name, regressor) for layer in layers for regressor in ("SVR", "GPR", "ridge")
@@ -222,7 +352,23 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     assert srcc.min() > 0.7
     brisque = predict_brisque(store, {0: task}, cache_dir=tmp_path)
     assert set(brisque["stage"]) == {"handcrafted"}
-    assert (tmp_path / f"brisque-{store.key[:24]}.npy").is_file()
+    assert (tmp_path / f"brisque2-{store.key[:24]}.rows").is_file()
+
+
+def test_a_set_of_five_references_is_cross_validated_in_as_many_folds_as_it_can(
+    world, tiny, tmp_path
+):
+    frame, _, store = world
+    contents = sorted(set(frame["content"]))[:5]  # four to learn from, one to predict
+    rows = np.flatnonzero(frame["content"].isin(contents))
+    parts = np.where(frame["content"] == contents[0], "test", "training")
+    task = layer_regression.make_task(frame, rows, parts, svr_c=[0.1, 1.0], relative_c=True)
+    assert task.n_folds == 4
+    found = predict_layers(tiny[0], store, tiny[1], task, side=16, cache_dir=tmp_path)
+    assert found.groupby("regressor")["cv_rmse"].first().gt(0).all()
+    options = {"n_crops": 1, "side": 16, "cache_dir": tmp_path, "n_trials": 5}
+    final, *_ = predict_final(tiny[0], store, tiny[1][1], task, **options)
+    assert np.isfinite(final["pred"]).all()
 
 
 def test_an_unknown_regressor_is_refused(world, tiny, tmp_path):
@@ -266,9 +412,20 @@ def test_the_final_method_searches_the_noise_when_asked(world, tiny, tmp_path):
     assert np.isfinite(found[1][0]["pred"]).all()
 
 
-def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tiny, tmp_path):
+def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(
+    world, tiny, tmp_path, monkeypatch
+):
     frame, parts, store = world
-    tuner = Tuner({"tiny": tiny[0]}, store, frame, parts, epochs=1)
+    fits = []
+
+    def counted(*arguments, **options):
+        fits.append(1)
+        return fit_gaussian_process(*arguments, **options)
+
+    monkeypatch.setattr(final_method, "fit_gaussian_process", counted)
+    tuner = Tuner(
+        lambda name: made_network(), store, frame, parts, checkpoint_dir=tmp_path, epochs=1
+    )
     cross = final_method.predict_other_sets(
         tuner, tiny[1][1], ["strict"], task_options={}, n_crops=1, side=16, cache_dir=tmp_path
     )
@@ -278,6 +435,9 @@ def test_cross_set_predictions_come_back_on_the_scale_of_the_test_set(world, tin
         ("Table 7", "tid2013"),
     }
     np.testing.assert_allclose(cross["mos"], frame.loc[cross["row"], "mos"])
+    sizes = {"live1": 12, "live2": 24, "tid2013": 24}
+    assert cross.groupby("dataset")["row"].nunique().to_dict() == sizes
+    assert len(fits) == 2  # one for each family that is trained on
     own, searches = final_method.predict_own_sets(
         tuner, tiny[1][1], parts, ["strict"], task_options={}, n_crops=1, side=16,
         cache_dir=tmp_path, n_trials=5,

@@ -86,7 +86,7 @@ def test_range_shares_are_those_of_koniq() -> None:
 
 
 def test_dead_leaves_are_shown_once() -> None:
-    pictures = list(made_pictures.authentic("koniq10k", 120, (48, 48), 1.0, 0))
+    pictures = made_pictures.Studio(1.0, 0).authentic("koniq10k", 120, (48, 48))
     leaves = [p.reference for p in pictures if p.reference not in PHOTOGRAPHS]
     assert len(leaves) == len(set(leaves)) >= 60
     rare = [p.reference for p in pictures if not 0.2 < p.quality < 0.8]
@@ -127,8 +127,8 @@ def test_the_unlabelled_folder_has_upright_pictures_too(small: Path) -> None:
 def test_a_set_is_made_once_and_again_when_its_version_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(root: Path, scale: float, seed: int) -> dict[str, str]:
-        (root / "scale.txt").write_text(str(scale))
+    def make(root: Path, studio: made_pictures.Studio) -> dict[str, str]:
+        (root / "scale.txt").write_text(str(studio.scale))
         calls.append(root)
         return {"a.jpg": "a"}
 
@@ -147,7 +147,7 @@ def test_a_set_is_made_once_and_again_when_its_version_changes(
 def test_a_set_that_fails_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(root: Path, scale: float, seed: int) -> dict[str, str]:
+    def fail(root: Path, studio: made_pictures.Studio) -> dict[str, str]:
         (root / "half.txt").write_text("half")
         raise OSError("disk full")
 
@@ -165,8 +165,8 @@ def test_wrong_names_and_scales_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_scale_reaches_the_official_size() -> None:
-    assert made_pictures.count(10073, 240, 64) == 10073
-    assert made_pictures.count(81, 6, 64) == 81
+    assert made_pictures.Studio(64, 0).count(10073, 240) == 10073
+    assert made_pictures.Studio(64, 0).count(81, 6) == 81
     assert made_pictures.sides(768, 1024, 9) == (768, 1024)
     assert made_pictures.sides(768, 1024, 1) == (256, 342)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
-from iqa_utils.distill import Teacher, read_pass, teacher_pass
+from iqa_utils import cli
+from iqa_utils.distill import Teacher, read_pass, run_passes, teacher_pass
 from iqa_utils.distill.merging import (
     TEACHER_WEIGHTS,
     coverage,
@@ -57,8 +58,21 @@ def folder(tmp_path):
     for i in range(20):
         pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels // (1 + i % 4)).save(target / ("more" * (i % 2)) / f"{i:02}.png")
-    Image.fromarray(pixels[:20]).save(target / "small.png")
+    Image.fromarray(pixels[:20, :30]).save(target / "small.png")
     return target
+
+
+def save_teacher(path):
+    torch.manual_seed(0)
+    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
+    how = {"size": list(CROP), "fit": "squash", "resampler": "bilinear"}
+    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    told = {
+        "training_data": {"dataset": "made", "demo": True},
+        "scores_seen": ["koniq10k/training"],
+        "metrics": {},
+    }
+    return save_model(path, model, {"preprocessing": how, **told})
 
 
 def corrupt(path):
@@ -157,23 +171,34 @@ def test_too_small_images_are_counted_and_left_out(folder):
     assert len(found) == 20
     assert found.images["image"].is_monotonic_increasing
     assert found.left_out.to_dict("records") == [
-        {"image": "photos/small.png", "reason": "too small: 20x40, the crop is 24x32"}
+        {"image": "photos/small.png", "reason": "too small", "detail": "20x30, the crop is 24x32"}
     ]
+
+
+def test_a_3_2_photograph_that_a_4_3_crop_does_not_fit_has_the_wrong_shape(folder):
+    Image.new("RGB", (34, 23)).save(folder / "wide.png")
+    Image.new("RGB", (23, 34)).save(folder / "upright.png")
+    left_out = scan_images(folder, crop=CROP).left_out
+    assert left_out["reason"].value_counts().to_dict() == {"wrong shape": 2, "too small": 1}
+
+
+def test_a_copy_of_a_labelled_image_is_found_by_its_bytes_and_left_out(folder, tmp_path):
+    (tmp_path / "lab").mkdir()
+    labelled = [tmp_path / "lab" / f"{i}.png" for i in range(2)]
+    labelled[0].write_bytes((folder / "00.png").read_bytes())
+    twin = bytearray((folder / "02.png").read_bytes())
+    twin[-1] ^= 1  # as long as the other, and not its copy
+    labelled[1].write_bytes(twin)
+    found = scan_images(folder, crop=CROP, exclude=labelled)
+    copies = found.left_out[found.left_out["reason"] == "copy of a labelled image"]
+    assert copies[["image", "detail"]].values.tolist() == [["photos/00.png", str(labelled[0])]]
+    assert len(found) == 19
 
 
 def test_held_out_images_can_be_excluded_wherever_they_lie(folder, tmp_path):
     found = scan_images(folder, crop=CROP, exclude=[folder / "00.png", tmp_path / "elsewhere.png"])
     assert "photos/00.png" not in set(found.images["image"])
-    assert ("photos/00.png", "excluded") in list(found.left_out.itertuples(index=False, name=None))
-
-
-def test_a_smaller_draw_lies_inside_a_larger_one(folder):
-    found = scan_images(folder, crop=CROP)
-    few, many = (set(found.take(n, seed=3).images["image"]) for n in (5, 12))
-    assert len(few) == 5
-    assert few < many
-    with pytest.raises(ValueError, match="n must be 1 to 20"):
-        found.take(21, seed=0)
+    assert ["photos/00.png", "labelled image", ""] in found.left_out.values.tolist()
 
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
@@ -191,11 +216,14 @@ def test_no_image_large_enough_is_an_error(folder):
 
 def test_a_file_that_is_no_image_is_named_or_dropped(folder):
     (folder / "notes.jpg").write_text("not a picture")
-    with pytest.raises(BadImageError, match=r"1 images cannot be read: .*notes\.jpg"):
+    (folder / "empty.jpg").touch()
+    with pytest.raises(BadImageError, match=r"2 images cannot be read: .*notes\.jpg"):
         scan_images(folder, crop=CROP)
     found = scan_images(folder, crop=CROP, on_bad_image="drop")
     assert len(found) == 20
-    assert found.left_out["image"].tolist() == ["photos/notes.jpg", "photos/small.png"]
+    names = ["photos/empty.jpg", "photos/notes.jpg", "photos/small.png"]
+    assert found.left_out["image"].tolist() == names
+    assert found.left_out["reason"].tolist() == ["corrupt", "corrupt", "too small"]
     with pytest.raises(ValueError, match="on_bad_image must be"):
         scan_images(folder, crop=CROP, on_bad_image="skip")
 
@@ -235,12 +263,12 @@ def test_the_pass_stores_what_the_teacher_says(folder, tmp_path):
 
 def test_a_second_pass_scores_nothing_again(folder, tmp_path):
     found, teacher = scan_images(folder, crop=CROP), make_teacher()
-    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == 20
-    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == 0
+    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == (20, 0)
+    assert teacher_pass(teacher, found, tmp_path / "pass", progress=False) == (0, 0)
     assert teacher.model.seen == 20
     Image.new("RGB", (40, 30), "red").save(folder / "new.png")
     more = scan_images(folder, crop=CROP)
-    assert teacher_pass(teacher, more, tmp_path / "pass", progress=False) == 1
+    assert teacher_pass(teacher, more, tmp_path / "pass", progress=False) == (1, 0)
     assert len(read_pass(tmp_path / "pass", more, teacher)[0]) == 21
 
 
@@ -270,7 +298,7 @@ def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_
     found, teacher = scan_images(folder, crop=CROP), make_teacher()
     with pytest.raises(ValueError, match=r"12 of 20 images have no score yet"):
         read_pass(out, found, teacher)
-    assert teacher_pass(teacher, found, out, part_size=4, progress=False) == 12
+    assert teacher_pass(teacher, found, out, part_size=4, progress=False) == (12, 0)
     assert teacher.model.seen == 12
     raw = pd.concat(pd.read_parquet(p) for p in out.glob("part-*.parquet"))
     assert sorted(raw["image"]) == found.images["image"].tolist()
@@ -282,16 +310,7 @@ def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_
 
 
 def test_two_processes_share_the_list(folder, tmp_path):
-    torch.manual_seed(0)
-    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
-    how = {"size": list(CROP), "fit": "squash", "resampler": "bilinear"}
-    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
-    told = {
-        "training_data": {"dataset": "made", "demo": True},
-        "scores_seen": ["koniq10k/training"],
-        "metrics": {},
-    }
-    save_model(tmp_path / "teacher.safetensors", model, {"preprocessing": how, **told})
+    save_teacher(tmp_path / "teacher.safetensors")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     label = ["-m", "iqa_utils.cli", "label", str(folder), "--crop", "24", "32", "--part-size", "4"]
     label += ["--teacher", str(tmp_path / "teacher.safetensors"), "--out", str(tmp_path / "pass")]
@@ -340,7 +359,7 @@ def test_ranks_take_disjoint_shares_that_cover_the_list(folder, tmp_path):
         teacher_pass(teacher, found, tmp_path / "pass", rank=r, world_size=3, progress=False)
         for r in range(3)
     ]
-    assert shares == [7, 7, 6]
+    assert shares == [(7, 0), (7, 0), (6, 0)]
     assert len(read_pass(tmp_path / "pass", found, teacher)[0]) == 20
     with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
         teacher_pass(teacher, found, tmp_path / "pass", rank=2, world_size=2)
@@ -372,7 +391,7 @@ def test_a_file_cut_short_is_refused_by_name(folder, tmp_path):
         with pytest.raises(ValueError, match=rf"{path.name} is cut short"):
             use()
     path.unlink()
-    assert teacher_pass(teacher, found, out, progress=False) in (4, 8)
+    assert teacher_pass(teacher, found, out, progress=False) in ((4, 0), (8, 0))
     assert len(read_pass(out, found, teacher)[0]) == 20
 
 
@@ -394,12 +413,46 @@ def test_a_corrupt_image_is_named_and_nothing_scored_is_lost(folder, tmp_path):
     kept = teacher.model.seen
     assert kept >= 4
     left = teacher_pass(teacher, found, out, on_bad_image="drop", progress=False)
-    assert left == 20 - kept
+    assert left == (19 - kept, 1)
     assert teacher.model.seen == 19
     scores, errors = read_pass(out, found, teacher)
     assert len(scores) == 19
     assert errors["image"].tolist() == ["photos/08.jpg"]
     assert "truncated or corrupt" in errors["error"].iloc[0]
+
+
+def test_a_corrupt_file_leaves_the_set_and_every_teacher_scores_the_same_rest(folder, tmp_path):
+    Image.new("RGB", (400, 300), "red").save(folder / "00.jpg")
+    corrupt(folder / "00.jpg")
+    found, pair = scan_images(folder, crop=CROP), {"a": make_teacher(), "b": make_teacher(2.0)}
+    options = {"progress": False, "part_size": 4}
+    with pytest.raises(BadImageError, match=r"00\.jpg: truncated or corrupt"):
+        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise", **options)
+    usable, labels = run_passes(pair, found, tmp_path / "passes", on_bad_image="drop", **options)
+    assert len(usable) == len(labels["a"]) == 20
+    np.testing.assert_allclose(labels["b"], 2 * labels["a"], rtol=1e-5)
+    assert usable.left_out["reason"].value_counts().to_dict() == {"corrupt": 1, "too small": 1}
+    seen = pair["a"].model.seen
+    run_passes(pair, found, tmp_path / "passes", on_bad_image="drop", **options)
+    assert pair["a"].model.seen == seen  # found again
+    with pytest.raises(BadImageError, match="1 images could not be decoded"):
+        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise", **options)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"part_size": -1}])
+def test_a_size_below_one_is_refused(folder, tmp_path, sizes):
+    with pytest.raises(ValueError, match="batch_size and part_size must be at least 1"):
+        teacher_pass(make_teacher(), scan_images(folder, crop=CROP), tmp_path / "pass", **sizes)
+
+
+def test_label_counts_what_was_stored(folder, tmp_path, capsys):
+    Image.new("RGB", (400, 300), "red").save(folder / "00.jpg")
+    corrupt(folder / "00.jpg")
+    model = save_teacher(tmp_path / "teacher.safetensors")
+    cli.label([folder], model, tmp_path / "pass", crop=CROP, drop_bad=True)
+    said = capsys.readouterr().out
+    assert "left out, too small: 1\n" in said
+    assert "20 images scored, 1 corrupt -> " in said
 
 
 def test_a_score_that_is_not_finite_is_named(folder, tmp_path):

@@ -1,5 +1,12 @@
 """Tapped layers, the feature cache, crops, and the matrices of wide features."""
 
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +22,7 @@ from iqa_utils.features import (
     pool_activation,
     tap_layers,
 )
+from iqa_utils.features import grams as grams_module
 from iqa_utils.features.grams import (
     disk_use,
     gram_from_panels,
@@ -132,6 +140,60 @@ def test_cached_features_are_those_of_encoding_again_to_the_last_bit(folder, tmp
         frozen_features(network, store, **{**options, "mean": (0.4, 0.5, 0.5)})
 
 
+class Dies(nn.Module):
+    """A network whose first layer fails at its second batch, once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.calls = made_network(), []
+
+    def forward(self, images):
+        self.calls.append(len(images))
+        if len(self.calls) == 2:
+            raise RuntimeError("killed")
+        return self.layers(images)
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped_and_repeats_nothing(folder, tmp_path):
+    network, store = Dies(), made_store(folder, tmp_path)
+    options = {"cache_dir": tmp_path / "cache", "batch_size": 3, **PLAIN}
+    with pytest.raises(RuntimeError, match="killed"):
+        frozen_layers(network, store, ["layers.0", "layers.4"], **options)
+    found = frozen_layers(network, store, ["layers.0", "layers.4"], **options)
+    assert network.calls == [3, 3, 3, 1]  # of the second call: images 4 to 7
+    fresh = frozen_layers(
+        network, store, ["layers.0", "layers.4"], **{**options, "cache_dir": None}
+    )
+    for layer, features in found.items():
+        assert features.tobytes() == fresh[layer].tobytes()
+
+
+def test_some_rows_are_read_from_the_cache_of_more_and_more_adds_to_that_of_some(folder, tmp_path):
+    network, store = Dies(), made_store(folder, tmp_path)
+    options = {"layer": "layers.4", "cache_dir": tmp_path / "cache", "batch_size": 7, **PLAIN}
+    some = frozen_features(network, store, rows=[5, 0, 2], **options)
+    network.calls += [0]  # the failing call
+    everything = frozen_features(network, store, **options)
+    assert network.calls == [3, 0, 4]
+    np.testing.assert_array_equal(everything[[5, 0, 2]], some)
+    np.testing.assert_array_equal(
+        frozen_features(network, store, rows=[6, 6, 1], **options), everything[[6, 6, 1]]
+    )
+    assert len(network.calls) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_cached_row_that_was_damaged_is_computed_again(folder, tmp_path):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"layer": "4", "cache_dir": tmp_path / "cache", "batch_size": 1, **PLAIN}
+    first = frozen_features(network, store, **options)
+    (path,) = (tmp_path / "cache").iterdir()
+    with path.open("r+b") as file:
+        file.seek(3 * path.stat().st_size // 7)  # the first value of image 3
+        file.write(b"\0\0\0\0")
+    np.testing.assert_array_equal(frozen_features(network, store, **options), first)
+
+
 def test_features_equal_the_network_run_by_hand(folder, tmp_path):
     network, store = made_network().eval(), made_store(folder, tmp_path)
     ours = frozen_features(network, store, pooling="flatten", cache_dir=None, **PLAIN)
@@ -189,7 +251,7 @@ def test_chosen_rows_are_encoded_in_their_order(folder, tmp_path):
 def test_pooled_features_come_from_the_pass_of_the_gram_matrices(folder, tmp_path, monkeypatch):
     network, store = made_network(), made_store(folder, tmp_path)
     options = {"cache_dir": tmp_path / "cache", **PLAIN}
-    layer_grams(network, store, ["4", "7"], also_pooled="mean_std", **options)
+    layer_grams(network, store, ["4", "7"], poolings={"4": "mean_std", "7": "flatten"}, **options)
     fresh = frozen_features(network, store, layer="4", cache_dir=None, **PLAIN)
     monkeypatch.setattr(features_module, "iterate_layers", None)  # calling it would fail
     np.testing.assert_array_equal(frozen_features(network, store, layer="4", **options), fresh)
@@ -251,11 +313,80 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
         np.testing.assert_allclose(grams[layer], x @ x.T, atol=1e-6 * scale)
     grams_on_disk = sorted(cache.glob("gram-*"))
     assert len(grams_on_disk) == 2
-    assert not list(cache.glob(".spool*"))
+    assert not list(cache.glob("**/*.bin"))
     again = layer_grams(network, store, ["0", "4"], **options)
     np.testing.assert_array_equal(again["0"], grams["0"])
     stated = disk_use(7, {"one": [1]})["grams"]
     assert grams_on_disk[0].stat().st_size == pytest.approx(stated, abs=200)  # .npy header
+
+
+JOB = """
+import sys, time
+from pathlib import Path
+from tests.test_features import PLAIN, made_network, made_store
+from iqa_utils.features.grams import layer_grams
+
+folder, work = map(Path, sys.argv[1:])
+network = made_network()
+network[0].register_forward_hook(lambda *_: time.sleep(0.2))
+layer_grams(
+    network, made_store(folder, work), ["0", "4"], cache_dir=work / "cache", batch_size=1,
+    save_seconds=0.0, poolings={"4": "mean_std"}, **PLAIN,
+)
+"""
+
+
+def test_a_gram_pass_killed_in_its_middle_ends_with_the_same_matrices_to_the_last_bit(
+    folder, tmp_path, capsys
+):
+    options = {"batch_size": 1, **PLAIN}
+    network, store = made_network(), made_store(folder, tmp_path)
+    whole = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **options)
+    cache, root = tmp_path / "cache", Path(__file__).parents[1]
+    job = subprocess.Popen([sys.executable, "-c", JOB, folder, tmp_path], cwd=root)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and job.poll() is None:
+        notes = [json.loads(path.read_text()) for path in cache.glob("pass-*/note.json")]
+        if notes and notes[0]["done"] >= 2:
+            break
+        time.sleep(0.02)
+    job.kill()
+    assert job.wait() == -9
+    calls = []
+    network[0].register_forward_hook(lambda *_: calls.append(1))
+    again = {"poolings": {"4": "mean_std"}, "cache_dir": cache, **options}
+    found = layer_grams(network, store, ["0", "4"], **again)
+    begun = int(re.search(r"resumed at image (\d) of 7", capsys.readouterr().out)[1])
+    assert begun >= 2
+    assert len(calls) == 7 - begun
+    for layer, gram in whole.items():
+        assert found[layer].tobytes() == gram.tobytes()
+    pooled = {"layer": "4", "pooling": "mean_std", **options}
+    ours = frozen_features(network, store, cache_dir=cache, **pooled)
+    assert len(calls) == 7 - begun  # the pooled features came from the same pass
+    np.testing.assert_array_equal(ours, frozen_features(network, store, cache_dir=None, **pooled))
+    assert not list(cache.glob("**/*.bin"))
+
+
+def test_a_pass_that_died_between_two_layers_multiplies_only_the_rest(
+    folder, tmp_path, monkeypatch
+):
+    network, store = made_network(), made_store(folder, tmp_path)
+    whole = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **PLAIN)
+    multiply, cache = grams_module.gram_from_panels, tmp_path / "cache"
+
+    def once(panels, **options):
+        if list(cache.glob("gram-0-*")):
+            raise RuntimeError("killed")
+        return multiply(panels, **options)
+
+    monkeypatch.setattr(grams_module, "gram_from_panels", once)
+    with pytest.raises(RuntimeError, match="killed"):
+        layer_grams(network, store, ["0", "4"], cache_dir=cache, **PLAIN)
+    monkeypatch.setattr(grams_module, "gram_from_panels", multiply)
+    network.register_forward_hook(lambda *_: pytest.fail("the network was run again"))
+    found = layer_grams(network, store, ["0", "4"], cache_dir=cache, **PLAIN)
+    assert all(np.array_equal(found[layer], whole[layer]) for layer in whole)
 
 
 def test_packing_keeps_a_symmetric_matrix():

@@ -1,11 +1,14 @@
 """The map of the paper's layers, sizes checked on the meta device."""
 
 import csv
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from iqa_utils.backbones import create_backbone
+from iqa_utils.batch import read_profile
 from iqa_utils.features import tap_layers
 from iqa_utils.features.layers import (
     LAYERS,
@@ -15,6 +18,7 @@ from iqa_utils.features.layers import (
     layers_of,
     ledger_method,
 )
+from iqa_utils.workshop.rehearsal import rehearsals
 
 LEDGER = Path(__file__).resolve().parents[1] / "data" / "claims.csv"
 
@@ -100,3 +104,33 @@ def test_weights_without_the_classifier_whose_logits_are_features_are_refused(tm
     torch.save(state, tmp_path / "mobilenetv2_100-imagenet.pth")
     with pytest.raises(ValueError, match="classifier"):
         create_network("mobilenetv2_100", pretrained=tmp_path / "mobilenetv2_100-imagenet.pth")
+
+
+@pytest.mark.parametrize("change", ["without", "other size"])
+def test_a_trunk_only_file_is_refused_by_a_network_that_has_a_classifier(tmp_path, change):
+    whole = create_backbone("test_resnet", pretrained=None)
+    state = whole.state_dict()
+    state |= {name: state[name][:10].clone() for name in ("fc.weight", "fc.bias")}
+    if change == "without":
+        del state["fc.weight"], state["fc.bias"]
+    torch.save(state, tmp_path / "trunk.pth")
+    with pytest.raises(ValueError, match=r"another architecture .*'?fc\.weight"):
+        create_backbone("test_resnet", pretrained=tmp_path / "trunk.pth")
+    create_backbone("test_resnet", pretrained=tmp_path / "trunk.pth", num_classes=0)
+
+
+def test_the_rehearsal_of_all_networks_keeps_the_papers_lists_at_the_smallest_legal_side():
+    paper = read_profile("04_deep_features_gpr", "paper")
+    ((_, values),) = [run for run in rehearsals(["04"]) if "RUN_NAME" in run[1]]
+    for name in ("NETWORKS_TAPPED", "NETWORKS_TUNED", "FINAL", "TUNING", "BATCH_SIZE"):
+        assert values[name] == paper[name]
+    assert values["PROFILE"] == "rehearsal"
+    refused = {values["SIDE"]: [], values["SIDE"] - 1: []}
+    for (side, names), name in product(refused.items(), paper["NETWORKS_TAPPED"]):
+        with torch.device("meta"), torch.no_grad():
+            network = create_network(name, pretrained=None).eval()
+            try:
+                network(torch.empty(1, 3, side, side))
+            except RuntimeError:
+                names.append(name)
+    assert list(refused.values()) == [[], ["inception_v3", "inception_resnet_v2"]]

@@ -1,5 +1,7 @@
 """One frame for all methods: data, batches, training, prediction, and inputs that are refused."""
 
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,13 +10,16 @@ from PIL import Image
 
 from iqa_utils.backbones import create_backbone
 from iqa_utils.images import build_store
+from iqa_utils.images.decode_once import lock
 from iqa_utils.scoring import score_images
+from iqa_utils.studies import mixed
 from iqa_utils.studies.mixed import (
     Method,
     Setup,
     loss_step,
     map_quality,
     parse_methods,
+    plan_trainings,
     predict_quality,
     predict_test,
     train_method,
@@ -104,6 +109,70 @@ def test_methods_of_one_seed_start_from_the_same_regressor():
         for m in ("released", "linear")
     ]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_second_run_finds_a_finished_training_and_trains_nothing(tmp_path, monkeypatch):
+    arguments = (parse_method("mixed"), *make_sets(), SETUP)
+    first = train_method(*arguments, seed=0, checkpoint_dir=tmp_path)
+    monkeypatch.setattr(mixed, "training_batches", lambda *_, **__: None)  # would fail
+    again = train_method(*arguments, seed=0, checkpoint_dir=tmp_path)
+    pd.testing.assert_frame_equal(again.result.history, first.result.history)
+    weights = first.model.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in again.model.state_dict().items())
+    assert first.seconds_before == 0
+    assert again.seconds_before > 0  # the provenance counts them
+
+
+@pytest.mark.parametrize("change", ["validation rows", "scores", "precision", "seed", "code"])
+def test_what_decides_a_training_is_in_its_name(tmp_path, monkeypatch, change):
+    frames, pixels, parts = make_sets()
+    setup, seed = Setup(**{**SETUP.__dict__, "epochs": 1}), 0
+    train_method(parse_method("mixed"), frames, pixels, parts, setup, seed=0,
+                 checkpoint_dir=tmp_path)  # fmt: skip
+    if change == "validation rows":
+        parts["a"].loc[parts["a"].eq("validation").idxmax()] = "test"
+    elif change == "scores":
+        frames["a"].loc[parts["a"].eq("validation").idxmax(), "mos"] += 1e-9
+    elif change == "precision":
+        setup = Setup(**{**setup.__dict__, "precision": "bf16"})
+    elif change == "seed":
+        seed = 1
+    else:
+        monkeypatch.setattr(mixed, "_CODE", "other")
+    train_method(parse_method("mixed"), frames, pixels, parts, setup, seed=seed,
+                 checkpoint_dir=tmp_path)  # fmt: skip
+    assert len(list(tmp_path.glob("*/last.pt"))) == 2
+
+
+def test_a_run_waits_for_another_at_the_same_training(tmp_path):
+    arguments = (parse_method("mixed"), *make_sets(), SETUP)
+    train_method(*arguments, seed=0, checkpoint_dir=tmp_path)
+    (held,) = tmp_path.glob("*.lock")
+    second = threading.Thread(
+        target=train_method, args=arguments, kwargs={"seed": 0, "checkpoint_dir": tmp_path}
+    )
+    with lock(held):
+        second.start()
+        second.join(1.0)
+        assert second.is_alive()
+    second.join(30.0)
+    assert not second.is_alive()
+
+
+def test_single_methods_may_have_settings_of_their_own():
+    methods = [parse_method("linear"), parse_method("mixed")]
+    own = {"mixed": {"N_SPLITS": 2, "EPOCHS": 1, "PRECISION": "bf16", "COMPILE": True}}
+    trainings = plan_trainings(methods, SETUP, 1, own)
+    assert [(k, m.name) for k, m, _ in trainings] == [(0, "linear"), (0, "mixed"), (1, "mixed")]
+    assert trainings[0][2] == SETUP
+    setup = trainings[2][2]
+    assert (setup.epochs, setup.precision, setup.compile) == (1, "bf16", True)
+    with pytest.raises(ValueError, match="no training 'released', there are linear, mixed"):
+        plan_trainings(methods, SETUP, 1, {"released": {"EPOCHS": 1}})
+    with pytest.raises(ValueError, match=r"OVERRIDES of 'mixed': unknown \['LR'\]"):
+        plan_trainings(methods, SETUP, 1, {"mixed": {"LR": 1}})
+    with pytest.raises(ValueError, match="EPOCHS must be int, got '1' \\(str\\)"):
+        plan_trainings(methods, SETUP, 1, {"mixed": {"EPOCHS": "1"}})
 
 
 def test_batches_carry_scores_sets_and_names_of_training_images_only():

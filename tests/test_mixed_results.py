@@ -8,6 +8,8 @@ from PIL import ImageFilter
 from iqa_utils.demo.scenes import photograph
 from iqa_utils.grids import grid_path, read_grid
 from iqa_utils.metrics import srcc
+from iqa_utils.natural_scenes import niqe
+from iqa_utils.studies import mixed_results
 from iqa_utils.studies.mixed_curves import (
     bends,
     carried_error,
@@ -250,7 +252,53 @@ def test_niqe_prefers_a_sharp_photograph_to_its_blurred_copy(tmp_path):
     frame = pd.DataFrame({"image": ["sharp.png", "blurred.png"], "mos": [2.0, 1.0]})
     frame["reference"] = frame["image"]
     parts = {"a": pd.Series(["test", "test"])}
-    table = predict_niqe({"a": frame}, [parts, parts], {"a": tmp_path})
+    table = predict_niqe({"a": frame}, [parts, parts], {"a": tmp_path}, tmp_path / "cache")
     assert table["seed"].tolist() == [0, 0, 1, 1]
     assert table["pred"].iloc[0] > table["pred"].iloc[1]
     assert (table["pred"] < 0).all()
+
+
+def test_niqe_goes_on_after_a_kill_and_measures_no_image_twice(tmp_path, monkeypatch):
+    names = [f"{i}.png" for i in range(3)]
+    for i, name in enumerate(names):
+        photograph("coffee").resize((64 + 16 * i, 64)).save(tmp_path / name)
+    frame = pd.DataFrame({"image": names, "mos": [1.0, 2.0, 3.0], "reference": names})
+    first, whole = ({"a": pd.Series(part)} for part in (["test", "test", "training"], ["test"] * 3))
+    arguments = ({"a": tmp_path}, tmp_path / "cache")
+    options = {"patch": 32, "save_seconds": 0.0}
+    seen = []
+
+    def counted(pixels, model):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(pixels.shape[1])
+        return niqe(pixels, model)
+
+    monkeypatch.setattr(mixed_results, "niqe", counted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_niqe({"a": frame}, [first], *arguments, **options)
+    monkeypatch.setattr(mixed_results, "niqe", lambda p, m: seen.append(p.shape[1]) or niqe(p, m))
+    again = predict_niqe({"a": frame}, [first, whole], *arguments, **options)
+    assert seen == [64, 80, 96]
+    monkeypatch.setattr(mixed_results, "niqe", lambda *_: seen.append(0))
+    third = predict_niqe({"a": frame}, [first, whole], *arguments, **options)
+    pd.testing.assert_frame_equal(third, again)
+    photograph("rocket").resize((64, 64)).save(tmp_path / names[0])  # other pixels, same name
+    monkeypatch.setattr(mixed_results, "niqe", niqe)
+    changed = predict_niqe({"a": frame}, [first, whole], *arguments, **options)
+    assert changed["pred"].iloc[0] != again["pred"].iloc[0]
+
+
+def test_p_over_splits_comes_from_the_splits_that_both_methods_have():
+    predictions = make_predictions({"x": 0.2, "y": 0.4}, n_splits=6)
+    draws = bootstrap_medians(predictions, SIZES, n_resamples=50, seed=0)
+    options = {"n_train": 3, "n_test": 1, "sizes": SIZES}
+    scores = score_splits(predictions)
+    fewer = scores[(scores["method"] == "x") | (scores["seed"] < 5)]
+    both = scores[scores["seed"] < 5]
+    row, expected = (
+        compare_methods(s, draws, [("x", "y")], "a", **options).iloc[0] for s in (fewer, both)
+    )
+    for column in ("sd splits", "p splits", "p signed ranks"):
+        assert row[column] == pytest.approx(expected[column])
+    assert np.isfinite(row["p splits"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iqa_utils.imbalance import effective_sample_size
+from iqa_utils.studies import rebalancing
 from iqa_utils.studies.rebalancing import (
     RECIPES,
     HeadSettings,
@@ -23,6 +24,7 @@ from iqa_utils.studies.rebalancing_results import (
     error_table,
     floor_predictions,
     image_groups,
+    is_papers_encoder,
     ledger_rows,
     mean_correlation,
     weight_table,
@@ -129,15 +131,58 @@ def test_a_recipe_that_goes_on_starts_from_the_trained_head():
 def test_finished_trainings_are_not_repeated_and_a_changed_setting_is(tmp_path, monkeypatch):
     features, frame, split = _data()
     arguments = (features, frame, split, ["LDS", "LDS, then FDS"])
-    options = {"seeds": [0], "cache_dir": tmp_path, "progress": False}
+    options = {"seeds": [0], "checkpoint_dir": tmp_path, "progress": False}
     first, history = train_recipes(*arguments, SETTINGS, **options)
-    # would fail if it were called
-    monkeypatch.setattr("iqa_utils.studies.rebalancing.train_head", None)
+    monkeypatch.setattr(rebalancing, "tensor_batches", None)  # would fail if it were called
     again, history_again = train_recipes(*arguments, SETTINGS, **options)
     pd.testing.assert_frame_equal(first, again)
     pd.testing.assert_frame_equal(history, history_again)
     with pytest.raises(TypeError):
         train_recipes(*arguments, replace(SETTINGS, epochs=5), **options)
+    frame.loc[split.eq("validation").idxmax(), "mos"] += 1e-9
+    with pytest.raises(TypeError):
+        train_recipes(*arguments, SETTINGS, **options)
+
+
+@pytest.mark.parametrize("recipe", ["LDS + FDS", "LDS + FDS, released"])
+@pytest.mark.parametrize("select", ["last", "val_mae"])
+def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch, select, recipe):
+    features, frame, split = _data()
+    settings = replace(SETTINGS, select=select, learning_rate=0.2)
+    arguments = (features, frame["mos"], split, RECIPES[recipe], settings)
+    options = {"seed": 0, "checkpoint_dir": tmp_path, "save_seconds": 0.0}
+    expected = train_head(*arguments, seed=0)
+    batches, left = rebalancing.tensor_batches, iter(range(10))  # 4 a epoch: dies in the third
+
+    def dying(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            if next(left, None) is None:
+                raise MemoryError
+            yield batch
+
+    monkeypatch.setattr(rebalancing, "tensor_batches", dying)
+    with pytest.raises(MemoryError):
+        train_head(*arguments, **options)
+    monkeypatch.setattr(rebalancing, "tensor_batches", batches)
+    run = train_head(*arguments, **options)
+    np.testing.assert_array_equal(run.pred, expected.pred)
+    assert run.fit.best_epoch == expected.fit.best_epoch
+
+
+def test_single_recipes_may_have_epochs_and_seeds_of_their_own():
+    features, frame, split = _data()
+    own = {"LDS": {"EPOCHS": 2}, "vanilla": {"N_SEEDS": 2}}
+    arguments = (features, frame, split, ["vanilla", "LDS"], replace(SETTINGS, epochs=1))
+    predictions, history = train_recipes(*arguments, seeds=[3], overrides=own, progress=False)
+    epochs = history.groupby(["seed", "method"], sort=False).size()
+    assert epochs.to_dict() == {(3, "vanilla"): 1, (3, "LDS"): 2, (4, "vanilla"): 1}
+    parts = by_method(predictions)
+    table = difference_table(parts, "vanilla", RANGES, n_resamples=20)
+    assert table["p_seeds"].isna().all()
+    with pytest.raises(ValueError, match="no training 'MSE', there are vanilla, LDS"):
+        train_recipes(*arguments, seeds=[0], overrides={"MSE": {"EPOCHS": 2}})
+    with pytest.raises(ValueError, match=r"unknown \['PRECISION'\]"):
+        train_recipes(*arguments, seeds=[0], overrides={"LDS": {"PRECISION": "bf16"}})
 
 
 def test_weights_of_the_recipes():
@@ -285,6 +330,14 @@ def test_only_the_papers_encoder_on_the_papers_set_answers_the_ledger(
     rows = ledger_rows(table, dataset=dataset, raw_targets=False, **options)
     assert tuple(rows.loc[0, ["table", "method", "dataset"]]) == expected
     assert tuple(rows.loc[1, ["table", "method"]]) == ("control", "ridge")
-    assert rows["variant"].tolist() == ["", "", "released"]
+    assert rows["variant"].tolist() == ["", "", "released_agedb"]
     raw = ledger_rows(table, dataset=dataset, raw_targets=True, **options)
     assert raw["variant"].tolist() == ["paper"] * 3
+
+
+def test_random_weights_and_other_towers_are_not_the_papers_encoder():
+    paper = "vit_base_patch32_clip_224.laion2b"
+    assert is_papers_encoder(paper, "hub")
+    assert is_papers_encoder("ViT-B-32", "data/weights/clip.pth")  # as open_clip calls it
+    assert not is_papers_encoder(paper, None)
+    assert not is_papers_encoder("ViT-L-14", "hub")

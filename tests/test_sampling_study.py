@@ -1,5 +1,8 @@
 """The study of the samplers: what is trained, on which images, and what the tables say."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +19,8 @@ from iqa_utils.studies import sampling_results as results
 from iqa_utils.studies.sampling_setup import INDICATORS, Recipe, Scenario, standardise, step_seconds
 from iqa_utils.studies.sampling_study import Study
 from iqa_utils.training import load_model
+from tests.conftest import ROOT
+from tests.sampling_job import STEPS, train_both
 
 SMALL = "test_efficientnet"
 RECIPE = Recipe(
@@ -65,7 +70,8 @@ def test_every_scenario_trains_and_predicts_the_test_part(store, indicators):
     smallest = counts.min()
     assert images["both"] == images["weighted"] == 16
     assert images["pixels"] == smallest * (4 + 4 + 3)
-    assert images["rival"] == smallest * 3
+    assert images["rival"] == smallest * 3  # 9 images in batches of 4: none is left out
+    assert runs.history.set_index("method")["images"].equals(images.astype(int))
 
 
 def test_the_same_training_gives_the_same_predictions_and_another_seed_others(store, indicators):
@@ -88,12 +94,39 @@ def test_a_saved_network_scores_as_it_did_and_is_not_trained_twice(store, indica
     trained = one.train(scenario, seed=0, select="srcc")
     stamp = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")}
     options = {"dataset": "made", "demo": True, "seed": 0, "select": "srcc"}
-    path = one.save(tmp_path / "model.safetensors", scenario, **options)
+    path = one.save(tmp_path / "model.safetensors", "Images", scenario, **options)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")} == stamp
     model, metadata = load_model(path)
-    np.testing.assert_array_equal(one.predict(model, one.rows["test"]), trained.pred)
+    np.testing.assert_array_equal(one.predict(model, one.rows["test"], "fp32"), trained.pred)
     assert metadata["preprocessing"]["size"] == [40, 48]
     assert metadata["training_data"] == {"dataset": "made", "demo": True}
+
+
+def test_a_method_can_have_settings_of_its_own_and_the_log_names_it(store, indicators, capsys):
+    own = {"a": {"EPOCHS": 2, "N_RUNS": 2}, "b": {"PRECISION": "bf16"}}
+    one = study(store, indicators, overrides=own)
+    runs = one.train_all(
+        {"a": Scenario(), "b": Scenario(), "c": Scenario()}, n_runs=1, select="total"
+    )
+    assert runs.history.groupby(["method", "seed"]).size().to_dict() == {
+        ("a", 0): 2, ("a", 1): 2, ("b", 0): 1, ("c", 0): 1,
+    }  # fmt: skip
+    first = runs.predictions.query("seed == 0").set_index("method")["pred"]
+    assert not np.array_equal(first["b"], first["c"])
+    assert capsys.readouterr().out.splitlines() == [
+        "a, seed 0: {'EPOCHS': 2, 'N_RUNS': 2}", "a, seed 1: {'EPOCHS': 2, 'N_RUNS': 2}",
+        "b, seed 0: {'PRECISION': 'bf16'}",
+    ]  # fmt: skip
+
+
+def test_two_splits_of_the_same_sizes_and_first_images_share_no_checkpoint(store, indicators):
+    other = SPLIT.copy()
+    other[[5, 18]] = other[[18, 5]]  # neither is the first of its part
+    configs = [
+        Study(store, MOS, indicators, split, RECIPE)._config(Scenario(), RECIPE)
+        for split in (SPLIT, other)
+    ]
+    assert configs[0]["data"] != configs[1]["data"]
 
 
 def test_a_ridge_start_predicts_what_ridge_regression_predicts(store, indicators):
@@ -103,7 +136,7 @@ def test_a_ridge_start_predicts_what_ridge_regression_predicts(store, indicators
     model.activation = torch.nn.Identity()  # this small trunk does not end in a ReLU
     rows = one.rows["test"]
     expected = one.ridge.predict(one.image_features(rows))
-    np.testing.assert_allclose(one.predict(model, rows), expected, rtol=1e-3)
+    np.testing.assert_allclose(one.predict(model, rows, "fp32"), expected, rtol=1e-3)
 
 
 def test_frozen_layers_are_applied_once_and_mirrored(store, tmp_path):
@@ -221,3 +254,71 @@ def test_quotas_of_the_official_training_part():
     table = results.quota_table(mos, ["none", "rule"])
     assert table["images"].tolist() == [7058, 1826]
     assert table.loc["rule", "share"] == 1826 / 7058
+
+
+def test_a_study_killed_inside_an_epoch_ends_with_the_same_numbers_to_the_last_bit(
+    tmp_path, capsys
+):
+    threads, before = str(torch.get_num_threads()), STEPS[0] + 1
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.sampling_job", str(tmp_path), threads],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        for _ in range(before + 1):  # in the second training, with a step saved
+            assert process.stdout.readline() == "step\n"
+        process.kill()
+    steps = []
+    runs = train_both(tmp_path, tmp_path / "checkpoints", lambda: steps.append(1))
+    found = re.fullmatch(r"resumed at epoch (\d), step (\d)\n", capsys.readouterr().out)
+    epoch, step = map(int, found.groups())
+    assert epoch + step > 0
+    assert len(steps) == STEPS[1] - 2 * epoch - step  # nothing finished ran twice
+    expected = train_both(tmp_path, None, lambda: None)
+    assert runs.predictions.equals(expected.predictions)
+    assert runs.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+
+
+# true counts
+
+OFFICIAL = {"none": 7058, "method1": 645, "method2": 903, "method3": 2193, "rule": 1826}
+
+
+class Linear(torch.nn.Module):
+    """One neuron on one pixel and four indicators."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = torch.nn.Linear(3 + len(INDICATORS), 1)
+
+    def forward(self, images, indicators):
+        return self.neuron(torch.cat([images.flatten(1), indicators], dim=1)).squeeze(1)
+
+
+def official_training_scores():
+    """Return KonIQ-10k's, or where the file is absent scores with as many in each range."""
+    path = ROOT.parent / "shared" / "data" / "koniq10k" / "koniq10k_distributions_sets.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        return table.loc[table["set"] == "training", "MOS"].to_numpy()
+    low = np.repeat([0, 20, 40, 60, 80], [129, 833, 2157, 3790, 149])
+    return low + np.random.default_rng(0).uniform(0, 20, len(low))
+
+
+def test_histories_of_the_official_training_part_hold_what_every_sampler_draws(tmp_path):
+    mos = official_training_scores()
+    mos = np.r_[mos, mos[::353], mos[1::353]]  # 20 more each for validation and test
+    split = np.repeat(["training", "validation", "test"], [7058, 20, 20])
+    picture = tmp_path / "0.png"
+    Image.new("RGB", (1, 1), (90, 120, 150)).save(picture)
+    names = [f"{i}.png" for i in range(len(mos))]
+    for name in names[1:]:
+        (tmp_path / name).hardlink_to(picture)
+    store = build_store(tmp_path, names, tmp_path / "stores", size=(1, 1), progress=False)
+    numbers = np.random.default_rng(0).uniform(0.1, 1, (len(mos), len(INDICATORS)))
+    numbers = pd.DataFrame(numbers, columns=list(INDICATORS))
+    one = Study(store, mos, numbers, split, RECIPE)
+    one.build = lambda scenario, seed: Linear()
+    runs = one.train_all(
+        {name: Scenario(sampler=name) for name in OFFICIAL}, n_runs=1, select="total"
+    )
+    assert runs.history.set_index("method")["images"].to_dict() == OFFICIAL

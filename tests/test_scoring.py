@@ -138,3 +138,58 @@ def test_the_command_writes_both_files_and_fails_when_a_file_was_bad(folder, che
     assert page.count("<figure>") == 4
     assert "http" not in page.replace("http-equiv", "")
     assert json.dumps(str(folder / "e.png"))[1:-1] in page
+
+
+def test_a_folder_that_is_missing_is_found_before_anything_is_scored(
+    folder, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scoring, "score_images", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(FileNotFoundError, match=r"folder for the scores: nothing at .*absent"):
+        scoring.score_to_files([folder], checkpoint, tmp_path / "absent" / "scores")
+
+
+def test_a_killed_run_goes_on_with_what_it_had_scored(folder, checkpoint, tmp_path, monkeypatch):
+    predict, seen = scoring.Preprocessing.predict, []
+
+    def once(self, model, batch):
+        seen.append(len(batch))
+        if len(seen) == 3:
+            raise RuntimeError("killed")
+        return predict(self, model, batch)
+
+    monkeypatch.setattr(scoring.Preprocessing, "predict", once)
+    (folder / "b.png").write_bytes(b"no image")  # of the first batch, which holds a.jpg too
+    job = {"batch_size": 2, "progress": False}
+    with pytest.raises(RuntimeError, match="killed"):
+        scoring.score_to_files([folder], checkpoint, tmp_path / "scores", **job)
+    partial = tmp_path / "scores.csv.partial"
+    assert sorted(tmp_path.glob("scores*")) == [partial]
+    assert len(partial.read_text().splitlines()) == 4
+    with partial.open("a") as file:
+        file.write('["half a li')
+    scores, _ = scoring.score_to_files([folder], checkpoint, tmp_path / "scores", **job)
+    assert seen == [1, 2, 1, 1]  # one file was left
+    whole = scoring.score_images([folder], checkpoint, **job)
+    expected = whole.sort_values("score", ascending=False, ignore_index=True)
+    assert scores.equals(expected)
+    assert scores["error"].ne("").tolist() == [False] * 4 + [True]
+    written = (tmp_path / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in written] == ["image", *scores["image"]]
+    assert not partial.exists()
+
+
+def test_a_file_that_changed_and_another_model_are_scored_again(folder, checkpoint, tmp_path):
+    partial, options = tmp_path / "partial", {"progress": False}
+    scoring.score_images([folder], checkpoint, partial=partial, **options)
+    lines = len(partial.read_text().splitlines())
+    scoring.score_images([folder], checkpoint, partial=partial, **options)
+    assert len(partial.read_text().splitlines()) == lines == 5
+    Image.fromarray(np.zeros((70, 90, 3), dtype=np.uint8)).save(folder / "b.png")
+    scoring.score_images([folder], checkpoint, partial=partial, **options)
+    assert len(partial.read_text().splitlines()) == 6
+    torch.manual_seed(1)
+    model = IMQNet(width=0.125, high_level_side=48)
+    other = save_model(tmp_path / "o.safetensors", model, {"preprocessing": PIXELS, **TOLD})
+    again = scoring.score_images([folder], other, partial=partial, **options)
+    assert len(partial.read_text().splitlines()) == 11
+    assert again.equals(scoring.score_images([folder], other, **options))

@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 
 from iqa_utils.datasets import load_scores
-from iqa_utils.splits import check_disjoint, content_split, official_split, split_digest
+from iqa_utils.splits import (
+    check_disjoint,
+    content_split,
+    official_or_content_split,
+    official_split,
+    split_digest,
+)
 
 
 def table(n_contents: int, n_images: int = 1, dataset: str = "made") -> pd.DataFrame:
@@ -140,3 +146,10 @@ def test_a_fifth_of_training_is_validation_where_there_is_none(real_data: Path) 
 def test_a_set_without_an_official_split_says_so() -> None:
     with pytest.raises(ValueError, match="made: expected an official split, 9 of 9 images"):
         official_split(table(9))
+
+
+def test_a_set_without_an_official_split_gets_the_seeded_one() -> None:
+    frame = table(9)
+    assert official_or_content_split(frame, seed=3).equals(content_split(frame, seed=3))
+    halves = frame.assign(split=["training"] * 5 + ["test"] * 4)
+    assert official_or_content_split(halves, seed=3).equals(official_split(halves))

@@ -1,6 +1,6 @@
 """The training loop: the same numbers whatever happens to it."""
 
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import mse_loss
 
 from iqa_utils.images import build_store
 from iqa_utils.models import build_model
 from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.training import fit, mean_loss, predict
-from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
-from iqa_utils.training.checkpoints import config_key, load_model, save_checkpoint, save_model
-from iqa_utils.training.parallel import Workers
+from iqa_utils.training.batches import epoch_seed, store_batches, tensor_batches
+from iqa_utils.training.checkpoints import (
+    config_key,
+    data_digest,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 from tests.training_job import FEATURES, MOS, NAMES, batches, evaluate, make, train
 
@@ -45,7 +51,7 @@ def stop_job(folder, number, *, after, threads=None):
     """Train in another process, send it a signal after some steps, and return what it wrote."""
     threads = threads or torch.get_num_threads()  # another number sums in another order
     with subprocess.Popen(
-        [sys.executable, JOB, str(folder), "slow", str(threads)],
+        [sys.executable, JOB, str(folder), str(threads)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for _ in range(after):
@@ -171,10 +177,32 @@ def test_channels_last_reaches_network_and_images():
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_only_full_batches_are_compiled_and_the_log_names_the_rest(capsys):
+    network, optimizer, scheduler = make(dropout=0.0)
+    plain = train(*make(dropout=0.0), epochs=2).history["train_loss"]
+    for _ in range(2):  # dynamo is reset: the second training compiles again
+        network, optimizer, scheduler = make(dropout=0.0)
+        result = train(network, optimizer, scheduler, epochs=2, compile=True)
+        assert counters["stats"]["unique_graphs"] == 1  # 32 images: five batches of 6, one of 2
+        np.testing.assert_allclose(result.history["train_loss"], plain, rtol=1e-5)
+        assert capsys.readouterr().out == (
+            "compiled for batches of 6: 5 ran through the graph; "
+            "1 of another size and the evaluation ran eagerly\n"
+        )
+
+
+def test_a_network_that_dynamo_gives_up_on_is_named_in_the_log(capsys, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 0)
+    train(*make(), epochs=1, compile=True)
+    assert "runs eagerly: 1 functions (Dynamo recompile limit exceeded" in capsys.readouterr().out
+
+
 # what happens when it stops
 
 
-def test_a_killed_process_ends_with_the_same_numbers_to_the_last_bit(tmp_path):
+def test_a_process_killed_inside_an_epoch_ends_with_the_same_numbers_to_the_last_bit(
+    tmp_path, capsys
+):
     code, _ = stop_job(tmp_path, signal.SIGKILL, after=2 * 6 + 3)  # two epochs of six, and a bit
     assert code == -signal.SIGKILL
     assert len(list(tmp_path.glob("*/last.pt"))) == 1
@@ -184,7 +212,11 @@ def test_a_killed_process_ends_with_the_same_numbers_to_the_last_bit(tmp_path):
         network, optimizer, scheduler, checkpoint_dir=tmp_path,
         step=lambda m, b: steps.append(1) or mse_loss(m(*b.inputs), b.mos),
     )  # fmt: skip
-    assert 0 < len(steps) <= 4 * 6  # the first two epochs were not repeated
+    epoch, step = map(
+        int, re.match(r"resumed at epoch (\d), step (\d)\n", capsys.readouterr().out).groups()
+    )
+    assert epoch * 6 + step >= 2 * 6 + 2  # two steps of the third epoch at least were saved
+    assert len(steps) == 6 * 6 - epoch * 6 - step  # nothing finished ran twice
     assert_same_outcome(network, result)
 
 
@@ -199,6 +231,31 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_then_raises(tmp_path):
     )  # fmt: skip
     assert len(steps) < 4 * 6  # nor were the finished batches of the third
     assert_same_outcome(network, result)
+
+
+def test_states_are_saved_by_time_and_best_weights_only_when_they_change(tmp_path, monkeypatch):
+    written = []
+
+    def note(path, state):
+        written.append(path.name)
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr("iqa_utils.training.resume.save_checkpoint", note)
+    result = train(*make(), checkpoint_dir=tmp_path / "minute")
+    assert written == [f"best-{result.best_epoch}.pt", "last.pt"]  # six epochs took no minute
+    written.clear()
+    result = train(*make(), checkpoint_dir=tmp_path / "always", save_seconds=0)
+    assert written.count("last.pt") == 6 * 6 + 6  # after every batch and every epoch
+    improved = result.history["val_rmse"].cummin().drop_duplicates().index + 1
+    assert [name for name in written if name != "last.pt"] == [f"best-{e}.pt" for e in improved]
+
+
+def test_a_finished_training_keeps_its_best_weights_and_no_optimiser_state(tmp_path):
+    result = train(*make(), checkpoint_dir=tmp_path, save_seconds=0)
+    (folder,) = tmp_path.iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"best-{result.best_epoch}.pt", "last.pt"]
+    assert set(torch.load(folder / "last.pt", weights_only=True)) == {"epoch", "history", "best"}
 
 
 def test_going_on_with_another_number_of_threads_warns(tmp_path):
@@ -222,12 +279,13 @@ def test_an_interrupt_inside_the_process_leaves_the_handler_as_it_was(tmp_path):
     assert_same_outcome(network, train(network, optimizer, scheduler, checkpoint_dir=tmp_path))
 
 
-def test_a_finished_training_is_read_not_repeated(tmp_path):
+def test_a_finished_training_is_read_not_repeated(tmp_path, capsys):
     first = train(*make(), checkpoint_dir=tmp_path)
     network, optimizer, scheduler = make()
     again = train(network, optimizer, scheduler, checkpoint_dir=tmp_path, step=None)
     assert again.history.equals(first.history)  # times included: nothing ran
     assert_same_outcome(network, again)
+    assert capsys.readouterr().out == ""
 
 
 def test_another_configuration_has_its_own_checkpoint(tmp_path):
@@ -257,45 +315,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         train(*make(), checkpoint_dir=tmp_path)
 
 
+def test_a_digest_tells_splits_and_scores_apart():
+    rows = {"training": np.arange(8), "test": np.arange(8, 12)}
+    swapped = {"training": np.r_[:7, 8], "test": np.r_[7, 9:12]}
+    digest = data_digest(rows, MOS)
+    assert data_digest(dict(reversed(rows.items())), MOS.astype(np.float64)) == digest
+    assert data_digest(swapped, MOS) != digest
+    assert data_digest(rows, MOS[::-1]) != digest  # the same sum
+    assert data_digest({"training": np.arange(12), "test": []}, MOS) != digest
+
+
 def test_keys_depend_on_values_not_on_order():
     assert config_key({"a": 1, "b": [2.0]}) == config_key({"b": [2.0], "a": np.int64(1)})
     assert config_key({"a": 1}) != config_key({"a": 2})
     with pytest.raises(TypeError, match="plain values, got function"):
         config_key({"a": lambda: 0})
-
-
-# several processes
-
-
-def test_two_processes_end_where_one_does(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launch, JOB, str(tmp_path), "shared", "1"],
-        check=True, capture_output=True, env=environment, timeout=300,
-    )  # fmt: skip
-    weights, history = torch.load(tmp_path / "outcome.pt", weights_only=True)
-    network, optimizer, scheduler = make(dropout=0.0, frozen=True)
-    expected = without_time(train(network, optimizer, scheduler).history)
-    for key, value in network.state_dict().items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-6)
-    for column, values in expected.items():
-        np.testing.assert_allclose(list(history[column].values()), values, rtol=1e-5)
-
-
-def test_shares_of_a_batch_cover_it_and_weigh_as_the_whole(monkeypatch):
-    batch = Batch((torch.arange(7.0)[:, None],), torch.arange(7.0), torch.arange(7))
-    parts = []
-    for rank in range(3):
-        workers = Workers(torch.device("cpu"))
-        workers.rank, workers.size = rank, 3
-        part = workers.share(batch)
-        parts.append((part.mos, workers.weight(len(part), 7)))
-    assert torch.equal(torch.cat([mos for mos, _ in parts]), batch.mos)
-    whole = sum(mos.mean() * weight for mos, weight in parts) / 3
-    torch.testing.assert_close(whole, batch.mos.mean())
-    with pytest.raises(ValueError, match="a batch of 2 images cannot be shared by 3"):
-        workers.share(batch.rows(slice(0, 2)))
 
 
 # batches
@@ -316,7 +350,18 @@ def test_batches_carry_rows_scores_weights_and_names():
     np.testing.assert_allclose(batch.mos, MOS[[3, 1]])
     assert batch.weight.tolist() == [3, 1]
     assert batch.describe() == "image-3.png, image-1.png"
-    assert len(list(tensor_batches(FEATURES, range(5), MOS, batch_size=2, drop_last=True))) == 2
+
+
+def test_a_lone_last_image_of_a_training_joins_the_batch_before_it():
+    def lengths(n, size, seed=0):
+        stream = tensor_batches(FEATURES, range(n), MOS, batch_size=size, seed=seed)
+        return [len(batch) for batch in stream]
+
+    assert lengths(9, 4) == [4, 5]
+    assert lengths(9, 4, seed=None) == [4, 4, 1]  # nothing is normalised by its batch there
+    assert lengths(10, 4) == [4, 4, 2]
+    assert lengths(1, 4) == [1]
+    assert lengths(3, 1) == [1, 1, 1]
 
 
 def test_wrong_streams_are_refused():

@@ -1,5 +1,9 @@
 """Equal steps for teachers and students, and the rates that a plan is made from."""
 
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from iqa_utils import batch
 from iqa_utils.distill import Teacher
 from iqa_utils.distill.merging import aggregate, merge_by_features
 from iqa_utils.distill.unlabelled import scan_images
@@ -17,6 +22,7 @@ from iqa_utils.metrics import srcc
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.studies import teachers, throughput, transfer
 from iqa_utils.training.batches import store_batches, tensor_batches
+from iqa_utils.training.checkpoints import read_metadata
 
 PLAN = transfer.Plan(40, 8, 0.05, 20, looks=4)
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
@@ -157,21 +163,137 @@ def test_every_result_is_marked_by_what_its_teacher_saw():
     assert teachers.marks(table, taught) == expected
 
 
+TEACHER_PLAN = transfer.Plan(4, 4, 1e-3, 2, looks=2)
+
+
+def train_tiny_teacher(folder, work, *, freeze=False, **options):
+    names = [f"{i:02}.png" for i in range(12)]
+    store = build_store(folder, names, work, size=(32, 32), progress=False)
+    scores = np.where(np.arange(12) < 8, np.arange(12.0), np.nan)
+    made = {"dataset": "shots", "demo": True}
+    teacher, result = teachers.train_teacher(
+        store, np.arange(8), scores, TEACHER_PLAN, backbone="mobilenetv2_035", pretrained=None,
+        freeze_trunk=freeze, saw=("a/training",), cache_dir=work, widths=(8, 8, 4),
+        path=work / "teacher.safetensors", training_data=made, checkpoint_dir=work, **options,
+    )  # fmt: skip
+    return store, scores, teacher, result
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_teacher_learns_only_the_rows_it_is_given(folder, tmp_path, freeze):
-    names = [f"{i:02}.png" for i in range(12)]
-    store = build_store(folder, names, tmp_path, size=(32, 32), progress=False)
-    scores = np.where(np.arange(12) < 8, np.arange(12.0), np.nan)
-    plan = transfer.Plan(4, 4, 1e-3, 2, looks=2)
-    teacher, result = teachers.train_teacher(
-        store, np.arange(8), scores, plan, backbone="mobilenetv2_035", pretrained=None,
-        freeze_trunk=freeze, saw=("a/training",), cache_dir=tmp_path, widths=(8, 8, 4),
-        watch={"seen": np.arange(8)}, progress=False,
-    )  # fmt: skip
+    store, scores, teacher, result = train_tiny_teacher(folder, tmp_path, freeze=freeze)
     assert teacher.saw == ("a/training",)
     assert teacher.size == (32, 32)
     pred = transfer.predict_any_size(teacher, store, np.arange(8), batch_size=4)
     assert srcc(scores[:8], pred) == pytest.approx(result.best["seen_srcc"], abs=1e-9)
+
+
+def test_a_teacher_is_a_model_file_that_a_second_call_finds_again(folder, tmp_path):
+    *_, teacher, result = train_tiny_teacher(folder, tmp_path)
+    known = read_metadata(tmp_path / "teacher.safetensors")
+    assert known["training_data"] == {"dataset": "shots", "demo": True, "images": 8}
+    assert known["scores_seen"] == ["a/training"]
+    assert known["metrics"] == {"SRCC seen": result.best["seen_srcc"]}
+    assert Teacher.load(tmp_path / "teacher.safetensors").hash == teacher.hash
+    *_, again, found = train_tiny_teacher(folder, tmp_path)
+    assert again.hash == teacher.hash
+    pd.testing.assert_frame_equal(found.history, result.history)  # to the second: not trained again
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from iqa_utils.studies import teachers
+from test_transfer import train_tiny_teacher
+whole = teachers.store_batches
+def dying(*args, **options):
+    for number, batch in enumerate(whole(*args, **options)):
+        if options.get("epoch") == 1 and "augment" in options and number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+teachers.store_batches = dying
+train_tiny_teacher(Path({folder!r}), Path({work!r}), save_seconds=0.0)
+"""
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_teacher_killed_in_training_ends_as_if_it_had_not_been(
+    folder, tmp_path, capsys, one_thread
+):
+    (tmp_path / "killed").mkdir()
+    work, tests = str(tmp_path / "killed"), os.path.dirname(__file__)
+    script = KILLED.format(tests=tests, folder=str(folder), work=work)
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    *_, resumed, _ = train_tiny_teacher(folder, tmp_path / "killed")
+    assert "resumed at epoch 1, step 1" in capsys.readouterr().out
+    *_, whole, _ = train_tiny_teacher(folder, tmp_path)
+    assert resumed.hash == whole.hash
+
+
+def test_settings_of_single_trainings_are_refused_where_nothing_has_that_name():
+    names = ["teacher all", "direct"]
+    own = transfer.training_settings(
+        names, {"direct": {"EPOCHS": 2, "PRECISION": "bf16"}}, precision="fp32", compile=False
+    )
+    assert own["direct"] == {"looks": 2, "precision": "bf16", "compile": False}
+    assert own["teacher all"] == {"precision": "fp32", "compile": False}
+    with pytest.raises(ValueError, match="no training 'teacher', there are teacher all, direct"):
+        transfer.training_settings(names, {"teacher": {"EPOCHS": 2}})
+    with pytest.raises(ValueError, match="OVERRIDES of 'direct': unknown"):
+        transfer.training_settings(names, {"direct": {"N_RUNS": 2}})
+
+
+def test_a_student_has_the_settings_that_are_its_own_and_the_log_names_it(capsys):
+    lessons = {"a": made_lesson(), "b": made_lesson()}
+    own = {"b": {"looks": 2, "precision": "bf16"}}
+    history = transfer.teach(lessons, config={}, settings=own, augment=None)
+    assert history["student"].tolist() == list("aaaabb")
+    assert capsys.readouterr().out.splitlines() == [
+        "training 'a': 40 images, 40 steps of 8",
+        "training 'b': 40 images, 40 steps of 8, precision bf16, looks 2",
+    ]
+
+
+def test_a_rehearsal_cuts_steps_and_looks_of_the_plans_and_nothing_else():
+    paper, cut = (batch.read_profile("06_distillation", name) for name in ("paper", "rehearsal"))
+    for name in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"):
+        assert cut[name][1:4] == paper[name][1:4]
+        assert cut[name][0] < paper[name][0]
+    for name in ("N_UNLABELLED", "N_KEPT"):
+        np.testing.assert_array_equal(cut[name], np.floor_divide(paper[name], 100))
+
+
+def test_decoded_labelled_images_take_three_bytes_a_pixel_and_are_never_enlarged():
+    counts = {"koniq10k": 10, "livec": 2, "spaq": 1}  # 768x1024, 500x500, 3000x4000
+    taken = teachers.store_bytes(counts, teacher_size=[384, 512], short_side=768)
+    assert taken["squashed"] == 13 * 384 * 512 * 3
+    assert taken["whole"] == 3 * (10 * 768 * 1024 + 2 * 500 * 500 + 768 * 1024)
+
+
+def test_a_point_of_a_curve_takes_two_thousand_images_at_most():
+    lesson, seen = made_lesson(), []
+
+    def stream(rows, scores, **options):
+        seen.append(len(rows))
+        return lesson.stream(rows, scores, **options)
+
+    many = np.tile(lesson.unseen, 151)  # 3,020
+    transfer.train(
+        lesson.student, stream, lesson.rows, lesson.scores, PLAN,
+        watch={"many": many, "few": lesson.unseen}, augment=None, progress=False,
+    )  # fmt: skip
+    assert set(seen) == {80, 1510, 20}  # of training, every second one, all
 
 
 def test_merging_never_reads_a_test_score():

@@ -1,9 +1,7 @@
 """A tiny training that other processes can run, be killed in, and be compared by."""
 
-import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,16 +58,9 @@ def train(network, optimizer, scheduler, *, epochs: int = 6, step=None, **option
     )  # fmt: skip
 
 
-def main(folder: str, mode: str, threads: str) -> None:
-    """Train slowly enough to be killed (``slow``), or with frozen statistics (``shared``)."""
+def main(folder: str, threads: str) -> None:
+    """Train slowly enough to be killed, and save after every step."""
     torch.set_num_threads(int(threads))
-    if mode == "shared":
-        network, optimizer, scheduler = make(dropout=0.0, frozen=True)
-        result = train(network, optimizer, scheduler, checkpoint_dir=folder)
-        if os.environ.get("RANK", "0") == "0":
-            torch.save([network.state_dict(), result.history.drop(columns="seconds").to_dict()],
-                       Path(folder) / "outcome.pt")  # fmt: skip
-        return
     network, optimizer, scheduler = make()
 
     def slow_step(model: nn.Module, batch) -> torch.Tensor:
@@ -77,7 +68,7 @@ def main(folder: str, mode: str, threads: str) -> None:
         time.sleep(0.01)
         return mse_loss(model(*batch.inputs), batch.mos)
 
-    train(network, optimizer, scheduler, step=slow_step, checkpoint_dir=folder)
+    train(network, optimizer, scheduler, step=slow_step, checkpoint_dir=folder, save_seconds=0)
 
 
 if __name__ == "__main__":

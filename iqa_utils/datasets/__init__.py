@@ -15,7 +15,16 @@ import pandas as pd
 
 from iqa_utils.datasets.catalogue import CHECKED, DATASETS, DatasetInfo
 
-__all__ = ["DATASETS", "DatasetInfo", "audit", "check_dataset", "check_images", "load_scores"]
+__all__ = [
+    "DATASETS",
+    "DatasetInfo",
+    "audit",
+    "check_dataset",
+    "check_images",
+    "fingerprint",
+    "load_scores",
+    "locate",
+]
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
 SPLITS = ("training", "validation", "test")
@@ -50,7 +59,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         111.774694 - realigned DMOS and CSIQ 1 - DMOS.
     """
     info = _info(name)
-    files, root = _locate(name, Path(root))
+    files, root = locate(name, Path(root))
     raw = info.read(files).reset_index(drop=True)
     raw = raw.assign(**{column: np.nan for column in COLUMNS if column not in raw})
     where = f"{root}: {', '.join(path.name for path in files.values() if path.suffix != '.txt')}"
@@ -78,7 +87,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         "scale": info.scale or (float(table["mos"].min()), float(table["mos"].max())),
         "kind": info.kind,
         "demo": bool(made),
-        "fingerprint": _fingerprint(files),
+        "fingerprint": fingerprint(files),
     }
     return table
 
@@ -120,13 +129,14 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
     """
     info = _info(name)
     frame = load_scores(name, root)
-    files, root = _locate(name, Path(root))
+    files, root = locate(name, Path(root))
     hashes = {path: _sha256(path)[:16] for path in files.values()}
     known = {path: CHECKED.get(path.name, CHECKED.get(f"{name}/{path.name}")) for path in hashes}
+    demo = frame.attrs["demo"]
     verdict = {
         None: "no copy to compare with",
         True: "as checked",
-        False: "differs from the checked copy",
+        False: "synthetic" if demo else "differs from the checked copy",
     }
     same = {path: None if known[path] is None else known[path] == hashes[path] for path in hashes}
     missing = _missing_images(frame, root)
@@ -138,11 +148,11 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
         "contents": frame["reference"].nunique(),
         "distortions": frame["distortion"].nunique(),
         "split": ", ".join(f"{k} {v}" for k, v in frame["split"].value_counts().items()) or "none",
-        "demo": frame.attrs["demo"],
+        "demo": demo,
     }
     whole = len(frame) == (info.n_images or len(frame)) and not missing
     return {
-        "whole": whole and False not in same.values(),
+        "whole": whole and (demo or False not in same.values()),
         "rows": len(frame),
         "official_rows": info.n_images,
         "images_missing": missing,
@@ -162,7 +172,8 @@ def report_lines(name: str, report: dict[str, object]) -> list[str]:
         Lines for a terminal.
     """
     official, missing = report["official_rows"], report["images_missing"]
-    lines = [f"{name}: {'whole' if report['whole'] else 'not whole'}"]
+    synthetic = ", synthetic data" if report["statistics"]["demo"] else ""
+    lines = [f"{name}: {'whole' if report['whole'] else 'not whole'}{synthetic}"]
     against = f" of {official} in the official release" if official else ""
     lines.append(f"  scores: {report['rows']}{against}")
     shown = f": {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}" if missing else ""
@@ -195,7 +206,7 @@ def _info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def _locate(name: str, root: Path) -> tuple[dict[str, Path], Path]:
+def locate(name: str, root: Path) -> tuple[dict[str, Path], Path]:
     """Find the annotation files where the official layout has them, or beside the images."""
     info = DATASETS[name]
     if name == "table" and root.suffix.lower() == ".csv" and root.is_file():
@@ -205,20 +216,30 @@ def _locate(name: str, root: Path) -> tuple[dict[str, Path], Path]:
             f"{info.title}: expected a folder {root} with {', '.join(info.files)}, there is none; "
             f"get it from {info.home} (data/README.md)"
         )
+    found = _files_in(root, info)
+    missing = [relative for relative in info.files if relative not in found]
+    if missing:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        inner = [folder for folder in folders if _files_in(folder, info).keys() >= set(missing)]
+        there = sorted(path.name for path in root.iterdir())[:8]
+        advice = f"get it from {info.home} (data/README.md)"
+        if inner:
+            advice = f"one level down, in {inner[0]}: name that folder, or move its content up"
+        raise FileNotFoundError(
+            f"{info.title}: expected {', '.join(missing)} in {root}, found {there}; {advice}"
+        )
+    return found, root
+
+
+def _files_in(root: Path, info: DatasetInfo) -> dict[str, Path]:
+    """Return the annotation files of a set that one folder holds, by their official place."""
     found = {}
     for relative in (*info.files, *info.optional):
         nearby = root / (PurePosixPath(relative).name if "info.txt" not in relative else relative)
         path = next((path for path in (root / relative, nearby) if path.is_file()), None)
         if path is not None:
             found[relative] = path
-    missing = [relative for relative in info.files if relative not in found]
-    if missing:
-        there = sorted(path.name for path in root.iterdir())[:8]
-        raise FileNotFoundError(
-            f"{info.title}: expected {', '.join(missing)} in {root}, found {there}; "
-            f"get it from {info.home} (data/README.md)"
-        )
-    return found, root
+    return found
 
 
 def _checked_names(names: pd.Series, where: str) -> pd.Series:
@@ -301,7 +322,7 @@ def _demo_marker(root: Path) -> dict[str, object]:
     return json.loads(marker.read_text()) if marker.is_file() else {}
 
 
-def _fingerprint(files: dict[str, Path]) -> str:
+def fingerprint(files: dict[str, Path]) -> str:
     """Hash the annotation files together, by name and content."""
     digest = hashlib.sha256()
     for path in sorted(files.values(), key=lambda path: path.name):

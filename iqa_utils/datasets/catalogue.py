@@ -20,6 +20,8 @@ CHECKED = {  # first 16 digits of the SHA-256 of the official files that were se
     "AllMOS_release.mat": "94d4034cb420f319",
     "AllStdDev_release.mat": "f0679b6455dda520",
     "labels_image.csv": "667a9de3ba2633bf",
+    "Train (Images and MOS).csv": "1f0c28a28d78903c",
+    "Test (Images and MOS).csv": "2f8579d5e9647015",
 }
 
 
@@ -37,6 +39,10 @@ class DatasetInfo:
         folders: Folders the image names may be relative to, the preferred one first.
         home: Where the set comes from.
         terms: Its terms of use in a few words.
+        pixels: Height and width of most images.
+        contents: Reference images; 0 where every image is a content of its own.
+        parts: Images of the official training, validation and test set, where there is one.
+        ranges: Official training images with scores in each fifth of the scale, where known.
         read: The reader of the annotation files.
         verified: False where no official layout could be seen.
     """
@@ -51,6 +57,10 @@ class DatasetInfo:
     terms: str
     optional: tuple[str, ...] = ()
     folders: tuple[str, ...] = ("",)
+    pixels: tuple[int, int] = (768, 1024)
+    contents: int = 0
+    parts: tuple[int, ...] = ()
+    ranges: tuple[int, ...] = ()
     verified: bool = True
 
 
@@ -63,6 +73,8 @@ DATASETS: dict[str, DatasetInfo] = {
         files=("koniq10k_distributions_sets.csv",),
         optional=("koniq10k_scores_and_distributions.csv", "koniq10k_indicators.csv"),
         folders=("1024x768", "512x384"),
+        parts=(7058, 1000, 2015),
+        ranges=(129, 833, 2157, 3790, 149),
         read=readers.read_koniq10k,
         home="https://database.mmsp-kn.de/koniq-10k-database.html",
         terms="research; the photographs keep their Creative Commons licences",
@@ -74,6 +86,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=779,
         files=("dmos_realigned.mat", "refnames_all.mat"),
         optional=("dmos.mat", *(f"{folder}/info.txt" for folder in readers.LIVE_FOLDERS)),
+        pixels=(512, 768),
+        contents=29,
         read=readers.read_live,
         home="https://live.ece.utexas.edu/research/quality/subjective.htm",
         terms="free with the laboratory's notice; cite",
@@ -85,6 +99,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=866,
         files=("csiq.DMOS.xlsx",),
         folders=("dst_imgs",),
+        pixels=(512, 512),
+        contents=30,
         read=readers.read_csiq,
         home="https://s2.smu.edu/~eclarson/csiq.html",
         terms="research; cite",
@@ -96,6 +112,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=1700,
         files=("mos_with_names.txt",),
         folders=("distorted_images",),
+        pixels=(384, 512),
+        contents=25,
         read=readers.read_tid2008,
         home="https://www.ponomarenko.info/tid2008.htm",
         terms="free for research; cite",
@@ -107,6 +125,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=3000,
         files=("mos_with_names.txt",),
         folders=("distorted_images",),
+        pixels=(384, 512),
+        contents=25,
         read=readers.read_tid2013,
         home="https://www.ponomarenko.info/tid2013.htm",
         terms="free for research; cite",
@@ -118,6 +138,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=10125,
         files=("dmos.csv",),
         folders=("images",),
+        pixels=(384, 512),
+        contents=81,
         read=readers.read_kadid10k,
         home="https://database.mmsp-kn.de/kadid-10k-database.html",
         terms="research; source photographs under the Pixabay licence",
@@ -129,6 +151,7 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=586,
         files=("DatabaseGrades.xls",),
         folders=("ImageDatabase", ""),
+        pixels=(960, 1280),
         read=readers.read_bid,
         home="https://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm",
         terms="research; cite",
@@ -140,6 +163,7 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=1162,
         files=tuple(f"Data/All{part}_release.mat" for part in ("Images", "MOS", "StdDev")),
         folders=("Images",),
+        pixels=(500, 500),
         read=readers.read_livec,
         home="https://live.ece.utexas.edu/research/ChallengeDB/index.html",
         terms="free with the laboratory's notice; cite",
@@ -151,6 +175,7 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=11125,
         files=("Annotations/MOS and Image attribute scores.xlsx",),
         folders=("TestImage",),
+        pixels=(3000, 4000),
         read=readers.read_spaq,
         home="https://github.com/h4nwei/SPAQ",
         terms="research, non-commercial; cite",
@@ -162,6 +187,7 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=39810,
         files=("labels_image.csv",),
         folders=("", "database"),
+        pixels=(480, 640),
         read=readers.read_flive,
         home="https://github.com/baidut/PaQ-2-PiQ",
         terms="CC BY-NC 4.0",
@@ -173,6 +199,8 @@ DATASETS: dict[str, DatasetInfo] = {
         n_images=12000,
         files=("Train (Images and MOS).csv", "Test (Images and MOS).csv"),
         folders=("Images",),
+        pixels=(512, 512),
+        parts=(10000, 0, 2000),
         read=readers.read_biq2021,
         home="https://github.com/nisarahmedrana/BIQ2021",
         terms="no licence stated; cite",
@@ -183,6 +211,7 @@ DATASETS: dict[str, DatasetInfo] = {
         kind="authentic",
         n_images=2880,
         files=("scores.csv",),
+        pixels=(1024, 1536),
         read=readers.read_table,
         home="https://www.ponomarenko.info",
         terms="ask its authors",

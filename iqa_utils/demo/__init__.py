@@ -15,10 +15,11 @@ from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
 from iqa_utils.demo import layouts as demo_layouts
+from iqa_utils.demo.pictures import Studio
 
 VERSION = 2  # of the made data; a folder of another version is made again
 DEMO_ROOT = Path(__file__).resolve().parents[2] / "data" / "demo"
-SETS: dict[str, Callable[[Path, float, int], dict[str, str]]] = {
+SETS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
     "koniq10k": demo_layouts.make_koniq10k,
     "live": demo_layouts.make_live,
     "csiq": demo_layouts.make_csiq,
@@ -42,7 +43,7 @@ def make_demo(
     Args:
         root: Folder that gets one folder a set.
         scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
-            set has its official number of images, from 9 on their real side.
+            set has about its official number of images, from 9 on their real side.
         seed: Root seed; an image depends on seed, set and its number alone.
         sets: Names out of :data:`SETS`, all if empty.
 
@@ -67,7 +68,7 @@ def make_demo(
     for name in sets or SETS:
         folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
         try:
-            references = SETS[name](folder, scale, seed)
+            references = SETS[name](folder, Studio(scale, seed))
             marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
             text = json.dumps(marker | {"references": references}, indent=0)
             (folder / DEMO_MARKER).write_text(text)

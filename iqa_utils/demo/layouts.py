@@ -1,13 +1,14 @@
-"""Writers of the demo data sets in their official layouts, quirks included.
+"""Writers of synthetic data sets in their official layouts, quirks included.
 
-Each takes an empty folder, the scale and the seed of ``demo.make_demo``, writes one set, and
-returns the scene of every image by the name that stands in its annotation files. Votes,
-means, deviations and z-scores follow from the raters' answers and from nothing else.
+Each takes an empty folder and the :class:`~iqa_utils.demo.pictures.Studio` that makes the
+pictures, writes one set, and returns the scene of every image by the name that stands in its
+annotation files. Votes, means, deviations and z-scores follow from the raters' answers.
 """
 
 import io
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -26,19 +27,22 @@ from iqa_utils.datasets.readers import (
     TID_TYPES,
 )
 from iqa_utils.demo import pictures as made
-from iqa_utils.demo.distortions import as_image
-from iqa_utils.demo.pictures import Picture
+from iqa_utils.demo.pictures import Picture, Studio
 from iqa_utils.demo.scenes import PHOTOGRAPHS
-from iqa_utils.indicators import measure
 
 KONIQ_MEAN, KONIQ_SD = 58.73, 15.43  # of the official z-score MOS
+KONIQ_PARTS = {  # images of the official split in each MOS range
+    "training": (129, 833, 2157, 3790, 149),
+    "validation": (18, 118, 307, 536, 21),
+    "test": (36, 238, 617, 1082, 42),
+}
 
 
-def make_koniq10k(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KonIQ-10k: three CSV files that agree, each with its own convention and order."""
-    rng = made.generator(seed, "koniq10k raters")
-    n = made.count(10073, 240, scale)
-    pictures = list(made.authentic("koniq10k", n, (768, 1024), scale, seed))
+    rng = made.generator(studio.seed, "koniq10k raters")
+    n = studio.count(10073, 240)
+    pictures = studio.authentic("koniq10k", n, (768, 1024))
     ids = np.sort(rng.choice(10**10, n, replace=False))
     quality = np.array([picture.quality for picture in pictures])
     answers = np.clip(np.rint(1 + 4 * made.answers(quality, 160, rng, 0.15)), 1, 5)  # (N, R)
@@ -59,12 +63,16 @@ def make_koniq10k(root: Path, scale: float, seed: int) -> dict[str, str]:
     for name, picture in zip(table["image_name"], pictures, strict=True):
         factor = int(rng.integers(71, 101))
         path = root / "1024x768" / name
-        _save(picture.pixels, path, quality=factor)
-        indicators.append(_indicators(path, factor, rng))
+        studio.save(picture, path, quality=factor)
+        indicators.append(_indicators(studio.measure(picture, path), factor, rng))
     references = {n: p.reference for n, p in zip(table["image_name"], pictures, strict=True)}
-    by_name = table.sort_values("image_name")
+    table["set"] = _parts_by_scene(table, references)
+    if studio.official:
+        table["MOS_zscore"], table["set"] = _official_ranges(table["MOS_zscore"], rng)
+    sets = table.sort_values("image_name")
+    by_name = sets.drop(columns="set")
     by_name.to_csv(root / "koniq10k_scores_and_distributions.csv", index=False, quoting=2)
-    sets = by_name.assign(MOS=by_name["MOS_zscore"], set=_official_parts(by_name, references))
+    sets["MOS"] = sets["MOS_zscore"]
     sets[KONIQ_COUNTS] = sets[KONIQ_COUNTS].div(sets["c_total"], axis=0)
     sets.drop(columns="MOS_zscore").to_csv(root / "koniq10k_distributions_sets.csv", index=False)
     by_id = pd.DataFrame(indicators).assign(image_id=ids)  # in the order of the numbers
@@ -73,7 +81,22 @@ def make_koniq10k(root: Path, scale: float, seed: int) -> dict[str, str]:
     return references
 
 
-def _official_parts(table: pd.DataFrame, references: dict[str, str]) -> pd.Series:
+def _official_ranges(scores: pd.Series, rng: np.random.Generator) -> tuple[pd.Series, pd.Series]:
+    """Move scores, in their order, so that each MOS range has its official share of each set."""
+    official = np.array(list(KONIQ_PARTS.values())).T  # (5 ranges, 3 sets)
+    upto = np.rint(np.cumsum(official) * len(scores) / official.sum()).astype(int)
+    counts = np.diff(upto, prepend=0).reshape(official.shape)
+    lows = [[low] * n for low, n in zip((4, 20, 40, 60, 80), counts.sum(axis=1), strict=True)]
+    low = np.concatenate(lows)
+    steps = np.concatenate([np.arange(len(one)) / max(1, len(one)) for one in lows])
+    width = np.array([16, 20, 20, 20, 8])[np.searchsorted([20, 40, 60, 80], low, side="right")]
+    parts = [rng.permutation(np.repeat(list(KONIQ_PARTS), row)) for row in counts]
+    rising = scores.sort_values().index
+    moved = pd.Series(low + width * steps, rising)
+    return moved, pd.Series(np.concatenate(parts), rising)
+
+
+def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Series:
     """Deal scenes to the parts, 70/10/20, so that every MOS range is in every part it can be."""
     pattern = ["training", "test", "validation", "training", "training", "test"]
     pattern += ["training"] * 4
@@ -86,34 +109,39 @@ def _official_parts(table: pd.DataFrame, references: dict[str, str]) -> pd.Serie
     return part.fillna(place.map(lambda i: pattern[i % 10]))
 
 
-def _indicators(path: Path, factor: int, rng: np.random.Generator) -> dict[str, float]:
-    """Measure what the official table of indicators holds; the last two are drawn."""
-    measured = measure(path)
-    measured["quality_factor"] = factor
+def _indicators(
+    measured: dict[str, float], factor: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Add to what is measured what the official table of indicators holds besides."""
+    measured = measured | {"quality_factor": factor}
     measured["hxw"] = int(rng.choice([3145728, 5038848, 10036224, 14732784]))  # of the original
     measured["deep_feature"] = int(rng.integers(1, 201))
     return measured
 
 
-def make_live(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_live(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE release 2: five folders with originals among the images, realigned DMOS."""
-    rng = made.generator(seed, "live raters")
+    rng = made.generator(studio.seed, "live raters")
     layout = {"official": 29, "scenes": 8, "per_pair": 3}
-    pictures = list(made.synthetic("live", list(LIVE_FOLDERS), (512, 768), scale, seed, **layout))
+    pictures = studio.synthetic("live", list(LIVE_FOLDERS), (512, 768), **layout)
     quality = np.array([picture.quality for picture in pictures])
     answers = 100 * (1.02 - made.answers(quality, 23, rng))
     dmos = np.clip(answers.mean(axis=1), LIVE_TOP - 114.4, LIVE_TOP)
     std = answers.std(axis=1, ddof=1) / 23**0.5
     rows, references = [], {}
     for folder in LIVE_FOLDERS:
-        images = [i for i, picture in enumerate(pictures) if picture.distortion == folder]
-        images.insert(1, -1 - list(LIVE_FOLDERS).index(folder))  # an original, as the real folders
+        images = [
+            (picture, (dmos[i], std[i], 0))
+            for i, picture in enumerate(pictures)
+            if picture.distortion == folder
+        ]
+        originals = studio.originals("live", folder, (512, 768))
+        images[1:1] = [(picture, (0.0, 0.0, 1)) for picture in originals]  # as the real folders
         info = []
-        for number, i in enumerate(images, start=1):
+        for number, (picture, row) in enumerate(images, start=1):
             name = f"{folder}/img{number}.bmp"
-            picture = pictures[i] if i >= 0 else _original("live", -1 - i, scale, seed)
-            _save(picture.pixels, root / name)
-            rows.append((dmos[i], std[i], 0) if i >= 0 else (0.0, 0.0, 1))
+            studio.save(picture, root / name)
+            rows.append(row)
             references[name] = picture.reference
             info.append(f"{picture.reference}.bmp img{number}.bmp {picture.level}")
         (root / folder / "info.txt").write_text("\n".join(info) + "\n")
@@ -127,18 +155,12 @@ def make_live(root: Path, scale: float, seed: int) -> dict[str, str]:
     return references
 
 
-def _original(name: str, i: int, scale: float, seed: int) -> Picture:
-    """Return the clean scene itself."""
-    reference, pixels = made.scene(name, i, made.sides(512, 768, scale), seed)
-    return Picture(reference, "", 0, pixels, 1.0)
-
-
-def make_csiq(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
-    rng = made.generator(seed, "csiq raters")
+    rng = made.generator(studio.seed, "csiq raters")
     types = {folder: (kind, token) for kind, (folder, token) in CSIQ_TYPES.items()}
     layout = {"official": 30, "scenes": 8, "per_pair": 2}
-    pictures = list(made.synthetic("csiq", list(types), (512, 512), scale, seed, **layout))
+    pictures = studio.synthetic("csiq", list(types), (512, 512), **layout)
     answers = 1 - made.answers(np.array([picture.quality for picture in pictures]), 25, rng)
     dmos = np.clip(answers.mean(axis=1), 0, 1)
     scenes = list(dict.fromkeys(picture.reference for picture in pictures))
@@ -152,7 +174,7 @@ def make_csiq(root: Path, scale: float, seed: int) -> dict[str, str]:
         folder, name = picture.distortion, names[picture.reference]
         kind, token = types[folder]
         file = f"{folder}/{name}.{token}.{picture.level}.png"
-        _save(picture.pixels, root / "dst_imgs" / file)
+        studio.save(picture, root / "dst_imgs" / file)
         index = list(types).index(folder) + 1
         rows.append([name, index, kind, picture.level, answers[i].std(ddof=1), dmos[i]])
         references[file] = picture.reference
@@ -163,11 +185,11 @@ def make_csiq(root: Path, scale: float, seed: int) -> dict[str, str]:
     return references
 
 
-def make_kadid10k(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KADID-10k: whole answers from 1 to 5, their mean called dmos and their variance."""
-    rng = made.generator(seed, "kadid10k raters")
+    rng = made.generator(studio.seed, "kadid10k raters")
     layout = {"official": 81, "scenes": 6, "per_pair": 1}
-    pictures = list(made.synthetic("kadid10k", KADID_TYPES, (384, 512), scale, seed, **layout))
+    pictures = studio.synthetic("kadid10k", KADID_TYPES, (384, 512), **layout)
     quality = np.array([picture.quality for picture in pictures])
     answers = np.clip(np.rint(1 + 4 * made.answers(quality, 30, rng)), 1, 5)
     coded = _coded(pictures, KADID_TYPES)
@@ -177,22 +199,32 @@ def make_kadid10k(root: Path, scale: float, seed: int) -> dict[str, str]:
     table["var"] = answers.var(axis=1).round(3)
     table.to_csv(root / "dmos.csv", index=False)
     for name, picture in zip(table["dist_img"], pictures, strict=True):
-        _save(picture.pixels, root / "images" / name)
+        studio.save(picture, root / "images" / name)
     return {n: p.reference for n, p in zip(table["dist_img"], pictures, strict=True)}
 
 
-def make_tid2013(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_tid2013(root: Path, studio: Studio) -> dict[str, str]:
     """Write TID2013: lines `score name`, spelt in mixed case as the real file is."""
-    rng = made.generator(seed, "tid2013 raters")
+    return _make_tid(root, studio, "tid2013", TID_TYPES)
+
+
+def make_tid2008(root: Path, studio: Studio) -> dict[str, str]:
+    """Write TID2008, which lacks the last seven types of TID2013."""
+    return _make_tid(root, studio, "tid2008", TID_TYPES[:17])
+
+
+def _make_tid(root: Path, studio: Studio, name: str, types: list[str]) -> dict[str, str]:
+    """Write one of the two sets from Tampere."""
+    rng = made.generator(studio.seed, f"{name} raters")
     layout = {"official": 25, "scenes": 6, "per_pair": 1}
-    pictures = list(made.synthetic("tid2013", TID_TYPES, (384, 512), scale, seed, **layout))
+    pictures = studio.synthetic(name, types, (384, 512), **layout)
     quality = np.array([picture.quality for picture in pictures])
     mos = np.clip(0.3 + 7 * made.answers(quality, 20, rng).mean(axis=1), 0, 9)
     lines, references = [], {}
-    for (i, j, k), picture, score in zip(_coded(pictures, TID_TYPES), pictures, mos, strict=True):
-        name = f"{'I' if j == 1 else 'i'}{i:02d}_{j:02d}_{k}"
-        written = f"{name}.{'BMP' if j == 2 else 'bmp'}"
-        _save(picture.pixels, root / "distorted_images" / f"{name}.bmp")
+    for (i, j, k), picture, score in zip(_coded(pictures, types), pictures, mos, strict=True):
+        stem = f"{'I' if j == 1 else 'i'}{i:02d}_{j:02d}_{k}"
+        written = f"{stem}.{'BMP' if j == 2 else 'bmp'}"
+        studio.save(picture, root / "distorted_images" / f"{stem}.bmp")
         lines.append(f"{score:.5f} {written}\r\n")
         references[written] = picture.reference
     (root / "mos_with_names.txt").write_bytes("".join(lines).encode())
@@ -206,11 +238,11 @@ def _coded(pictures: list[Picture], types: list[str]) -> list[tuple[int, int, in
     return [(number[p.reference], number[p.distortion], p.level) for p in pictures]
 
 
-def make_bid(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_bid(root: Path, studio: Studio) -> dict[str, str]:
     """Write BID: grades on 0-5 from 10 to 20 raters, padded with blanks; numbers with gaps."""
-    rng = made.generator(seed, "bid raters")
-    n = made.count(586, 80, scale)
-    pictures = list(made.authentic("bid", n, (960, 1280), scale, seed))
+    rng = made.generator(studio.seed, "bid raters")
+    n = studio.count(586, 80)
+    pictures = studio.authentic("bid", n, (960, 1280))
     quality = np.array([picture.quality for picture in pictures])
     grades = np.clip(5 * made.answers(quality, 20, rng), 0, 5)
     numbers = [number for number in range(1, n + 5) if number not in (2, 7, 11, 13)][:n]
@@ -220,24 +252,24 @@ def make_bid(root: Path, scale: float, seed: int) -> dict[str, str]:
         given = grades[i, : n_grades[i]]
         rows.append([number, given.mean(), int(n_grades[i]), *given])
         name = f"DatabaseImage{number:04d}.JPG"
-        _save(pictures[i].pixels, root / "ImageDatabase" / name, quality=92)
+        studio.save(pictures[i], root / "ImageDatabase" / name, quality=92)
         references[name] = pictures[i].reference
     _write_bid_sheet(root / "DatabaseGrades.xls", rows)
     return references
 
 
-def make_livec(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_livec(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE In the Wild: three MATLAB lists that start with seven training images."""
-    rng = made.generator(seed, "livec raters")
-    n = made.count(1162, 96, scale)
-    pictures = list(made.authentic("livec", n + 7, (500, 500), scale, seed))
+    rng = made.generator(studio.seed, "livec raters")
+    n = studio.count(1162, 96)
+    pictures = studio.authentic("livec", n + 7, (500, 500))
     quality = np.array([picture.quality for picture in pictures])
     answers = np.clip(100 * made.answers(quality, 175, rng, 0.17), 0, 100)
     names = [f"t{i + 1}.bmp" for i in range(7)]
     names += [f"{100 + i}.{('bmp', 'JPG')[i % 2]}" for i in range(n)]
     for name, picture in zip(names, pictures, strict=True):
         folder = root / "Images" / ("trainingImages" if name[0] == "t" else "")
-        _save(picture.pixels, folder / name)
+        studio.save(picture, folder / name)
     (root / "Data").mkdir()
     columns = {
         "Images": np.array(names, dtype=object)[:, None],
@@ -250,22 +282,74 @@ def make_livec(root: Path, scale: float, seed: int) -> dict[str, str]:
     return {n: p.reference for n, p in zip(names, pictures, strict=True)}
 
 
-def make_unlabelled(root: Path, scale: float, seed: int) -> dict[str, str]:
+def make_spaq(root: Path, studio: Studio) -> dict[str, str]:
+    """Write SPAQ: one sheet with the mean score and the scores of five attributes."""
+    rng = made.generator(studio.seed, "spaq raters")
+    names = [f"{i + 1:05d}.jpg" for i in range(studio.count(11125, 100))]
+    pictures = studio.authentic("spaq", len(names), (768, 1024))
+    quality = np.array([picture.quality for picture in pictures])
+    answers = np.clip(100 * made.answers(quality, 6, rng), 0, 100)
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    attributes = ["Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness"]
+    sheet.append(["Image name", "MOS", *attributes])
+    for name, picture, row in zip(names, pictures, answers.round(2), strict=True):
+        studio.save(picture, root / "TestImage" / name)
+        sheet.append([name, row.mean().round(2), *row[:5]])
+    path = root / "Annotations" / "MOS and Image attribute scores.xlsx"
+    path.parent.mkdir()
+    _write_book(path, book)
+    return {n: p.reference for n, p in zip(names, pictures, strict=True)}
+
+
+def make_flive(root: Path, studio: Studio) -> dict[str, str]:
+    """Write FLIVE: names below three folders of very different size."""
+    n = studio.count(39810, 100)
+    folders = ["EE371R"] * 3 + ["blur_dataset"] * round(n * 999 / 39810)
+    folders += ["voc_emotic_ava"] * (n - len(folders))
+    names = [f"{folder}/{i:06d}.jpg" for i, folder in enumerate(folders)]
+    return _make_table(root, studio, "flive", names, "labels_image.csv", "name")
+
+
+def make_htid(root: Path, studio: Studio) -> dict[str, str]:
+    """Write HTID as a plain table: its official layout is not known."""
+    names = [f"images/{i:04d}.jpg" for i in range(studio.count(2880, 100))]
+    return _make_table(root, studio, "htid", names, "scores.csv", "image")
+
+
+def make_nrtid(root: Path, studio: Studio) -> dict[str, str]:
+    """Write NRTID as a plain table: neither its official layout nor its size is known."""
+    names = [f"images/{i:04d}.bmp" for i in range(studio.count(500, 100))]
+    return _make_table(root, studio, "nrtid", names, "scores.csv", "image")
+
+
+def _make_table(
+    root: Path, studio: Studio, name: str, names: list[str], file: str, column: str
+) -> dict[str, str]:
+    """Write a set whose annotation is one CSV file of names and scores on 0-100."""
+    rng = made.generator(studio.seed, f"{name} raters")
+    pictures = studio.authentic(name, len(names), (768, 1024))
+    quality = np.array([picture.quality for picture in pictures])
+    mos = np.clip(100 * made.answers(quality, 35, rng).mean(axis=1), 0, 100)
+    for image, picture in zip(names, pictures, strict=True):
+        studio.save(picture, root / image)
+    table = pd.DataFrame({column: names, "mos": mos.round(4)})
+    table.to_csv(root / file, index=False, lineterminator="\r\n")
+    return {n: p.reference for n, p in zip(names, pictures, strict=True)}
+
+
+def make_unlabelled(root: Path, studio: Studio) -> dict[str, str]:
     """Write photographs without scores, upright ones among them."""
-    n = made.count(360_000, 160, scale) if scale > 1 else max(5, round(160 * scale))
+    scale = studio.scale
+    n = studio.count(360_000, 160) if scale > 1 else max(5, round(160 * scale))
     references = {}
-    for i, picture in enumerate(made.authentic("unlabelled", n, (768, 1024), scale, seed)):
+    for i, picture in enumerate(studio.authentic("unlabelled", n, (768, 1024))):
         name = f"{i:06d}.jpg"
-        upright = np.swapaxes(picture.pixels, 0, 1) if i % 5 == 4 else picture.pixels
-        _save(upright, root / name, quality=90)
+        if i % 5 == 4:
+            picture = replace(picture, pixels=np.swapaxes(picture.pixels, 0, 1))
+        studio.save(picture, root / name, quality=90)
         references[name] = picture.reference
     return references
-
-
-def _save(pixels: np.ndarray, path: Path, **options: object) -> None:
-    """Write pixels (H, W, 3) in [0, 1] as the file's ending says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    as_image(pixels).save(path, **options)
 
 
 def _write_bid_sheet(path: Path, rows: list[list[float]]) -> None:

@@ -9,15 +9,19 @@ The model, which every page that shows made data refers to:
 - rater r answers bias_r + gain_r * q + noise, before the scale and the rounding of a set.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
 from scipy import ndimage
 
-from iqa_utils.demo.distortions import distort
+from iqa_utils.datasets.readers import LIVE_FOLDERS
+from iqa_utils.demo.distortions import as_image, distort
 from iqa_utils.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
+from iqa_utils.indicators import measure
 
 KONIQ_RANGES = {(0, 20): 183, (20, 40): 1189, (40, 60): 3081, (60, 80): 5408, (80, 100): 212}
 MAIN = ("gaussian blur", "lens blur", "motion blur", "white noise", "jpeg")
@@ -26,18 +30,16 @@ BESIDES = ("darken", "brighten", "contrast change", "white noise", "jpeg")
 
 @dataclass(frozen=True)
 class Picture:
-    """One made image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1]."""
+    """One made image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1].
+
+    A picture that is only to be linked has no pixels.
+    """
 
     reference: str
     distortion: str
     level: int
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     quality: float
-
-
-def count(official: int, small: int, scale: float) -> int:
-    """Scale a number of images from `small` at 1 up to the official one, 5 at least."""
-    return min(official, max(5, round(small * scale), round(official * scale / 64)))
 
 
 def sides(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -51,35 +53,6 @@ def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(name.encode()), *numbers])
 
 
-def synthetic(
-    name: str, types: Sequence[str], size: tuple[int, int], scale: float, seed: int, *,
-    official: int, scenes: int, per_pair: int,
-) -> Iterator[Picture]:  # fmt: skip
-    """Make every type of distortion on every reference, at some of the five levels.
-
-    Args:
-        name: The set.
-        types: Names of distortions.
-        size: Real height and width, pixels.
-        scale: As of ``demo.make_demo``.
-        seed: Root seed.
-        official: References of the official set.
-        scenes: References at scale 1.
-        per_pair: Levels of each type and reference at scale 1.
-
-    Yields:
-        Pictures, by reference, type and level; their quality follows from what is seen.
-    """
-    per_pair = min(5, max(per_pair, round(scale)))
-    for i in range(count(official, scenes, scale)):
-        reference, clean = scene(name, i, sides(*size, scale), seed)
-        for j, kind in enumerate(types):
-            for level in sorted((i + j + 2 * step) % 5 + 1 for step in range(per_pair)):
-                pixels = distort(clean, kind, level, generator(seed, name, i, j, level))
-                quality = float(np.exp(-difference(clean, pixels)))
-                yield Picture(reference, kind, level, pixels, quality)
-
-
 def range_qualities(n: int) -> np.ndarray:
     """Spread n qualities over [0, 1] so that KonIQ-10k's ranges hold their share; (N,), rising."""
     counts = np.array(list(KONIQ_RANGES.values()))
@@ -87,35 +60,101 @@ def range_qualities(n: int) -> np.ndarray:
     return np.interp((np.arange(n) + 0.5) / n, edges, [0.02, 0.2, 0.4, 0.6, 0.8, 0.97])
 
 
-def authentic(
-    name: str, n: int, size: tuple[int, int], scale: float, seed: int
-) -> Iterator[Picture]:
-    """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly.
+@dataclass(frozen=True)
+class Studio:
+    """Makes and saves the pictures of the demo sets.
 
-    Args:
-        name: The set.
-        n: Images.
-        size: Real height and width, pixels.
+    Attributes:
         scale: As of ``demo.make_demo``.
         seed: Root seed.
-
-    Yields:
-        n pictures in random order of quality; those of the two rare ranges are dead leaves.
     """
-    qualities = range_qualities(n)
-    order = generator(seed, name).permutation(n)
-    for i in range(n):
-        rng = generator(seed, name, i)
-        quality = qualities[order[i]]
-        ordinary = 0.2 < quality < 0.8  # the rare ranges get dead leaves, free to be split
-        place = i if ordinary else 2 * (n + i) + 1
-        reference, pixels = scene(name, place, sides(*size, scale), seed)
-        n_kinds = int(rng.integers(1, 4))
-        kinds = [rng.choice(MAIN), *rng.choice(BESIDES, 2, replace=False)][:n_kinds]
-        shares = rng.dirichlet([6.0, 1.5, 1.5][:n_kinds])
-        for kind, level in zip(kinds, 6 * (1 - quality) ** 0.8 * shares, strict=True):
-            pixels = distort(pixels, kind, level, rng) if level > 0.2 else pixels
-        yield Picture(reference, "", 0, pixels, float(quality))
+
+    scale: float
+    seed: int
+    official: ClassVar[bool] = False  # whether KonIQ's ranges and split have official counts
+
+    def count(self, official: int, small: int) -> int:
+        """Scale a number of images from `small` at 1 up to the official one, 5 at least."""
+        at_scale = max(5, round(small * self.scale), round(official * self.scale / 64))
+        return min(official, at_scale)
+
+    def authentic(self, name: str, n: int, size: tuple[int, int]) -> list[Picture]:
+        """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly.
+
+        Args:
+            name: The set.
+            n: Images.
+            size: Real height and width, pixels.
+
+        Returns:
+            n pictures in random order of quality; those of the two rare ranges are dead leaves.
+        """
+        qualities = range_qualities(n)
+        order = generator(self.seed, name).permutation(n)
+        pictures = []
+        for i in range(n):
+            rng = generator(self.seed, name, i)
+            quality = qualities[order[i]]
+            ordinary = 0.2 < quality < 0.8  # the rare ranges get dead leaves, free to be split
+            place = i if ordinary else 2 * (n + i) + 1
+            reference, pixels = scene(name, place, sides(*size, self.scale), self.seed)
+            n_kinds = int(rng.integers(1, 4))
+            kinds = [rng.choice(MAIN), *rng.choice(BESIDES, 2, replace=False)][:n_kinds]
+            shares = rng.dirichlet([6.0, 1.5, 1.5][:n_kinds])
+            for kind, level in zip(kinds, 6 * (1 - quality) ** 0.8 * shares, strict=True):
+                pixels = distort(pixels, kind, level, rng) if level > 0.2 else pixels
+            pictures.append(Picture(reference, "", 0, pixels, float(quality)))
+        return pictures
+
+    def synthetic(
+        self,
+        name: str,
+        types: Sequence[str],
+        size: tuple[int, int],
+        *,
+        official: int,
+        scenes: int,
+        per_pair: int,
+    ) -> list[Picture]:
+        """Make every type of distortion on every reference, at some of the five levels.
+
+        Args:
+            name: The set.
+            types: Names of distortions.
+            size: Real height and width, pixels.
+            official: References of the official set.
+            scenes: References at scale 1.
+            per_pair: Levels of each type and reference at scale 1.
+
+        Returns:
+            Pictures, by reference, type and level; their quality follows from what is seen.
+        """
+        per_pair = min(5, max(per_pair, round(self.scale)))
+        pictures = []
+        for i in range(self.count(official, scenes)):
+            reference, clean = scene(name, i, sides(*size, self.scale), self.seed)
+            for j, kind in enumerate(types):
+                for level in sorted((i + j + 2 * step) % 5 + 1 for step in range(per_pair)):
+                    rng = generator(self.seed, name, i, j, level)
+                    pixels = distort(clean, kind, level, rng)
+                    quality = float(np.exp(-difference(clean, pixels)))
+                    pictures.append(Picture(reference, kind, level, pixels, quality))
+        return pictures
+
+    def originals(self, name: str, folder: str, size: tuple[int, int]) -> list[Picture]:
+        """Return the clean images that lie among the distorted ones of a folder of LIVE."""
+        i = list(LIVE_FOLDERS).index(folder)
+        reference, pixels = scene(name, i, sides(*size, self.scale), self.seed)
+        return [Picture(reference, "", 0, pixels, 1.0)]
+
+    def save(self, picture: Picture, path: Path, **options: object) -> None:
+        """Write a picture as the file's ending says."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        as_image(picture.pixels).save(path, **options)
+
+    def measure(self, picture: Picture, path: Path) -> dict[str, float]:
+        """Measure the indicators of a picture that was saved."""
+        return measure(path)
 
 
 def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:

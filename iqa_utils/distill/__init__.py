@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from iqa_utils.backbones import weights_hash
 from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
 from iqa_utils.images import to_float
 from iqa_utils.images.decode_once import Fit
+from iqa_utils.images.decoding import BadImageError
 from iqa_utils.scoring import Preprocessing
 from iqa_utils.training.checkpoints import load_model
 
@@ -97,6 +99,10 @@ class Teacher:
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         object.__setattr__(self, "hash", digest)
 
+    def pass_name(self, crop: Sequence[int]) -> str:
+        """Name the folder of this teacher's pass over crops of this height and width."""
+        return f"{self.hash}-{crop[0]}x{crop[1]}"
+
     @torch.inference_mode()
     def score(
         self, crops: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
@@ -152,7 +158,7 @@ def teacher_pass(
     on_bad_image: str = "raise",
     progress: bool = True,
     after_part: Callable[[Path], None] | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Score this process's share of the images and store it, leaving out what is stored already.
 
     Every process of a launch takes the images whose position in the sorted list is its rank modulo
@@ -166,7 +172,7 @@ def teacher_pass(
         folder: Where the parts lie; made if missing.
         batch_size: Images a forward pass.
         part_size: Images a parquet file, the most that a kill costs.
-        rank: Of this process; by default ``RANK`` as torchrun and accelerate set it, or 0.
+        rank: Of this process; by default ``RANK`` as torchrun sets it, or 0.
         world_size: Processes of this launch; by default ``WORLD_SIZE``, or 1.
         device: Where the network runs.
         precision: ``"fp32"`` or ``"bf16"``.
@@ -177,17 +183,21 @@ def teacher_pass(
         after_part: Called with the path of each part written.
 
     Returns:
-        Images scored by this call.
+        Images scored by this call, and those it could not decode.
 
     Raises:
-        ValueError: If a stored part is damaged, of another teacher or crop, or of an image that has
-            changed since; the file is named and nothing is overwritten.
+        ValueError: If a size is below 1; or if a stored part is damaged, of another teacher or
+            crop, or of an image that has changed since; the file is named, nothing is overwritten.
         BadImageError: If an image cannot be decoded and ``on_bad_image="raise"``.
     """
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+    if min(batch_size, part_size) < 1:
+        raise ValueError(
+            f"batch_size and part_size must be at least 1, got {batch_size} and {part_size}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     images = unlabelled.images
     stored = _read_parts(folder, unlabelled, teacher)
@@ -212,17 +222,68 @@ def teacher_pass(
             if after_part:
                 after_part(path)
 
+    n_bad = 0
     bar = tqdm(total=len(todo), desc="teacher", unit="img", disable=not progress)
     try:
         for rows, crops, bad in batches:
             pending.append((rows, teacher.score(crops, device=device, precision=precision), bad))
+            n_bad += len(bad)
             bar.update(len(rows) + len(bad))
             if sum(len(r) + len(b) for r, _, b in pending) >= part_size:
                 store()
     finally:
         store()  # a corrupt image or an interrupt loses nothing that was scored
         bar.close()
-    return len(todo)
+    return len(todo) - n_bad, n_bad
+
+
+def run_passes(
+    teachers: Mapping[str, Teacher],
+    unlabelled: UnlabelledSet,
+    folder: Path,
+    *,
+    on_bad_image: str,
+    **options: Any,
+) -> tuple[UnlabelledSet, dict[str, np.ndarray]]:
+    """Let every teacher score a set of images; finished passes are found by the teacher's hash.
+
+    Args:
+        teachers: By name.
+        unlabelled: Images and crop.
+        folder: Each pass gets a folder below, named by :meth:`Teacher.pass_name`.
+        on_bad_image: As :func:`teacher_pass`; under ``"raise"`` no stored pass may have dropped an
+            image either.
+        **options: As :func:`teacher_pass`.
+
+    Returns:
+        The images that could be decoded, the others being among those left out, and their scores
+        by teacher, each of shape (N,).
+
+    Raises:
+        BadImageError: As :func:`teacher_pass`.
+    """
+    passes, errors = {}, []
+    for name, teacher in teachers.items():
+        where = folder / teacher.pass_name(unlabelled.crop)
+        n_scored, n_bad = teacher_pass(
+            teacher, unlabelled, where, on_bad_image=on_bad_image, **options
+        )
+        teacher.model.cpu()
+        passes[name], bad = read_pass(where, unlabelled, teacher)
+        errors.append(bad)
+        found = len(unlabelled) - n_scored - n_bad
+        print(
+            f"{name}: {n_scored} images scored, {len(bad)} corrupt, {found} found in {where.name}"
+        )
+    bad = pd.concat(errors).drop_duplicates("image")
+    if len(bad) and on_bad_image == "raise":
+        raise BadImageError(f"{len(bad)} images could not be decoded: {'; '.join(bad['error'])}")
+    usable = unlabelled.without(bad)
+    names = usable.images["image"]
+    return usable, {
+        name: scores.set_index("image").loc[names, "score"].to_numpy()
+        for name, scores in passes.items()
+    }
 
 
 def label_folders(
@@ -234,7 +295,7 @@ def label_folders(
     batch_size: int,
     part_size: int,
     on_bad_image: str,
-) -> int:
+) -> tuple[int, int]:
     """Run this process's share of a teacher pass on its own GPU, or the CPU: ``iqa label``.
 
     Args:
@@ -247,10 +308,14 @@ def label_folders(
         on_bad_image: As :func:`teacher_pass`.
 
     Returns:
-        Images scored by this process.
+        As :func:`teacher_pass`.
     """
     gpu = torch.cuda.is_available()
     found = scan_images(*folders, crop=crop, on_bad_image=on_bad_image)
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first:
+        for reason, n in found.left_out["reason"].value_counts().items():
+            print(f"left out, {reason}: {n}")
     return teacher_pass(
         Teacher.load(teacher),
         found,
@@ -261,7 +326,7 @@ def label_folders(
         precision="bf16" if gpu else "fp32",
         workers=max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1),
         on_bad_image=on_bad_image,
-        progress=int(os.environ.get("RANK", 0)) == 0,
+        progress=first,
     )
 
 

@@ -6,6 +6,7 @@ artefacts that a quality model would learn. Nothing here knows a network.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from iqa_utils.images.decoding import BadImageError, image_size, read_image
 
+COPY = "copy of a labelled image"
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo"})
 
 
@@ -30,7 +32,8 @@ class UnlabelledSet:
     Attributes:
         images: One row a usable image, sorted: ``image`` (folder name / relative path), ``path``,
             ``height``, ``width`` (pixels, upright), ``bytes``.
-        left_out: ``image`` and ``reason`` of every other image file that was found.
+        left_out: ``image``, ``reason`` (one of a few words, to be counted) and ``detail`` of every
+            other image file that was found.
         crop: Height and width of the central crop, pixels.
     """
 
@@ -41,24 +44,12 @@ class UnlabelledSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, n: int, *, seed: int) -> UnlabelledSet:
-        """Draw a random part; a smaller draw of the same seed lies inside a larger one.
-
-        Args:
-            n: Images wanted.
-            seed: Of the draw.
-
-        Returns:
-            The drawn images, in the order of the whole.
-
-        Raises:
-            ValueError: If fewer images are there.
-        """
-        if not 1 <= n <= len(self):
-            raise ValueError(f"n must be 1 to {len(self)}, the images that can be used, got {n}")
-        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
-        images = self.images.iloc[rows].reset_index(drop=True)
-        return UnlabelledSet(images, self.left_out, self.crop)
+    def without(self, errors: pd.DataFrame) -> UnlabelledSet:
+        """Leave out the images whose decoding failed: columns ``image`` and ``error``."""
+        bad = self.images["image"].isin(errors["image"])
+        corrupt = errors.rename(columns={"error": "detail"}).assign(reason="corrupt")
+        left_out = pd.concat([self.left_out, corrupt[list(self.left_out)]], ignore_index=True)
+        return UnlabelledSet(self.images[~bad].reset_index(drop=True), left_out, self.crop)
 
 
 def scan_images(
@@ -70,14 +61,16 @@ def scan_images(
 ) -> UnlabelledSet:
     """List the images of some folders that a central crop can be taken from.
 
-    An image is too small when its upright height or width is below the crop's: it is counted and
-    left out, never enlarged. Only headers are read.
+    Nothing is enlarged. An image below the crop's height and width is ``"too small"``; one that
+    falls short on one side only has the ``"wrong shape"``: a 3:2 photograph of 1024x683 for a crop
+    of 1024x768. Headers are read, and the bytes of files as long as an excluded one: a copy of a
+    labelled image under another name is found where not a byte differs.
 
     Args:
         *folders: Searched with their sub-folders for files with the endings of images.
         crop: Height and width of the central crop, pixels.
         exclude: Files to leave out where they lie in one of the folders: the images of every
-            test, and those whose scores are known.
+            test, and those whose scores are known. Their copies are left out too.
         on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
             them among those left out.
         workers: Threads that read headers; by default one a core.
@@ -87,8 +80,7 @@ def scan_images(
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no image file; it is named.
-        ValueError: If two folders have one name, a name to exclude does not exist, or no image is
-            large enough.
+        ValueError: If two folders have one name, or no image can be used.
         BadImageError: If headers cannot be read; all such images are named.
     """
     _check_choice(on_bad_image)
@@ -104,17 +96,20 @@ def scan_images(
     names = sorted(set(paths) - excluded)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         rows = list(pool.map(lambda name: _measure(name, paths[name], crop), names))
-    frame = pd.DataFrame(rows, columns=["image", "path", "height", "width", "bytes", "reason"])
-    bad = frame.loc[frame["height"].isna(), "reason"]
+        columns = ["image", "path", "height", "width", "bytes", "reason", "detail"]
+        frame = pd.DataFrame(rows, columns=columns)
+        copies = _find_copies(frame, exclude, pool)
+    frame.loc[copies.index, "reason"], frame.loc[copies.index, "detail"] = COPY, copies
+    bad = frame.loc[frame["reason"] == "corrupt", "detail"]
     if len(bad) and on_bad_image == "raise":
         raise BadImageError(f"{len(bad)} images cannot be read: {'; '.join(bad)}")
     usable = frame["reason"].isna()
     if not usable.any():
-        first = frame["reason"].iloc[0] if len(frame) else "all are excluded"
+        first = ": ".join(frame[["reason", "detail"]].iloc[0]) if len(frame) else "all are excluded"
         raise ValueError(f"none of {len(paths)} images can be used: {first}")
-    images = frame[usable].drop(columns="reason").reset_index(drop=True)
-    left_out = pd.DataFrame({"image": sorted(excluded), "reason": "excluded"})
-    left_out = pd.concat([frame.loc[~usable, ["image", "reason"]], left_out], ignore_index=True)
+    images = frame[usable].drop(columns=["reason", "detail"]).reset_index(drop=True)
+    left_out = pd.DataFrame({"image": sorted(excluded), "reason": "labelled image", "detail": ""})
+    left_out = pd.concat([frame.loc[~usable, list(left_out)], left_out], ignore_index=True)
     return UnlabelledSet(images.astype({"height": int, "width": int}), left_out, crop)
 
 
@@ -225,15 +220,35 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _measure(name: str, path: Path, crop: tuple[int, int]) -> tuple[object, ...]:
-    """Return one row: name, path, height, width, bytes and why the image cannot be used."""
+    """Return one row: name, path, height, width, bytes, and why the image cannot be used."""
     size = path.stat().st_size
     try:
         height, width = image_size(path)
     except BadImageError as error:
-        return name, path, None, None, size, str(error)
-    small = height < crop[0] or width < crop[1]
-    reason = f"too small: {height}x{width}, the crop is {crop[0]}x{crop[1]}" if small else None
-    return name, path, height, width, size, reason
+        return name, path, None, None, size, "corrupt", str(error)
+    short = (height < crop[0]) + (width < crop[1])
+    reason = (None, "wrong shape", "too small")[short]
+    detail = f"{height}x{width}, the crop is {crop[0]}x{crop[1]}" if short else None
+    return name, path, height, width, size, reason, detail
+
+
+def _find_copies(
+    frame: pd.DataFrame, others: Collection[Path], pool: ThreadPoolExecutor
+) -> pd.Series:
+    """Return row and original of every file that is byte for byte one of the others."""
+    lengths = set(frame["bytes"])
+    same = [path for path in others if path.is_file() and path.stat().st_size in lengths]
+    originals = dict(zip(pool.map(_content, same), same, strict=True))
+    rows = frame.index[frame["bytes"].isin({path.stat().st_size for path in same})]
+    found = dict(zip(rows, pool.map(_content, frame.loc[rows, "path"]), strict=True))
+    copies = {
+        row: originals[content].as_posix() for row, content in found.items() if content in originals
+    }
+    return pd.Series(copies, dtype=object)
+
+
+def _content(path: Path) -> bytes:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
 
 
 def _check_choice(on_bad_image: str) -> None:

@@ -1,7 +1,8 @@
 """Deep features: tap named layers of a backbone once, and never run it twice on the same pixels.
 
-A feature array is a function of (weights, layer, pooling, pixels, precision) and is cached under a
-hash of exactly these. One forward pass serves all layers that were asked for.
+A feature is a function of (weights, layer, pooling, pixels, precision) and is cached under a hash
+of exactly these, image by image: of the rows that are asked for, those that are there are read. One
+forward pass serves all layers that were asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -245,29 +247,33 @@ def frozen_layers(
             is not finite (the image is named).
 
     Note:
-        Cached and re-encoded features are equal to the last bit for the same ``batch_size`` and
-        machine; other batch sizes may round differently (1e-6), so they share one cache entry.
+        Every batch is kept at once, so a pass that was killed goes on where it stopped. Cached and
+        re-encoded features are equal to the last bit for the same ``batch_size``, rows and machine;
+        other batches may round differently (1e-6), so they share one cache entry.
     """
-    recipe = feature_recipe(backbone, store, rows, crop, mean, std, dtype)
-    files = {}
-    if cache_dir is not None:
-        files = {layer: cache_path(cache_dir, recipe, layer, pooling) for layer in layers}
-    arrays = {layer: np.load(path) for layer, path in files.items() if path.is_file()}
-    missing = [layer for layer in dict.fromkeys(layers) if layer not in arrays]
+    recipe = feature_recipe(backbone, store, crop, mean, std, dtype)
+    rows = np.arange(len(store)) if rows is None else np.asarray(rows)
+    files, arrays, done = {}, {}, {}
+    for layer in dict.fromkeys(layers):
+        arrays[layer], done[layer] = None, np.zeros(len(rows), dtype=bool)
+        if cache_dir is not None:
+            files[layer] = cache_path(cache_dir, recipe, layer, pooling)
+            arrays[layer], done[layer] = load_rows(files[layer], rows, n_images=len(store))
+    missing = [layer for layer in done if not done[layer].all()]
     if missing:
-        rows = np.arange(len(store)) if rows is None else np.asarray(rows)
-        batches = iterate_layers(
-            backbone, store, missing, rows=rows, crop=crop, batch_size=batch_size,
-            mean=mean, std=std, dtype=dtype, progress=progress,
-        )  # fmt: skip
-        parts: dict[str | None, list[np.ndarray]] = {layer: [] for layer in missing}
-        for _, batch in batches:
+        places = np.flatnonzero(~np.all([done[layer] for layer in missing], axis=0))
+        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
+        options |= {"dtype": dtype, "progress": progress, "rows": rows[places]}
+        for part, batch in iterate_layers(backbone, store, missing, **options):
+            at = places[part]
             for layer, activation in batch.items():
-                parts[layer].append(pool_activation(activation, pooling).cpu().numpy())
-        for layer in missing:
-            arrays[layer] = require_finite(np.concatenate(parts.pop(layer)), layer, store, rows)
-            if layer in files:
-                save_array(files[layer], arrays[layer])
+                x = pool_activation(activation, pooling).cpu().numpy()  # (B, D)
+                require_finite(x, layer, store, rows[at])
+                if arrays[layer] is None:
+                    arrays[layer] = np.empty((len(rows), x.shape[1]), dtype=np.float32)
+                arrays[layer][at] = x
+                if layer in files:
+                    save_rows(files[layer], rows[at], x, n_images=len(store))
     return {layer: arrays[layer] for layer in layers}
 
 
@@ -309,7 +315,6 @@ def frozen_features(
 def feature_recipe(
     backbone: nn.Module,
     store: ImageStore,
-    rows: Sequence[int] | np.ndarray | None,
     crop: Crop | None,
     mean: Sequence[float],
     std: Sequence[float],
@@ -320,7 +325,6 @@ def feature_recipe(
         "weights": weights_hash(backbone),
         "network": repr(backbone),
         "pixels": store.key,
-        "rows": None if rows is None else [int(row) for row in rows],
         "crop": crop and asdict(crop),
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
@@ -332,7 +336,36 @@ def cache_path(cache_dir: str | Path, recipe: dict[str, Any], layer: str | None,
     """Name the file of one cache entry: kind and layer for people, a hash of all of it for us."""
     text = json.dumps({**recipe, "layer": layer, "kind": kind}, sort_keys=True)
     label = f"{kind}-{layer or 'features'}".replace(":", "-")
-    return Path(cache_dir) / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+    ending = "npy" if kind == "gram" else "rows"
+    return Path(cache_dir) / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.{ending}"
+
+
+def load_rows(
+    path: Path, rows: np.ndarray, *, n_images: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Read features of some of a store's images: (N, D), and which of them are there, (N,)."""
+    done = np.zeros(len(rows), dtype=bool)
+    if not path.is_file() or not path.stat().st_size:
+        return None, done
+    table = np.memmap(path, dtype=np.uint32, mode="r").reshape(n_images, -1)[rows]  # (N, D + 1)
+    done[:] = [_checksum(row[:-1].tobytes()) == row[-1] for row in table]
+    return np.ascontiguousarray(table[:, :-1]).view(np.float32), done
+
+
+def save_rows(path: Path, rows: np.ndarray, features: np.ndarray, *, n_images: int) -> None:
+    """Write features of some images, (N, D), each with the checksum that makes it valid."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    length = 4 * (features.shape[1] + 1)  # bytes a row
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        os.ftruncate(file.fileno(), n_images * length)  # rows to come take no disk
+        for row, values in zip(rows, features, strict=True):
+            data = values.astype(np.float32).tobytes()
+            file.seek(int(row) * length)
+            file.write(data + np.uint32(_checksum(data)).tobytes())
+
+
+def _checksum(data: bytes) -> int:
+    return zlib.crc32(data) or 1  # 0 is a row that was never written
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -76,7 +76,6 @@ def stem_batches(
     extra_inputs: Tensor | None = None,
     names: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
-    drop_last: bool = False,
 ) -> Iterator[Batch]:
     """Stream activations in place of images; with a seed each one is mirrored by a coin.
 
@@ -90,7 +89,6 @@ def stem_batches(
         extra_inputs: Further input of the network, shape (N, D).
         names: Image names, N values.
         device: Where the batches go.
-        drop_last: Leave out a last batch that is not full.
 
     Yields:
         Batches as those of images, but for their first input.
@@ -103,5 +101,5 @@ def stem_batches(
     inputs = (activations,) if extra_inputs is None else (activations, extra_inputs.repeat(2, 1))
     yield from tensor_batches(
         inputs, rows, twice, batch_size=batch_size, seed=seed, epoch=epoch, device=device,
-        drop_last=drop_last, names=None if names is None else [*names, *names],
+        names=None if names is None else [*names, *names],
     )  # fmt: skip

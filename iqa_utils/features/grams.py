@@ -2,13 +2,16 @@
 
 The last cells of NASNet give 487,872 values an image: 5.9 GB for 3,000 images and one layer. Here
 each batch goes to a file in panels of columns, the panels are multiplied one after the other, and
-the file is deleted. What stays is the upper triangle of one (N, N) matrix.
+the file is deleted. What stays is the upper triangle of one (N, N) matrix. A pass that was killed
+goes on where it last noted how many images its files hold.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,10 @@ from iqa_utils.features import (
     pool_activation,
     require_finite,
     save_array,
+    save_rows,
 )
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
+from iqa_utils.images.decode_once import lock
 
 if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
@@ -127,13 +132,14 @@ def layer_grams(
     layers: Sequence[str],
     *,
     cache_dir: str | Path,
-    also_pooled: str | None = None,
+    poolings: Mapping[str, str] | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
     crop: Crop | None = None,
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
+    save_seconds: float = 60.0,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Compute or read the centred Gram matrices of whole (flattened) activations.
@@ -141,22 +147,22 @@ def layer_grams(
     All layers come from one pass; their activations wait in ``cache_dir`` until they are
     multiplied: 4 bytes a value, all layers together, deleted at once. Where the disk cannot hold
     them, the layers are halved and each half has a pass of its own. What is kept is one triangle,
-    4 N (N + 1) bytes a layer.
+    4 N (N + 1) bytes a layer. Processes that ask for the same matrices take turns.
 
     Args:
         backbone: Network, on the device to use.
         store: Decoded images.
         layers: Names for :func:`iqa_utils.features.tap_layers`.
         cache_dir: Folder of the cache.
-        also_pooled: A pooling whose (small) features of the same pass are cached as well, for
-            :func:`iqa_utils.features.frozen_layers` to find; layers that give plain vectors are
-            cached under ``"flatten"``.
+        poolings: Layer to a pooling whose (small) features of the same pass are cached as well, for
+            :func:`iqa_utils.features.frozen_layers` to find.
         rows: Images to encode, N of them in this order; None for the whole store.
         crop: Crop to take, or None for whole images.
         batch_size: Images a batch.
         mean: Normalisation, RGB in [0, 1].
         std: Normalisation.
         dtype: Arithmetic of the network.
+        save_seconds: Time between notes of how far the pass is; a killed one resumes there.
         progress: Show a bar.
 
     Returns:
@@ -166,26 +172,42 @@ def layer_grams(
         OSError: If the disk cannot hold the activations of one layer; says how much is needed.
         ValueError: If a layer is unknown or a feature is not finite (layer and images are named).
     """
-    recipe = feature_recipe(backbone, store, rows, crop, mean, std, dtype)
-    paths = {layer: cache_path(cache_dir, recipe, layer, "gram") for layer in layers}
-    missing = [layer for layer, path in paths.items() if not path.is_file()]
-    if missing:
-        rows = np.arange(len(store)) if rows is None else np.asarray(rows)
-        options = {"rows": rows, "crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
+    recipe = feature_recipe(backbone, store, crop, mean, std, dtype)
+    rows = np.arange(len(store)) if rows is None else np.asarray(rows)
+    key = recipe | {"rows": rows.tolist()}
+    paths = {layer: cache_path(cache_dir, key, layer, "gram") for layer in layers}
+    if not all(path.is_file() for path in paths.values()):
+        text = json.dumps([key, batch_size], sort_keys=True)
+        name = f"pass-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        kinds = {
+            layer: (kind, cache_path(cache_dir, recipe, layer, kind))
+            for layer, kind in (poolings or {}).items()
+        }
+        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
         options |= {"dtype": dtype, "progress": progress}
 
         def multiply(some: list[str]) -> None:
-            batches = iterate_layers(backbone, store, some, **options)
+            spools = _Pass(Path(cache_dir) / name, some, len(rows), save_seconds)
             try:
-                _spool_and_multiply(batches, paths, store, rows, also_pooled, cache_dir, recipe)
+                spools.fill(backbone, store, rows, kinds, **options)
             except _DiskTooSmall:
                 if len(some) == 1:
                     raise
                 half = len(some) // 2
                 multiply(some[:half])
                 multiply(some[half:])
+            else:
+                device = next(backbone.parameters()).device
+                for layer, panels in spools.panels():
+                    save_array(paths[layer], pack(gram_from_panels(panels, device=device)))
+                spools.delete()
 
-        multiply(missing)
+        with lock(Path(cache_dir) / f"{name}.lock"):
+            missing = [layer for layer, path in paths.items() if not path.is_file()]
+            begun = [layer for layer in _begun(Path(cache_dir) / name) if layer in missing]
+            for some in (begun, [layer for layer in missing if layer not in begun]):
+                if some:
+                    multiply(some)
     return {layer: unpack(np.load(path)) for layer, path in paths.items()}
 
 
@@ -193,38 +215,103 @@ class _DiskTooSmall(OSError):
     """Activations would not fit."""
 
 
-def _spool_and_multiply(
-    batches: Iterator[tuple[slice, dict[str | None, torch.Tensor]]],
-    paths: dict[str, Path],
-    store: ImageStore,
-    rows: np.ndarray,
-    also_pooled: str | None,
-    cache_dir: str | Path,
-    recipe: dict[str, Any],
-) -> None:
-    """Write the activations of one pass to disk, multiply them panel by panel, keep the result."""
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
-    spools: dict[str, _Spool] = {}
-    with tempfile.TemporaryDirectory(prefix=".spool-", dir=cache_dir) as folder:
-        for part, batch in batches:
-            spools = spools or _make_spools(Path(folder), len(rows), batch)
-            for layer, activation in batch.items():
-                flat = pool_activation(activation, "flatten")
-                if not bool(flat.isfinite().all()):
-                    require_finite(flat.cpu().numpy(), layer, store, rows[part])
-                spools[layer].write(part.start, flat.cpu().numpy())
-                if also_pooled:
-                    is_map = activation[0].numel() > activation.shape[1]
-                    kind = also_pooled if is_map else "flatten"
-                    values = pool_activation(activation, kind).cpu().numpy()
-                    pooled.setdefault((layer, kind), []).append(values)
-        for layer, spool in spools.items():
-            device = batch[layer].device
-            save_array(paths[layer], pack(gram_from_panels(spool.panels(), device=device)))
-            spool.delete()
-    for (layer, kind), parts in pooled.items():
-        save_array(cache_path(cache_dir, recipe, layer, kind), np.concatenate(parts))
+def _begun(folder: Path) -> dict[str, int]:
+    """Return the layers of a pass that was begun, with their sizes."""
+    note = folder / "note.json"
+    return json.loads(note.read_text())["sizes"] if note.is_file() else {}
+
+
+class _Pass:
+    """One pass over N images whose activations wait on disk, in files that outlive a kill."""
+
+    def __init__(self, folder: Path, layers: list[str], n_images: int, save_seconds: float) -> None:
+        self.folder, self.layers, self.n_images = folder, layers, n_images
+        self.save_seconds = save_seconds
+        self.spools: dict[str, _Spool] = {}
+
+    def fill(
+        self,
+        backbone: nn.Module,
+        store: ImageStore,
+        rows: np.ndarray,
+        kinds: Mapping[str, tuple[str, Path]],
+        **options: Any,
+    ) -> None:
+        """Write what is still missing; the pooled features of each batch as well."""
+        done = self._resume()
+        saved_at = time.monotonic()
+        batches = iterate_layers(backbone, store, self.layers, rows=rows[done:], **options)
+        try:
+            for part, batch in batches:
+                if not self.spools:
+                    self._create({layer: value[0].numel() for layer, value in batch.items()})
+                for layer, activation in batch.items():
+                    flat = pool_activation(activation, "flatten")
+                    if not bool(flat.isfinite().all()):
+                        require_finite(flat.cpu().numpy(), layer, store, rows[done:][part])
+                    self.spools[layer].write(done + part.start, flat.cpu().numpy())
+                    if layer in kinds:
+                        kind, path = kinds[layer]
+                        values = pool_activation(activation, kind).cpu().numpy()
+                        save_rows(path, rows[done:][part], values, n_images=len(store))
+                if time.monotonic() - saved_at >= self.save_seconds:
+                    self._note(done + part.stop)
+                    saved_at = time.monotonic()
+        except ValueError:
+            self.delete()  # these activations will never do
+            raise
+        self._note(self.n_images)
+
+    def _resume(self) -> int:
+        """Open the files of a killed pass, or clear the place; return the images they hold."""
+        begun = _begun(self.folder)
+        if not set(self.layers) <= set(begun):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return 0
+        self._open(begun, "r+")
+        done = json.loads((self.folder / "note.json").read_text())["done"]
+        print(f"resumed at image {done} of {self.n_images}", flush=True)
+        return done
+
+    def _create(self, sizes: dict[str, int]) -> None:
+        self.folder.mkdir(parents=True)
+        needed = 4 * self.n_images * sum(sizes.values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            self.delete()
+            raise _DiskTooSmall(
+                f"activations of {self.n_images} images at {len(sizes)} layers need "
+                f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
+            )
+        self._open(sizes, "w+")
+
+    def _open(self, sizes: Mapping[str, int], mode: str) -> None:
+        self.sizes = dict(sizes)
+        self.spools = {
+            layer: _Spool(self.folder / f"{k}.bin", self.n_images, size, mode)
+            for k, (layer, size) in enumerate(sizes.items())
+            if layer in self.layers
+        }
+
+    def _note(self, done: int) -> None:
+        for spool in self.spools.values():
+            spool.blocks.flush()
+        note = self.folder / "note.json"
+        partial = note.with_suffix(".tmp")
+        partial.write_text(json.dumps({"sizes": self.sizes, "done": done}))
+        partial.replace(note)
+
+    def panels(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        """Yield each layer's panels; its file is deleted when the next one is asked for."""
+        while self.spools:
+            layer = next(iter(self.spools))
+            yield layer, self.spools[layer].panels()
+            self.spools.pop(layer).delete()
+
+    def delete(self) -> None:
+        """Leave nothing on disk."""
+        self.spools = {}
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -267,11 +354,11 @@ def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int
 class _Spool:
     """Features of one layer on disk, one contiguous (N, W) block a panel of columns."""
 
-    def __init__(self, path: Path, n_images: int, n_features: int) -> None:
+    def __init__(self, path: Path, n_images: int, n_features: int, mode: str) -> None:
         self.path, self.n_features = path, n_features
         width = min(PANEL, n_features)
         shape = (-(-n_features // width), n_images, width)
-        self.blocks = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+        self.blocks = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
 
     def write(self, start: int, features: np.ndarray) -> None:
         width = self.blocks.shape[2]
@@ -287,17 +374,3 @@ class _Spool:
     def delete(self) -> None:
         del self.blocks
         self.path.unlink()
-
-
-def _make_spools(folder: Path, n_images: int, batch: dict[str, torch.Tensor]) -> dict[str, _Spool]:
-    sizes = {layer: activation[0].numel() for layer, activation in batch.items()}
-    needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
-    if needed > free:
-        raise _DiskTooSmall(
-            f"activations of {n_images} images at {len(sizes)} layers need {needed / 1e9:.1f} GB "
-            f"of disk for a moment, {free / 1e9:.1f} GB are free"
-        )
-    return {
-        layer: _Spool(folder / f"{k}.bin", n_images, size)
-        for k, (layer, size) in enumerate(sizes.items())
-    }

@@ -19,6 +19,7 @@ from iqa_utils.backbones import HUB, create_backbone, load_weights
 from iqa_utils.features import pool_activation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from iqa_utils.imbalance.feature_smoothing import FDS
+from iqa_utils.models.scores import scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
 OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it
@@ -252,7 +253,7 @@ class ClipHead(nn.Module):
         features = self.embed(x)  # (B, neck)
         if self.fds is not None:
             features = self.fds(features, mos)
-        return self.mos_mean + self.mos_std * self.last(features).squeeze(1)
+        return scaled_score(self.last, features, self.mos_mean, self.mos_std)
 
     @torch.no_grad()
     def end_epoch(self, x: Tensor, mos: Tensor, *, batch_size: int = 1024) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils.models.branch import Branch, Pooling, Variant
+from iqa_utils.models.scores import scaled_score
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
@@ -121,7 +122,7 @@ class DualXception(nn.Module):
             ValueError: If indicators are needed and missing, or of another shape.
         """
         features = self.activation(self.features(images, parameters))
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+        return scaled_score(self.head, features, self.mos_mean, self.mos_std)
 
     def features(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Return what both branches make of the arguments of :meth:`forward`, shape (B, D)."""

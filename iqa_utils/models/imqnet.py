@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from iqa_utils.models.scores import scaled_score
+
 # (channels at width 1, stride) of each block; a stride of 2 halves the map
 LOW_LEVEL = [(24, 1), (24, 2), (48, 1), (48, 2), (96, 1), (96, 2)]
 LOW_LEVEL += [(144, 1), (144, 2), (192, 1), (192, 2), (192, 1)]
@@ -170,7 +172,8 @@ class IMQNet(nn.Module):
         small = _resize(images, tuple(round(length * scale) for length in images.shape[-2:]))
         high = _resize(self.high_level(small), (GRID, GRID))  # (B, C, 7, 7)
         depth = self.space_to_depth(torch.cat([low, high], dim=1))  # (B, 49 * 2C, 1, 1)
-        return self.mos_mean + self.mos_std * self.head(depth.flatten(1)).squeeze(1)  # (B,)
+        features = self.head[:-1](depth.flatten(1))
+        return scaled_score(self.head[-1], features, self.mos_mean, self.mos_std)  # (B,)
 
 
 def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[str, int]:
@@ -237,4 +240,4 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample with antialiasing: averages where it shrinks, interpolates where it grows."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, size, mode="bilinear", antialias=True)
+    return F.interpolate(maps.float(), size, mode="bilinear", antialias=True)  # CPU: no bfloat16

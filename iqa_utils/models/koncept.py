@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils.models.branch import Branch
+from iqa_utils.models.scores import scaled_score
 
 WIDTHS = (2048, 1024, 256)
 DROPOUT = (0.25, 0.25, 0.5)
@@ -91,5 +92,8 @@ class KonCept(nn.Module):
         Returns:
             Scores, shape (B,).
         """
-        features = self.image_branch(images)  # (B, F)
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+        return self.score(self.image_branch(images))
+
+    def score(self, features: Tensor) -> Tensor:
+        """Return the scores (B,) of pooled features (B, F) of the trunk."""
+        return scaled_score(self.head[-1], self.head[:-1](features), self.mos_mean, self.mos_std)

@@ -8,7 +8,6 @@ at test time only the regressor runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iqa_utils.backbones import create_backbone
+from iqa_utils.models.scores import full_precision
 
 Variant = Literal["released", "paper", "mixed", "scalar", "identity"]
 VARIANTS = ("released", "paper", "mixed", "scalar", "identity")
@@ -79,10 +79,11 @@ class MonotonicTransformers(nn.Module):
             Scores, shape (B, S), non-decreasing in ``quality`` column by column.
         """
         x = quality[None, :, None].expand(self.n_sources, -1, 1)  # (S, B, 1)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = self._activate(x) if layer else x
-            x = x @ weight.abs().mT  # (S, B, width)
-            x = x if self.variant == "released" else x + bias[:, None]
+        with full_precision(x.device.type):  # bfloat16 would make steps of the curves
+            for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+                x = self._activate(x) if layer else x
+                x = x @ weight.abs().mT  # (S, B, width)
+                x = x if self.variant == "released" else x + bias[:, None]
         return x[..., 0].mT
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class BilinearRegressor(nn.Module):
         Returns:
             Quality, shape (B,).
         """
-        with _full_precision(maps.device.type):
+        with full_precision(maps.device.type):
             return self.last(F.relu(self.second(F.relu(self._read(maps.float())))))[:, 0]
 
     def _read(self, maps: Tensor) -> Tensor:
@@ -208,11 +209,6 @@ class BilinearRegressor(nn.Module):
         state["off_diagonal.weight"] = (square + square.mT).flatten(1)[:, self.pairs]
         self.load_state_dict(state)
         return self
-
-
-def _full_precision(device: str) -> AbstractContextManager:
-    known = torch.amp.is_autocast_available(device)  # not on meta tensors, where costs are counted
-    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def _signed_root(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from iqa_utils.batch import notebook_stems
+from iqa_utils.datasets import DATASETS
 from iqa_utils.report import TITLES, compared_by_kind, real_results
 from iqa_utils.runs import ROOT, find_runs
 from iqa_utils.workshop.claims import compare, counts
@@ -151,10 +153,37 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def needs_table() -> str:
+    """Write as Markdown what the ``paper`` profiles ask for, from official numbers."""
+    from iqa_utils.workshop.plan import ASSUMED, make_plan
+
+    lines = [
+        "| profile `paper` of | data | trainings | images seen | disk, and for a moment | "
+        "GPU memory | hours on one large GPU |",
+        "| --- " * 7 + "|",
+    ]
+    computed, idle = False, []
+    for stem in notebook_stems():
+        plan = make_plan(stem, "paper", official=True)
+        if not plan["jobs"]:
+            idle.append(stem[:2])
+            continue
+        computed |= "computed" in plan["source"]
+        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
+        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
+        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
+        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
+        cells += [f"{plan['memory'] / 1e9:.1f} GB", f"{plan['hours']:.1f}, {plan['source']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {', '.join(idle)} | annotation files, results of the others | none | | | | |"]
+    lines += ["", "GPU memory is that of weights, gradients, moments and activations in one step."]
+    return "\n".join(lines) + f" Computed: networks alone, with {ASSUMED}." * computed
+
+
 PARTS = {
     "notebooks": notebook_table, "results": readme_tables, "headlines": headlines,
     "layers": layer_table,
-    "speed": speed_table,
+    "speed": speed_table, "needs": needs_table,
 }  # fmt: skip
 
 

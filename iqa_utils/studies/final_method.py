@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,8 @@ def predict_final(
     mos, search = task.mos[task.train], None
     if n_trials:
         groups = task.content[task.train]
-        how = {"n_trials": n_trials, "seed": task.seed, "groups": groups, "device": task.device}
-        search = search_noise(within, mos, **how)
+        how = {"n_folds": task.n_folds, "seed": task.seed, "groups": groups}
+        search = search_noise(within, mos, n_trials=n_trials, device=task.device, **how)
         process = search.process
     else:
         process = fit_gaussian_process(within, mos, tolerance=1e-7, device=task.device)
@@ -167,14 +168,15 @@ def predict_own_sets(
         noise searches by data set and mode.
     """
     found, searches = [], {}
-    for name, rows in paper_sets(tuner.frame).items():
-        own = [str(tuner.frame.loc[rows[0], "dataset"])]
-        task = make_task(tuner.frame, rows, parts, **task_options)
-        for mode in modes:
+    for mode in modes:
+        for name, rows in paper_sets(tuner.frame).items():
+            own = [str(tuner.frame.loc[rows[0], "dataset"])]
+            task = make_task(tuner.frame, rows, parts, **task_options)
             network = tuner(layer.network, mode, own)
             pred, _, search = predict_final(network, tuner.store, layer, task, **options)
             found.append(pred.assign(dataset=name, variant=mode, seed=task.seed))
             searches[name, mode] = search
+            del network  # before the next one is built
     return pd.concat(found, ignore_index=True), searches
 
 
@@ -203,17 +205,22 @@ def predict_other_sets(
     columns = ["table", "category", "dataset", "variant"]
     found = [pd.DataFrame(columns=columns)]
     mos, content = frame["mos_z"].to_numpy(), frame["content"].to_numpy()
-    for category, (table, members) in CATEGORIES.items():
+    for mode, (category, (table, members)) in product(modes, CATEGORIES.items()):
         train = np.flatnonzero(frame["dataset"].isin(members))
-        for name, rows in paper_sets(frame).items():
-            if not len(train) or np.isin(rows, train).any():
-                continue
-            task = Task(mos, content, train, rows, **task_options)
-            for mode in modes:
-                network = tuner(layer.network, mode, members, whole=True)
-                pred, *_ = predict_final(network, tuner.store, layer, task, **options)
-                labels = dict(zip(columns, (table, category, name, mode), strict=True))
-                found.append(to_own_scale(pred, frame).assign(**labels, seed=task.seed))
+        others = {
+            name: rows for name, rows in paper_sets(frame).items() if not np.isin(rows, train).any()
+        }
+        if not len(train) or not others:
+            continue
+        test = np.unique(np.concatenate(list(others.values())))  # one process serves them all
+        task = Task(mos, content, train, test, **task_options)
+        network = tuner(layer.network, mode, members, whole=True)
+        pred, *_ = predict_final(network, tuner.store, layer, task, **options)
+        del network  # before the next one is built
+        for name, rows in others.items():
+            labels = dict(zip(columns, (table, category, name, mode), strict=True))
+            own = to_own_scale(pred[pred["row"].isin(rows)], frame)
+            found.append(own.assign(**labels, seed=task.seed))
     return pd.concat(found[1:] or found, ignore_index=True)
 
 

@@ -10,8 +10,8 @@ Two answers to which images: ``strict`` (training contents of the training set) 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,11 @@ from torch.nn.functional import mse_loss
 from iqa_utils.backbones import freeze_batch_statistics, weights_hash
 from iqa_utils.features.layers import NETWORKS, Layer, Network, layers_of
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.models.scores import scaled_score
+from iqa_utils.parameters import wrong_types
 from iqa_utils.training import FitResult, fit, mean_loss, predict
-from iqa_utils.training.batches import store_batches
+from iqa_utils.training.batches import Batch, store_batches
+from iqa_utils.training.checkpoints import data_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
 
 MODES = ("strict", "as_written")
+OVERRIDES = {"EPOCHS": int, "N_STEPS": int, "PRECISION": str, "COMPILE": bool}
 
 
 class ScoreNetwork(nn.Module):
@@ -48,7 +52,7 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores, shape (B,), standardised units."""
-        return self.score(self.network(images)).squeeze(1)
+        return scaled_score(self.score, self.network(images), 0.0, 1.0)
 
 
 def freeze_until(network: nn.Module, module: str) -> int:
@@ -87,20 +91,23 @@ def fine_tune(
     *,
     side: int,
     epochs: int = 30,
+    n_steps: int = 0,
     learning_rate: float = 1e-4,
     batch_size: int = 16,
     frozen_until: str = "",
     freeze_batch_norm: bool = False,
     precision: str = "fp32",
+    compile: bool = False,  # noqa: A002 - the word users know
     device: torch.device | str = "cpu",
     checkpoint_dir: str | Path | None = None,
+    save_seconds: float = 60.0,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[nn.Module, FitResult]:
-    """Train a copy of a network on random crops and return it with the weights of its best epoch.
+    """Train a network on random crops and leave it with the weights of its best epoch.
 
     Args:
-        network: Network of :func:`iqa_utils.features.layers.create_network`; left untouched.
+        network: Network of :func:`iqa_utils.features.layers.create_network`.
         description: Its row of :data:`iqa_utils.features.layers.NETWORKS`: normalisation.
         store: Decoded images, of any sizes.
         scores: Standardised scores of the whole store, shape (N,).
@@ -108,13 +115,16 @@ def fine_tune(
         validation: Rows that pick the best epoch by SRCC on their central crops.
         side: Crop height and width, pixels.
         epochs: Passes; every image gives one random crop a pass.
+        n_steps: Optimiser steps in place of ``epochs``, the last pass being cut short; 0: none.
         learning_rate: Of Adam.
         batch_size: Images a step.
         frozen_until: Module for :func:`freeze_until`.
         freeze_batch_norm: Keep the stored statistics of batch normalisation.
         precision: For :func:`iqa_utils.training.fit`.
+        compile: For :func:`iqa_utils.training.fit`.
         device: Where to train; the returned network stays there.
         checkpoint_dir: Folder to resume from, or None.
+        save_seconds: For :func:`iqa_utils.training.fit`.
         seed: Of the crops, their order and the new neuron.
         progress: Show a bar.
 
@@ -133,8 +143,9 @@ def fine_tune(
     shared = np.intersect1d(train, validation)
     if len(shared):
         raise ValueError(f"{len(shared)} images are in training and validation, row {shared[0]}")
+    weights = weights_hash(network)
     torch.manual_seed(seed)
-    model = ScoreNetwork(copy.deepcopy(network)).to(device)
+    model = ScoreNetwork(network).to(device)
     freeze_until(model.network, frozen_until)
     if freeze_batch_norm:
         freeze_batch_statistics(model)
@@ -146,32 +157,42 @@ def fine_tune(
         pred, mos = predict(model, batches, precision=precision), scores[validation]
         return {"val_srcc": srcc(mos, pred), "val_rmse": rmse(mos, pred)}
 
+    epoch_steps = max(1, len(train) // batch_size + (len(train) % batch_size > 1))
+    if n_steps:
+        epochs = -(-n_steps // epoch_steps)
+
+    def train_batches(epoch: int) -> Iterator[Batch]:
+        batches = store_batches(store, train, scores, seed=seed, epoch=epoch, **common)
+        return islice(batches, n_steps - epoch * epoch_steps if n_steps else None)
+
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     result = fit(
         model,
-        lambda epoch: store_batches(store, train, scores, seed=seed, epoch=epoch, **common),
+        train_batches,
         loss_step=mean_loss(mse_loss),
         evaluate=evaluate,
         optimizer=torch.optim.Adam(trainable, lr=learning_rate),
         epochs=epochs,
         precision=precision,
         channels_last=True,
+        compile=compile,
         checkpoint_dir=checkpoint_dir,
+        save_seconds=save_seconds,
         config={
             "network": description.name,
-            "weights": weights_hash(network),
+            "weights": weights,
             "pixels": store.key,
-            "scores": [float(x) for x in scores[train]],
-            "train": train.tolist(),
-            "validation": validation.tolist(),
+            "data": data_digest({"training": train, "validation": validation}, scores),
             "side": side,
+            "steps": n_steps,
             "batch_size": batch_size,
             "frozen": [frozen_until, freeze_batch_norm],
         },
         seed=seed,
         progress=progress,
     )
-    return model.network.requires_grad_(True), result
+    model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
+    return network.requires_grad_(True), result
 
 
 def tuning_rows(
@@ -208,6 +229,7 @@ def check_choices(
     final: Sequence[str],
     modes: Sequence[str],
     frozen_until: Mapping[str, str],
+    overrides: Mapping[str, Mapping[str, int | str | bool]],
 ) -> Layer:
     """Refuse choices of networks, layers and modes that would fail hours later, or do nothing.
 
@@ -217,13 +239,15 @@ def check_choices(
         final: Network and layer of the final method.
         modes: Out of :data:`MODES`.
         frozen_until: Network to the module for :func:`freeze_until`.
+        overrides: Network to values of :data:`OVERRIDES` for its fine-tunings.
 
     Returns:
         The final layer.
 
     Raises:
-        ValueError: If a list is empty or names something twice, a network, layer or mode is
-            unknown, the final layer gives no vector, or a network that is not fine-tuned is frozen.
+        ValueError: If a list is empty or names something twice, a network, layer, mode or override
+            is unknown, the final layer gives no vector, or a network that is not fine-tuned is
+            frozen or overridden.
     """
     lists = {"networks tapped": tapped, "networks fine-tuned": tuned, "modes": modes}
     for what, names in lists.items():
@@ -239,21 +263,29 @@ def check_choices(
     vectors = [name for name, layer in layers.items() if layer.is_vector]
     if final[1] not in vectors:
         raise ValueError(f"final layer of {final[0]} must be one of {vectors}, got {final[1]!r}")
-    if idle := sorted(set(frozen_until) - {*tuned, final[0]}):
-        raise ValueError(f"frozen_until names {idle}, which are not fine-tuned")
+    for what, names in {"frozen_until": frozen_until, "overrides": overrides}.items():
+        if idle := sorted(set(names) - {*tuned, final[0]}):
+            raise ValueError(f"{what} names {idle}, which are not fine-tuned")
+    for name, values in overrides.items():
+        kinds = {key: kind for key, kind in OVERRIDES.items() if key in values}
+        if wrong := wrong_types(kinds, values) + sorted(set(values) - set(kinds)):
+            raise ValueError(f"overrides of {name}: {wrong}; there are {list(OVERRIDES)}")
     return layers[final[1]]
 
 
 class Tuner:
-    """Fine-tunes networks on demand and never twice on the same images.
+    """Fine-tunes networks on demand, never twice on the same images, and holds one at a time.
 
     Args:
-        networks: Key of :data:`iqa_utils.features.layers.NETWORKS` to pre-trained network.
+        build: Makes the pre-trained network of a key of
+            :data:`iqa_utils.features.layers.NETWORKS`.
         store: Images of ``frame``, in its order.
         frame: Table of :func:`iqa_utils.studies.deep_quality.join_sets`.
         parts: Part of each row.
+        checkpoint_dir: Where finished networks wait: the last one asked for stays in memory.
         side: Crop height and width in pixels; 0 is each network's own.
         frozen_until: Key of network to the module for :func:`freeze_until`.
+        overrides: Key of network to values of :data:`OVERRIDES` that replace ``options``.
         **options: For :func:`fine_tune`.
 
     Attributes:
@@ -262,19 +294,23 @@ class Tuner:
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
+        build: Callable[[str], nn.Module],
         store: ImageStore,
         frame: pd.DataFrame,
         parts: np.ndarray,
         *,
+        checkpoint_dir: str | Path,
         side: int = 0,
         frozen_until: Mapping[str, str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
-        self.networks, self.store, self.frame, self.parts = networks, store, frame, parts
-        self.side, self.frozen_until, self.options = side, frozen_until or {}, options
+        self.build, self.store, self.frame, self.parts = build, store, frame, parts
+        self.side, self.frozen_until, self.overrides = side, frozen_until or {}, overrides or {}
+        self.options = {**options, "checkpoint_dir": checkpoint_dir}
         self.histories: list[pd.DataFrame] = []
-        self._done: dict[tuple[str, bytes], nn.Module] = {}
+        self._trained: set[tuple[str, bytes]] = set()
+        self._last: tuple[tuple[str, bytes], nn.Module] | None = None
 
     def __call__(
         self, name: str, mode: str, datasets: Sequence[str], *, whole: bool = False
@@ -282,19 +318,27 @@ class Tuner:
         """Return the network fine-tuned on the images of :func:`tuning_rows`."""
         rows = tuning_rows(self.frame, self.parts, mode, datasets, whole=whole)
         key = (name, rows[0].tobytes())
-        if key not in self._done:
+        if self._last is None or self._last[0] != key:
+            self._last = None  # freed before the next one is built
             description = NETWORKS[name]
-            self._done[key], result = fine_tune(
-                self.networks[name],
+            changed = {k.lower(): value for k, value in self.overrides.get(name, {}).items()}
+            trained_on = "all sets" if mode == "as_written" else "+".join(datasets)
+            if key not in self._trained:
+                told = "".join(f", {k} {value}" for k, value in changed.items())
+                print(f"{name}, {mode}, {trained_on}: {len(rows[0])} images{told}", flush=True)
+            network, result = fine_tune(
+                self.build(name),
                 description,
                 self.store,
                 self.frame["mos_z"].to_numpy(),
                 *rows,
                 side=self.side or description.side,
                 frozen_until=self.frozen_until.get(name, ""),
-                **self.options,
+                **{**self.options, **changed},
             )
-            trained_on = "all sets" if mode == "as_written" else "+".join(datasets)
-            labels = {"network": name, "mode": mode, "trained on": trained_on}
-            self.histories.append(result.history.assign(**labels))
-        return self._done[key]
+            self._last = (key, network)
+            if key not in self._trained:
+                self._trained.add(key)
+                labels = {"network": name, "mode": mode, "trained on": trained_on}
+                self.histories.append(result.history.assign(**labels))
+        return self._last[1]

@@ -7,7 +7,7 @@ that see matrices only. Tables 1 and 2 of ahmed2020 are one call each; its final
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import pandas as pd
 from torch import nn
 from tqdm import tqdm
 
-from iqa_utils.features import Crop, frozen_features, save_array
+from iqa_utils.features import Crop, frozen_features, load_rows, save_rows
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import NETWORKS, Layer, layers_of
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
@@ -72,6 +72,11 @@ class Task:
     def rows(self) -> np.ndarray:
         """All rows needed, sorted."""
         return np.union1d(self.train, self.test)
+
+    @property
+    def n_folds(self) -> int:
+        """Folds of a cross-validation: five, or one for each content where there are fewer."""
+        return min(5, len(np.unique(self.content[self.train])))
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the training and of the test images within ``rows``."""
@@ -164,12 +169,12 @@ def regress(
     """
     at_train, at_test = task.places()
     mos, groups = task.mos[task.train], task.content[task.train]
+    folds = {"n_folds": task.n_folds, "seed": task.seed, "groups": groups}
     if regressor == "SVR":
         fitted = gram[np.ix_(at_train, at_train)]
         unit = float(np.diagonal(fitted).mean()) if task.relative_c else 1.0
         c = np.asarray(task.svr_c) / unit
-        folds = {"cross_validate": task.cross_validate, "seed": task.seed, "groups": groups}
-        svr = gram_svr(fitted, mos, c=c, **folds)
+        svr = gram_svr(fitted, mos, c=c, cross_validate=task.cross_validate, **folds)
         pred = svr.predict(gram[np.ix_(at_test, at_train)])
         cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
         return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": svr.converged}
@@ -178,11 +183,11 @@ def regress(
         options = {"tolerance": 1e-5, "device": task.device}
         process = fit_gaussian_process(distances[np.ix_(at_train, at_train)], mos, **options)
         pred, sd = process.predict(distances[np.ix_(at_test, at_train)])
-        fold = fold_numbers(len(mos), seed=task.seed, groups=groups)
+        fold = fold_numbers(len(mos), **folds)
         cv_rmse = np.sqrt(np.mean(cross_validated_residuals(process, fold) ** 2))
         return {"pred": pred, "sd": sd, "cv_rmse": float(cv_rmse), "converged": True}
     if regressor == "ridge":
-        ridge = ridge_cv(features[at_train], mos, seed=task.seed, groups=groups)
+        ridge = ridge_cv(features[at_train], mos, **folds)
         pred = ridge.predict(features[at_test])
         cv_rmse = ridge.cv_rmse.min()
         return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": True}
@@ -199,6 +204,7 @@ def predict_layers(
     cache_dir: str | Path,
     regressors: Iterable[str] = REGRESSORS,
     batch_size: int = 32,
+    save_seconds: float = 60.0,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Predict test scores from each layer by each regressor, from a single crop of each image.
@@ -215,6 +221,7 @@ def predict_layers(
         cache_dir: Folder of the feature cache.
         regressors: Out of :data:`REGRESSORS`.
         batch_size: Images a forward pass.
+        save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
         progress: Show a bar.
 
     Returns:
@@ -225,13 +232,14 @@ def predict_layers(
     options = {"rows": task.rows, "crop": Crop((side, side), seed=task.crop_seed)}
     options |= {"mean": description.mean, "std": description.std, "cache_dir": cache_dir}
     options |= {"batch_size": batch_size, "progress": progress}
-    modules = [layer.module for layer in layers]
-    grams = layer_grams(network, store, modules, also_pooled="mean_std", **options)
+    modules = {layer.module: "flatten" if layer.is_vector else "mean_std" for layer in layers}
+    own = {"poolings": modules, "save_seconds": save_seconds}
+    grams = layer_grams(network, store, list(modules), **own, **options)
     parts = []
     for layer in layers:
         features = None
         if "ridge" in regressors:
-            how = {"pooling": "flatten" if layer.is_vector else "mean_std", "layer": layer.module}
+            how = {"pooling": modules[layer.module], "layer": layer.module}
             features = frozen_features(network, store, **how, **options)
         for regressor in regressors:
             found = regress(regressor, grams[layer.module], features, task)
@@ -241,7 +249,8 @@ def predict_layers(
 
 
 def predict_networks(
-    networks: Mapping[str, nn.Module],
+    names: Sequence[str],
+    build: Callable[[str], nn.Module],
     store: ImageStore,
     tasks: Mapping[int, Task],
     *,
@@ -250,10 +259,11 @@ def predict_networks(
     side: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Run :func:`predict_layers` over networks and splits.
+    """Run :func:`predict_layers` over networks, of which one at a time is in memory, and splits.
 
     Args:
-        networks: Key of :data:`iqa_utils.features.layers.NETWORKS` to network.
+        names: Keys of :data:`iqa_utils.features.layers.NETWORKS`.
+        build: Makes the network of a key.
         store: Decoded images.
         tasks: Seed of a split to its task.
         stage: Label of the networks: ``"pre-trained"`` or ``"fine-tuned"``.
@@ -265,11 +275,13 @@ def predict_networks(
         All predictions, with ``stage``, ``variant`` and ``seed``.
     """
     parts = []
-    for name, network in networks.items():
+    for name in names:
+        network = build(name)
         options["side"] = side or NETWORKS[name].side
         for seed, task in tasks.items():
             found = predict_layers(network, store, layers_of(name), task, **options)
             parts.append(found.assign(stage=stage, variant=variant, seed=seed))
+        del network  # before the next one is built
     return pd.concat(parts, ignore_index=True)
 
 
@@ -306,11 +318,14 @@ def predict_brisque(
         An image of one grey level has no such statistics; it gets the mean of the training images,
         so that it stays in the comparison.
     """
-    path = Path(cache_dir) / f"brisque-{store.key[:24]}.npy"
-    if not path.is_file():
-        rows = tqdm(range(len(store)), disable=not progress, leave=False)
-        save_array(path, np.stack([_statistics_or_nan(store, row) for row in rows]))
-    statistics = np.load(path)
+    path = Path(cache_dir) / f"brisque2-{store.key[:24]}.rows"
+    rows, n = np.unique(np.concatenate([task.rows for task in tasks.values()])), len(store)
+    _, done = load_rows(path, rows, n_images=n)
+    for row in tqdm(rows[~done], disable=not progress, leave=False):
+        values = _statistics_or_nan(store, row)[None]  # (1, 36), float64: two words a value
+        save_rows(path, [row], values.view(np.float32), n_images=n)
+    statistics = np.full((n, N_STATISTICS), np.nan)
+    statistics[rows] = load_rows(path, rows, n_images=n)[0].view(np.float64)
     labels = {"network": "BRISQUE", "layer": "36 statistics", "stage": "handcrafted", "variant": ""}
     parts = []
     for seed, task in tasks.items():

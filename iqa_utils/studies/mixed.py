@@ -7,8 +7,13 @@ differs between two rows of a table is then only what their names say.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +22,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from iqa_utils import losses, samplers, training
+from iqa_utils.backbones import weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
+from iqa_utils.images.decode_once import lock
 from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
 from iqa_utils.metrics import size_weighted, srcc
+from iqa_utils.models import monotonic
 from iqa_utils.models.monotonic import MonotonicIQA, parameter_groups
+from iqa_utils.parameters import check_overrides
 from iqa_utils.samplers import Mixing, mixed_batches
+from iqa_utils.splits import PARTS
+from iqa_utils.studies import mixed_data
 from iqa_utils.studies.mixed_data import (
     TOP,
     CroppedImages,
@@ -33,7 +45,12 @@ from iqa_utils.studies.mixed_data import (
 )
 from iqa_utils.training import FitResult, fit, predict, save_model
 from iqa_utils.training.batches import Batch, epoch_seed
+from iqa_utils.training.checkpoints import config_key, data_digest
 from iqa_utils.training.schedules import constant_then_halved
+
+# hash of the source that decides a training, as it was loaded: other code, another training
+_MODULES = (sys.modules[__name__], mixed_data, losses, samplers, monotonic, training)
+_CODE = hashlib.sha256("".join(map(inspect.getsource, _MODULES)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ class Setup:
         norm_form: Form of norm-in-norm.
         norm_weight: Its weight beside smooth L1.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        compile: Whether the network is compiled to train.
         test_batch_size: Whole images of one size predicted together.
         device: Where to train.
     """
@@ -129,6 +147,7 @@ class Setup:
     norm_form: Literal["eq4", "nin", "l1"] = "l1"
     norm_weight: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     test_batch_size: int = 8
     device: str = "cpu"
 
@@ -144,6 +163,7 @@ class Trained:
         result: History and best epoch.
         preprocessing: How images are brought to the size that is predicted.
         demo: Whether the images are made.
+        seconds_before: Training time that an earlier process spent and this one did not repeat.
     """
 
     method: Method
@@ -152,6 +172,7 @@ class Trained:
     result: FitResult
     preprocessing: dict[str, Any]
     demo: bool
+    seconds_before: float
 
     def save(self, path: Path, *, split: int) -> Path:
         """Keep the model for one's own images.
@@ -172,6 +193,38 @@ class Trained:
         return save_model(path, self.model, {**known, "metrics": self.result.best})
 
 
+def plan_trainings(
+    methods: Sequence[Method],
+    setup: Setup,
+    n_splits: int,
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[int, Method, Setup]]:
+    """List the trainings of a run, split by split.
+
+    Args:
+        methods: What to train.
+        setup: What all methods share, but for the overrides.
+        n_splits: Splits of each method.
+        overrides: Method name to ``N_SPLITS``, ``EPOCHS``, ``PRECISION`` or ``COMPILE`` of its own.
+
+    Returns:
+        Number of the split, method and settings of each training.
+
+    Raises:
+        ValueError: If an override names no method, or no such setting.
+    """
+    names = [method.name for method in methods]
+    check_overrides(
+        overrides, names, {"N_SPLITS": int, "EPOCHS": int, "PRECISION": str, "COMPILE": bool}
+    )
+    trainings = []
+    for method in methods:
+        own = {key.lower(): value for key, value in overrides.get(method.name, {}).items()}
+        splits = range(own.pop("n_splits", n_splits))
+        trainings += [(k, method, replace(setup, **own)) for k in splits]
+    return sorted(trainings, key=lambda item: item[0])
+
+
 def train_method(
     method: Method,
     frames: Frames,
@@ -181,6 +234,7 @@ def train_method(
     *,
     seed: int,
     checkpoint_dir: str | Path | None = None,
+    save_seconds: float = 60.0,
 ) -> Trained:
     """Train one method on the training parts; the epoch is chosen on the validation parts.
 
@@ -191,17 +245,23 @@ def train_method(
         parts: Part of each row, by set.
         setup: What all methods share.
         seed: Initial weights, order and crops.
-        checkpoint_dir: Where to keep the state to resume from, or None.
+        checkpoint_dir: Where trainings are kept by a hash of all that decides them, or None. Runs
+            may share it: what one has finished another finds, what one is at another waits for.
+        save_seconds: Time between saved states of an unfinished training.
 
     Returns:
         The trained method. Under frozen maps its trunk is the one that made them.
     """
+    started = time.perf_counter()
     names = [method.only] if method.only else list(frames)
     torch.manual_seed(seed)
     model = MonotonicIQA(
         names, backbone=setup.backbone, pretrained=setup.pretrained, channels=setup.channels,
         variant=method.variant, n_layers=method.n_layers,
-    ).to(setup.device)  # fmt: skip
+    )  # fmt: skip
+    config = {**asdict(method), **asdict(setup), "code": _CODE, "weights": weights_hash(model)}
+    del config["pretrained"]  # a path says less than the weights
+    model.to(setup.device)
     frozen = isinstance(pixels[names[0]], TrunkMaps)
     if frozen:
         model.trunk = nn.Identity()  # its work is done
@@ -212,27 +272,38 @@ def train_method(
             continue
         mos = frames[name]["mos"].to_numpy(dtype=float)
         scaled[name], spans[name] = rescale(mos, (parts[name] == "training").to_numpy())
+    for name in names:
+        rows = {part: np.flatnonzero(parts[name] == part) for part in PARTS}
+        scores = np.stack([scaled[name], frames[name]["mos"].to_numpy(dtype=float)])
+        config[f"data of {name}"] = [pixels[name].key, data_digest(rows, scores)]
     groups = parameter_groups(model, lr_trunk=setup.lr_trunk, lr=setup.lr)
     optimizer = torch.optim.Adam(groups, fused=True)
-    result = fit(
-        model,
-        training_batches(frames, pixels, parts, scaled, setup, seed=seed),
-        loss_step=loss_step(method, setup),
-        evaluate=lambda m: validate(m, frames, pixels, parts, setup, names),
-        optimizer=optimizer,
-        scheduler=constant_then_halved(optimizer, every=3, factor=0.9),
-        epochs=setup.epochs,
-        precision=setup.precision,
-        channels_last=not frozen,
-        checkpoint_dir=checkpoint_dir,
-        config={**asdict(method), **asdict(setup), **_data_keys(pixels, parts, scaled)},
-        seed=seed,
-        progress=False,
-    )
+    alone = nullcontext()
+    if checkpoint_dir is not None:
+        alone = lock(Path(checkpoint_dir) / f"{config_key({**config, 'seed': seed})}.lock")
+    with alone:
+        result = fit(
+            model,
+            training_batches(frames, pixels, parts, scaled, setup, seed=seed),
+            loss_step=loss_step(method, setup),
+            evaluate=lambda m: validate(m, frames, pixels, parts, setup, names),
+            optimizer=optimizer,
+            scheduler=constant_then_halved(optimizer, every=3, factor=0.9),
+            epochs=setup.epochs,
+            precision=setup.precision,
+            channels_last=not frozen,
+            compile=setup.compile,
+            checkpoint_dir=checkpoint_dir,
+            save_seconds=save_seconds,
+            config=config,
+            seed=seed,
+            progress=False,
+        )
+    before = max(0.0, result.seconds - (time.perf_counter() - started))
     if frozen:
         model.trunk = pixels[names[0]].trunk
     demo = any(frames[name].attrs["demo"] for name in names)
-    return Trained(method, model, spans, result, pixels[names[0]].preprocessing, demo)
+    return Trained(method, model, spans, result, pixels[names[0]].preprocessing, demo, before)
 
 
 def loss_step(method: Method, setup: Setup) -> Callable[[nn.Module, Batch], Tensor]:
@@ -391,10 +462,3 @@ def map_quality(trained: Trained, name: str, quality: np.ndarray) -> np.ndarray:
     x = torch.as_tensor(quality, dtype=torch.float32, device=device)
     scores = trained.model.transformers.curves(x)[:, number].double().cpu().numpy()
     return low + scores / TOP * (high - low)
-
-
-def _data_keys(pixels: Pixels, parts: Parts, scaled: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Name the data of a training in its checkpoint key."""
-    rows = {name: np.flatnonzero(parts[name] == "training").tolist() for name in scaled}
-    scores = {name: values[rows[name]].tolist() for name, values in scaled.items()}
-    return {"pixels": [pixels[name].key for name in scaled], "rows": rows, "scores": scores}

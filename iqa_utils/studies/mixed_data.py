@@ -308,8 +308,7 @@ def prepare_pixels(
     *,
     size: int,
     trunk: nn.Module | None = None,
-    train_side: int = 512,
-    test_side: int = 768,
+    sides: Sequence[int] = (512, 768),
     device: torch.device | str = "cpu",
 ) -> dict[str, CroppedImages | TrunkMaps]:
     """Decode every set once, in the way that its training needs.
@@ -320,9 +319,8 @@ def prepare_pixels(
         cache_dir: Folder with ``stores`` and ``features``.
         size: Side of random crops, or of whole squashed images where a trunk is given; pixels.
         trunk: Frozen trunk: its maps are computed once and nothing before them is trained.
-        train_side: Crops are taken from images shrunk to this shorter side, smaller ones as they
-            are.
-        test_side: Likewise for the whole images that are predicted.
+        sides: Crops are taken from images shrunk to the first shorter side, smaller ones as they
+            are; whole images of the second are predicted.
         device: Where batches of crops are normalised.
 
     Returns:
@@ -341,9 +339,8 @@ def prepare_pixels(
             pixels[name].preprocessing = {"size": [size, size], "fit": "squash"}
             continue
         train, test = (
-            build_store(root, images, stores, size=side, fit="shrink_short_side")
-            for side in (train_side, test_side)
+            build_store(root, images, stores, size=side, fit="shrink_short_side") for side in sides
         )
         pixels[name] = CroppedImages(train, test, crop=size, device=device)
-        pixels[name].preprocessing = {"size": test_side, "fit": "shrink_short_side"}
+        pixels[name].preprocessing = {"size": sides[1], "fit": "shrink_short_side"}
     return pixels

@@ -6,16 +6,21 @@ needs a network. NIQE, which is not trained on scores, fills the same table.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from iqa_utils.demo.scenes import photograph
+from iqa_utils import natural_scenes
+from iqa_utils.images.decode_once import hash_files, lock
 from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
-from iqa_utils.natural_scenes import fit_niqe, niqe
+from iqa_utils.natural_scenes import niqe
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 from iqa_utils.workshop.released import ALL_SETS, SIZES
 
@@ -38,7 +43,7 @@ PAIRED = [
     "a", "b", "dataset", "difference", "ci_low", "ci_high",
     "p images", "sd splits", "p splits", "p signed ranks",
 ]  # fmt: skip
-PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
+_NIQE_CODE = inspect.getsource(natural_scenes)  # as it was loaded
 
 
 def score_splits(predictions: pd.DataFrame, *, logistic: Sequence[str] = ()) -> pd.DataFrame:
@@ -261,10 +266,11 @@ def compare_methods(
     rows = []
     for a, b in pairs:
         values = table[a], table[b]
+        shared = values[0].notna() & values[1].notna()
         delta = (draws[a, dataset] - draws[b, dataset]).dropna()
         tail = min((delta <= 0).sum(), (delta >= 0).sum())
-        j = len(values[0])
-        corrected = nadeau_bengio(*values, n_train, n_test).p if j >= 3 else np.nan
+        j, both = shared.sum(), [v[shared] for v in values]
+        corrected = nadeau_bengio(*both, n_train, n_test).p if j >= 3 else np.nan
         rows.append(
             {
                 "a": a,
@@ -276,7 +282,7 @@ def compare_methods(
                 "p images": min(1.0, 2 * (tail + 1) / (len(delta) + 1)),
                 "sd splits": (values[0] - values[1]).std(),
                 "p splits": corrected,
-                "p signed ranks": wilcoxon_splits(*values).p if j >= 5 else np.nan,
+                "p signed ranks": wilcoxon_splits(*both).p if j >= 5 else np.nan,
             }
         )
     return pd.DataFrame(rows, columns=PAIRED)
@@ -383,38 +389,62 @@ def predict_niqe(
     frames: Mapping[str, pd.DataFrame],
     splits: Sequence[Mapping[str, pd.Series]],
     folders: Mapping[str, Path],
+    cache_dir: Path,
     *,
     patch: int = 96,
+    save_seconds: float = 60.0,
 ) -> pd.DataFrame:
     """Predict every test part by NIQE, which has seen no score.
+
+    An image is measured once for all splits and runs, and a killed run goes on where it was.
 
     Args:
         frames: Score tables by set.
         splits: Part of each row by set, one a split.
         folders: Folder that the image names of each set are relative to.
-        patch: Side of its patches, pixels.
+        cache_dir: Where values are kept by the bytes of the images.
+        patch: Side of its patches, pixels; the published parameters are those of 96.
+        save_seconds: Time between saves.
 
     Returns:
         One row an image and split, as :func:`iqa_utils.studies.mixed.predict_test` gives them;
         ``pred`` is negated NIQE, since lower is better there.
-
-    Note:
-        The authors' 125 pristine photographs are not at hand; the model is fitted on six of
-        scikit-image and scikit-learn, on patches down to a quarter of the sharpness that is theirs
-        at best (the paper: three quarters, which would leave too few).
     """
-    model = fit_niqe(
-        [np.asarray(photograph(name)) for name in PRISTINE], patch=patch, sharpest=0.25
-    )
     tables = []
     for dataset, frame in frames.items():
         tested = [np.flatnonzero(parts[dataset] == "test") for parts in splits]
-        quality = np.full(len(frame), np.nan)
-        for row in np.unique(np.concatenate(tested)):
-            pixels = np.asarray(read_image(Path(folders[dataset]) / frame["image"].iloc[row]))
-            quality[row] = -niqe(pixels, model)
+        rows = np.unique(np.concatenate(tested))
+        quality = -niqe_of_files(
+            folders[dataset], frame["image"].tolist(), rows, patch, cache_dir, save_seconds
+        )
         columns = ["image", "mos", "reference", *({"mos_original"} & set(frame))]
         for split, rows in enumerate(tested):
             table = frame.iloc[rows][columns].assign(dataset=dataset, split="test", seed=split)
             tables.append(table.assign(pred=quality[rows], mapped=np.nan))
     return pd.concat(tables, ignore_index=True).assign(method="niqe", variant="")
+
+
+def niqe_of_files(
+    root: Path,
+    images: Sequence[str],
+    rows: np.ndarray,
+    patch: int,
+    cache_dir: Path,
+    save_seconds: float,
+) -> np.ndarray:
+    """Return NIQE of some rows of a list of images, NaN for rows never asked for; shape (N,)."""
+    recipe = [_NIQE_CODE, str(patch)]
+    recipe += hash_files(Path(root), images, cache_dir / "stores")
+    path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
+    with lock(path.with_suffix(".lock")):
+        values = np.load(path) if path.is_file() else np.full(len(images), np.nan)
+        missing = rows[np.isnan(values[rows])]
+        saved = time.monotonic()
+        for row in missing:
+            values[row] = niqe(np.asarray(read_image(Path(root) / images[row])), patch=patch)
+            if time.monotonic() - saved >= save_seconds or row == missing[-1]:
+                partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+                np.save(partial, values)
+                partial.replace(path)
+                saved = time.monotonic()
+    return values

@@ -7,7 +7,6 @@ vectors are computed once for all trainings, which makes a hundred of them a mat
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,13 +19,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from iqa_utils.backbones import weights_hash
 from iqa_utils.imbalance import KernelShape, Reweighting, lds_weights, smoothing_kernel
 from iqa_utils.imbalance.feature_smoothing import Variant
 from iqa_utils.losses import balanced_mse, weighted_l1, weighted_mse
 from iqa_utils.metrics import mae, per_range, range_index, srcc
 from iqa_utils.models.clip_head import ClipHead
+from iqa_utils.parameters import check_overrides
 from iqa_utils.training import Batch, FitResult, fit, tensor_batches
-from iqa_utils.training.checkpoints import config_key, load_checkpoint, save_checkpoint
+from iqa_utils.training.checkpoints import data_digest
 
 Loss = Literal["l1", "mse", "balanced_mse"]
 
@@ -42,6 +43,8 @@ class Recipe:
         sigma: Its width in bins.
         mean: Its centre in bins, 0 but for the literal reading of N(12, 10).
         order: Root before or after smoothing, see :func:`iqa_utils.imbalance.lds_density`.
+        released_counts: Clip counts to 5 and 1,000 and drop the fractions of smoothed ones, as the
+            released ``inverse`` does on its age data.
         by_range: Weigh by the images per range of the paper's tables instead of per bin.
         loss: Loss, or None for that of the settings.
         fds: Variant of feature distribution smoothing, or None.
@@ -54,6 +57,7 @@ class Recipe:
     sigma: float = 10.0
     mean: float = 0.0
     order: Literal["root_first", "smooth_first"] = "root_first"
+    released_counts: bool = False
     by_range: bool = False
     loss: Loss | None = None
     fds: Variant | None = None
@@ -66,6 +70,8 @@ class Recipe:
             kernel = smoothing_kernel(self.kernel, size=self.size, sigma=self.sigma, mean=self.mean)
         edges = settings.range_edges if self.by_range else settings.bin_edges
         options = {"kernel": kernel, "reweight": self.reweight, "order": self.order}
+        if self.released_counts:
+            options |= {"clip": (5, 1000), "truncate": True}
         return lds_weights(mos, edges=edges, **options)
 
 
@@ -74,12 +80,14 @@ RECIPES: dict[str, Recipe] = {
     "vanilla": Recipe(),
     "LDS": LDS,
     "LDS + FDS": replace(LDS, fds="corrected"),
-    "LDS + FDS, released": replace(LDS, fds="released"),
+    "LDS + FDS, released": replace(LDS, fds="released_agedb"),
+    "LDS + FDS, released (STS-B)": replace(LDS, fds="released_stsb"),
     "LDS, then FDS": replace(LDS, fds="corrected", after="LDS"),
     "FDS": Recipe(fds="corrected"),
     "sqrt_inv": Recipe("sqrt_inv"),
     "inverse": Recipe("inverse"),
     "LDS, inverse": Recipe("inverse", "released"),
+    "LDS, inverse, released": Recipe("inverse", "released", released_counts=True),
     "LDS, kernel (5, 2)": replace(LDS, size=5, sigma=2.0),
     "LDS, smooth first": replace(LDS, order="smooth_first"),
     "LDS, true Gaussian": replace(LDS, kernel="gaussian", size=61),
@@ -159,6 +167,8 @@ def train_head(
     *,
     seed: int,
     start: Mapping[str, Tensor] | None = None,
+    checkpoint_dir: Path | None = None,
+    save_seconds: float = 60.0,
 ) -> HeadRun:
     """Train one head on cached vectors.
 
@@ -170,6 +180,8 @@ def train_head(
         settings: Everything else.
         seed: Decides initial weights and the order of images.
         start: State of a trained head to go on from (``recipe.after``).
+        checkpoint_dir: Where trainings are kept by a hash of what decides them, or None.
+        save_seconds: Time between saved states of an unfinished training.
 
     Returns:
         Head with the weights of its best epoch, predictions of all N images, and the history: one
@@ -190,13 +202,19 @@ def train_head(
     head.standardise(features[train])
     if start is not None:
         head.load_state_dict(start, strict=False)
+    rows = {part: np.flatnonzero(split == part) for part in np.unique(split)}
+    config = {"recipe": asdict(recipe), "settings": asdict(settings)}
+    config |= {"data": data_digest(rows, mos), "weights": weights_hash(head)}
+    config["features"] = hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()
     weight = np.ones(len(mos))
     weight[train] = recipe.weights(mos[train], settings)
     scores = torch.as_tensor(mos, dtype=torch.float32, device=features.device)
-    epochs_seen = itertools.count()
+    shown = 0  # epoch that is trained, from 0
     loss, noise = recipe.loss or settings.loss, settings.noise * mos[train].std()
 
     def train_batches(epoch: int) -> Iterator[Batch]:
+        nonlocal shown
+        shown = epoch
         if head.fds is not None and head.fds.epoch < epoch:
             head.end_epoch(features[train], scores[train])
         return tensor_batches(
@@ -213,7 +231,7 @@ def train_head(
     def evaluate(model: ClipHead) -> dict[str, float]:
         pred = predict_vectors(model, features)
         by_part = {"train": train, "val": validation}
-        metrics = {"last": -next(epochs_seen)}  # falls, so that the smallest is the last
+        metrics = {"last": -shown}  # falls, so that the smallest is the last
         for part, rows in by_part.items():
             errors = per_range(mos[rows], pred[rows], mae, settings.range_edges)
             metrics |= {f"{part}_mae {name}": value for name, value in errors.items()}
@@ -228,7 +246,8 @@ def train_head(
     result = fit(
         head, train_batches, loss_step=loss_step, evaluate=evaluate,
         optimizer=torch.optim.Adam(head.parameters(), lr=settings.learning_rate, fused=True),
-        epochs=settings.epochs, select=settings.select, mode="min", config={}, seed=seed,
+        epochs=settings.epochs, select=settings.select, mode="min",
+        checkpoint_dir=checkpoint_dir, save_seconds=save_seconds, config=config, seed=seed,
         progress=False,
     )  # fmt: skip
     return HeadRun(head, predict_vectors(head, features), result)
@@ -242,13 +261,14 @@ def train_recipes(
     settings: HeadSettings,
     *,
     seeds: Sequence[int],
-    cache_dir: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    checkpoint_dir: Path | None = None,
+    save_seconds: float = 60.0,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every recipe with every seed on the same vectors.
 
-    A finished training leaves a small file in ``cache_dir``; a run that was killed goes on with
-    the first training that has none.
+    A killed run finds its finished trainings in ``checkpoint_dir`` and goes on with the other.
 
     Args:
         features: Encoder vectors of the images of ``frame``, shape (N, D).
@@ -256,8 +276,10 @@ def train_recipes(
         split: Part of each row.
         names: Keys of :data:`RECIPES`. A recipe that goes on from another needs that one before it.
         settings: Shared by all trainings.
-        seeds: One training a recipe and seed.
-        cache_dir: Folder for finished trainings, or None.
+        seeds: One training a recipe and seed; each one more than the last.
+        overrides: Recipe to ``EPOCHS`` or ``N_SEEDS`` (from the first seed on) of its own.
+        checkpoint_dir: As for :func:`train_head`.
+        save_seconds: Likewise.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -266,41 +288,39 @@ def train_recipes(
 
     Raises:
         KeyError: If a name is unknown.
-        ValueError: If a recipe's predecessor does not come before it, or as :func:`train_head`.
+        ValueError: If a recipe's predecessor does not come before it, an override names no recipe
+            or no such setting, or as :func:`train_head`.
     """
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
         raise KeyError(f"no recipe {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    overrides = overrides or {}
+    check_overrides(overrides, names, {"EPOCHS": int, "N_SEEDS": int})
     mos, parts = frame["mos"].to_numpy(), split.to_numpy()
-    data = {"mos": mos.tolist(), "split": parts.tolist(), "settings": asdict(settings)}
-    data["features"] = hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()
     test = frame.loc[parts == "test", ["image", "mos"]].assign(split="test")
     test["dataset"] = frame.attrs["dataset"]
-    needed = {RECIPES[name].after for name in names}
     predictions, histories, heads = [], [], {}
-    jobs = [(seed, name) for seed in seeds for name in names]
+    needed = {RECIPES[name].after for name in names}
+    jobs = [
+        (seeds[0] + k, name)
+        for name in names
+        for k in range(overrides.get(name, {}).get("N_SEEDS", len(seeds)))
+    ]
+    jobs.sort(key=lambda job: job[0])  # seed by seed
     for seed, name in tqdm(jobs, disable=None if progress else True):
         recipe = RECIPES[name]
         if recipe.after is not None and (seed, recipe.after) not in heads:
             raise ValueError(f"recipe {name!r} goes on from {recipe.after!r}, list that before it")
-        path = None
-        if cache_dir is not None:
-            key = config_key({**data, "recipe": asdict(recipe), "seed": seed})
-            path = Path(cache_dir) / f"head-{key}.pt"
-        done = load_checkpoint(path) if path is not None and path.is_file() else None
-        if done is None or (name in needed and not done["weights"]):
-            start = heads.get((seed, recipe.after))
-            run = train_head(features, mos, parts, recipe, settings, seed=seed, start=start)
-            weights = run.head.state_dict() if name in needed else {}
-            done = {"weights": weights, "history": run.fit.history.to_dict("list")}
-            done["pred"] = torch.from_numpy(run.pred)
-            if path is not None:
-                save_checkpoint(path, done)
+        own = replace(settings, epochs=overrides.get(name, {}).get("EPOCHS", settings.epochs))
+        run = train_head(
+            features, mos, parts, recipe, own, seed=seed, start=heads.get((seed, recipe.after)),
+            checkpoint_dir=checkpoint_dir, save_seconds=save_seconds,
+        )  # fmt: skip
         if name in needed:
-            heads[seed, name] = done["weights"]
+            heads[seed, name] = run.head.state_dict()
         label = {"method": name, "seed": seed, "variant": recipe.fds or ""}
-        predictions.append(test.assign(pred=done["pred"].numpy()[parts == "test"], **label))
-        histories.append(pd.DataFrame(done["history"]).assign(**label))
+        predictions.append(test.assign(pred=run.pred[parts == "test"], **label))
+        histories.append(run.fit.history.assign(**label))
     return pd.concat(predictions, ignore_index=True), pd.concat(histories, ignore_index=True)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from iqa_utils.imbalance import effective_sample_size, label_counts
 from iqa_utils.metrics import range_index, range_names, srcc
+from iqa_utils.models.clip_head import OPEN_CLIP_TAGS, PAPER_ENCODER
 from iqa_utils.regression import ridge_cv
 from iqa_utils.statistics import bootstrap_ci, holm, paired_bootstrap, wilcoxon_splits
 from iqa_utils.studies.rebalancing import RECIPES, HeadSettings, Recipe, balanced_mean
@@ -249,6 +250,11 @@ def weight_table(
         size = effective_sample_size(weights)
         rows[name] = means | {"largest / smallest": ratio, "effective sample size": size}
     return pd.DataFrame(rows).T
+
+
+def is_papers_encoder(name: str, pretrained: str | None) -> bool:
+    """Tell whether vectors are those of the paper's CLIP: its ViT-B/32, with trained weights."""
+    return pretrained is not None and name in (PAPER_ENCODER, *OPEN_CLIP_TAGS)
 
 
 def ledger_rows(

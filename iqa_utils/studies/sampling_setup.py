@@ -20,6 +20,7 @@ from iqa_utils.models.branch import count_parameters
 from iqa_utils.models.dual_xception import Fusion, Inputs
 from iqa_utils.samplers import Method
 
+SETTINGS = {"EPOCHS": int, "N_RUNS": int, "PRECISION": str, "COMPILE": bool}
 SELECT = {"total": ("val_rmse", "min"), "range_sum": ("val_range_sum", "min"),
           "srcc": ("val_srcc", "max")}  # fmt: skip
 INDICATORS = ("brightness", "contrast", "sharpness", "bitrate")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from iqa_utils.training import (
     save_model,
 )
 from iqa_utils.training.batches import Batch, store_batches
+from iqa_utils.training.checkpoints import data_digest
 
 STRONG = partial(augment, rotate=5.0, contrast=0.1, noise=2.0)  # degrees, share, grey levels
 
@@ -58,6 +60,9 @@ class Study:
         device: Where to train.
         cache_dir: Folder for the output of frozen layers.
         checkpoint_dir: Folder for checkpoints, so that a killed study goes on.
+        save_seconds: Time between saved states of a training.
+        overrides: Method to what its trainings have instead: ``EPOCHS``, ``PRECISION`` and
+            ``COMPILE`` of the recipe, and ``N_RUNS``.
         edges: Edges of the score ranges.
 
     Raises:
@@ -76,11 +81,14 @@ class Study:
         device: torch.device | str = "cpu",
         cache_dir: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
+        save_seconds: float = 60.0,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
         edges: Sequence[float] = MOS_EDGES,
     ) -> None:
         self.store, self.recipe, self.device = store, recipe, torch.device(device)
         self.mos, self.edges = np.asarray(mos, dtype=np.float64), tuple(edges)
         self.checkpoint_dir, self.cache_dir = checkpoint_dir, cache_dir
+        self.save_seconds, self.overrides = save_seconds, overrides or {}
         split = np.asarray(split)
         lengths = {len(store), len(self.mos), len(indicators), len(split)}
         if len(lengths) > 1:
@@ -91,7 +99,7 @@ class Study:
         if empty:
             raise ValueError(f"the split has no images for {empty}")
         self.indicators = standardise(indicators, self.rows["training"])  # (N, 4)
-        self._done: dict[tuple[Scenario, str, int], Training] = {}
+        self._done: dict[tuple[Scenario, str, str, int], Training] = {}
         self._activations: Tensor | None = None
         self._ridge: Ridge | None = None
 
@@ -120,11 +128,14 @@ class Study:
         names = [self.store.names[row] for row in test]
         predictions, histories, costs = [], [], []
         for method, scenario in scenarios.items():
-            for run in range(seed, seed + n_runs):
-                key = (scenario, select, run)
+            recipe, own = self.recipe_of(method), self.overrides.get(method, {})
+            for run in range(seed, seed + own.get("N_RUNS", n_runs)):
+                key = (scenario, str(recipe), select, run)
                 if key not in self._done:
+                    if own:
+                        print(f"{method}, seed {run}: {dict(own)}", flush=True)
                     self._done[key] = self.train(
-                        scenario, seed=run, select=select, progress=progress
+                        scenario, seed=run, select=select, progress=progress, recipe=recipe
                     )
                 done, tags = self._done[key], {"method": method, "seed": run}
                 columns = {
@@ -137,16 +148,30 @@ class Study:
                 histories.append(done.history.assign(**tags))
                 cost = {"images": done.images, "seconds": done.seconds}
                 cost |= {"parameters": done.parameters, "best_epoch": done.best_epoch}
-                costs.append({**tags, "network": scenario.network, **cost})
+                costs.append(
+                    {**tags, "network": scenario.network, "sampler": scenario.sampler, **cost}
+                )
         return Runs(
             pd.concat(predictions, ignore_index=True),
             pd.concat(histories, ignore_index=True),
-            pd.DataFrame(costs).assign(sampler=[s.sampler for s in scenarios.values()
-                                                for _ in range(n_runs)]),
-        )  # fmt: skip
+            pd.DataFrame(costs),
+        )
+
+    def recipe_of(self, method: str) -> Recipe:
+        """Return the recipe with what is overridden for one method."""
+        own = self.overrides.get(method, {})
+        return replace(
+            self.recipe, **{key.lower(): value for key, value in own.items() if key != "N_RUNS"}
+        )
 
     def train(
-        self, scenario: Scenario, *, seed: int, select: str = "total", progress: bool = False
+        self,
+        scenario: Scenario,
+        *,
+        seed: int,
+        select: str = "total",
+        progress: bool = False,
+        recipe: Recipe | None = None,
     ) -> Training:
         """Train one network.
 
@@ -155,6 +180,7 @@ class Study:
             seed: Initial weights, order, draws and augmentation.
             select: Criterion of the best epoch, a key of :data:`SELECT`.
             progress: Show a bar.
+            recipe: Another recipe than the study's, equal but for epochs, precision and compiling.
 
         Returns:
             The training.
@@ -162,13 +188,15 @@ class Study:
         Raises:
             ValueError: If the criterion is unknown.
         """
-        model, result = self._fit(scenario, seed, select, progress)
-        pred = self.predict(model, self.rows["test"])
+        recipe = recipe or self.recipe
+        model, result = self._fit(scenario, seed, select, progress, recipe)
+        pred = self.predict(model, self.rows["test"], recipe.precision)
         return _outcome(result, pred, count_parameters(model))
 
     def save(
         self,
         path: str | Path,
+        method: str,
         scenario: Scenario,
         *,
         dataset: str,
@@ -180,6 +208,7 @@ class Study:
 
         Args:
             path: Target, ``.safetensors``.
+            method: Name that it was trained under.
             scenario: Which network.
             dataset: Name of the data set, for the header.
             demo: Whether its images are made, likewise.
@@ -189,9 +218,9 @@ class Study:
         Returns:
             The path.
         """
-        model, result = self._fit(scenario, seed, select, progress=False)
-        rows = self.rows["test"]
-        pred = self.predict(model, rows)
+        recipe, rows = self.recipe_of(method), self.rows["test"]
+        model, result = self._fit(scenario, seed, select, progress=False, recipe=recipe)
+        pred = self.predict(model, rows, recipe.precision)
         sees = ["image"] if scenario.inputs == "images" else ["image", *INDICATORS]
         preprocessing = {"size": self.store.sizes[0].tolist(), "fit": "squash", "inputs": sees}
         preprocessing |= {"resampler": "bilinear", "scale": "MOS, 0-100"}
@@ -205,14 +234,16 @@ class Study:
         return save_model(path, model, metadata)
 
     def _fit(
-        self, scenario: Scenario, seed: int, select: str, progress: bool
+        self, scenario: Scenario, seed: int, select: str, progress: bool, recipe: Recipe
     ) -> tuple[nn.Module, FitResult]:
         if select not in SELECT:
             raise ValueError(f"select must be one of {sorted(SELECT)}, got {select!r}")
-        recipe, train_rows = self.recipe, self.rows["training"]
+        train_rows = self.rows["training"]
         model = self.build(scenario, seed)
         optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate
+            [p for p in model.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            foreach=True,  # the default on a GPU; on a CPU the same bits sooner
         )
         mos = self.mos[train_rows]
 
@@ -224,11 +255,13 @@ class Study:
 
         criterion, mode = SELECT[select]
         result = fit(
-            model, batches, loss_step=mean_loss(self._loss(scenario)), evaluate=self._evaluate,
+            model, batches, loss_step=mean_loss(self._loss(scenario)),
+            evaluate=lambda network: self._evaluate(network, recipe.precision),
             optimizer=optimizer, epochs=recipe.epochs, select=criterion, mode=mode, seed=seed,
             scheduler=constant_then_halved(optimizer, every=recipe.halve_every),
             precision=recipe.precision, channels_last=recipe.channels_last, compile=recipe.compile,
-            checkpoint_dir=self.checkpoint_dir, config=self._config(scenario), progress=progress,
+            checkpoint_dir=self.checkpoint_dir, save_seconds=self.save_seconds,
+            config=self._config(scenario, recipe), progress=progress,
         )  # fmt: skip
         return model, result
 
@@ -286,9 +319,9 @@ class Study:
         batches = (batch.to(self.device, channels_last=True) for batch in self._batches(rows))
         return torch.cat([branch(batch.inputs[0]).float().cpu() for batch in batches]).numpy()
 
-    def predict(self, model: nn.Module, rows: np.ndarray) -> np.ndarray:
+    def predict(self, model: nn.Module, rows: np.ndarray, precision: str) -> np.ndarray:
         """Predict the scores of some images, shape (n,)."""
-        return predict(model, self._batches(rows), precision=self.recipe.precision)
+        return predict(model, self._batches(rows), precision=precision)
 
     def _batches(
         self, rows: np.ndarray, *, seed: int | None = None, epoch: int = 0, copies: Any = None,
@@ -298,8 +331,6 @@ class Study:
         size = recipe.batch_size if seed is not None else max(recipe.batch_size, 16)
         options = {"batch_size": size, "seed": seed, "epoch": epoch, "device": self.device}
         options["extra_inputs"] = self.indicators
-        # KonCept512 cannot normalise a batch of one image, so a lone last one is left out
-        options["drop_last"] = seed is not None and len(rows) % size == 1
         if recipe.frozen:
             yield from stem_batches(
                 self.activations, rows, self.mos, names=self.store.names, **options
@@ -332,9 +363,9 @@ class Study:
         edges = torch.tensor(self.edges, dtype=torch.float32)
         return partial(range_weighted_mse, counts=torch.tensor(counts), edges=edges)
 
-    def _evaluate(self, model: nn.Module) -> dict[str, float]:
+    def _evaluate(self, model: nn.Module, precision: str) -> dict[str, float]:
         rows = self.rows["validation"]
-        mos, pred = self.mos[rows], self.predict(model, rows)
+        mos, pred = self.mos[rows], self.predict(model, rows, precision)
         by_range = metrics.per_range(mos, pred, metrics.mse, self.edges)
         return {
             "val_srcc": metrics.srcc(mos, pred),
@@ -343,12 +374,15 @@ class Study:
             "val_range_sum": float(np.nansum(list(by_range.values()))),
         }
 
-    def _config(self, scenario: Scenario) -> dict[str, Any]:
-        recipe = asdict(self.recipe)
-        split = {part: len(rows) for part, rows in self.rows.items()}
-        data = {"pixels": self.store.key, "mos": float(self.mos.sum()), "split": split}
-        first = {part: self.store.names[rows[0]] for part, rows in self.rows.items()}
-        return {"scenario": asdict(scenario), "recipe": recipe, "data": data, "first": first}
+    def _config(self, scenario: Scenario, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "scenario": asdict(scenario),
+            "recipe": asdict(recipe),
+            "pixels": self.store.key,
+            "data": data_digest(self.rows, self.mos),
+            "indicators": hashlib.sha256(self.indicators.numpy().tobytes()).hexdigest(),
+            "edges": list(self.edges),
+        }
 
 
 def _outcome(result: FitResult, pred: np.ndarray, parameters: int) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,43 @@ from torchvision.transforms.v2 import Resize
 from iqa_utils.distill import Teacher
 from iqa_utils.features import frozen_features
 from iqa_utils.images import ImageStore
+from iqa_utils.images.decode_once import Fit
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.studies.transfer import Plan, train
-from iqa_utils.training import FitResult, freeze_batch_statistics
+from iqa_utils.studies.transfer import Plan, announce, train
+from iqa_utils.training import FitResult, freeze_batch_statistics, save_model
 from iqa_utils.training.batches import store_batches, tensor_batches
 
 VARIANTS = {"training": "held-out", "all": "as written", "without": "leave one out", "own": "own"}
+
+# height and width of typical photographs; FLIVE's differ, those of HTID and NRTID are not known
+PHOTOGRAPHS = {"koniq10k": (768, 1024), "flive": (500, 640), "livec": (500, 500)}
+LARGE = (3000, 4000)
+
+
+def store_bytes(
+    counts: Mapping[str, int], *, teacher_size: Sequence[int], short_side: int
+) -> dict[str, int]:
+    """Work out what the decoded labelled images of notebook 06 take on disk.
+
+    Args:
+        counts: Images by data set.
+        teacher_size: ``TEACHER_SIZE``.
+        short_side: Of the images that students are tested on, never enlarged: ``CROP[0]``.
+
+    Returns:
+        Bytes of the store at the teacher's size (``"squashed"``) and of that of whole images.
+    """
+    fits = {
+        "squashed": Fit(tuple(teacher_size), "squash", "bilinear"),
+        "whole": Fit(short_side, "shrink_short_side", "bilinear"),
+    }
+    return {
+        name: sum(
+            n * math.prod(fit.target(*PHOTOGRAPHS.get(dataset, LARGE))) * 3
+            for dataset, n in counts.items()
+        )
+        for name, fit in fits.items()
+    }
 
 
 def title(backbone: str) -> str:
@@ -43,12 +75,11 @@ class PooledHead(nn.Module):
 
     def __init__(self, network: KonCept) -> None:
         super().__init__()
-        self.head = network.head
-        self.mos_mean, self.mos_std = network.mos_mean, network.mos_std
+        self.head, self.score = network.head, network.score
 
     def forward(self, features: Tensor) -> Tensor:
         """Return scores (B,) of pooled features (B, F)."""
-        return self.head(features).squeeze(1) * self.mos_std + self.mos_mean
+        return self.score(features)
 
 
 def train_teacher(
@@ -62,11 +93,13 @@ def train_teacher(
     freeze_trunk: bool,
     saw: Sequence[str],
     cache_dir: Path,
+    path: Path,
+    training_data: Mapping[str, Any],
     device: torch.device | str = "cpu",
     widths: tuple[int, ...] = (2048, 1024, 256),
     **options: Any,
 ) -> tuple[Teacher, FitResult]:
-    """Train a KonCept network on the scores of some rows.
+    """Train a KonCept network on the scores of some rows and save it as a model file.
 
     Args:
         store: Images squashed to the teacher's input size.
@@ -78,12 +111,14 @@ def train_teacher(
         freeze_trunk: Encode every image once and train the head alone.
         saw: ``"dataset/part"`` of the rows, kept with the teacher.
         cache_dir: Of features.
+        path: Of the model file, whose name without its ending is that of the training.
+        training_data: As :func:`iqa_utils.training.save_model`.
         device: Where to train.
         widths: Of the three layers of the head.
-        **options: As :func:`train`.
+        **options: As :func:`train`; a curve ``seen`` of the rows is measured.
 
     Returns:
-        The teacher and the history of its training.
+        The teacher, as any process reads it from the file, and the history of its training.
     """
     torch.manual_seed(plan.seed)
     network = KonCept(
@@ -95,6 +130,9 @@ def train_teacher(
     ).to(device)
     trunk = network.image_branch.trunk
     own = {key: tuple(trunk.pretrained_cfg[key]) for key in ("mean", "std")}
+    config = {"teacher": path.stem, "pixels": store.key, "frozen": freeze_trunk}
+    options = {"watch": {"seen": rows}, "config": config, "progress": False, **options}
+    announce(path.stem, len(rows), plan, options)
     if freeze_trunk:
         trunk.requires_grad_(False)
         features = frozen_features(trunk, store, pooling="mean", cache_dir=cache_dir, **own)
@@ -103,9 +141,11 @@ def train_teacher(
         result = train(PooledHead(network), stream, rows, scores, plan, **options)
     else:
         stream = partial(store_batches, store, device=device, **own)
-        result = train(network, stream, rows, scores, plan, **options)
-    height, width = store.sizes[0].tolist()
-    return Teacher(network.eval(), (height, width), **own, saw=tuple(saw)), result
+        result = train(network, stream, rows, scores, plan, channels_last=True, **options)
+    treatment = {"size": store.sizes[0].tolist(), "fit": "squash", "resampler": "bilinear", **own}
+    metadata = {"preprocessing": treatment, "training_data": {**training_data, "images": len(rows)}}
+    metadata |= {"scores_seen": list(saw), "metrics": {"SRCC seen": result.best["seen_srcc"]}}
+    return Teacher.load(save_model(path, network, metadata)), result
 
 
 def choose_teachers(names: Sequence[str], kinds: Sequence[str]) -> dict[str, tuple[list, tuple]]:

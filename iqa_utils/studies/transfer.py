@@ -7,7 +7,6 @@ scores, and the last weights count.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,13 +23,17 @@ from iqa_utils.distill import Teacher
 from iqa_utils.distill.unlabelled import crop_batches
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.parameters import check_overrides
 from iqa_utils.statistics import bootstrap_ci, paired_bootstrap
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.training.batches import Augment, Batch, epoch_seed
+from iqa_utils.training.checkpoints import data_digest
 from iqa_utils.training.schedules import constant_then_halved
 
 Stream = Callable[..., Iterator[Batch]]
 NORMALISATION = (IMAGENET_MEAN, IMAGENET_STD)  # of every student
+WATCHED = 2000  # images behind a point of a curve: all of them would cost as much as the steps
+SETTINGS = {"PRECISION": "precision", "COMPILE": "compile", "EPOCHS": "looks"}
 
 
 def endless_rows(rows: np.ndarray, start: int, n: int, *, seed: int) -> np.ndarray:
@@ -132,6 +135,30 @@ class Plan:
         return replace(self, steps=max(round(self.steps * share / self.looks), 1) * self.looks)
 
 
+def training_settings(
+    names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]], **common: Any
+) -> dict[str, dict[str, Any]]:
+    """Give every training its settings, and refuse those of a training that is not there.
+
+    Args:
+        names: Of all trainings.
+        overrides: Name of a training to its own ``PRECISION``, ``COMPILE``, ``EPOCHS`` (looks of
+            its plan).
+        **common: Settings of the others, by the names of :func:`train`.
+
+    Returns:
+        Name to keyword arguments of :func:`train`.
+
+    Raises:
+        ValueError: As :func:`iqa_utils.parameters.check_overrides`.
+    """
+    check_overrides(overrides, names, {"PRECISION": str, "COMPILE": bool, "EPOCHS": int})
+    return {
+        name: common | {SETTINGS[key]: value for key, value in overrides.get(name, {}).items()}
+        for name in names
+    }
+
+
 def train(
     model: nn.Module,
     stream: Stream,
@@ -140,6 +167,7 @@ def train(
     plan: Plan,
     *,
     watch: Mapping[str, np.ndarray],
+    looks: int | None = None,
     augment: Augment | None = flip,
     config: Mapping[str, Any] | None = None,
     **options: Any,
@@ -154,7 +182,8 @@ def train(
         rows: Rows to learn from.
         scores: What to learn, for every row of the stream, shape (N,); NaN where unknown.
         plan: Steps and rates.
-        watch: Name to rows whose SRCC and RMSE make a curve.
+        watch: Name to rows whose SRCC and RMSE make a curve, measured on 2,000 of them at most.
+        looks: Instead of those of the plan.
         augment: Variation of training images; None for streams without pixels.
         config: What else decides the outcome.
         **options: Passed on to :func:`iqa_utils.training.fit`.
@@ -169,6 +198,7 @@ def train(
     Note:
         The paper names neither optimiser nor loss.
     """
+    plan = replace(plan, looks=looks or plan.looks)
     learned = np.asarray(scores)[rows]
     if not np.isfinite(learned).all():
         raise ValueError(f"{np.isnan(learned).sum()} of {len(rows)} rows have no score to learn")
@@ -182,7 +212,9 @@ def train(
     def evaluate(network: nn.Module) -> dict[str, float]:
         values = {"step": float(scheduler.last_epoch)}
         for name, part in watch.items():
-            pred = predict(network, stream(part, scores, batch_size=plan.batch_size))
+            part = part[:: -(-len(part) // WATCHED)]
+            batches = stream(part, scores, batch_size=plan.batch_size)
+            pred = predict(network, batches, precision=options.get("precision", "fp32"))
             values[f"{name}_srcc"] = srcc(scores[part], pred)
             values[f"{name}_rmse"] = rmse(scores[part], pred)
         return values
@@ -203,7 +235,12 @@ def train(
         schedule_each="batch",
         epochs=plan.looks,
         select="step",
-        config=config or {},
+        config={
+            **(config or {}),
+            "start": weights_hash(model),
+            "data": data_digest({"learned": rows, **watch}, scores),
+            "plan": asdict(plan),
+        },
         seed=plan.seed,
         **options,
     )
@@ -230,11 +267,20 @@ class Lesson:
     unseen: np.ndarray
 
 
+def announce(name: str, n: int, plan: Plan, settings: Mapping[str, Any]) -> None:
+    """Print what is trained now, so that a log shows where a run is."""
+    told = {key: settings[key] for key in SETTINGS.values() if settings.get(key)}
+    how = "".join(f", {key} {value}" for key, value in told.items())
+    print(
+        f"training {name!r}: {n} images, {plan.steps} steps of {plan.batch_size}{how}", flush=True
+    )
+
+
 def teach(
     lessons: Mapping[str, Lesson],
     *,
     config: Mapping[str, Any],
-    checkpoint_dir: Path,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Train students one after the other; a killed call finds the finished ones again.
@@ -242,8 +288,8 @@ def teach(
     Args:
         lessons: Name of the student to its lesson.
         config: What decides the pixels; names, plans, initial weights and scores are added.
-        checkpoint_dir: As :func:`iqa_utils.training.fit`.
-        **options: As :func:`train`.
+        settings: Options of single students, by name.
+        **options: As :func:`train`, for all.
 
     Returns:
         The histories, one below the other, with the column ``student``. ``learned_from_...`` is
@@ -251,10 +297,8 @@ def teach(
     """
     histories = []
     for name, lesson in lessons.items():
-        learned = np.ascontiguousarray(np.asarray(lesson.scores)[lesson.rows])
-        digest = hashlib.sha256(lesson.rows.tobytes() + learned.tobytes()).hexdigest()
-        start = {"student": name, "start": weights_hash(lesson.student), "scores": digest}
-        start["plan"] = asdict(lesson.plan)
+        own = (settings or {}).get(name, {})
+        announce(name, len(lesson.rows), lesson.plan, own)
         result = train(
             lesson.student,
             lesson.stream,
@@ -265,10 +309,9 @@ def teach(
                 "learned_from": lesson.rows[: len(lesson.unseen)],
                 "not_learned_from": lesson.unseen,
             },
-            config={**config, **start},
-            checkpoint_dir=checkpoint_dir,
+            config={**config, "student": name},
             progress=False,
-            **options,
+            **{**options, **own},
         )
         histories.append(result.history.assign(student=name))
     return pd.concat(histories, ignore_index=True)
@@ -300,8 +343,9 @@ def predict_any_size(
     scorer = model if isinstance(model, Teacher) else Teacher(model, None, *NORMALISATION)
     network.to(device).eval()
     sizes, pred = np.asarray(store.sizes)[rows], np.empty(len(rows))
-    for size in np.unique(sizes, axis=0):
-        same = np.flatnonzero((sizes == size).all(axis=1))
+    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
+    for number, size in enumerate(kinds):
+        same = np.flatnonzero(kind.reshape(-1) == number)
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
             crops = store.crops(rows[part], tuple(size.tolist()))
@@ -310,7 +354,13 @@ def predict_any_size(
 
 
 def compare_students(
-    mos: np.ndarray, preds: Mapping[str, np.ndarray], name: str, rivals: Sequence[str], *, seed: int
+    mos: np.ndarray,
+    preds: Mapping[str, np.ndarray],
+    name: str,
+    rivals: Sequence[str],
+    *,
+    n_resamples: int = 1000,
+    seed: int,
 ) -> pd.DataFrame:
     """Test one network against others on the same images, by paired bootstrap.
 
@@ -319,6 +369,7 @@ def compare_students(
         preds: Predictions by network, each of shape (N,).
         name: The network in question.
         rivals: The others.
+        n_resamples: Draws of the bootstrap.
         seed: Of the draws.
 
     Returns:
@@ -327,7 +378,8 @@ def compare_students(
     """
     rows = []
     for rival in rivals:
-        gap = paired_bootstrap(mos, preds[name], preds[rival], srcc, seed=seed)
+        draws = {"n_resamples": n_resamples, "seed": seed}
+        gap = paired_bootstrap(mos, preds[name], preds[rival], srcc, **draws)
         ends = {"value": gap.difference, "ci_low": gap.low, "ci_high": gap.high, "n": len(mos)}
         rows.append({"method": f"{name} minus {rival}", "metric": "SRCC difference", **ends})
     return pd.DataFrame(rows).assign(table="control")

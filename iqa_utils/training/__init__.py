@@ -5,8 +5,7 @@ criterion, and can be killed at any moment: started again with the same configur
 where it stopped and, on the CPU with as many threads, ends with the same numbers to the last bit.
 That holds because everything random in an epoch is a function of ``(seed, epoch)``.
 
-Several GPUs: start the same script with ``torchrun`` or ``accelerate launch``. Every process then
-takes its share of each batch, and the gradient is that of the whole batch.
+Several GPUs: ``make batch`` gives each of them a training of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +28,11 @@ from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
 from iqa_utils.training.checkpoints import (
     config_key,
-    load_checkpoint,
     load_model,
-    save_checkpoint,
     save_model,
 )
-from iqa_utils.training.parallel import Workers
-from iqa_utils.training.resume import TrainingState, deferred_interrupt
+from iqa_utils.training.compiled import CompiledNetwork
+from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 
 __all__ = [
@@ -97,6 +94,7 @@ def fit(
     channels_last: bool = False,
     compile: bool = False,  # noqa: A002 - the word users know
     checkpoint_dir: str | Path | None = None,
+    save_seconds: float = 60.0,
     config: Mapping[str, Any],
     seed: int = 0,
     resume: bool = True,
@@ -120,10 +118,14 @@ def fit(
         mode: Whether ``select`` should be small (``"min"``) or large (``"max"``).
         precision: ``"bf16"`` and ``"fp16"`` use autocast, the latter with loss scaling.
         channels_last: Keep images and convolutions in the memory format that is faster for them.
-        compile: Compile the network; with CUDA graphs on a GPU, where small batches otherwise wait
-            for kernel launches.
-        checkpoint_dir: Folder for ``<key>/last.pt``; the key is the hash of ``config``, the
-            optimiser, the schedule and the arguments here. None keeps nothing.
+        compile: Compile the network for full batches; with CUDA graphs on a GPU, where small
+            batches otherwise wait for kernel launches. Batches of another size and the evaluation
+            run eagerly, and the log says so.
+        checkpoint_dir: Folder for ``<key>/last.pt`` and the best weights beside it; the key is the
+            hash of ``config``, the optimiser, the schedule and the arguments here. None keeps
+            nothing.
+        save_seconds: Time between saved states, also inside an epoch. The state is saved at the end
+            and on an interrupt as well; what is kept of a finished training is its outcome.
         config: Everything else that determines the outcome: data, sizes, initial weights.
         seed: Root seed of what is random in an epoch.
         resume: Go on from the checkpoint of this configuration, if there is one; warns where the
@@ -138,20 +140,12 @@ def fit(
         KeyError: If ``evaluate`` does not return ``select``.
         ValueError: If an option is unknown, an epoch has no batches, or ``select`` is never finite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
-
-    Note:
-        Over several processes the loss of a batch is the average of the parts' losses, weighted by
-        their sizes: exact for losses that are means over images, not for norm-in-norm.
     """
     _check_options(epochs=epochs, mode=mode, precision=precision, schedule_each=schedule_each)
     device = next(model.parameters()).device
-    workers = Workers(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    network = workers.wrap(model)
-    if compile:
-        how = "reduce-overhead" if device.type == "cuda" else "default"
-        network = torch.compile(network, mode=how, dynamic=False)
+    compiled = CompiledNetwork(model) if compile else None
     # squared errors on a 0-100 scale overflow fp16 gradients at the usual first scale of 65,536
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
     state = TrainingState(model, optimizer, scheduler, scaler)
@@ -161,63 +155,66 @@ def fit(
         arguments |= {"select": [select, mode], "schedule_each": schedule_each}
         key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
-        if resume and path.is_file():
-            state.load(load_checkpoint(path), epochs)
+    saver = Saver(path, save_seconds)
+    if path is not None and resume and path.is_file():
+        saver.load(state, epochs)
 
-    def train_one_batch(whole: Batch) -> Tensor:
-        batch = workers.share(whole).to(device, channels_last=channels_last)
+    def train_one_batch(batch: Batch) -> Tensor:
+        batch = batch.to(device, channels_last=channels_last)
+        network = model if compiled is None else compiled.network_for(batch)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             loss = loss_step(network, batch)
         if loss.ndim:
             raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
-        scaler.scale(loss * workers.weight(len(batch), len(whole))).backward()
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         if scheduler is not None and schedule_each == "batch":
             scheduler.step()
         return loss.detach().double() * len(batch)
 
-    def save() -> None:
-        if path is not None and workers.rank == 0:
-            save_checkpoint(path, state.to_dict(finished=state.epoch == epochs))
-
     kept = "not saved: no checkpoint_dir was given" if path is None else "saved"
-    hidden = not progress or workers.rank > 0
-    bar = tqdm(total=epochs, initial=state.epoch, unit="epoch", disable=hidden)
+    bar = tqdm(total=epochs, initial=state.epoch, unit="epoch", disable=not progress)
     with bar, deferred_interrupt() as interrupted:
         while state.epoch < epochs:
-            _seed_epoch(seed, state.epoch, workers.rank)
+            torch.manual_seed(epoch_seed(seed, state.epoch, 0))
             _train_mode(model)
             watch = _LossWatch(state.epoch, every=1 if device.type == "cpu" else CHECK_EVERY)
             started = time.perf_counter() - state.seconds
             learning_rate = optimizer.param_groups[0]["lr"]
             for number, batch in enumerate(train_batches(state.epoch)):
+                if compiled is not None and number == 0:
+                    compiled.see(batch)
                 if state.was_done(number, device):
                     continue
                 loss_sum = train_one_batch(batch)
                 watch.look(number, batch, loss_sum)
                 state.count(loss_sum, len(batch))
-                if interrupted.is_set():
+                if interrupted.is_set() or saver.due():
                     watch.check()
                     state.pause(device, time.perf_counter() - started)
-                    save()
+                    started += saver.save(state)  # saving is no training
+                if interrupted.is_set():
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
             watch.check()
             if not state.images:
                 raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
             row = {
                 "epoch": state.epoch + 1,
-                "train_loss": workers.total(state.loss_sum) / state.images,
+                "train_loss": state.loss_sum.item() / state.images,
                 "lr": learning_rate,
                 "images": state.images,
                 "seconds": time.perf_counter() - started,
             }
             if scheduler is not None and schedule_each == "epoch":
                 scheduler.step()
-            row |= workers.from_first(lambda: _evaluate(model, evaluate, select))
+            if compiled is not None:
+                compiled.report()
+            row |= _evaluate(model, evaluate, select)
             state.finish_epoch(row, select, mode)
-            save()
+            if saver.due() or interrupted.is_set() or state.epoch == epochs:
+                saver.save(state, finished=state.epoch == epochs)
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
             bar.update()
             if interrupted.is_set():
@@ -297,10 +294,6 @@ def _train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "frozen_statistics", False):
             module.eval()
-
-
-def _seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 
 def _check_options(*, epochs: int, mode: str, precision: str, schedule_each: str) -> None:

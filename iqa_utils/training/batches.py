@@ -78,7 +78,6 @@ def store_batches(
     device: torch.device | str = "cpu",
     extra_inputs: Tensor | None = None,
     weight: np.ndarray | None = None,
-    drop_last: bool = False,
 ) -> Iterator[Batch]:
     """Stream normalised images; pixels stay bytes until they are on the device.
 
@@ -86,7 +85,8 @@ def store_batches(
         store: Decoded images, N of them.
         rows: Images of this epoch, in any order, repeats allowed.
         mos: Scores of the whole store, shape (N,).
-        batch_size: Images a batch; the last one may be smaller.
+        batch_size: Images a batch; the last one may be smaller. With a seed, a lone last image
+            joins the batch before it: batch statistics need two.
         seed: Shuffles and augments by ``(seed, epoch)``; None keeps the order and, unless
             ``augment`` is given, changes nothing.
         epoch: Counted from 0.
@@ -100,7 +100,6 @@ def store_batches(
         device: Where the batches go.
         extra_inputs: Further input of the network for the whole store, shape (N, D).
         weight: Loss weights of the whole store, shape (N,).
-        drop_last: Leave out a last batch that is not full.
 
     Yields:
         Batches whose first input is float32 images, shape (B, 3, H, W).
@@ -111,7 +110,7 @@ def store_batches(
     _check_rows(rows, mos, len(store))
     generator = torch.Generator().manual_seed(epoch_seed(0 if seed is None else seed, epoch))
     extra = None if extra_inputs is None else extra_inputs.to(device)
-    for index, repeated in _chunks(rows, batch_size, seed, epoch, drop_last=drop_last):
+    for index, repeated in _chunks(rows, batch_size, seed, epoch):
         if crop is None:
             images = store.batch(index, device=device)
         else:
@@ -140,7 +139,6 @@ def tensor_batches(
     device: torch.device | str = "cpu",
     weight: np.ndarray | None = None,
     names: Sequence[str] | None = None,
-    drop_last: bool = False,
 ) -> Iterator[Batch]:
     """Stream rows of tensors that fit in memory, such as cached features.
 
@@ -148,13 +146,12 @@ def tensor_batches(
         inputs: One tensor an argument of the network, each with N rows.
         rows: Rows of this epoch, repeats allowed.
         mos: Scores, shape (N,).
-        batch_size: Rows a batch; the last one may be smaller.
+        batch_size: As :func:`store_batches`.
         seed: Shuffles by ``(seed, epoch)``; None keeps the order.
         epoch: Counted from 0.
         device: Where the batches go.
         weight: Loss weights, shape (N,).
         names: Image names, N values, for messages.
-        drop_last: Leave out a last batch that is not full.
 
     Yields:
         Batches.
@@ -165,7 +162,7 @@ def tensor_batches(
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in inputs:
         _check_rows(rows, mos, len(tensor))
-    for index, _ in _chunks(rows, batch_size, seed, epoch, drop_last=drop_last):
+    for index, _ in _chunks(rows, batch_size, seed, epoch):
         taken = tuple(x[index.to(x.device)].to(device).float() for x in inputs)
         yield _batch(taken, mos, index, weight, device, names)
 
@@ -190,8 +187,6 @@ def _chunks(
     batch_size: int,
     seed: int | None,
     epoch: int,
-    *,
-    drop_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the rows of each batch, and which of them were already shown in this epoch."""
     if batch_size < 1:
@@ -201,10 +196,10 @@ def _chunks(
         order = np.random.default_rng(epoch_seed(seed, epoch, 1)).permutation(order)
     repeated = np.ones(len(order), dtype=bool)
     repeated[np.unique(order, return_index=True)[1]] = False
-    for start in range(0, len(order), batch_size):
-        part = slice(start, start + batch_size)
-        if drop_last and len(order[part]) < batch_size:
-            return
+    starts = list(range(0, len(order), batch_size))
+    if seed is not None and batch_size > 1 and len(starts) > 1 and len(order) - starts[-1] == 1:
+        starts.pop()
+    for part in map(slice, starts, [*starts[1:], len(order)]):
         yield torch.from_numpy(order[part]), torch.from_numpy(repeated[part])
 
 

@@ -43,6 +43,23 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def data_digest(rows_by_part: Mapping[str, np.ndarray], mos: np.ndarray) -> str:
+    """Hash a split and its scores, for the configuration of a training.
+
+    Args:
+        rows_by_part: ``"training"``, ... to the rows of the table that it holds, in order.
+        mos: Scores of the whole table, shape (N,).
+
+    Returns:
+        64 hexadecimal digits; one row that changes place or one bit of a score changes them.
+    """
+    digest = hashlib.sha256(np.asarray(mos, dtype=np.float64).tobytes())
+    for part in sorted(rows_by_part):
+        digest.update(f"{part}:{len(rows_by_part[part])}:".encode())
+        digest.update(np.asarray(rows_by_part[part], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a training state in one move: a reader sees the old file or the new one, never half.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from iqa_utils.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 class TrainingState:
@@ -29,11 +33,12 @@ class TrainingState:
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.epoch, self.history, self.best = 0, [], {"epoch": 0, "value": None, "weights": None}
-        self.random: dict[str, Tensor] = {}
+        self.random: dict[str, Tensor]
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         self.batches, self.images, self.loss_sum, self.seconds = 0, 0, torch.zeros(()), 0.0
+        self.random = {}
 
     def describe(self) -> dict[str, Any]:
         """Tell apart trainings that differ in what they train and how."""
@@ -61,7 +66,7 @@ class TrainingState:
             self.random["cuda"] = torch.cuda.get_rng_state(device)
 
     def was_done(self, number: int, device: torch.device) -> bool:
-        """Tell whether a batch came before the interruption; the last one restores the dice."""
+        """Tell whether a batch was done; the last such batch restores the random state."""
         if self.random and number == self.batches - 1:
             torch.set_rng_state(self.random["cpu"])
             if "cuda" in self.random:
@@ -76,15 +81,15 @@ class TrainingState:
         value, best = row[select], self.best["value"]
         better = best is None or (value < best if mode == "min" else value > best)
         if np.isfinite(value) and better:
-            weights = {
-                k: v.detach().cpu().clone() for k, v in self.parts["model"].state_dict().items()
-            }
+            state = self.parts["model"].state_dict()
+            weights = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
             self.best = {"epoch": self.epoch, "value": value, "weights": weights}
         self._start_epoch()
 
     def to_dict(self, *, finished: bool) -> dict[str, Any]:
-        """Return the state; a finished training keeps only its outcome."""
-        outcome = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        """Return the state without the best weights; a finished training keeps only its outcome."""
+        best = self.best | {"weights": None}
+        outcome = {"epoch": self.epoch, "history": self.history, "best": best}
         if finished:
             return outcome
         position = {
@@ -102,7 +107,7 @@ class TrainingState:
                     f"this training began with {then} threads and goes on with {now}: sums are "
                     "rounded in another order, so its numbers are not those of one "
                     "uninterrupted run to the last bit",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             for name, part in self.parts.items():
                 part.load_state_dict(saved.pop(name))
@@ -110,12 +115,59 @@ class TrainingState:
             setattr(self, name, value)
 
 
+class Saver:
+    """Writes a state once enough time has passed, and the best weights only when they changed.
+
+    The weights of epoch E lie in ``best-E.pt`` beside ``last.pt``, which names E: they are written
+    before it and those of earlier epochs deleted after it, so the two always belong together.
+
+    Args:
+        path: Of ``last.pt``; None saves nothing.
+        seconds: Time between saved states.
+    """
+
+    def __init__(self, path: Path | None, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self.saved_at, self.best_epoch = time.monotonic(), 0
+
+    def due(self) -> bool:
+        """Tell whether it is time to save."""
+        return self.path is not None and time.monotonic() - self.saved_at >= self.seconds
+
+    def save(self, state: TrainingState, *, finished: bool = False) -> float:
+        """Write a state; return the seconds that this took."""
+        started = time.perf_counter()
+        if self.path is None:
+            return 0.0
+        epoch = state.best["epoch"]
+        if epoch != self.best_epoch:
+            save_checkpoint(self._best(epoch), state.best["weights"])
+        save_checkpoint(self.path, state.to_dict(finished=finished))
+        for path in set(self.path.parent.glob("best-*.pt")) - {self._best(epoch)}:
+            path.unlink()
+        self.saved_at, self.best_epoch = time.monotonic(), epoch
+        return time.perf_counter() - started
+
+    def load(self, state: TrainingState, epochs: int) -> None:
+        """Take over the state that was saved, and say where an unfinished training goes on."""
+        saved = load_checkpoint(self.path)
+        self.best_epoch = saved["best"]["epoch"]
+        if self.best_epoch:
+            saved["best"]["weights"] = load_checkpoint(self._best(self.best_epoch))
+        state.load(saved, epochs)
+        if state.epoch < epochs:
+            print(f"resumed at epoch {state.epoch}, step {state.batches}", flush=True)
+
+    def _best(self, epoch: int) -> Path:
+        return self.path.with_name(f"best-{epoch}.pt")
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that it never falls into the middle of a step.
 
     A second one interrupts at once. Outside the main thread signals cannot be caught and an
-    interrupt falls where it falls; the checkpoint of the last epoch remains.
+    interrupt falls where it falls; the last checkpoint remains.
     """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

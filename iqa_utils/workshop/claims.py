@@ -29,7 +29,10 @@ COMPARED = ("reproduced", "close", "better", "worse")
 VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
 KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
 # which variant of a result stands beside the paper: the nearest to what the authors did
-VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "", "corrected")
+VARIANTS = (
+    *("released scores", "paper", "as written", "as_written", "released", "released_agedb", ""),
+    "corrected",
+)
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
 
 

@@ -25,7 +25,8 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
         stems: Notebooks, by name or number; all that the overlay names if empty.
 
     Returns:
-        Pairs of a stem and what ``rehearsal.yaml`` holds under ``STEM-RUN_NAME``.
+        Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``: what
+        stands under ``STEM`` does not count there.
 
     Raises:
         ValueError: If a notebook has no rehearsal.
@@ -36,10 +37,15 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     if absent := sorted(set(wanted) - {stem for stem, *_ in runs}):
         raise ValueError(f"no rehearsal of {', '.join(absent)}: rehearsal.yaml does not name it")
     return [
-        (stem, {**values, "RUN_NAME": name} if name else {})
+        (stem, _of_its_own(stem, name, values) if name else {})
         for stem, name, values in runs
         if stem in wanted
     ]
+
+
+def _of_its_own(stem: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    paper = batch.read_profile(stem, "paper")
+    return {**paper, **values, "PROFILE": PROFILE, "RUN_NAME": name}
 
 
 def rehearse(

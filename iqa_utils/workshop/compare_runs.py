@@ -1,0 +1,95 @@
+"""Do two runs say the same? The largest difference of their numbers, column by column.
+
+A change of code that is meant to move nothing is checked by running notebooks before and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+FILES = ("metrics.json", "predictions.parquet", "history.parquet")
+TIMES = ("seconds", "images_per_second")  # columns that measure the machine
+
+
+def read_tables(run: Path) -> dict[str, pd.DataFrame]:
+    """Read what a run left as tables; times of the machine are left out."""
+    tables = {}
+    for name in FILES:
+        if (run / name).is_file():
+            is_json = name.endswith(".json")
+            table = (
+                pd.DataFrame(json.loads((run / name).read_text())["results"])
+                if is_json
+                else pd.read_parquet(run / name)
+            )
+            table = table.drop(columns=[c for c in TIMES if c in table])
+            timed = table[[c for c in ("metric",) if c in table]].astype(str).agg(" ".join, axis=1)
+            tables[name] = table[~timed.str.contains("second|time")].reset_index(drop=True)
+    return tables
+
+
+def digest(run: Path) -> dict[str, str]:
+    """Hash each table of a run: equal digests mean equal bits."""
+    return {
+        name: hashlib.sha256(
+            pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy().tobytes()
+        ).hexdigest()[:16]
+        for name, table in read_tables(run).items()
+    }
+
+
+def find(root: Path) -> dict[str, Path]:
+    """Name the finished runs in a folder, or the folder itself if it is one."""
+    if (root / "metrics.json").is_file():
+        return {".": root}
+    paths = sorted(root.rglob("metrics.json"))
+    parts = {path.parent.relative_to(root): path.parent for path in paths}
+    return {str(k): v for k, v in parts.items() if not any(p.startswith(".") for p in k.parts)}
+
+
+def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
+    """Compare two runs, or all runs of two folders.
+
+    Args:
+        a: A run folder, or a folder of runs.
+        b: The same.
+
+    Yields:
+        Run, file, column and the largest difference relative to the larger value; infinite where
+        words, missing values or the number of rows differ.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run, or a run lacks a partner.
+    """
+    ours, theirs = find(a), find(b)
+    if not ours or set(ours) != set(theirs):
+        odd = sorted(set(ours) ^ set(theirs)) or ["no finished run in either"]
+        raise FileNotFoundError(f"{a} and {b} do not hold the same runs: {', '.join(odd)}")
+    for name in ours:
+        left, right = read_tables(ours[name]), read_tables(theirs[name])
+        for file in sorted(set(left) | set(right)):
+            if file not in left or file not in right or len(left[file]) != len(right[file]):
+                yield name, file, "rows", float("inf")
+                continue
+            for column in sorted(set(left[file]) | set(right[file])):
+                yield name, file, column, _largest(left[file], right[file], column)
+
+
+def _largest(a: pd.DataFrame, b: pd.DataFrame, column: str) -> float:
+    if column not in a or column not in b:
+        return float("inf")
+    left, right = (pd.to_numeric(t[column], errors="coerce").to_numpy(float) for t in (a, b))
+    text = np.isnan(left) & np.isnan(right)
+    if (np.isnan(left) != np.isnan(right)).any():
+        return float("inf")
+    words = [[str(value) for value in table[column][text]] for table in (a, b)]
+    if words[0] != words[1]:
+        return float("inf")
+    scale = np.maximum(np.maximum(np.abs(left), np.abs(right)), np.finfo(float).tiny)
+    return float(np.nanmax(np.abs(left - right) / scale, initial=0.0))

@@ -1,0 +1,234 @@
+"""The networks of the paper profiles at their true size, for a few steps, to know their speed.
+
+Weights are random and pixels synthetic, so nothing here says anything about accuracy. What is
+measured is the real step: an image store on disk, batches gathered and normalised on the device,
+and :func:`iqa_utils.training.fit` with the profile's batch size and precision.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from iqa_utils.images import augment, build_store
+from iqa_utils.runs import ROOT, write_json
+from iqa_utils.studies.transfer import file_batches
+from iqa_utils.training import DTYPES, Batch, fit
+from iqa_utils.training.batches import store_batches, tensor_batches
+from iqa_utils.workshop.footprint import Job, footprint, kind
+from iqa_utils.workshop.jobs import JOBS, Disk
+from iqa_utils.workshop.plan import make_plan, score_table, sets_of, values_of
+
+Source = Callable[[int], Iterator[Batch]]
+
+
+def true_size(
+    steps: int = 20,
+    stems: Sequence[str] = ("02", "03", "04", "05", "06"),
+    *,
+    profile: str = "paper",
+    scale: float = 1.0,
+    publish: bool = False,
+) -> dict[str, Any]:
+    """Train every kind of network of a profile for some steps and write what that took.
+
+    Args:
+        steps: Steps of each that are timed; as many before them warm up.
+        stems: Notebooks, by name or number.
+        profile: Whose networks, batch sizes, pixels and precision.
+        scale: Shrinks batches and sides; below 1 the mechanism is tried and nothing published.
+        publish: Copy the file to ``figures/true_size/CARD.json``, where plans find it.
+
+    Returns:
+        ``card``, ``steps``, ``scale``, ``peak`` (measured TFLOP/s of matrix products, by
+        precision), ``rows`` (one a kind: ``images_per_s``, ``waiting``, the share of a step that
+        waits for input, ``peak_bytes``, ``of_peak``, the share of the matrix peak that is reached)
+        and ``hours`` of each notebook. The same is in ``runs/true_size/true_size.json``.
+
+    Raises:
+        ValueError: If a small or CPU run was to be published.
+    """
+    on_gpu = torch.cuda.is_available()
+    if publish and not (on_gpu and scale == 1.0):
+        raise ValueError("only what a GPU did at true size is published")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    card = torch.cuda.get_device_name() if on_gpu else "CPU"
+    jobs: dict[str, Job] = {}
+    for stem in stems:
+        values = values_of(stem, profile)
+        tables = {name: score_table(name, None) for name in sets_of(values)}
+        for job in JOBS[stem[:2]](values, tables):
+            if not isinstance(job, Disk):
+                jobs.setdefault(kind(job), job)
+    peak = {name: matrix_peak(name, device) for name in {job.precision for job in jobs.values()}}
+    rows = []
+    with tempfile.TemporaryDirectory(dir=_out_dir()) as folder:
+        for label, job in jobs.items():
+            row = measure(_shrunk(job, scale), steps, device, Path(folder))
+            row["of_peak"] = row.pop("flops_per_s") / peak[job.precision]
+            rows.append({"kind": label, **row})
+            told = f"{row['images_per_s']:10.1f} images/s, {row['waiting']:4.0%} waiting"
+            print(f"{told}, {row['of_peak']:5.1%} of peak  {label}", flush=True)
+    found = {"card": card, "steps": steps, "scale": scale, "rows": rows}
+    found["peak"] = {name: value / 1e12 for name, value in sorted(peak.items())}
+    rates = (card, {row["kind"]: row["images_per_s"] for row in rows})
+    plans = [make_plan(stem, profile, official=True, rates=rates) for stem in stems]
+    found["hours"] = {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
+    write_json(path := _out_dir() / "true_size.json", found)
+    if publish:
+        target = ROOT / "figures" / "true_size" / f"{card.replace(' ', '-')}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return found
+
+
+def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[str, float]:
+    """Time ``steps`` steps of a job after as many that warm up; see :func:`true_size`."""
+    torch.manual_seed(0)
+    network = job.build().to(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    source, waits = _source(job, network, steps, device, folder), []
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        stream, waited = source(epoch), 0.0
+        while True:
+            start = time.perf_counter()
+            batch = next(stream, None)
+            waited += time.perf_counter() - start
+            if batch is None:
+                break
+            yield batch
+        waits.append(waited)
+
+    if job.steps:
+        took = _train(network, job, batches, device)
+    else:
+        took = [_pass(network, job, batches(epoch), device) for epoch in range(2)][-1]
+    images = steps * job.batch
+    flops = footprint(job).flops * (3 if job.steps else 1)  # backward: twice the forward pass
+    return {
+        "images_per_s": images / took,
+        "waiting": waits[-1] / took,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        "flops_per_s": flops * images / took,
+    }
+
+
+def _train(network: nn.Module, job: Job, batches: Source, device: torch.device) -> float:
+    trained = [p for p in network.parameters() if p.requires_grad]
+
+    def loss_step(model: nn.Module, batch: Batch) -> torch.Tensor:
+        return mse_loss(model(*batch.inputs).float().reshape(-1), batch.mos)
+
+    result = fit(
+        network,
+        batches,
+        loss_step=loss_step,
+        evaluate=lambda _: {"looked": 0.0},
+        select="looked",
+        optimizer=torch.optim.Adam(trained, lr=1e-5),
+        epochs=2,
+        precision=job.precision,
+        channels_last=len(job.size) == 3,
+        compile=job.compile and device.type == "cuda",
+        config={},
+        progress=False,
+    )
+    return float(result.history["seconds"].iloc[-1])
+
+
+@torch.no_grad()  # not inference mode: a store reuses the memory of its batches
+def _pass(network: nn.Module, job: Job, batches: Iterator[Batch], device: torch.device) -> float:
+    half, start = job.precision != "fp32", time.perf_counter()
+    network.eval()
+    with torch.autocast(device.type, DTYPES[job.precision], enabled=half):
+        for batch in batches:
+            network(*batch.inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _source(job: Job, network: nn.Module, steps: int, device: torch.device, folder: Path) -> Source:
+    """Return the stream of an epoch, of synthetic images that come as the notebook's own do."""
+    n = steps * job.batch
+    rows, mos = np.arange(n), np.random.default_rng(0).normal(size=n)
+    how: dict[str, Any] = {"batch_size": job.batch, "device": device}
+    if not job.is_image:
+        vectors = torch.randn(n, *job.size, device=device)
+        stream = partial(tensor_batches, vectors, rows, mos, seed=0, **how)
+    else:
+        size, n_files = job.size[1:], steps * min(job.batch, 16)
+        paths, rows = _pictures(folder, size, n_files), rows % n_files
+        stream = partial(file_batches, [folder / path for path in paths], size, rows, mos, **how)
+        if not job.files:
+            store = build_store(folder, paths, folder / "stores", size=size, progress=False)
+            mos, how = mos[:n_files], how | {"augment": augment, "seed": 0}
+            stream = partial(store_batches, store, rows, mos, **how)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for batch in stream(epoch=epoch):
+            yield replace(batch, inputs=job.inputs(network, batch.inputs[0]))
+
+    return batches
+
+
+def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
+    """Write JPEG files of smooth scenes with noise, once for each size; return their names."""
+    height, width = size
+    names = [f"{width}x{height}-{i:04d}.jpg" for i in range(n)]
+    for i, name in enumerate(names):
+        if not (folder / name).is_file():
+            generator = np.random.default_rng(i)
+            coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            noisy = smooth + generator.normal(0, 6, smooth.shape)  # bytes a pixel of a photograph
+            pixels = noisy.clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name, quality=90)
+    return names
+
+
+def matrix_peak(precision: str, device: torch.device) -> float:
+    """Measure the FLOP/s of a large matrix product in one precision, the best of five.
+
+    fp32 may use TF32 on a GPU, as convolutions do.
+    """
+    n = 8192 if device.type == "cuda" else 512
+    a = torch.randn(n, n, device=device, dtype=DTYPES[precision])
+    times, before = [], torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    torch.set_float32_matmul_precision(before)
+    return 2 * n**3 / min(times[1:])
+
+
+def _shrunk(job: Job, scale: float) -> Job:
+    if scale == 1.0 or not job.is_image:
+        return job
+    sides = [max(round(side * scale), 64) for side in job.size[1:]]
+    return replace(job, batch=max(round(job.batch * scale), 2), size=(job.size[0], *sides))
+
+
+def _out_dir() -> Path:
+    folder = ROOT / "runs" / "true_size"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

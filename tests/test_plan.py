@@ -1,0 +1,298 @@
+"""What a profile asks for: counted by hand, against published sizes, and against the samplers."""
+
+import json
+from dataclasses import replace
+from unittest.mock import MagicMock
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from iqa_utils import batch, samplers
+from iqa_utils.cli import app
+from iqa_utils.datasets import DATASETS
+from iqa_utils.features.layers import create_network, layers_of
+from iqa_utils.models.koncept import KonCept
+from iqa_utils.parameters import check_overrides
+from iqa_utils.studies.sampling_setup import SETTINGS, Scenario
+from iqa_utils.workshop import plan
+from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
+from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
+
+
+def job(build, size, **more):
+    facts = {"name": "one", "network": "small", "batch": 4, "images": 8, "steps": 2}
+    return Job(build=build, size=size, **{**facts, **more})
+
+
+def two_layers():
+    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1))
+
+
+def jobs_of(stem, profile, root=None, **changes):
+    values = plan.values_of(stem, profile) | changes
+    tables = {name: plan.score_table(name, root) for name in plan.sets_of(values)}
+    return values, list(JOBS[stem[:2]](values, tables))
+
+
+def test_memory_is_what_a_hand_counts_for_two_layers():
+    seen = footprint(job(two_layers, (10,)))
+    n_weights = 10 * 20 + 20 + 20 + 1
+    assert seen.weights == 4 * n_weights
+    assert seen.training == 4 * n_weights + 8 * n_weights  # gradients, two moments
+    assert seen.activations == 4 * (4 * 10 + 4 * 20)  # the input, and the ReLU's output once
+    assert seen.flops == 2 * (10 * 20 + 20)
+
+
+def test_bf16_halves_what_autocast_stores_and_counts_its_copies_of_weights():
+    seen = footprint(job(two_layers, (10,), precision="bf16"))
+    assert seen.weights == 4 * (10 * 20 + 20 + 20 + 1)
+    # input, ReLU, and the second layer's weights, which the gradient of its input needs
+    assert seen.activations == 2 * (4 * 10 + 4 * 20 + 20)
+
+
+def test_a_pass_keeps_nothing_for_a_backward_pass():
+    seen = footprint(job(two_layers, (10,), steps=0))
+    assert (seen.training, seen.activations) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("build", "batch_size", "size", "gigabytes"),
+    [
+        (lambda: create_network("nasnetalarge", pretrained=None), 16, (3, 331, 331), 14.9),
+        (KonCept, 32, (3, 384, 512), 13.3),
+    ],
+)
+def test_large_networks_keep_the_activations_that_were_measured(build, batch_size, size, gigabytes):
+    seen = footprint(job(build, size, batch=batch_size))
+    assert seen.activations / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_a_frozen_beginning_keeps_no_activations():
+    changes = {"BACKBONE": "mobilenetv2_050", "KONCEPT_BACKBONE": "mobilenetv2_050"}
+    kept = {}
+    for frozen in ("", "blocks.4"):
+        _, jobs = jobs_of("02", "demo", NETWORK={"frozen": frozen}, SIZE=[64, 64], **changes)
+        kept[frozen] = footprint(jobs[0])
+    assert kept["blocks.4"].activations < kept[""].activations / 2
+    assert kept["blocks.4"].training < kept[""].training
+
+
+def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
+    values, jobs = jobs_of("02", "paper")
+    shown = {one.name: one for one in jobs}
+    for name, images in zip(samplers.METHODS, (7058, 645, 903, 2193, 1826), strict=True):
+        for method in (name, f"KonCept512, {name}"):
+            assert shown[method].images == 60 * images
+            assert shown[method].steps == 60 * (images // 4 + (images % 4 > 1))  # no lone image
+    assert sum(one.count for one in jobs) == 210  # "512x384" is "Images" again
+    assert len(sampling_runs(values)) == 220
+
+
+@pytest.mark.parametrize("profile", ["demo", "biq2021", "paper"])
+def test_02_is_planned_as_its_cells_train_it(profile):
+    values, called = plan.values_of("02", profile), []
+
+    class Recorder:
+        def __init__(self, size, *_, **__):
+            self.size = size
+
+        def train_all(self, scenarios, *, n_runs, select, seed):
+            for name, scenario in scenarios.items():
+                called.extend((name, scenario, select, seed + k, self.size) for k in range(n_runs))
+            return MagicMock()
+
+    notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
+    marks = ("check_overrides(", "at_sizes = ", ".train_all(")
+    cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
+    names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
+    names += ("check_overrides", "SETTINGS")
+    space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
+    space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
+    space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
+    space["study"] = Recorder(tuple(values["SIZE"]))
+    space |= values
+    space |= {"check_overrides": check_overrides, "SETTINGS": SETTINGS}
+    for cell in cells:
+        exec(cell, space)  # of our own notebook
+    planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
+    assert sorted(planned, key=str) == sorted(called, key=str)
+
+
+def test_the_demo_of_02_trains_what_its_samplers_draw():
+    values = plan.values_of("02", "demo")
+    scores = np.random.default_rng(0).uniform(0, 100, 240)
+    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(240)], "mos": scores})
+    frame = frame.assign(reference=frame["image"], split=np.repeat(["training", "test"], 120))
+    frame.attrs["dataset"] = "koniq10k"
+    jobs = list(JOBS["02"](values, {"koniq10k": frame}))
+    training = frame["mos"][parts_of(frame, 0) == "training"].to_numpy()
+    draw = {"edges": values["EDGES"], "threshold": values["THRESHOLD"], "seed": 0, "epoch": 0}
+    for one in jobs:
+        if one.name in samplers.METHODS:
+            drawn = samplers.cross_sample(training, one.name, **draw)
+            assert one.images == values["EPOCHS"] * len(drawn)
+
+
+def test_overrides_of_single_trainings_are_planned():
+    own = {"method1": {"EPOCHS": 7, "N_RUNS": 3, "PRECISION": "bf16", "COMPILE": True}}
+    _, jobs = jobs_of("02", "demo", OVERRIDES=own, N_RUNS=1)
+    changed = {one.name: one for one in jobs}
+    one = changed["method1"]
+    assert (one.count, one.precision, one.compile) == (3, "bf16", True)
+    assert one.images == 7 * changed["KonCept512, method1"].images / 2
+    assert changed["method2"].count == 1
+
+
+def test_mixed_batches_cycle_the_smaller_sets():
+    _, jobs = jobs_of("03", "paper")
+    shown = {one.name: one for one in jobs}
+    n = 6125  # 49 of 81 contents of KADID-10k, with 125 images each
+    assert shown["released"].images == 24 * 6 * n
+    assert shown["released"].steps == 24 * -(-n // 32)
+    assert shown["single:koniq10k"].images == 24 * 6043
+
+
+def test_no_network_of_04_is_tuned_twice_on_the_same_images():
+    values, jobs = jobs_of("04", "paper")
+    tuned = [one for one in jobs if isinstance(one, Job) and one.steps]
+    # eight networks in two modes; NASNet on the other sets, and on whole families, strictly
+    assert sum(one.count for one in tuned) == 16 + 3 + 3
+    grams, moment = (one for one in jobs if isinstance(one, Disk))
+    n_layers = {name: len(layers_of(name)) for name in values["NETWORKS_TAPPED"]}
+    n_tuned = sum(n_layers[name] for name in values["NETWORKS_TUNED"])
+    assert grams.size == 4 * 3000 * 3001 * (sum(n_layers.values()) + 2 * n_tuned)
+    assert not moment.kept
+
+
+def test_steps_of_a_fine_tuning_may_replace_its_epochs():
+    _, jobs = jobs_of("04", "demo", N_STEPS=3)
+    tuned = [one for one in jobs if isinstance(one, Job) and one.steps]
+    assert {(one.steps, one.images) for one in tuned} == {(3, 3 * 16)}
+
+
+def test_every_student_of_06_is_planned():
+    _, jobs = jobs_of("06", "paper")
+    steps = {one.name: one.count * one.steps for one in jobs}
+    assert steps["distilled"] == (3 + 7) * 100_000
+    assert sum(n for name, n in steps.items() if name.startswith("teacher of")) == 8 * 40_000
+    passes = next(one for one in jobs if one.name == "teacher passes")
+    assert (passes.images, passes.count) == (360_000, 8)
+
+
+def test_official_parts_and_ranges_add_up():
+    for name, info in DATASETS.items():
+        assert sum(info.parts) in (0, info.n_images), name
+        assert not info.ranges or sum(info.ranges) == info.parts[0]
+    frame = plan.score_table("live", None)
+    assert frame["reference"].nunique() == 29
+    assert frame["distortion"].value_counts()[["jp2k", "jpeg"]].tolist() == [169, 175]
+
+
+def test_time_follows_the_rate_that_is_given():
+    one = job(two_layers, (10,), images=900, watched=300, count=2)
+    seen = footprint(one)
+    assert seconds(one, seen, rate=10.0) == 2 * (90 + 10)
+    streamed = job(two_layers, (10,), images=3000, files=True)
+    assert seconds(streamed, seen) == 2.0  # 1,500 files a second
+
+
+@pytest.mark.parametrize("stem", batch.notebook_stems())
+def test_every_profile_has_a_plan(stem):
+    for path in sorted((batch.NOTEBOOKS / "params").glob(f"{stem}.*.yaml")):
+        profile = path.name.split(".")[1]
+        if profile == "paper":
+            continue  # the README's table
+        told = plan.plan_lines(plan.make_plan(stem, profile, official=True))
+        assert told[0] == f"{stem}, profile {profile}"
+
+
+def test_the_command_tells_a_plan_as_text_and_as_json():
+    runner = CliRunner()
+    told = runner.invoke(app, ["plan", "05", "--profile", "demo"])
+    assert "LDS + FDS" in told.output
+    assert "trainings" in told.output
+    found = json.loads(runner.invoke(app, ["plan", "05", "--profile", "demo", "--json"]).output)
+    assert found[0]["trainings"] == 5 * 2
+
+
+def test_a_run_names_all_that_is_missing_before_it_starts(tmp_path):
+    parameters = {"DATA_ROOT": str(tmp_path), "PRETRAINED": str(tmp_path / "weights.pth")}
+    with pytest.raises(ValueError, match=r"(?s)02_cross.* koniq10k: .*expected a.*weights\.pth"):
+        batch.run_notebook("02", profile="paper", parameters=parameters)
+
+
+def test_a_folder_of_weights_is_looked_through(tmp_path):
+    (tmp_path / "squeezenet-imagenet.pth").touch()
+    changes = {"NETWORKS_TAPPED": ["squeezenet", "vgg16"], "FINAL": ["squeezenet", "logits"]}
+    values = plan.values_of("04", "demo") | {**changes, "PRETRAINED": str(tmp_path)}
+    assert plan.missing("04", values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
+
+
+def test_a_full_disk_is_noticed_before_decoding(tmp_path, monkeypatch):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(folder / name)
+    values = plan.values_of("05", "internal") | {"DATA_ROOT": str(tmp_path)}
+    assert plan.preflight("05_lds_fds", values) == []
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Full", (), {"free": 100}))
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    (problem,) = plan.preflight("05_lds_fds", values)
+    assert problem.startswith("decoded images need")
+
+
+def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    values = plan.values_of("04", "demo") | {"DATASETS": ["table"]}
+    tables = {"table": plan.score_table("table", tmp_path)}
+    assert plan.stores("04", values, tables) == {"decoded, native size": 2 * 3 * 30 * 40}
+    assert plan.stored_bytes((30, 40), 15) == 3 * 15 * 20
+    assert plan.stored_bytes((30, 40), 60) == 3 * 30 * 40  # never enlarged
+
+
+def test_weights_of_the_hub_are_looked_for_in_its_caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    values = plan.values_of("02", "paper")
+    assert to_fetch(values) == ["legacy_xception", "inception_resnet_v2"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "xception-43020ad28.pth").touch()
+    assert to_fetch(values) == ["inception_resnet_v2"]
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "a file")
+    assert to_fetch(values) == []
+    assert to_fetch(values | {"PRETRAINED": None}) == []
+
+
+def test_a_check_before_a_run_does_not_import_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from iqa_utils.workshop.plan import preflight, values_of; "
+        "preflight('06_distillation', values_of('06', 'paper')); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_published_speeds_replace_computed_times(tmp_path, monkeypatch):
+    values, jobs = jobs_of("05", "demo")
+    row = {"kind": kind(jobs[1]), "images_per_s": 100.0}
+    (tmp_path / "card.json").write_text(json.dumps({"card": "Card", "rows": [row]}))
+    known = plan.measured.__wrapped__(tmp_path)
+    monkeypatch.setattr(plan, "measured", lambda: known)
+    found = plan.make_plan("05", "demo", official=True)
+    assert found["source"] == "computed and measured on Card"
+    hours = {one["name"]: one["hours"] for one in found["jobs"]}
+    n = jobs[1].images + jobs[1].watched / 3
+    assert hours["LDS"] == pytest.approx(values["N_SEEDS"] * n / 100 / 3600)

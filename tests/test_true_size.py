@@ -1,0 +1,84 @@
+"""The few steps at true size: here at small size on the CPU, to try the mechanism."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from iqa_utils.cli import app
+from iqa_utils.workshop import plan, true_size
+from iqa_utils.workshop.footprint import Job, footprint
+
+CPU = torch.device("cpu")
+
+
+def job(**more):
+    def build():
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
+        )
+
+    facts = {"name": "one", "network": "small", "size": (3, 24, 32), "batch": 4, "images": 8}
+    return Job(build=build, **{**facts, "steps": 2, **more})
+
+
+@pytest.mark.parametrize("more", [{}, {"files": True}, {"steps": 0}, {"precision": "bf16"}])
+def test_a_step_is_timed_through_the_real_input(tmp_path, more):
+    found = true_size.measure(job(**more), 3, CPU, tmp_path)
+    assert found["images_per_s"] > 0
+    assert 0 < found["waiting"] < 1
+    assert len(list(tmp_path.glob("32x24-*.jpg"))) == 3 * 4
+    assert bool(list(tmp_path.glob("stores/*/pixels.bin"))) != more.get("files", False)
+
+
+def test_operations_are_three_forward_passes_a_training_step(tmp_path):
+    trained, passed = (true_size.measure(job(steps=n), 2, CPU, tmp_path) for n in (2, 0))
+    forward = footprint(job()).flops
+    for found, times in ((trained, 3), (passed, 1)):
+        assert found["flops_per_s"] == pytest.approx(times * forward * found["images_per_s"])
+
+
+def test_every_kind_of_a_profile_is_timed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    found = true_size.true_size(1, ["05"], profile="demo", scale=0.5)
+    kinds = [row["kind"] for row in found["rows"]]
+    assert [kind.split(", ")[0] for kind in kinds] == ["test_efficientnet", "head 64-1-32"]
+    assert found["card"] == "CPU"
+    assert found["hours"] == {}  # of no meaning at another size
+    saved = json.loads((tmp_path / "runs/true_size/true_size.json").read_text())
+    assert [row["kind"] for row in saved["rows"]] == kinds
+    assert not (tmp_path / "figures").exists()
+
+
+def test_hours_are_projected_from_what_was_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    row = {"images_per_s": 50.0, "waiting": 0.1, "peak_bytes": 0, "flops_per_s": 1.0}
+    monkeypatch.setattr(true_size, "measure", lambda *_: dict(row))
+    found = true_size.true_size(1, ["05"], profile="demo")
+    jobs = plan.make_plan("05", "demo", official=True)["jobs"]
+    watched = 10073 * 12 * 10 / 3  # every head predicts all images after each of 12 epochs
+    seen = sum(one["images"] for one in jobs) + watched
+    assert found["hours"]["05_lds_fds"] == pytest.approx(seen / 50 / 3600)
+
+
+def test_times_of_a_cpu_are_not_published(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="only what a GPU did at true size"):
+        true_size.true_size(1, ["05"], publish=True)
+
+
+def test_the_command_asks_for_the_steps_and_notebooks_given(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        true_size, "true_size", lambda steps, **options: asked.update(steps=steps, **options)
+    )
+    CliRunner().invoke(app, ["rehearse", "02", "--true-size", "--steps", "3"])
+    assert asked == {"steps": 3, "stems": ["02"], "scale": 1.0, "publish": False}
+
+
+def test_the_matrix_peak_leaves_the_precision_of_products_as_it_was():
+    before = torch.get_float32_matmul_precision()
+    assert true_size.matrix_peak("fp32", CPU) > 1e8
+    assert torch.get_float32_matmul_precision() == before
