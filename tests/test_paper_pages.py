@@ -4,8 +4,9 @@ import math
 from collections import Counter
 
 import pytest
+import yaml
 
-from iqa_utils.runs import RESULT_COLUMNS
+from iqa_utils.runs import RESULT_COLUMNS, ROOT
 from iqa_utils.workshop import claims, paper_pages
 from iqa_utils.workshop.papers import Headline, papers
 
@@ -89,6 +90,13 @@ def test_the_page_of_a_paper_holds_claims_evidence_contradictions_and_the_way_to
     assert "Numbers of trained networks compared so far: 0." in page
     for key in claims.PAPERS:
         assert paper_pages.paper_page(key, [], board).startswith(f"# {papers()[key].TITLE}")
+
+
+def test_the_issue_template_that_the_pages_name_offers_every_paper():
+    template = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/paper.yml").read_text())
+    assert f"*{template['name']}*" in paper_pages.paper_page("feng2023", [], claims.compare([]))
+    choice = next(part for part in template["body"] if part.get("id") == "paper")
+    assert choice["attributes"]["options"][:-1] == list(papers())
 
 
 def test_the_table_of_headlines_has_a_row_for_each_and_says_what_is_missing():

@@ -65,7 +65,7 @@ def facts(rows: pd.DataFrame) -> Facts:
     whole, range_4 = koniq["MAE all"], koniq["MAE 60-80"]
     mean_at_most = KONIQ_COUNTS @ np.array([20, 40, 60, 80, 100]) / KONIQ_COUNTS.sum() / 20
     uneven = koniq[[f"MAE {r}" for r in RANGES]].std(axis=1)
-    shares = label_shares(rows)
+    shares, n_counts = label_shares(rows), len(pooling_counts(rows))
     return {
         "images of KonIQ-10k with a label below 1 of 5": [KONIQ_COUNTS[0]],
         "highest possible mean label, against the mode 3.5": [(0, mean_at_most)],
@@ -76,11 +76,44 @@ def facts(rows: pd.DataFrame) -> Facts:
         "MAE 60-80 of CLIP + LDS + FDS, called the best": [range_4.min(), range_4[BOTH]],
         "SD over ranges of CLIP + LDS + FDS, called balancing": [uneven[BOTH], (0, uneven["CLIP"])],
         "MAE on the internal set, called best of all": [internal.min(), internal[BOTH]],
+        "count vectors of 2,015 test images that give all three totals": [
+            n_counts,
+            max(n_counts, 1),
+        ],
         **{
             f"share of label 4 that pools 3 and 4, {method}": [shares[method], shares["CLIP"]]
             for method in ("CLIP + LDS", BOTH)
         },
     }
+
+
+def pooling_counts(rows: pd.DataFrame, n: int = 2015) -> list[list[int]]:
+    """Find the images per range that reach all three totals of Table 1 at their printed digits.
+
+    Every cell and total may lie half a unit of its last digit away. Searched are all vectors of
+    five counts that sum to ``n``: three totals and the sum leave one count free, and around each
+    of its values the others lie in a box that the digits bound.
+    """
+    table = rows[rows["table"] == "Table 1"].pivot_table(
+        index="method", columns="metric", values="printed", aggfunc="first", sort=False
+    )
+    text = table[[f"MAE {r}" for r in RANGES]].to_numpy()
+    half = np.vectorize(lambda t: 0.5 * 10.0 ** -len(t.split(".")[1]))
+    cells, totals = text.astype(float), table["MAE all"].to_numpy().astype(float)
+    inverse = np.linalg.inv(np.vstack([np.ones(4), cells[:, 1:]]))
+    slack = np.abs(inverse) @ [0, *(n * (half(table["MAE all"]) + half(text).max(axis=1)))]
+    found: list[list[int]] = []
+    for first in range(n + 1):
+        centre = inverse @ [n - first, *(n * totals - first * cells[:, 0])]
+        low, high = np.maximum(np.ceil(centre - slack), 0), np.floor(centre + slack)
+        grid = np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low[:3], high[:3], strict=True)))
+        inner = np.stack(grid, axis=-1).reshape(-1, 3)
+        last = n - first - inner.sum(axis=1)
+        counts = np.column_stack([np.full(len(inner), first), inner, last]).astype(int)
+        gaps = np.abs(counts @ cells.T - n * totals)
+        near = (gaps <= n * half(table["MAE all"]) + counts @ half(text).T + 1e-9).all(axis=1)
+        found += counts[near & (last >= 0)].tolist()
+    return found
 
 
 def label_shares(rows: pd.DataFrame) -> dict[str, Interval]:
