@@ -20,7 +20,7 @@ from iqa_utils import natural_scenes
 from iqa_utils.images.decode_once import hash_files, lock
 from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
-from iqa_utils.natural_scenes import niqe
+from iqa_utils.natural_scenes import live_parameters, niqe
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 from iqa_utils.workshop.released import ALL_SETS, SIZES
 
@@ -433,7 +433,7 @@ def niqe_of_files(
     save_seconds: float,
 ) -> np.ndarray:
     """Return NIQE of some rows of a list of images, NaN for rows never asked for; shape (N,)."""
-    recipe = [_NIQE_CODE, str(patch)]
+    recipe = [_NIQE_CODE, str(patch), *(a.tobytes().hex() for a in live_parameters())]
     recipe += hash_files(Path(root), images, cache_dir / "stores")
     path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
     with lock(path.with_suffix(".lock")):
