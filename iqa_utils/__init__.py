@@ -7,8 +7,8 @@ data                datasets, demo, splits, images, indicators, natural_scenes, 
 networks            backbones, models, features
 training            samplers, losses, imbalance, training, distill
 without training    regression
-judging             metrics, statistics, claims
-one run             runs, parameters, plots, engine, batch, grids
+judging             metrics, statistics
+one run             workshop, runs, parameters, plots, engine, batch, grids
 a reader's side     report, scoring, browse, cli
 what notebooks do   studies: the steps of each paper's protocol, called by its notebook
 =================== ==========================================================================

@@ -14,16 +14,15 @@ import os
 import platform
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iqa_utils.parameters import wrong_types
+from iqa_utils.workshop import provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,35 +32,22 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 RESULT_COLUMNS = (
     "paper", "table", "method", "dataset", "metric", "value",
-    "ci_low", "ci_high", "n", "n_runs", "variant", "data",
+    "ci_low", "ci_high", "n", "n_runs", "sd", "variant", "data",
+    "network", "weights", "recipe", "protocol", "kind", "baseline", "pred_spread",
 )  # fmt: skip
+DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
 _ATTEMPTS = "attempts.json"
-PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "pillow", "torch", "torchvision", "timm")
 
 
 def resolve(path: str | Path) -> Path:
-    """Resolve a path against the repository, so that no notebook depends on where it is started.
-
-    Args:
-        path: Absolute, or relative to the repository root.
-
-    Returns:
-        An absolute path; it need not exist.
-    """
+    """Resolve a path against the repository, so that no notebook depends on where it is started."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else ROOT / path
 
 
 def cache_dir(name: str = "") -> Path:
-    """Return the folder of what can be computed again (image stores, features), making it.
-
-    Args:
-        name: Sub-folder, for example ``"stores"``.
-
-    Returns:
-        ``runs/cache`` or a folder below it.
-    """
+    """Return the folder of what can be computed again (image stores, features), making it."""
     folder = ROOT / "runs" / "cache" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -148,12 +134,15 @@ class Run:
         self.dir = self.final_dir.parent / f".{self.final_dir.name}.partial"
         self.results: list[dict[str, Any]] = []
         self.fingerprints: dict[str, dict[str, Any]] = {}
+        self.weights: dict[str, dict[str, str]] = {}
+        self.described: dict[str, Any] = {"protocol": {}}
         self.dir.mkdir(parents=True, exist_ok=True)
         _take_lock(self.dir / "lock")
         self.checkpoints_dir.mkdir(exist_ok=True)
         self.figures_dir.mkdir(exist_ok=True)
         self._earlier = _killed_attempts(self.dir)
-        self._started, self._commit = time.perf_counter(), commit()  # the code that is loaded now
+        self._started, self._commit = time.perf_counter(), provenance.commit()
+        self._files = provenance.code_files()  # the code that is loaded now
         seed_everything(parameters["SEED"])
 
     @property
@@ -166,11 +155,12 @@ class Run:
         """Folder of figures."""
         return self.dir / "figures"
 
-    def use_data(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Note in the provenance which score table was used.
+    def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
+        """Note in the provenance which score table was used, and which pixels.
 
         Args:
             frame: From :func:`iqa_utils.datasets.load_scores`.
+            pixels: Key of the image store that holds its images, where they are read.
 
         Returns:
             The same table.
@@ -179,9 +169,21 @@ class Run:
         self.fingerprints[attrs["dataset"]] = {
             "rows": len(frame),
             "fingerprint": attrs["fingerprint"],
+            "table": provenance.table_digest(frame),
+            "pixels": pixels,
             "demo": bool(attrs["demo"]),
         }
         return frame
+
+    def use_weights(self, name: str, *, source: str, digest: str) -> None:
+        """Note in the provenance which weights a network started from.
+
+        Args:
+            name: Of the network.
+            source: Where they came from: ``"hub"``, ``"shipped"``, ``"random"`` or a file.
+            digest: From :func:`iqa_utils.backbones.weights_hash`.
+        """
+        self.weights[name] = {"source": Path(source).name, "digest": digest}
 
     def save_figure(self, figure: Figure, name: str, *, photographs: bool = False) -> Path:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
@@ -204,6 +206,24 @@ class Run:
         figure.savefig(png.with_suffix(".pdf"), bbox_inches="tight", metadata=empty)
         return png
 
+    def describe(self, **fields: Any) -> None:
+        """Say once what the results that follow are, where they do not say otherwise.
+
+        Args:
+            **fields: Of :data:`DESCRIBED`: ``network``, ``weights`` (what it started from),
+                ``recipe`` (``"paper"``, ``"released"`` or another named variant), ``protocol``, a
+                mapping (``split``, ``select``, ``epochs`` or ``steps``, ``crops``, ...), and
+                ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"`` or
+                ``"trained here"``. Words that equal the paper's stand in ANSWERS of
+                ``iqa_utils/workshop/papers/KEY.py``; a result is judged only where they agree.
+
+        Raises:
+            ValueError: If a field is unknown.
+        """
+        if unknown := sorted(set(fields) - set(DESCRIBED)):
+            raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
+        self.described |= fields
+
     def add_result(
         self,
         *,
@@ -213,12 +233,11 @@ class Run:
         metric: str,
         value: float,
         data: str,
-        ci_low: float | None = None,
-        ci_high: float | None = None,
-        n: int | None = None,
         n_runs: int = 1,
         variant: str = "",
+        baseline: str = "",
         paper: str | None = None,
+        **more: Any,
     ) -> None:
         """Add one number.
 
@@ -230,32 +249,36 @@ class Run:
             metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
             value: The number, finite.
             data: ``"demo"`` or the name of the real set it was measured on.
-            ci_low: Lower end of the 95 % interval, or None.
-            ci_high: Upper end.
-            n: Images behind the number.
             n_runs: Runs or splits behind the number.
             variant: ``"paper"``, ``"released"``, ``"corrected"`` or another named option.
+            baseline: Method that was subtracted, where the number is a difference.
             paper: Ledger key, where it is not the run's own.
+            **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
+                ``pred_spread`` (SD of the predictions over that of the scores, zero where they are
+                constant) and the fields of :meth:`describe`; None is as if not given.
 
         Raises:
-            ValueError: If the value or an end of the interval is not finite.
+            TypeError: If a further name is unknown.
+            ValueError: If a number is not finite.
         """
-        numbers = {"value": value, "ci_low": ci_low, "ci_high": ci_high}
-        for key, number in numbers.items():
-            if number is not None and not math.isfinite(number):
-                raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {number}")
-        row = {key: None if v is None else float(v) for key, v in numbers.items()}
+        given = {key: v for key, v in more.items() if v is not None}
+        if unknown := sorted(set(given) - set(RESULT_COLUMNS)):
+            raise TypeError(f"a result has the fields {RESULT_COLUMNS}, got {unknown}")
+        row = dict.fromkeys(RESULT_COLUMNS) | self.described | given
         row |= {"table": table, "method": method, "dataset": dataset, "metric": metric}
-        row |= {"n": None if n is None else int(n), "n_runs": int(n_runs), "variant": variant}
+        row |= {"value": value, "n_runs": int(n_runs), "variant": variant, "baseline": baseline}
         row |= {"data": data, "paper": self.paper if paper is None else paper}
+        row["n"] = None if row["n"] is None else int(row["n"])
+        for key in ("value", "ci_low", "ci_high", "sd", "pred_spread"):
+            if row[key] is not None and not math.isfinite(row[key]):
+                raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
+            row[key] = None if row[key] is None else float(row[key])
+        for key in DESCRIBED:
+            row[key] = row[key] or ({} if key == "protocol" else "")
         self.results.append({key: row[key] for key in RESULT_COLUMNS})
 
     def add_results(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> None:
-        """Add several numbers; missing cells count as not given.
-
-        Args:
-            rows: Table or dictionaries with the argument names of :meth:`add_result`.
-        """
+        """Add several numbers: a table or dictionaries with the names of :meth:`add_result`."""
         records = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
         for record in records:
             given = {k: v for k, v in record.items() if not (v is None or v != v)}
@@ -318,14 +341,18 @@ class Run:
         seen = [data["demo"] for data in self.fingerprints.values()]
         return {
             "stem": self.stem,
-            "commit": self._commit,
+            "commit": self._commit[0],
+            "clean": self._commit[1],
+            "files": provenance.used_files(self.stem, self._files),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-            "device": device_name(),
+            "packages": provenance.packages(),
+            "machine": provenance.machine(),
+            "device": provenance.device_name(),
             "seed": self.parameters["SEED"],
             "parameters": portable(self.parameters),
             "data": self.fingerprints,
+            "weights": self.weights,
             "demo": bool(seen) and all(seen),  # false where no data set was read
             "seconds": seconds,
             "killed_attempts": self._earlier["killed"],
@@ -339,20 +366,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
     torch.manual_seed(seed)
-
-
-def device_name() -> str:
-    """Name the device that trainings use: the first GPU, else the CPU."""
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-
-
-def commit() -> str:
-    """Return the commit of the checkout, with ``+`` where tracked files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from iqa_utils import cli
-from iqa_utils.claims.checks import TEACHER_WEIGHTS
 from iqa_utils.distill import Teacher, read_pass, run_passes, teacher_pass
-from iqa_utils.distill.merging import coverage, join_sets, merge_scores, weighted_srocc
+from iqa_utils.distill.merging import (
+    TEACHER_WEIGHTS,
+    coverage,
+    join_sets,
+    merge_scores,
+    weighted_srocc,
+)
 from iqa_utils.distill.unlabelled import central_crop, crop_batches, scan_images
 from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet

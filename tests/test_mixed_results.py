@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from PIL import ImageFilter
 
-from iqa_utils.claims import load_claims
 from iqa_utils.demo.scenes import photograph
 from iqa_utils.grids import grid_path, read_grid
 from iqa_utils.metrics import srcc
@@ -30,6 +29,7 @@ from iqa_utils.studies.mixed_results import (
     score_splits,
     summarise,
 )
+from iqa_utils.workshop.claims import load_claims
 
 SIZES = {"a": 30, "b": 10}
 

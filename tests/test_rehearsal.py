@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from iqa_utils import batch, claims, report, runs
+from iqa_utils import batch, report, runs
 from iqa_utils.grids import grid_path, read_grid
+from iqa_utils.workshop import claims
 from iqa_utils.workshop.rehearsal import rehearsals
 
 SMALL = "its true value needs a large GPU"

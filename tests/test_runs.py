@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from iqa_utils import runs
+from iqa_utils.workshop import provenance
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -56,8 +57,9 @@ def test_metrics_appear_only_when_the_run_is_finished(repo):
     assert metrics["results"] == [
         {
             "paper": "p", "table": "T", "method": "m", "dataset": "d", "metric": "SRCC",
-            "value": 0.5, "ci_low": None, "ci_high": None, "n": None, "n_runs": 1,
-            "variant": "", "data": "demo",
+            "value": 0.5, "ci_low": None, "ci_high": None, "n": None, "n_runs": 1, "sd": None,
+            "variant": "", "data": "demo", "network": "", "weights": "", "recipe": "",
+            "protocol": {}, "kind": "", "baseline": "", "pred_spread": None,
         }
     ]  # fmt: skip
     assert [r["folder"].name for r in runs.find_runs(repo / "runs")] == ["00_x"]
@@ -125,6 +127,46 @@ def test_figures_are_the_same_bytes_on_every_repeat(repo):
     assert contents[0] == contents[1]
 
 
+def test_provenance_pins_what_was_used(repo):
+    table = pd.DataFrame({"image": ["a"], "mos": [0.709]})
+    table.attrs = {"dataset": "d", "fingerprint": "f", "demo": False}
+    run = runs.start_run("00_x", PARAMETERS)
+    run.use_data(table, pixels="key")
+    run.use_weights("net", source="/somewhere/net.safetensors", digest="abc")
+    seen = json.loads((run.finish() / "provenance.json").read_text())
+    assert seen["data"]["d"]["pixels"] == "key"
+    assert seen["data"]["d"]["table"] == provenance.table_digest(table.assign(mos=0.7090))
+    assert seen["data"]["d"]["table"] != provenance.table_digest(table.assign(mos=0.7091))
+    assert seen["weights"] == {"net": {"source": "net.safetensors", "digest": "abc"}}
+    assert set(seen["machine"]) == {"cpu", "cores", "memory_gib"}
+    assert isinstance(seen["clean"], bool)
+    assert "iqa_utils/runs.py" in seen["files"]
+
+
+def test_a_run_is_current_until_a_file_that_it_imported_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    module, notebook = tmp_path / "iqa_utils/a.py", tmp_path / "notebooks/00_x.ipynb"
+    for path in (module, notebook):
+        path.parent.mkdir()
+    module.write_text("x = 1\n")
+    (tmp_path / "iqa_utils/unused.py").write_text("y = 1\n")
+    cells = [{"cell_type": "markdown", "source": ["a"]}, {"cell_type": "code", "source": ["b"]}]
+    notebook.write_text(json.dumps({"cells": cells}))
+    fake = type(sys)("a")
+    fake.__file__ = str(module)
+    monkeypatch.setitem(sys.modules, "a_module_of_this_test", fake)
+    used = provenance.used_files("00_x", provenance.code_files())
+    assert set(used) == {"iqa_utils/a.py", "notebooks/00_x.ipynb"}
+    assert provenance.is_current({"files": used})
+    (tmp_path / "iqa_utils/unused.py").write_text("y = 2\n")
+    cells[0]["source"] = ["other words"]
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert provenance.is_current({"files": used})
+    module.write_text("x = 2\n")
+    assert not provenance.is_current({"files": used})
+    assert not provenance.is_current({})  # a run from before files were recorded
+
+
 def test_results_must_be_finite(repo):
     run = runs.start_run("00_x", PARAMETERS)
     row = {"table": "T", "method": "m", "dataset": "d", "metric": "SRCC", "data": "demo"}
@@ -133,6 +175,22 @@ def test_results_must_be_finite(repo):
     run.add_results(pd.DataFrame([{**row, "value": 1.0, "ci_low": np.nan, "n": 4.0}]))
     assert run.results[0]["ci_low"] is None
     assert run.results[0]["n"] == 4
+
+
+def test_results_say_what_they_are_as_described_once_or_for_themselves(repo):
+    run = runs.start_run("00_x", PARAMETERS)
+    run.describe(network="net", kind="trained here", protocol={"epochs": 2})
+    run.describe(weights="imagenet")
+    row = {"table": "T", "method": "m", "dataset": "d", "metric": "SRCC", "data": "demo"}
+    run.add_results([{**row, "value": 1.0}, {**row, "value": 2.0, "kind": "arithmetic", "sd": 0.1}])
+    first, second = run.results
+    assert (first["network"], first["weights"], first["recipe"]) == ("net", "imagenet", "")
+    assert (first["kind"], first["protocol"], first["sd"]) == ("trained here", {"epochs": 2}, None)
+    assert (second["kind"], second["network"], second["sd"]) == ("arithmetic", "net", 0.1)
+    with pytest.raises(ValueError, match=r"described by .* got \['net'\]"):
+        run.describe(net="x")
+    with pytest.raises(TypeError, match=r"has the fields .* got \['pvalue'\]"):
+        run.add_result(**row, value=1.0, pvalue=0.1)
 
 
 def test_predictions_need_their_columns_and_finite_values(repo):

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from iqa_utils.claims.checks import TEACHER_WEIGHTS
 from iqa_utils.images import ImageStore
+from iqa_utils.metrics import TEACHER_WEIGHTS
 from iqa_utils.natural_scenes import brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import content_split, official_split

@@ -17,12 +17,14 @@ from iqa_utils.metrics.logistic_maps import LogisticFit, fit_logistic, logistic
 from iqa_utils.metrics.pairs import check_pair, pearson
 
 __all__ = [
-    "METRICS", "LogisticFit", "Metric", "check_pair", "fit_logistic", "krcc", "logistic", "mae",
-    "mse", "per_range", "plcc", "plcc_logistic", "range_index", "range_names", "ranges_sd", "rmse",
-    "size_weighted", "srcc", "summary", "within_groups",
+    "METRICS", "TEACHER_WEIGHTS", "LogisticFit", "Metric", "check_pair", "fit_logistic", "krcc",
+    "logistic", "mae", "mse", "per_range", "plcc", "plcc_logistic", "range_index", "range_names",
+    "ranges_sd", "rmse", "size_weighted", "srcc", "summary", "within_groups",
 ]  # fmt: skip
 
 Metric = Callable[[ArrayLike, ArrayLike], float]
+# of data sets in the weighted correlation by which ponomarenko2022 chooses its teacher, Eq. (1)
+TEACHER_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
 
 
 def plcc(mos: ArrayLike, pred: ArrayLike) -> float:

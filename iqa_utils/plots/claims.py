@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from iqa_utils.claims.checks import KENDALL_BAND, kendall_from_spearman
 from iqa_utils.plots.common import PALETTE, VERDICT_COLOURS
+from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),
@@ -16,16 +16,7 @@ STYLES = {  # colour, marker and size: the marker says the same as the colour
 
 
 def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> Axes:
-    """Draw one mark a check, a block a paper: how much was checked and what fails, at a glance.
-
-    Args:
-        axes: Where to draw.
-        table: From `claims.audit`.
-        width: Marks a row.
-
-    Returns:
-        The axes.
-    """
+    """Draw one mark a check, a block a paper: how much was checked and what fails, at a glance."""
     rank = {name: k for k, name in enumerate(reversed(STYLES))}
     top, ticks, labels = 0.0, [], []
     for paper, part in table.groupby("paper", sort=False):
@@ -52,15 +43,7 @@ def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> Axes:
 
 
 def plot_kinds(axes: Axes, table: pd.DataFrame) -> Axes:
-    """Draw stacked bars: checks of each family by verdict.
-
-    Args:
-        axes: Where to draw.
-        table: From `claims.audit`.
-
-    Returns:
-        The axes.
-    """
+    """Draw stacked bars: checks of each family by verdict."""
     counts = pd.crosstab(table["kind"], table["verdict"])
     counts = counts.loc[counts.sum(axis=1).sort_values().index]
     left = np.zeros(len(counts))
@@ -80,12 +63,7 @@ def plot_kinds(axes: Axes, table: pd.DataFrame) -> Axes:
 def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
     """Draw each printed mean over sets against what its own row gives.
 
-    Args:
-        axes: Where to draw.
-        table: From `claims.audit`; rows of other kinds are left out.
-
-    Returns:
-        The axes; bars span every value that hidden digits and set sizes allow.
+    Bars span every value that hidden digits and set sizes allow.
     """
     rows = table[table["kind"] == "weighted mean"].reset_index(drop=True)
     y = np.arange(len(rows))
@@ -123,17 +101,7 @@ def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
 
 
 def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, label: str) -> Axes:
-    """Draw every printed Kendall against its Spearman, with measured pairs and the plausible band.
-
-    Args:
-        axes: Where to draw.
-        table: From `claims.audit`; rows of other kinds are left out.
-        measured: Real pairs, columns ``SRCC`` and ``KRCC``.
-        label: What the measured pairs are.
-
-    Returns:
-        The axes.
-    """
+    """Draw every printed Kendall against its Spearman, with measured pairs and a plausible band."""
     line = np.linspace(0.4, 1, 200)
     curve = np.array([kendall_from_spearman(r) for r in line])
     axes.fill_between(
@@ -202,12 +170,7 @@ def plot_floors(axes: Axes, table: pd.DataFrame) -> Axes:
 def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
     """Draw the gain that each split's transformer learned, a column a data set.
 
-    Args:
-        axes: Where to draw.
-        table: From `released.gains`.
-
-    Returns:
-        The axes; splits of one model are joined by a line.
+    Splits of one model are joined by a line.
     """
     wide = table.pivot_table(index="split", columns="dataset", values="gain")
     wide = wide[list(dict.fromkeys(table["dataset"]))]
@@ -224,16 +187,7 @@ def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
 
 
 def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
-    """Draw SRCC of every split and set, its median, and the printed median.
-
-    Args:
-        axes: Where to draw.
-        table: From `released.split_metrics`.
-        printed: Printed SRCC, indexed by data set.
-
-    Returns:
-        The axes.
-    """
+    """Draw SRCC of every split and set, its median, and the printed median."""
     rows = table[table["metric"] == "SRCC"]
     names = list(dict.fromkeys(rows["dataset"]))
     for k, name in enumerate(names):

@@ -20,19 +20,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from great_tables import GT, loc, style
 
-from iqa_utils.claims import PAPERS, VERDICTS, compare, coverage
 from iqa_utils.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
 from iqa_utils.report.pages import write_notebook_page
 from iqa_utils.runs import ROOT, find_runs
+from iqa_utils.workshop.claims import COMPARED, KINDS, PAPERS, VERDICTS, compare, counts, coverage
+from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.provenance import is_current
 
-TITLES = {
-    "lehmann2023": "Lehmann & Rokita 2023: dual-Xception and cross-sampling",
-    "feng2023": "Feng et al. 2023: one regressor, monotonic transformers",
-    "ahmed2020": "Ahmed & Asif 2020: deep features and Gaussian processes",
-    "nguyen2024": "Nguyen et al. 2024: CLIP with label and feature smoothing",
-    "ponomarenko2022": "Ponomarenko et al. 2022: distillation over unlabelled images",
-}
-SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data"]
+TITLES = {key: paper.TITLE for key, paper in papers().items()}
+SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data", "kind"]
 
 
 def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,34 +55,30 @@ def _unique(results: Any) -> list[dict[str, Any]]:
     return list(seen.values())
 
 
-def verdict_counts(board: pd.DataFrame) -> pd.DataFrame:
-    """Count verdicts by paper.
-
-    Args:
-        board: From :func:`iqa_utils.claims.compare`.
-
-    Returns:
-        One row a paper in the order of the notebooks, one column a verdict.
-    """
-    counts = pd.crosstab(board["paper"], board["verdict"])
-    return counts.reindex(index=list(PAPERS), columns=list(VERDICTS), fill_value=0)
+def compared_by_kind(board: pd.DataFrame) -> str:
+    """Say how many distinct quantities were compared, by kind of answer, trained networks first."""
+    table = counts(board)[list(COMPARED)].groupby("kind").sum().sum(axis=1)
+    trained = int(table.get("trained here", 0))
+    rest = ", ".join(f"{table[k]} {k}" for k in KINDS[:3] if table.get(k, 0))
+    return (
+        f"{(board['role'] == '').groupby(board.index).first().sum()} distinct quantities in "
+        f"{board.index.nunique()} printed numbers. Compared so far: {trained} of trained networks"
+        f"{', ' + rest if rest else ''}."
+    )
 
 
 def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
-    """Draw where each paper stands: one bar a paper, one colour a verdict.
+    """Draw where each paper stands: one bar per paper and kind of answer, one colour per verdict.
 
     Args:
-        board: From :func:`iqa_utils.claims.compare`.
-
-    Returns:
-        The figure.
+        board: From :func:`iqa_utils.workshop.claims.compare`.
     """
     set_theme()
-    counts = verdict_counts(board)
-    counts.index = [TITLES[paper].split(":")[0] for paper in counts.index]
-    figure, axes = plt.subplots(figsize=(9, 3.6))
-    plot_verdicts(axes, counts.loc[:, counts.sum() > 0])
-    axes.set_title(f"Verdicts on {len(board)} published numbers")
+    table = counts(board)
+    table.index = [f"{TITLES[paper].split(':')[0]}, {kind}" for paper, kind in table.index]
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
+    plot_verdicts(axes, table.loc[:, table.sum() > 0])
+    axes.set(title="Verdicts on distinct published quantities", xlabel="distinct quantities")
     return figure
 
 
@@ -114,8 +106,7 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     pages = [_run_card(run, partial) for run in runs]
     demo = _demo_section(demo_results(runs), partial)
     index = _PAGE.format(
-        n=len(board),
-        compared=int(board["ours"].notna().sum()),
+        compared=compared_by_kind(board),
         counts=_counts_line(board),
         papers="\n".join(sections),
         waiting=_waiting(board),
@@ -129,7 +120,8 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
 
 
 def _counts_line(board: pd.DataFrame) -> str:
-    counts = board["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    first = board[board["role"] == ""]
+    counts = first["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
     return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
 
 
@@ -150,7 +142,8 @@ def _paper_section(paper: str, board: pd.DataFrame, folder: Path) -> str:
         table = f"<details>{title}{wide}</details>"
     return (
         f'<section id="{paper}"><h2>{html.escape(TITLES[paper])}</h2>'
-        f"<p>{len(part)} numbers: {_counts_line(part)}. {links}</p>{table}</section>"
+        f"<p>{(part['role'] == '').sum()} distinct quantities: {_counts_line(part)}. {links}</p>"
+        f"{table}</section>"
     )
 
 
@@ -224,7 +217,8 @@ def _provenance_line(folder: Path) -> str:
         return ""
     seen = json.loads(path.read_text())
     data = "made data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
-    text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}."
+    text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
+    text += "its code is unchanged." if is_current(seen) else "its code has changed since."
     return html.escape(text)
 
 
@@ -254,8 +248,7 @@ _PAGE = """<!doctype html>
  article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>Five papers on no-reference image quality, rebuilt, with a verdict on every number</h1>
-<p>{n} published numbers; {compared} of them stand beside a value of ours, none from made data.
-Verdicts: {counts}.</p>
+<p>{compared} None from made data. Verdicts: {counts}.</p>
 <a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
 {papers}
 <h2>What nothing has tested yet</h2>

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils import natural_scenes
-from iqa_utils.claims.released import ALL_SETS, SIZES
 from iqa_utils.images.decode_once import hash_files, lock
 from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
 from iqa_utils.natural_scenes import live_parameters, niqe
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
+from iqa_utils.workshop.released import ALL_SETS, SIZES
 
 # short name of a method -> the rows of the ledger that it re-runs
 LEDGER = {
@@ -357,7 +357,7 @@ def released_rows(medians: pd.DataFrame) -> list[dict]:
     """Turn medians of the authors' predictions into results of their row in Table 1.
 
     Args:
-        medians: From :func:`iqa_utils.claims.released.medians`.
+        medians: From :func:`iqa_utils.workshop.released.medians`.
 
     Returns:
         Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
@@ -372,7 +372,7 @@ def quoted_rows(ledger: pd.DataFrame) -> pd.DataFrame:
     """Collect the SRCC rows of Table 1 that belong to networks of other papers.
 
     Args:
-        ledger: From :func:`iqa_utils.claims.load_claims`.
+        ledger: From :func:`iqa_utils.workshop.claims.load_claims`.
 
     Returns:
         A row a method, a column a set as printed; ``recomputed`` is the size-weighted mean of the

@@ -28,10 +28,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def load_released(root: Path) -> pd.DataFrame:
-    """Read ``scores1.mat`` to ``scores10.mat``.
-
-    Args:
-        root: Folder of the files, as the authors' repository (fzp0424/MonotonicIQA) lays them out.
+    """Read ``scores1.mat`` to ``scores10.mat`` of the authors' repository, fzp0424/MonotonicIQA.
 
     Returns:
         One row a test image: ``split`` (1 to 10), ``dataset``, ``mos`` (the set's own scale, higher
@@ -61,12 +58,7 @@ def load_released(root: Path) -> pd.DataFrame:
 
 
 def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
-    """Make a table of the same form without the files: gains and scores are invented.
-
-    Args:
-        seed: Everything follows from it.
-        n: Images of a set in each split.
-    """
+    """Make a table of the same form without the files: gains and scores are invented."""
     parts = []
     for split in range(1, 11):
         rng = np.random.default_rng([seed, split])
@@ -87,16 +79,7 @@ def _attributed(parts: list[pd.DataFrame], fingerprint: str, *, demo: bool) -> p
 
 
 def split_metrics(frame: pd.DataFrame, methods: Mapping[str, Metric] = METRICS) -> pd.DataFrame:
-    """Score the regressor on every split and set.
-
-    Args:
-        frame: From `load_released`.
-        methods: Name to metric.
-
-    Returns:
-        One row a split, set and metric: ``split``, ``dataset``, ``metric``, ``value``, ``n``; the
-        set ``weighted`` is the mean over sets by their full sizes.
-    """
+    """Score the regressor on every split and set; ``weighted`` is the mean by full sizes."""
     rows = []
     for (split, name), part in frame.groupby(["split", "dataset"], sort=False):
         mos, pred = part["mos"].to_numpy(), part["pred"].to_numpy()
@@ -120,14 +103,9 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
     As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
     weighted means, which is another number, stands beside it as ``median of weighted``.
 
-    Args:
-        table: From `split_metrics`.
-        seed: Of the bootstrap.
-        n_resamples: Of the bootstrap.
-
     Returns:
-        One row a set and metric: ``dataset``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``n``
-        (images of all splits), ``n_runs`` and ``sd`` over splits.
+        One row per set and metric: ``dataset``, ``metric``, ``value``, ``ci_low``, ``ci_high``,
+        ``n`` (images of all splits), ``n_runs`` and ``sd`` over splits.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -154,11 +132,8 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
     """What each learned transformer does: its gain, transformed over regressor output.
 
-    Args:
-        frame: From `load_released`.
-
     Returns:
-        One row a split and set: ``gain`` (median), ``deviation`` (largest relative distance of an
+        One row per split and set: ``gain`` (median), ``deviation`` (largest relative distance of an
         image's gain from it) and ``not_positive`` (images with a regressor output of 0 or less,
         where alone the curve may bend).
     """

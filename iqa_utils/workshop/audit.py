@@ -1,0 +1,319 @@
+"""Do published numbers agree with themselves? Checks that need no data.
+
+Every check recomputes a printed number from other printed numbers of the same paper, or from what
+is true of the network or data set it names. A number of d decimals stands for every value that
+prints so, by rounding or by truncation, and only what no such value can satisfy is called
+``inconsistent``; what is possible but far from anything measured is ``implausible``. What one paper
+alone has is checked in its file under `papers`; this module holds the arithmetic and the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils.runs import ROOT
+from iqa_utils.workshop.papers import papers
+
+Interval = tuple[float, float]
+# what is recomputed for a number of the prose and, where it is computed too, what is printed
+Facts = dict[str, list[float | Interval]]
+SLACK = 1e-9  # floating-point noise at the end of an interval
+TEST_COUNTS = (36, 238, 617, 1082, 42)  # KonIQ-10k official test set, ranges of 20 points
+RANGES = ("0-20", "20-40", "40-60", "60-80", "80-100")
+KENDALL_BAND = 0.05  # more than twice the largest deviation of 60 released predictions, 0.022
+
+
+class Check(NamedTuple):
+    """One recomputation: ``low`` to ``high`` is what the other numbers allow the printed one."""
+
+    paper: str
+    table: str
+    kind: str
+    what: str
+    recomputed: float
+    low: float
+    high: float
+    printed: float
+    verdict: str
+    meaning: str
+    cells: tuple[int, ...] = ()  # ledger rows that the verdict is about
+
+
+def fact(
+    paper: str,
+    table: str,
+    kind: str,
+    what: str,
+    recomputed: float | Interval,
+    printed: float | Interval,
+    meaning: str,
+    otherwise: str = "inconsistent",
+    cells: Sequence[int] = (),
+) -> Check:
+    """Compare the values that other numbers allow with those that the paper's words allow."""
+    low, high = recomputed if isinstance(recomputed, tuple) else (recomputed, recomputed)
+    said = printed if isinstance(printed, tuple) else (printed, printed)
+    verdict = "consistent" if overlap((low, high), said) else otherwise
+    middle, told = float(np.mean((low, high))), float(np.mean(said))
+    ends = float(low), float(high)
+    return Check(paper, table, kind, what, middle, *ends, told, verdict, meaning, tuple(cells))
+
+
+def printed_interval(text: str) -> Interval:
+    """Return every value that prints as ``text``, by rounding or by truncation.
+
+    Args:
+        text: Number as printed: ``"0.710"`` allows [0.7095, 0.711].
+
+    Returns:
+        Lowest and highest value; half a unit of the last place on one side, a whole one on the
+        other, away from zero.
+    """
+    value = Decimal(text)
+    unit = Decimal(1).scaleb(int(value.as_tuple().exponent))
+    if value.is_signed():
+        return float(value - unit), float(value + unit / 2)
+    return float(value - unit / 2), float(value + unit)
+
+
+def overlap(a: Interval, b: Interval) -> bool:
+    """Whether two intervals share a value."""
+    return a[0] <= b[1] + SLACK and b[0] <= a[1] + SLACK
+
+
+def weighted_bounds(values: Sequence[Interval], weights: Sequence[Interval]) -> Interval:
+    """Lowest and highest weighted mean over boxes of values and of weights.
+
+    The mean is monotone in every value and, the others held, in every weight, so corners suffice.
+    """
+    corners = np.array(list(product(*weights)))  # (2^K, K)
+    low, high = np.array(values).T
+    total = corners.sum(axis=1)
+    return float((corners @ low / total).min()), float((corners @ high / total).max())
+
+
+def deviation_bounds(values: Sequence[Interval], ddof: int) -> Interval:
+    """Lowest and highest standard deviation over a box of values.
+
+    The highest lies at a corner; the lowest is the distance of the box to the diagonal, a convex
+    function of the common value.
+    """
+    low, high = np.array(values).T
+    centres = np.linspace(low.min(), high.max(), 20001)[:, None]
+    gaps = np.maximum(np.maximum(low - centres, centres - high), 0.0)
+    smallest = np.sqrt((gaps**2).sum(axis=1).min() / (len(values) - ddof))
+    largest = max(np.std(corner, ddof=ddof) for corner in product(*values))
+    return float(smallest), float(largest)
+
+
+def smallest_deviation(counts: np.ndarray, width: float = 20.0) -> float:
+    """Smallest standard deviation of scores with these counts in adjoining ranges of a width.
+
+    Every score is moved as close to a common centre as its range allows.
+    """
+    edges = width * np.arange(len(counts) + 1)
+    centres = np.linspace(edges[0], edges[-1], 2001)[:, None]
+    gaps = np.maximum(np.maximum(edges[:-1] - centres, centres - edges[1:]), 0.0)
+    return float(np.sqrt((gaps**2 @ counts).min() / counts.sum()))
+
+
+def kendall_from_spearman(rho: float) -> float:
+    """Kendall's tau of a bivariate normal whose Spearman correlation is ``rho``.
+
+    References:
+        Kruskal, Ordinal Measures of Association, JASA 1958.
+    """
+    return float(2 / np.pi * np.arcsin(2 * np.sin(np.pi * rho / 6)))
+
+
+def check_mean(
+    rows: pd.DataFrame, table: str, column: str, weights: Mapping[str, float | Interval]
+) -> list[Check]:
+    """Recompute every weighted mean over data sets from the row it stands in."""
+    rows, found = rows[rows["table"] == table], []
+    boxes = [w if isinstance(w, tuple) else (w, w) for w in weights.values()]
+    for index, cell in rows[rows["dataset"] == column].iterrows():
+        row = rows[(rows["method"] == cell["method"]) & (rows["metric"] == cell["metric"])]
+        parts = row.set_index("dataset").loc[list(weights)]
+        low, high = weighted_bounds([printed_interval(t) for t in parts["printed"]], boxes)
+        value = float(np.average(parts["value"], weights=[b[0] for b in boxes]))
+        good = overlap((low, high), printed_interval(cell["printed"]))
+        wrong = f"The row gives {value:.3f}; no set sizes or hidden digits give the printed "
+        found.append(
+            Check(
+                *(cell["paper"], table, "weighted mean"),
+                f"{cell['method']}, {cell['metric']} over sets",
+                *(value, low, high, cell["value"], "consistent" if good else "inconsistent"),
+                "The printed mean is the mean of its row."
+                if good
+                else wrong + cell["printed"] + ".",
+                (index,),
+            )
+        )
+    return found
+
+
+def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> list[Check]:
+    """Pool the errors of the five ranges of KonIQ-10k into the total, with the official shares.
+
+    The papers do not list their test images, and lehmann2023 averages ten runs: a total is given
+    its printed spread and the change that other shares of a random fifth bring.
+    """
+    rows, name, found = rows[rows["table"] == table], total.split()[0], []
+    weights = np.array(TEST_COUNTS) / sum(TEST_COUNTS)
+    for index, cell in rows[rows["metric"] == total].iterrows():
+        row = rows[rows["method"] == cell["method"]].set_index("metric")["value"]
+        errors = row[[f"{name} {r}" for r in RANGES]].to_numpy()
+        value = float((weights @ errors**power) ** (1 / power))
+        # share of a range in a random fifth of 10,073 images: three standard errors
+        scatter = 0.8 * (weights @ errors ** (2 * power) - value ** (2 * power)) / 2015
+        slack = 3 * np.sqrt(scatter) / (power * value ** (power - 1))
+        slack += 0.0 if np.isnan(cell["spread"]) else cell["spread"]
+        good = overlap((value - slack, value + slack), printed_interval(cell["printed"]))
+        shown = "root mean squared errors" if power == 2 else "absolute errors"
+        found.append(
+            Check(
+                *(cell["paper"], table, "pooled error"),
+                f"{cell['method']}, total from five ranges",
+                *(value, value - slack, value + slack, cell["value"]),
+                "consistent" if good else "inconsistent",
+                f"Pooled as {shown} with KonIQ-10k's test shares, the ranges "
+                f"{'give' if good else 'do not give'} the printed total.",
+                (index,),
+            )
+        )
+    return found
+
+
+def check_kendall(rows: pd.DataFrame) -> list[Check]:
+    """Compare every Kendall coefficient with the one its Spearman neighbour predicts.
+
+    Sixty real prediction sets lie within 0.022 of the normal curve; gross outliers could lift
+    Kendall further, so that a large excess is implausible, never impossible.
+    """
+    found = []
+    spearman = rows[rows["metric"] == "SROCC"].set_index(["table", "method", "dataset"])
+    for index, cell in rows[rows["metric"] == "KROCC"].iterrows():
+        partner = spearman.loc[(cell["table"], cell["method"], cell["dataset"])]
+        low, high = (kendall_from_spearman(r) for r in printed_interval(partner["printed"]))
+        value = kendall_from_spearman(partner["value"])
+        good = printed_interval(cell["printed"])[0] <= high + KENDALL_BAND
+        above = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
+        found.append(
+            Check(
+                *(cell["paper"], cell["table"], "Kendall against Spearman"),
+                f"{cell['method']}, {cell['dataset']}",
+                *(value, low - KENDALL_BAND, high + KENDALL_BAND, cell["value"]),
+                "consistent" if good else "implausible",
+                "Close to what its rank correlation predicts."
+                if good
+                else f"{above}predictions stay within 0.03.",
+                (index,),
+            )
+        )
+    return found
+
+
+def layer_shapes() -> pd.DataFrame:
+    """Activation shape of each layer at its network's own input size, by the paper's name."""
+    return pd.read_csv(ROOT / "data" / "layer_shapes.csv", keep_default_na=False).set_index("layer")
+
+
+def check_features(rows: pd.DataFrame) -> list[Check]:
+    """Multiply out every layer's activation and compare the printed feature count with it."""
+    found, shapes = [], layer_shapes()["shape"]
+    for index, cell in rows[rows["metric"] == "feature count"].iterrows():
+        layer = cell["method"].split(" (")[0]
+        size = float(prod(map(int, shapes[layer].split(" x "))))
+        wrong = (
+            f"The layer gives {shapes[layer]} = {size:,.0f}; the printed size belongs to another."
+        )
+        meaning = f"{shapes[layer]}, as printed." if size == cell["value"] else wrong
+        place = (cell["paper"], cell["table"], "feature size", layer)
+        found.append(fact(*place, size, cell["value"], meaning, cells=[index]))
+    return found
+
+
+def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
+    """Pair ledger rows with the row whose number they repeat, as ``data/repeats.csv`` lists them.
+
+    There an empty data set or metric stands for any, an empty first data set for the same.
+    """
+    keys = ["paper", "table", "method", "dataset", "metric"]
+    rows = dict(zip(map(tuple, claims[keys].to_numpy()), claims.index, strict=True))
+    found = []
+    table = pd.read_csv(ROOT / "data" / "repeats.csv", keep_default_na=False)
+    for paper, table_2, method, dataset, metric, *first in table.to_numpy():
+        for (p, t, m, d, x), index in rows.items():
+            same = (p, t, m) == (paper, table_2, method)
+            if same and dataset in ("", d) and metric in ("", x):
+                source = rows.get((paper, first[0], first[1], first[2] or d, x))
+                found += [] if source is None else [(index, source)]
+    return found
+
+
+def check_repeats(rows: pd.DataFrame) -> list[Check]:
+    """Compare cells that a paper prints twice; the coarser one may be rounded or cut."""
+    found = []
+    for index, source in repeated_rows(rows):
+        cell, other = rows.loc[index], rows.loc[source]
+        bounds = printed_interval(other["printed"])
+        good = overlap(bounds, printed_interval(cell["printed"]))
+        found.append(
+            Check(
+                *(cell["paper"], cell["table"], "repeated cell"),
+                f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}",
+                *(other["value"], *bounds, cell["value"]),
+                "consistent" if good else "inconsistent",
+                "The same number in both places." if good else "The two places differ.",
+                (index,),
+            )
+        )
+    return found
+
+
+def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
+    """Compare the numbers of the prose with what the network, the set or arithmetic makes of them.
+
+    The papers' texts are not part of the repository: ``data/audit_facts.csv`` holds each number
+    taken from one, with the section it stands in. Cells left empty there are ``computed``.
+    """
+    table = pd.read_csv(ROOT / "data" / "audit_facts.csv", keep_default_na=False)
+    found = []
+    for row in table[table["paper"] == rows["paper"].iloc[0]].itertuples():
+        values = computed.get(row.what, [])
+        ours = (float(row.low), float(row.high)) if row.low else values[0]
+        said = values[-1] if not row.printed_low else (row.printed_low, row.printed_high)
+        cells = rows.index[(rows["table"] == row.table) & (rows["what"] == row.cell)]
+        found.append(
+            fact(
+                *(row.paper, row.table, row.kind, row.what),
+                *(ours, tuple(map(float, said)) if isinstance(said, tuple) else said),
+                *(row.meaning, row.otherwise, cells),
+            )
+        )
+    return found
+
+
+def run(claims: pd.DataFrame) -> pd.DataFrame:
+    """Run every check on the ledger and the texts.
+
+    Args:
+        claims: From `claims.load_claims`.
+
+    Returns:
+        One row a check, with the fields of `Check`, in the order of papers and tables.
+    """
+    found = []
+    for key, paper in papers().items():
+        rows = claims[claims["paper"] == key]
+        rows = rows.assign(what=rows["method"] + ", " + rows["metric"])
+        steps = [*paper.checks(rows), *check_kendall(rows), *check_features(rows)]
+        steps += [*check_repeats(rows), *check_facts(rows, paper.facts(rows))]
+        found += sorted(steps, key=lambda check: check.table)
+    return pd.DataFrame(found, columns=Check._fields)

@@ -1,0 +1,393 @@
+"""The ledger of published numbers: load it, match our results to it, judge them, count.
+
+``data/claims.csv`` holds every number the papers print. A result is a dictionary as
+`iqa_utils.runs.Run.add_result` writes it. ANSWERS in ``papers/KEY.py`` says what a result must be
+to answer a row, and `verdict` is the one rule for what the two numbers mean together.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from iqa_utils.runs import ROOT
+from iqa_utils.workshop import audit as _audit
+from iqa_utils.workshop.audit import Interval, overlap, printed_interval
+from iqa_utils.workshop.coverage import coverage_table, still_needed
+from iqa_utils.workshop.papers import papers
+
+LEDGER = ROOT / "data" / "claims.csv"
+COLUMNS = ["paper", "table", "method", "dataset", "metric", "value", "spread", "role", "place"]
+KEYS = COLUMNS[:5]
+PAPERS = tuple(papers())
+COMPARED = ("reproduced", "close", "better", "worse")
+VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
+KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
+# which variant of a result stands beside the paper: the nearest to what the authors did
+VARIANTS = (
+    *("released scores", "paper", "as written", "as_written", "released", "released_agedb", ""),
+    "corrected",
+)
+CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
+
+
+def load_claims(path: Path = LEDGER) -> pd.DataFrame:
+    """Read the ledger.
+
+    Args:
+        path: CSV with the columns of `COLUMNS`; ``role`` is "mirrored", "diagonal", "repeated" or
+            empty for the first place of a quantity, ``place`` where in the paper it stands.
+
+    Returns:
+        One row per published number, indexed 0..N-1; ``printed`` holds the digits as printed,
+        ``value`` and ``spread`` are float64.
+
+    Raises:
+        ValueError: If a column is missing, a paper is unknown, a value is not finite, a row stands
+            there twice, or a paper's rows are not those that its file states.
+    """
+    claims = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if list(claims.columns) != COLUMNS:
+        raise ValueError(f"{path.name} must have the columns {COLUMNS}, has {[*claims.columns]}")
+    if unknown := sorted(set(claims["paper"]) - set(PAPERS)):
+        raise ValueError(f"{path.name} names papers without a file in workshop/papers: {unknown}")
+    texts = claims[COLUMNS[:7]].agg(",".join, axis=1)
+    claims["printed"] = claims["value"]
+    claims["value"] = pd.to_numeric(claims["value"], errors="coerce")
+    claims["spread"] = pd.to_numeric(claims["spread"].replace("", None))
+    if len(bad := claims[~np.isfinite(claims["value"]) | np.isinf(claims["spread"])]):
+        row = bad.iloc[0]
+        raise ValueError(
+            f"{path.name}: no finite value or spread at {row['paper']}, {row['place']}"
+        )
+    if len(twice := claims[claims.duplicated(KEYS)]):
+        raise ValueError(f"{path.name} holds {len(twice)} rows twice, first {tuple(twice.iloc[0])}")
+    for key, paper in papers().items():
+        lines = texts[claims["paper"] == key]
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        if (len(lines), digest) != paper.LEDGER:
+            raise ValueError(
+                f"{path.name} has {len(lines)} rows of {key} with digest {digest}, its file states "
+                f"{paper.LEDGER[0]} with {paper.LEDGER[1]}"
+            )
+    return claims
+
+
+def audit() -> pd.DataFrame:
+    """Run every check that needs no data; see `iqa_utils.workshop.audit`.
+
+    Returns:
+        One row per check: paper, table, kind, what, recomputed, low, high, printed, verdict,
+        meaning and the ledger rows (``cells``) that the verdict is about.
+    """
+    return _audit.run(load_claims())
+
+
+@lru_cache(maxsize=1)
+def flags() -> dict[int, tuple[str, str]]:
+    """Ledger rows that cannot be right, or hardly: index to verdict and meaning."""
+    table = audit()
+    return {
+        cell: (row.verdict, row.meaning)
+        for row in table[table["verdict"] != "consistent"].itertuples()
+        for cell in row.cells
+    }
+
+
+class Verdict(NamedTuple):
+    """A word of `VERDICTS` and the reason for it."""
+
+    verdict: str
+    reason: str
+
+
+def verdict(
+    printed: str,
+    ours: float | None,
+    *,
+    metric: str,
+    spread: float | None = None,
+    ci_low: float | None = None,
+    ci_high: float | None = None,
+    n_runs: float = 1,
+    sd: float | None = None,
+    deterministic: bool = False,
+    obstacle: str = "",
+) -> Verdict:
+    """Judge one of our numbers against a published one.
+
+    The order: an obstacle; an interval of ours that is missing, or wider than 0.03 (correlations)
+    or 10 % to each side; the paper's value, with its printed spread, meeting our interval; the
+    paper's value inside the 95 % prediction interval for one new run of ours, or within 0.02 or
+    5 %; else better or worse.
+
+    Args:
+        printed: The paper's number as printed.
+        ours: Our value, or None where nothing was run.
+        metric: Our name of the metric.
+        spread: What the paper prints behind its ±.
+        ci_low: Lower end of our interval, over splits or runs or bootstrapped by reference; without
+            one, that of the mean over at least three runs is taken.
+        ci_high: Upper end.
+        n_runs: Runs or splits behind our value.
+        sd: Our standard deviation over them.
+        deterministic: Whether the number follows from given data, without chance.
+        obstacle: Why the two cannot be compared, if they cannot.
+    """
+    if ours is None:
+        return Verdict("not run", obstacle or "no result yet")
+    if obstacle:
+        return Verdict("not comparable", obstacle)
+    target, correlation = float(printed), any(name in metric for name in CORRELATIONS)
+    said, allowed = printed_interval(printed), 0.03 if correlation else 0.1 * abs(ours)
+    if deterministic:
+        if overlap(said, (ours, ours)):
+            return Verdict("reproduced", "equal at the printed digits")
+    else:
+        ends = (ci_low, ci_high) if ci_low is not None else _over_runs(ours, sd, n_runs, 0)
+        if ends is None:
+            return Verdict("not comparable", "no interval of ours")
+        if (half := (ends[1] - ends[0]) / 2) > allowed:
+            return Verdict("not comparable", f"our interval is too wide: half-width {half:.3g}")
+        if overlap(ends, said):
+            return Verdict("reproduced", "the paper's value lies in our interval")
+        if spread and overlap(ends, (said[0] - spread, said[1] + spread)):
+            words = "the paper's value, with its printed spread, meets our interval"
+            return Verdict("reproduced", words)
+        new = _over_runs(ours, sd, n_runs, 1)
+        if new and new[1] - new[0] <= 2 * allowed and overlap(new, said):
+            words = f"a new run of ours would lie in [{new[0]:.3g}, {new[1]:.3g}]"
+            return Verdict("close", words)
+    difference = ours - target
+    shown = f"{difference:+.3f}" if correlation or not target else f"{difference / target:+.1%}"
+    near = abs(difference) <= (0.02 if correlation else 0.05 * abs(target)) + 1e-9
+    better = (difference > 0) == correlation and not deterministic
+    word = "close" if near else "better" if better else "worse"
+    return Verdict(word, f"differs by {shown}")
+
+
+def _over_runs(mean: float, sd: float | None, n: float, new: int) -> Interval | None:
+    """95 % interval of the mean over three runs or more or, with ``new`` = 1, of one new run."""
+    if sd is None or n < 3:
+        return None
+    half = float(student.ppf(0.975, n - 1)) * sd * (new + 1 / n) ** 0.5
+    return mean - half, mean + half
+
+
+@lru_cache(maxsize=1)
+def _same_quantity() -> dict[int, list[int]]:
+    """Ledger rows that print the same quantity, by row, itself first."""
+    claims = load_claims()
+    groups = {index: {index} for index in claims.index}
+    pairs = _audit.repeated_rows(claims)
+    table = claims[claims["role"] == "mirrored"]
+    keys = dict(zip(map(tuple, claims[KEYS].to_numpy()), claims.index, strict=True))
+    for index, row in zip(table.index, table[KEYS].to_numpy(), strict=True):
+        paper, place, method, dataset, metric = row
+        other = metric.removeprefix("pearson with ")
+        pairs.append((index, keys[paper, place, other, dataset, f"pearson with {method}"]))
+    for a, b in pairs:
+        groups[a] |= groups[b]
+        for row in groups[a]:
+            groups[row] = groups[a]
+    return {row: [row, *sorted(group - {row})] for row, group in groups.items()}
+
+
+def _names(paper: str, metric: str) -> tuple[str, ...]:
+    """Names under which a result may answer a ledger metric, the preferred first."""
+    name = metric.replace("SROCC", "SRCC").replace("KROCC", "KRCC")
+    return papers()[paper].METRICS.get(metric, (name,))
+
+
+def _places(claim: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Keys, as `KEYS`, under which a result may answer a row for itself."""
+    paper, table, method, dataset, metric = (claim[key] for key in KEYS)
+    names = (dataset, *getattr(papers()[paper], "ALIASES", {}).get(dataset, ()))
+    return [(paper, table, method, d, m) for d in names for m in _names(paper, metric)]
+
+
+def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Results that name a table of the ledger but a method or data set that it does not hold.
+
+    Further metrics of a known row are welcome; a misspelt row would otherwise never be compared.
+    """
+    known = {place[:4] for claim in load_claims().to_dict("records") for place in _places(claim)}
+    tables = {key[:2] for key in known}
+    keyed = [(tuple(r[k] for k in KEYS[:4]), dict(r)) for r in results]
+    return [r for key, r in keyed if key[:2] in tables and key not in known]
+
+
+def kind_of(result: Mapping[str, Any]) -> str:
+    """What kind of number a result says it is.
+
+    Runs from before that field are read by their form where it leaves no doubt.
+    """
+    if result.get("kind"):
+        return result["kind"]
+    if result.get("variant") == "released scores":
+        return "authors' predictions"
+    if result["metric"].startswith(("pearson with", "count")):
+        return "re-tabulated"
+    return "arithmetic" if result["data"] == "none" else ""
+
+
+def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Name the first field in which a result is not the equal of its ledger row, if any."""
+    if result["data"] == "demo":
+        return "demo: made data"
+    paper, kind, dataset = papers()[claim["paper"]], kind_of(result), claim["dataset"]
+    expected = getattr(paper, "DATA", {}).get(dataset, {dataset})
+    used = {name.strip() for name in result["data"].split("+")}
+    if dataset and used != expected and not (kind == "arithmetic" and result["data"] == "none"):
+        return f"other data: {result['data']}"
+    kinds = next((one.kinds for one in paper.ANSWERS if one.covers(claim)), {})
+    if kind not in kinds:
+        told = f"other kind: {kind}, the paper's row needs {' or '.join(kinds) or 'another'}"
+        return told if kind else "the run does not say its kind"
+    for field, wanted in kinds[kind].items():
+        wanted = wanted if field == "protocol" else {"": wanted}
+        for key, value in wanted.items():
+            found = result.get(field) or ""
+            found = dict(found or {}).get(key, "") if key else found
+            name, allowed = f"{key} ".lstrip(), value if isinstance(value, tuple) else (value,)
+            if found == "":
+                return f"the run does not say its {f'{field}: {key}' if key else field}"
+            if found not in allowed:
+                asked = " or ".join(map(str, allowed))
+                return f"other {field}: {name}{found}, the paper's is {asked}"
+    spread = result.get("pred_spread")
+    constant = spread is not None and spread < 0.01
+    return "the predictions are constant" if constant else ""
+
+
+def _answers(
+    index: int, claims: list[dict[str, Any]], pool: Mapping[tuple[str, ...], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Every result that answers a row, its equals first, then the nearest to what authors did."""
+    claim = claims[index]
+    keys = [key for row in _same_quantity()[index] for key in _places(claims[row])]
+    found = [(place, result) for place, key in enumerate(keys) for result in pool.get(key, [])]
+    if claim["role"] == "diagonal":  # answered by any pair that the variable is part of
+        place = (claim["paper"], claim["table"])
+        pair = [r for key, rs in pool.items() if key[:2] == place for r in rs]
+        pair = [r for r in pair if claim["method"] in (r["method"], r["metric"][13:])]
+        own = {"value": 1.0, "ci_low": None, "ci_high": None, "variant": "by definition"}
+        found = [(0, r | own) for r in pair[:1]]
+
+    def rank(item: tuple[int, dict[str, Any]]) -> tuple[Any, ...]:
+        place, result = item
+        variant = result.get("variant") or ""
+        known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+        runs = int(result.get("n_runs") or 1)
+        return (result["data"] == "demo", _obstacle(claim, result) != "", place, known, -runs)
+
+    found.reverse()  # of equals the later
+    return [result for _, result in sorted(found, key=rank)]
+
+
+def compare(
+    results: Iterable[Mapping[str, Any]], paper: str | None = None, *, matched_only: bool = False
+) -> pd.DataFrame:
+    """Put every published number beside ours, with a verdict.
+
+    A row that the audit finds inconsistent or implausible keeps that verdict whatever we measured.
+    Values from demo data are left out: they say nothing about a paper.
+
+    Args:
+        results: Dictionaries with the keys of `iqa_utils.runs.RESULT_COLUMNS`.
+        paper: Ledger key; all papers by default.
+        matched_only: Leave out rows that no result answers.
+
+    Returns:
+        One row per ledger row and kind of answer (the authors' predictions and a retraining stand
+        side by side), indexed as the ledger: paper, table, method, dataset, metric, paper value
+        (as printed), ours, ci, n, n_runs, data, kind, verdict, reason, variant, variants (all real
+        answers of that kind), role and place.
+    """
+    claims, pool = load_claims(), {}
+    if paper is not None and paper not in PAPERS:
+        raise ValueError(f"paper must be one of {PAPERS}, got {paper!r}")
+    for result in results:
+        pool.setdefault(tuple(result[k] for k in KEYS), []).append(dict(result))
+    records, lacking, rows = claims.to_dict("records"), still_needed(claims), []
+    for index, claim in enumerate(records):
+        if paper not in (None, claim["paper"]):
+            continue
+        found = _answers(index, records, pool)
+        real = [result for result in found if result["data"] != "demo"]
+        first = {kind_of(result): result for result in reversed(real)} or dict.fromkeys(
+            [""], found[0] if found else None
+        )
+        for kind in sorted(first, key=[*KINDS, ""].index):
+            if first[kind] is not None or not matched_only:
+                row = _judge(claim, first[kind], lacking[index], flags().get(index))
+                same = [r for r in real if kind_of(r) == kind]
+                told = [f"{r.get('variant') or 'ours'} {r['value']:.4g}" for r in same]
+                rows.append({"index": index, **row, "kind": kind, "variants": "; ".join(told)})
+    columns = [*KEYS, "paper value", "ours", "ci", "n", "n_runs", "data", "kind", "verdict"]
+    columns += ["reason", "variant", "variants", "role", "place"]
+    return pd.DataFrame(rows, columns=["index", *columns]).set_index("index")
+
+
+def _judge(
+    claim: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    lacking: str,
+    odd: tuple[str, str] | None,
+) -> dict[str, Any]:
+    row = {key: claim[key] for key in (*KEYS, "role", "place")} | {"paper value": claim["printed"]}
+    row |= {"ours": None, "ci": "", "n": None, "n_runs": None, "data": "", "variant": ""}
+    if result is None:
+        found = verdict(claim["printed"], None, metric=claim["metric"], obstacle=lacking)
+    else:
+        row |= {"data": result["data"], "variant": result.get("variant") or ""}
+        if result["data"] != "demo":
+            low, high = result.get("ci_low"), result.get("ci_high")
+            row |= {"ours": result["value"], "n": result.get("n"), "n_runs": result.get("n_runs")}
+            row["ci"] = "" if low is None else f"[{low:.4g}, {high:.4g}]"
+        found = verdict(
+            claim["printed"],
+            result["value"],
+            metric=result["metric"],
+            spread=None if np.isnan(claim["spread"]) else claim["spread"],
+            ci_low=result.get("ci_low"),
+            ci_high=result.get("ci_high"),
+            n_runs=result.get("n_runs") or 1,
+            sd=result.get("sd"),
+            deterministic=kind_of(result) in KINDS[:3],
+            obstacle=_obstacle(claim, result),
+        )
+    return row | (found if odd is None else Verdict(*odd))._asdict()
+
+
+def counts(board: pd.DataFrame) -> pd.DataFrame:
+    """Count distinct quantities by paper, kind of answer and verdict.
+
+    Mirrored, diagonal and repeated rows are the same quantity again and are left out. A quantity
+    that the authors' predictions and a retraining answer counts once under each.
+
+    Args:
+        board: From `compare`.
+
+    Returns:
+        One row per paper and kind ("not said" where a run does not tell it, "no result" last), one
+        column per verdict.
+    """
+    first = board[board["role"] == ""]
+    unsaid = np.where(first["ours"].isna(), "no result", "not said")
+    kind = first["kind"].where(first["kind"] != "", unsaid)
+    table = pd.crosstab([first["paper"], kind], first["verdict"])
+    order = [(paper, kind) for paper in PAPERS for kind in (*KINDS, "not said", "no result")]
+    table = table.reindex(index=order, columns=list(VERDICTS), fill_value=0)
+    table.index.names = ["paper", "kind"]
+    return table[table.sum(axis=1) > 0]
+
+
+def coverage() -> pd.DataFrame:
+    """List every table of the ledger with the notebook that answers it or the reason why not."""
+    return coverage_table(load_claims())

@@ -1,0 +1,175 @@
+"""Lehmann and Rokita: dual-Xception and cross-sampled training on KonIQ-10k."""
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils.workshop.audit import (
+    RANGES,
+    SLACK,
+    Check,
+    Facts,
+    check_pooling,
+    deviation_bounds,
+    overlap,
+    printed_interval,
+    smallest_deviation,
+)  # fmt: skip
+from iqa_utils.workshop.papers import Answer, Headline
+
+KEY = "lehmann2023"
+TITLE = "Lehmann & Rokita 2023: dual-Xception and cross-sampling"
+DOI = "10.22630/MGV.2023.32.2.6"
+NOTEBOOKS = ("01_dataset_analysis", "02_cross_sampling")
+LEDGER = (133, "fae056c1842f2f5d")
+# the columns that the paper calls MSE hold root mean squared errors (see the audit)
+METRICS = {f"MSE{r}": (f"RMSE{r}",) for r in ("", *(f" {r}" for r in RANGES))}
+METRICS["Ranges standard deviation"] = ("Ranges standard deviation", "RMSE ranges SD")
+DUAL = {"network": "dual legacy_xception", "weights": "imagenet", "recipe": "paper"}
+OFFICIAL = {"split": "official", "epochs": 60}
+KONCEPT = {"network": "KonCept512", "weights": "imagenet", "protocol": {"split": "official"}}
+OURS = ("without cross-sampling", "with cross-sampling")
+SIZE = ("parameters",)
+ANSWERS = (
+    Answer("Fig. 2", {"re-tabulated": {}}),
+    Answer("Tab. 3", {"re-tabulated": {}}),
+    Answer("Tab. 4", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "range_sum"}}}),
+    Answer("Tab. 5", {"arithmetic": {"network": "KonCept512"}}, ("KonCept512",), SIZE),
+    Answer("Tab. 5", {"arithmetic": {"network": DUAL["network"]}}, metrics=SIZE),
+    Answer("Tab. 5", {"trained here": {"protocol": {"device": "NVIDIA GeForce RTX 3070"}}}),
+    Answer("Tab. 6", {"trained here": KONCEPT}, ("KonCept512",)),
+    Answer("Tab. 6", {"trained here": KONCEPT | {"network": "BRISQUE"}}, ("BRISQUE",)),
+    Answer("Tab. 6", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "total"}}}, OURS),
+)
+HEADLINES = (
+    Headline(
+        "Method 3 of cross-sampling makes the error even over the range of scores.",
+        "02_cross_sampling",
+        {"metric": "RMSE ranges SD", "method": "method3", "baseline": "none"},
+        "lower",
+        primary=True,
+    ),
+    Headline(
+        "It does so by erring less on the worst photographs.",
+        "02_cross_sampling",
+        {"metric": "RMSE 0-20", "method": "method3", "baseline": "none"},
+        "lower",
+    ),
+    Headline(
+        "Method 2 needs a fraction of the images of an epoch at no loss of rank correlation.",
+        "02_cross_sampling",
+        {"metric": "SRCC", "method": "method2", "baseline": "none"},
+        "higher",
+        margin=-0.02,
+    ),
+    Headline(
+        "A second branch that reads measured indicators ranks better than the image alone.",
+        "02_cross_sampling",
+        {"metric": "SRCC", "method": "dual", "baseline": "images"},
+        "higher",
+    ),
+)
+EASY = (
+    "The class counts and the correlation matrix follow from the released tables to the last digit."
+)
+DIFFICULT = (
+    "Cross-sampling is defined twice, the columns called MSE hold its root, no split or seed is "
+    "given, and the network's parameters fit no construction that the text allows."
+)
+
+
+def checks(rows: pd.DataFrame) -> list[Check]:
+    """Recompute the totals, the deviation of the ranges and the least errors."""
+    pooled = check_pooling(rows, "Tab. 4", "MSE", 2)
+    return [*pooled, *_ranges_deviation(rows), *_squared_label(rows)]
+
+
+def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
+    """Compare "Ranges standard deviation" with the five range errors above it.
+
+    The mean of per-run deviations cannot lie below the deviation of the mean errors (a norm is
+    convex), so a printed value below the population form is impossible under any reading.
+    """
+    found = []
+    for index, cell in rows[rows["metric"] == "Ranges standard deviation"].iterrows():
+        row = rows[(rows["table"] == "Tab. 4") & (rows["method"] == cell["method"])]
+        parts = row.set_index("metric").loc[[f"MSE {r}" for r in RANGES]]
+        boxes = [printed_interval(t) for t in parts["printed"]]
+        value = float(np.std(parts["value"], ddof=1))
+        low, high = deviation_bounds(boxes, 0)[0], deviation_bounds(boxes, 1)[1]
+        high = float(np.hypot(high, parts["spread"].max()))  # runs may scatter on top
+        good = overlap((low, high), printed_interval(cell["printed"]))
+        wrong = f"The column's own deviation is {value:.2f}: the claim of even quality over the "
+        found.append(
+            Check(
+                *(KEY, "Tab. 4", "ranges deviation", f"{cell['method']}, SD of five ranges"),
+                *(value, low, high, cell["value"], "consistent" if good else "inconsistent"),
+                "The deviation of the five printed errors, rounded or cut."
+                if good
+                else f"{wrong}range rests on this cell.",
+                (index,),
+            )
+        )
+    return found
+
+
+def _squared_label(rows: pd.DataFrame) -> list[Check]:
+    """Ask whether the column "MSE" can hold squared errors, and whether it can hold their roots."""
+    found = []
+    sd = smallest_deviation(rows[rows["table"] == "Tab. 3"]["value"].to_numpy())
+    table = rows[rows["table"] == "Tab. 4"]
+    for cell in table[table["metric"] == "MSE"].to_dict("records"):
+        pair = table[(table["method"] == cell["method"]) & (table["metric"] == "PLCC")].iloc[0]
+        # over ten runs E[MSE] >= SD^2 (1 - E[PLCC^2]), and E[PLCC^2] = mean^2 + spread^2
+        floor = sd**2 * (1 - printed_interval(pair["printed"])[1] ** 2 - pair["spread"] ** 2)
+        printed = printed_interval(cell["printed"])[1]
+        for label, value in (("MSE", printed), ("RMSE", printed**2 + cell["spread"] ** 2)):
+            good = value >= floor - SLACK
+            shown = float(floor if label == "MSE" else np.sqrt(floor))
+            wrong = "Squared errors of this size would need a correlation far above the printed "
+            found.append(
+                Check(
+                    *(KEY, "Tab. 4", "error floor", f"{cell['method']}, least {label}"),
+                    *(shown, shown, float("inf"), cell["value"]),
+                    "consistent" if good else "inconsistent",
+                    f"Read as {label}, the column agrees with the correlation and the class counts."
+                    if good
+                    else f"{wrong}one: the column holds root mean squared errors.",
+                )
+            )
+    return found
+
+
+def facts(rows: pd.DataFrame) -> Facts:
+    """Recompute the matrix, the counts and the times that the words of the paper are about."""
+    matrix = rows[rows["table"] == "Fig. 2"]
+    matrix = matrix.assign(other=matrix["metric"].str.removeprefix("pearson with "))
+    values = matrix.pivot_table(index="method", columns="other", values="value").to_numpy()
+    upper = np.triu_indices(len(values), 1)
+    counts = rows[rows["table"] == "Tab. 3"]["value"].to_numpy()
+    seconds = rows[rows["metric"].str.startswith("epoch")].set_index("method")["value"]
+    plain, fast, third = (seconds[m] for m in ("without cross-sampling", "method 1", "method 3"))
+    # seconds per image and a fixed overhead, both from the first two columns
+    cost = (plain - fast) / (7058 - 645)
+    second = seconds["method 2"]
+    return {
+        "pairs equal in both orders": [(values == values.T)[upper].sum()],
+        "ones on the diagonal": [(np.diag(values) == 1).sum()],
+        "eigenvalues below zero": [float(np.linalg.eigvalsh(values)[0] < 0)],
+        "images in all ranges": [counts.sum()],
+        "largest class over smallest": [counts.max() / counts.min()],
+        "epoch time saved by method 1": [((plain - 0.5) / (fast + 1), (plain + 1) / (fast - 0.5))],
+        "epoch time saved by method 3": [
+            ((plain - 0.5) / (third + 1), (plain + 1) / (third - 0.5))
+        ],
+        "KonCept512 over method 1": [seconds["KonCept512"] / fast],
+        "seconds of method 2, 903 to 1,032 images an epoch": [
+            (plain - cost * (7058 - 903), plain - cost * (7058 - 1032)),
+            (0.8 * second, 1.2 * second),
+        ],
+        "seconds of method 3, 2,193 images an epoch": [
+            plain - cost * (7058 - 2193),
+            (0.8 * third, 1.2 * third),
+        ],
+        "hours of a session of method 1, 60 epochs": [fast / 60],
+        "hours of a session without cross-sampling": [plain / 60],
+    }

@@ -1,0 +1,86 @@
+"""Ponomarenko and others: IMQNet, distilled from KonCept512 over images without scores."""
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils.metrics import TEACHER_WEIGHTS
+from iqa_utils.workshop.audit import Check, Facts, check_mean
+from iqa_utils.workshop.papers import Answer, Headline
+
+KEY = "ponomarenko2022"
+TITLE = "Ponomarenko et al. 2022: distillation over unlabelled images"
+DOI = "10.2352/EI.2022.34.14.COIMG-219"
+NOTEBOOKS = ("06_distillation",)
+LEDGER = (80, "c287b77873babf63")
+METRICS: dict[str, tuple[str, ...]] = {}
+STUDENT = "IMQNet pre-trained on TMP by transfer"
+DATA = {
+    "weighted": {"koniq10k", "flive", "nrtid", "livec", "htid"},
+    "average": {"koniq10k", "flive", "livec", "nrtid", "htid", "spaq"},
+}
+KONCEPT = {"network": "KonCept512", "weights": "imagenet"}
+SIX, FIVE = (
+    {"protocol": {"training": "six merged sets"}},
+    {"protocol": {"training": "five merged sets"}},
+)
+TAUGHT = {
+    "network": "IMQNet",
+    "recipe": "as written",
+    "protocol": {"teacher": "six merged sets", "steps": 100000},
+}
+ANSWERS = (
+    Answer("Table 1", {"trained here": KONCEPT | SIX}, ("KonCept512",)),
+    Answer("text", {"trained here": TAUGHT}),
+    Answer("Table 3", {"trained here": {"network": "IMQNet"}}, ("IMQNet trained on",)),
+    Answer("Table 3", {"trained here": TAUGHT}, ("IMQNet pre-trained",)),
+    Answer("Table 4", {"trained here": KONCEPT | FIVE}, ("K5",)),
+    Answer("Table 4", {"trained here": TAUGHT}, ("IMQNet",)),
+)
+TARGET = {"metric": "SRCC", "method": "distilled"}
+HEADLINES = (
+    Headline(
+        "Taught over images without scores, a network ranks better than one trained on the scores, "
+        "at equal passes over the images.",
+        "06_distillation",
+        TARGET | {"baseline": "direct, same passes"},
+        "higher",
+        primary=True,
+    ),
+    Headline(
+        "It does so at an equal number of steps too.",
+        "06_distillation",
+        TARGET | {"baseline": "direct, same steps"},
+        "higher",
+    ),
+    Headline(
+        "The student follows its teacher on images that it has not seen.",
+        "06_distillation",
+        {"metric": "SRCC with teacher", "method": "IMQNet"},
+        "higher",
+        margin=0.85,
+    ),
+    Headline(
+        "It ranks better than a linear map of frozen features, ridge.",
+        "06_distillation",
+        TARGET | {"baseline": "ridge"},
+        "higher",
+    ),
+)
+EASY = "The teacher's architecture is public, and every weighted mean follows from its row."
+DIFFICULT = (
+    "Nothing of the student is released, its widths and loss are not given, the 360,000 images are "
+    "not named, and the teacher has seen the scores of the test images."
+)
+
+
+def checks(rows: pd.DataFrame) -> list[Check]:
+    """Recompute the weighted and the plain mean."""
+    six = dict.fromkeys([*TEACHER_WEIGHTS, "spaq"], 1.0)
+    weighted = check_mean(rows, "Table 1", "weighted", TEACHER_WEIGHTS)
+    return weighted + check_mean(rows, "Table 4", "average", six)
+
+
+def facts(rows: pd.DataFrame) -> Facts:
+    """Recompute the order of Table 1."""
+    means = rows[(rows["table"] == "Table 1") & (rows["dataset"] == "weighted")]["value"]
+    return {"metrics out of order of the weighted mean": [(np.diff(means) > 0).sum()]}

@@ -1,0 +1,106 @@
+"""Headline claims, their evidence, and the page that a paper's authors read."""
+
+import math
+from collections import Counter
+
+import pytest
+import yaml
+
+from iqa_utils.runs import RESULT_COLUMNS, ROOT
+from iqa_utils.workshop import claims, paper_pages
+from iqa_utils.workshop.papers import Headline, papers
+
+LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
+HIGHER = Headline("As good.", "05_lds_fds", {"metric": "SRCC", "method": "a"}, "higher", -0.02)
+HEADLINES = [headline for paper in papers().values() for headline in paper.HEADLINES]
+LDS = papers()["nguyen2024"].HEADLINES[0]
+
+
+def run_with(*changes, profile="biq2021"):
+    base = dict.fromkeys(RESULT_COLUMNS) | LDS.compare | {"data": "biq2021", "value": -0.6}
+    base |= {
+        "ci_low": -0.9,
+        "ci_high": -0.3,
+        "n_runs": 10,
+        "table": "control",
+        "dataset": "biq2021",
+    }
+    base |= {"paper": "nguyen2024", "kind": "trained here"}
+    results = [base | change for change in changes]
+    return {"stem": "05_lds_fds", "profile": profile, "results": results}
+
+
+def test_every_paper_has_three_to_five_headlines_and_every_notebook_one_primary():
+    assert all(3 <= len(paper.HEADLINES) <= 5 for paper in papers().values())
+    assert len({headline.claim for headline in HEADLINES}) == len(HEADLINES)
+    primary = Counter(h.notebook for h in HEADLINES if h.primary)
+    assert set(primary) == {h.notebook for h in HEADLINES}
+    assert set(primary.values()) == {1}
+    secondary = Counter(h.notebook for h in HEADLINES if not h.primary)
+    assert max(secondary.values()) <= 3
+    for paper in papers().values():
+        assert {h.notebook for h in paper.HEADLINES} <= set(paper.NOTEBOOKS)
+
+
+@pytest.mark.parametrize(
+    ("headline", "low", "high", "says"),
+    [
+        (LOWER, -0.5, -0.1, "confirmed"),
+        (LOWER, -0.5, 0.1, "undecided"),
+        (LOWER, 0.1, 0.5, "refuted"),
+        (HIGHER, -0.01, 0.01, "confirmed"),
+        (HIGHER, -0.03, 0.01, "undecided"),
+        (HIGHER, -0.05, -0.03, "refuted"),
+    ],
+)
+def test_a_claim_is_judged_only_by_a_whole_interval(headline, low, high, says):
+    assert headline.says(low, high) == says
+
+
+def test_evidence_comes_from_real_runs_of_the_same_comparison_only():
+    run = run_with({}, {"data": "demo"}, {"baseline": "MSE"}, {"metric": "MAE"}, {"ci_low": None})
+    found = paper_pages.evidence(LDS, [run, run])  # a run and its published copy
+    assert [one["value"] for one in found] == [-0.6]
+    assert found[0]["says"] == "confirmed"
+    assert not paper_pages.evidence(LDS, [run | {"stem": "06_distillation"}])
+
+
+def test_the_detectable_difference_has_eighty_percent_power():
+    (one,) = paper_pages.evidence(LDS, [run_with({})])
+    error = 0.3 / 1.959964
+    power = 0.5 * math.erfc((1.959964 - one["detectable"] / error) / math.sqrt(2))
+    assert power == pytest.approx(0.8, abs=2e-3)
+
+
+def test_a_level_is_not_mistaken_for_a_difference():
+    level = run_with({"baseline": "", "method": LOWER.compare["method"], "metric": "MAE"})
+    assert paper_pages.evidence(LOWER, [level])
+    level["results"][0]["baseline"] = "ridge"
+    assert not paper_pages.evidence(LOWER, [level])
+
+
+def test_the_page_of_a_paper_holds_claims_evidence_contradictions_and_the_way_to_answer():
+    runs = [run_with({})]
+    board = claims.compare(runs[0]["results"])
+    page = paper_pages.paper_page("nguyen2024", runs, board)
+    assert "-0.600 [-0.900, -0.300], 10 run(s); **confirmed**" in page
+    assert page.count("No run has measured this yet.") == 3
+    assert "section 2.1: images of KonIQ-10k; printed 10173, recomputed 10073" in page
+    assert "open an issue" in page
+    assert "Numbers of trained networks compared so far: 0." in page
+    for key in claims.PAPERS:
+        assert paper_pages.paper_page(key, [], board).startswith(f"# {papers()[key].TITLE}")
+
+
+def test_the_issue_template_that_the_pages_name_offers_every_paper():
+    template = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/paper.yml").read_text())
+    assert f"*{template['name']}*" in paper_pages.paper_page("feng2023", [], claims.compare([]))
+    choice = next(part for part in template["body"] if part.get("id") == "paper")
+    assert choice["attributes"]["options"][:-1] == list(papers())
+
+
+def test_the_table_of_headlines_has_a_row_for_each_and_says_what_is_missing():
+    table = paper_pages.headline_table([run_with({})]).splitlines()
+    assert len(table) == 2 + len(HEADLINES)
+    assert sum("no run yet" in line for line in table) == len(HEADLINES) - 1
+    assert sum("| **" in line for line in table) == sum(h.primary for h in HEADLINES)
