@@ -109,7 +109,8 @@ def test_02_is_planned_as_its_cells_train_it(profile):
 
     notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
     sources = [cell.source for cell in notebook.cells]
-    cells = [one for one in sources if "at_sizes = " in one or ".train_all(" in one]
+    named = ("scenarios = ", "at_sizes = ", ".train_all(")
+    cells = [one for one in sources if any(word in one for word in named)]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
     space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
     space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
