@@ -26,8 +26,8 @@ class LoopFDS:
         clip: Bounds of the variance ratio.
         start_update: First epoch whose features are collected.
         start_smooth: First epoch whose features are calibrated.
-        released: Alias the whitening statistics, collect calibrated features, fill empty buckets
-            from the adjacent rows.
+        variant: As our layer's: the released ones alias the whitening statistics and collect
+            calibrated features; ``released_stsb`` fills empty buckets from the adjacent rows.
         dtype: Of the features.
     """
 
@@ -41,11 +41,12 @@ class LoopFDS:
         clip: tuple[float, float] = (0.1, 10.0),
         start_update: int = 0,
         start_smooth: int = 1,
-        released: bool = False,
+        variant: str = "corrected",
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.edges, self.kernel = list(edges), list(kernel)
-        self.momentum, self.clip, self.released = momentum, clip, released
+        self.momentum, self.clip, self.variant = momentum, clip, variant
+        self.released = variant != "corrected"
         self.start_update, self.start_smooth, self.epoch = start_update, start_smooth, 0
         n = len(self.edges) - 1
         self.mean = [torch.zeros(n_features, dtype=dtype) for _ in range(n)]
@@ -121,7 +122,8 @@ class LoopFDS:
             variance = self.between(variances, k) if variances else torch.zeros_like(mean)
             self.mean[k] = (1 - keep) * mean + keep * self.mean[k]
             self.variance[k] = (1 - keep) * variance + keep * self.variance[k]
-        for k in (k for k in range(n) if self.released and k not in means):
+        empty = [k for k in range(n) if k not in means]
+        for k in empty if self.variant == "released_stsb" else []:
             near = [j for j in (k - 1, k + 1) if 0 <= j < n]
             self.mean[k] = sum(self.mean[j] for j in near) / len(near)
             self.variance[k] = sum(self.variance[j] for j in near) / len(near)
@@ -155,12 +157,12 @@ def main() -> None:
     edges = np.arange(101.0)
     kernel = smoothing_kernel(size=5, sigma=2.0)
     records = []
-    for variant in ("corrected", "released"):
+    for variant in ("corrected", "released_agedb"):
         loop = LoopFDS(
             768,
             edges,
             kernel=kernel / kernel.sum(),
-            released=variant == "released",
+            variant=variant,
             dtype=torch.float32,
         )
         layer = FDS(768, edges, variant=variant)

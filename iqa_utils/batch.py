@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import logging
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -282,12 +284,24 @@ def _each(indices: Sequence[int], jobs: Sequence[Any], options: Any, workers: in
         yield from ((index, _outcome(*jobs[index], options)) for index in indices)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    watch = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
         futures: dict[Future, int] = {
             pool.submit(_outcome, *jobs[index], options): index for index in indices
         }
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let a worker end when its parent is gone, however that ended: its kernel then ends too."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _outcome(name: str, job: tuple[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Outcome:

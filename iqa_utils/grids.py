@@ -111,7 +111,8 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
         values = batch.default_parameters(batch.find_notebook(job.stem))
         values |= batch.read_profile(job.stem, profile) | dict(job.parameters)
         others = {name: value for name, value in job.parameters.items() if name != "SEED"}
-        n_runs = max(values.get(name, 1) for name in COUNTS)
+        settings = [values, *values.get("OVERRIDES", {}).values()]
+        n_runs = max(one.get(name, 1) for one in settings for name in COUNTS)
         seeds = values["SEED"], values["SEED"] + n_runs - 1
         ranges.setdefault((job.stem, json.dumps(others, sort_keys=True)), []).append(seeds)
     for (stem, _), found in ranges.items():

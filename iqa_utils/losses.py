@@ -119,7 +119,7 @@ def _unit(values: Tensor, q: float) -> tuple[Tensor, Tensor]:
 
 
 def fidelity(
-    pred: Tensor, mos: Tensor, *, mos_std: Tensor | None = None, pred_std: float = 1.0
+    pred: Tensor, mos: Tensor, *, mos_std: Tensor | None = None, pred_std: Tensor | None = None
 ) -> Tensor:
     """Fidelity between the true and the predicted order of every pair in the batch.
 
@@ -132,16 +132,14 @@ def fidelity(
         mos: Scores, shape (B,).
         mos_std: Standard deviation of every score, same units as ``mos``, shape (B,). Without it
             the true probability is 0, 1/2 or 1.
-        pred_std: Standard deviation of one prediction.
+        pred_std: Standard deviation of every prediction, shape (B,), which UNIQUE learns; without
+            it each is 1.
 
     Returns:
         Mean over the B (B - 1) / 2 pairs, in [0, 1]; 0 with zero gradient for one image.
 
     Raises:
         ValueError: If shapes differ.
-
-    Note:
-        UNIQUE also learns a variance per image; here it is the constant ``pred_std``.
 
     References:
         Tsai et al., FRank, SIGIR 2007; Zhang et al., UNIQUE, IEEE TIP 2021, Eqs. (1)-(4).
@@ -157,7 +155,12 @@ def fidelity(
         check_pair(mos_std, mos)
         noise = (mos_std[i].square() + mos_std[j].square()).sqrt()
         truth = torch.special.ndtr(difference / noise.clamp_min(_EPS))
-    guess = torch.special.ndtr((pred[i] - pred[j]) / (2**0.5 * pred_std))
+    if pred_std is None:
+        spread = 2**0.5
+    else:
+        check_pair(pred_std, pred)
+        spread = (pred_std[i].square() + pred_std[j].square() + _EPS).sqrt()
+    guess = torch.special.ndtr((pred[i] - pred[j]) / spread)
     agreement = (truth * guess + _EPS).sqrt() + ((1 - truth) * (1 - guess) + _EPS).sqrt()
     return (1 - agreement).mean()
 

@@ -24,3 +24,17 @@ def real_data() -> Path:
 def real_weights() -> Path:
     """Folder with two real pretrained state dicts; skips where it is absent."""
     return _shared("weights")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the golden numbers that the tests recorded beside ours."""
+    reports = [
+        r for kind in ("passed", "failed", "xfailed") for r in terminalreporter.getreports(kind)
+    ]
+    rows = [v for r in reports for key, v in getattr(r, "user_properties", ()) if key == "golden"]
+    if rows:
+        terminalreporter.section("golden numbers, at the largest difference of each comparison")
+        terminalreporter.write_line(f"{'':52}{'golden':>16}{'ours':>16}{'difference':>12}")
+    for name, golden, ours in rows:
+        line = f"{name:52}{golden:16.8g}{ours:16.8g}{ours - golden:12.1e}"
+        terminalreporter.write_line(line)

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import nbformat
 import papermill
@@ -153,3 +154,34 @@ def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told):
     assert done.stdout == ""
     assert done.stderr.startswith(f"iqa: {told}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_workers_of_a_killed_command_end_with_it(notebooks):
+    code = (
+        "import sys, time; from concurrent.futures import ProcessPoolExecutor as Pool\n"
+        "import multiprocessing, os\n"
+        "from iqa_utils.batch import _end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    options = {'initializer': _end_with_parent, 'initargs': (os.getpid(),)}\n"
+        "    with Pool(1, mp_context=context, **options) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 60).result()\n"
+    )
+    script = notebooks / "parent.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as one:
+        worker = int(one.stdout.readline())
+        one.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and is_running(worker):
+        time.sleep(0.2)
+    assert not is_running(worker)
+
+
+def is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

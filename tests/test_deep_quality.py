@@ -352,7 +352,7 @@ def test_layers_and_statistics_that_see_brightness_predict_it(world, tiny, tmp_p
     assert srcc.min() > 0.7
     brisque = predict_brisque(store, {0: task}, cache_dir=tmp_path)
     assert set(brisque["stage"]) == {"handcrafted"}
-    assert (tmp_path / f"brisque-{store.key[:24]}.rows").is_file()
+    assert (tmp_path / f"brisque2-{store.key[:24]}.rows").is_file()
 
 
 def test_a_set_of_five_references_is_cross_validated_in_as_many_folds_as_it_can(

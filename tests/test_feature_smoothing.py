@@ -7,7 +7,7 @@ from bench_fds import LoopFDS, run_epoch
 from torch.nn import functional as F
 
 from iqa_utils.imbalance import smoothing_kernel
-from iqa_utils.imbalance.feature_smoothing import FDS, bucket_statistics
+from iqa_utils.imbalance.feature_smoothing import CLIPS, FDS, bucket_statistics
 
 EDGES = np.arange(13.0)
 KERNEL = smoothing_kernel(size=5, sigma=2) / smoothing_kernel(size=5, sigma=2).sum()
@@ -34,11 +34,11 @@ def _epochs(layer, n, *, features=None, mos=None):
     return [run_epoch(layer, base + 0.3 * epoch, scores, 64) for epoch in range(n)]
 
 
-@pytest.mark.parametrize("variant", ["corrected", "released"])
+@pytest.mark.parametrize("variant", CLIPS)
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "clip": (0.5, 2.0)},
                                      {"start_update": 1, "start_smooth": 3}])  # fmt: skip
 def test_the_layer_equals_a_plain_loop_over_buckets(variant, options):
-    loop = LoopFDS(6, EDGES, kernel=KERNEL, released=variant == "released", **options)
+    loop = LoopFDS(6, EDGES, kernel=KERNEL, variant=variant, **{"clip": CLIPS[variant]} | options)
     ours = _epochs(_layer(variant, **options), 6)
     for mine, reference in zip(ours, _epochs(loop, 6), strict=True):
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-10)
@@ -77,17 +77,18 @@ def test_calibration_by_hand():
 def test_the_corrected_layer_starts_in_epoch_one_and_the_released_one_in_epoch_two():
     features, _ = _sample()
     changed = {}
-    for variant in ("corrected", "released"):
+    for variant in CLIPS:
         outputs = _epochs(_layer(variant), 4)
         inputs = [features + 0.3 * epoch for epoch in range(4)]
         changed[variant] = [not torch.equal(a, b) for a, b in zip(outputs, inputs, strict=True)]
     assert changed["corrected"] == [False, True, True, True]
-    assert changed["released"] == [False, False, True, True]  # epoch 1: zeros and ones, identity
+    for variant in ("released_agedb", "released_stsb"):  # epoch 1: zeros and ones, identity
+        assert changed[variant] == [False, False, True, True]
 
 
 def test_the_released_layer_whitens_with_newer_statistics_than_it_recolours_with():
     features, mos = _sample()
-    layer = _layer("released", momentum=0.0)  # running statistics are those of the last epoch
+    layer = _layer("released_stsb", momentum=0.0)  # running statistics are those of the last epoch
     layer.end_epoch(features, mos)
     first = layer.smoothing @ layer.mean
     layer.end_epoch(features + 7.0, mos)
@@ -104,23 +105,25 @@ def test_the_released_layer_whitens_with_newer_statistics_than_it_recolours_with
 
 def test_the_released_layer_collects_features_that_it_has_calibrated_in_place():
     features, mos = _sample()
-    layer = _layer("released")
+    layer = _layer("released_agedb")
     layer.end_epoch(features, mos)
     layer.end_epoch(features, mos)
-    twin = _layer("corrected")
+    twin = _layer("released_agedb", collect="raw")
     twin.load_state_dict(layer.state_dict())
     calibrated, before = layer(features, mos), layer.mean.clone()
     layer.end_epoch(features, mos)
     full = [k for k in range(12) if k not in (0, 4, 5, 9, 11)]
     _, mean, _ = bucket_statistics(calibrated, layer.buckets(mos), 12)
     torch.testing.assert_close(layer.mean[full], 0.9 * before[full] + 0.1 * mean[full])
-    twin.end_epoch(features, mos)  # plain features give other statistics
+    twin.end_epoch(features, mos)  # raw features give other statistics
+    _, mean, _ = bucket_statistics(features, layer.buckets(mos), 12)
+    torch.testing.assert_close(twin.mean[full], 0.9 * before[full] + 0.1 * mean[full])
     assert (twin.mean[full] - layer.mean[full]).abs().max() > 1e-3
 
 
 def test_collected_features_do_not_depend_on_the_mode_the_layer_is_in():
     features, mos = _sample()
-    layers = _layer("released"), _layer("released").eval()
+    layers = _layer("released_agedb"), _layer("released_agedb").eval()
     for _ in range(4):
         for layer in layers:
             layer.end_epoch(features, mos)
@@ -135,29 +138,34 @@ def test_first_epoch_sets_the_statistics_and_later_ones_move_them_by_a_tenth():
     assert layer.variance.item() == pytest.approx(2.0)  # unbiased
 
 
-def test_empty_buckets_are_interpolated_and_the_released_ones_start_near_zero():
+def test_empty_buckets_are_interpolated_or_filled_or_left_as_each_release_does():
     features = torch.tensor([[4.0], [6.0], [10.0], [12.0]], dtype=torch.float64)
     mos = torch.tensor([1.5, 1.5, 4.5, 4.5])  # buckets 1 and 4 of six: means 5 and 11
     layer = FDS(1, np.arange(7.0), kernel_size=1).double()
     layer.end_epoch(features, mos)
     np.testing.assert_allclose(layer.mean[:, 0], [5, 5, 7, 9, 11, 11])
-    released = FDS(1, np.arange(7.0), kernel_size=1, variant="released").double()
-    released.end_epoch(features, mos)
-    # bucket 2 averages 5 and the still untouched 0; bucket 3 then that and 11
-    np.testing.assert_allclose(released.mean[:, 0], [5, 5, 2.5, 6.75, 11, 11])
+    # STS-B: bucket 2 averages 5 and the still untouched 0; bucket 3 then that and 11
+    for release, mean, variance in (
+        ("released_stsb", [5, 5, 2.5, 6.75, 11, 11], [2, 2, 1.5, 1.75, 2, 2]),
+        ("released_agedb", [0, 5, 0, 0, 11, 0], [1, 2, 1, 1, 2, 1]),
+    ):
+        layer = FDS(1, np.arange(7.0), kernel_size=1, variant=release).double()
+        layer.end_epoch(features, mos)
+        np.testing.assert_allclose(layer.mean[:, 0], mean)
+        np.testing.assert_allclose(layer.variance[:, 0], variance)
 
 
 def test_a_single_image_borrows_its_variance_or_has_none_as_released():
     features = torch.tensor([[0.0], [2.0], [7.0], [3.0], [5.0]], dtype=torch.float64)
     mos = torch.tensor([0.5, 0.5, 1.5, 2.5, 2.5])
-    for variant, expected in (("corrected", [2, 2, 2]), ("released", [2, 0, 2])):
+    for variant, expected in (("corrected", [2, 2, 2]), ("released_agedb", [2, 0, 2])):
         layer = FDS(1, [0.0, 1, 2, 3], kernel_size=1, variant=variant).double()
         layer.end_epoch(features, mos)
         np.testing.assert_allclose(layer.variance[:, 0], expected)
         np.testing.assert_allclose(layer.mean[:, 0], [1, 7, 4])
 
 
-@pytest.mark.parametrize("variant", ["corrected", "released"])
+@pytest.mark.parametrize("variant", CLIPS)
 def test_one_image_in_every_bucket_leaves_features_alone(variant):
     features, mos = torch.randn(4, 3), torch.tensor([0.5, 1.5, 2.5, 3.5])
     layer = FDS(3, np.arange(5.0), kernel_size=3, variant=variant)
@@ -166,7 +174,7 @@ def test_one_image_in_every_bucket_leaves_features_alone(variant):
     torch.testing.assert_close(layer(features, mos), features, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant", ["corrected", "released"])
+@pytest.mark.parametrize("variant", CLIPS)
 def test_features_of_zero_variance_pass_while_the_others_are_calibrated(variant):
     features, mos = _sample(n_features=2)
     features[:, 1] = 3.0
@@ -199,7 +207,7 @@ def test_gradients_flow_through_the_calibration():
 
 
 def test_a_layer_restored_in_mid_training_goes_on_the_same():
-    layer, again = _layer("released"), _layer("released")
+    layer, again = _layer("released_stsb"), _layer("released_stsb")
     _epochs(layer, 3)
     again.load_state_dict(layer.state_dict())
     for a, b in zip(_epochs(layer, 2), _epochs(again, 2), strict=True):
@@ -210,7 +218,8 @@ def test_a_layer_restored_in_mid_training_goes_on_the_same():
     ("options", "message"),
     [
         ({"kernel_size": 14}, "covers 13 bins, the histogram has 12"),
-        ({"variant": "fixed"}, "variant must be"),
+        ({"variant": "released"}, "variant must be one of corrected, released_agedb"),
+        ({"collect": "both"}, "collect raw or calibrated"),
         ({"momentum": 1.0}, "momentum"),
         ({"clip": (2.0, 1.0)}, "clip low"),
     ],

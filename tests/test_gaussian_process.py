@@ -51,7 +51,7 @@ def test_the_printed_kernel_is_another_function():
 def test_type_two_likelihood_reaches_the_optimum_of_scikit_learn():
     features, mos = made_data()
     model = oracle(features, mos)
-    process = fit_gaussian_process(cdist(features, features), mos)
+    process = fit_gaussian_process(cdist(features, features), mos, constant="sample_mean")
     # scikit-learn standardises the scores: its density is per standard deviation
     likelihood = model.log_marginal_likelihood_value_ - len(mos) * math.log(mos.std())
     assert process.log_likelihood == pytest.approx(likelihood, rel=1e-7)
@@ -64,7 +64,7 @@ def test_type_two_likelihood_reaches_the_optimum_of_scikit_learn():
 
 def test_predictions_equal_scikit_learn_at_the_same_parameters():
     features, mos = made_data()
-    process = fit_gaussian_process(cdist(features, features), mos)
+    process = fit_gaussian_process(cdist(features, features), mos, constant="sample_mean")
     scale = mos.std()
     kernel = ConstantKernel((process.signal_sd / scale) ** 2) * Matern(process.length, nu=2.5)
     kernel += WhiteKernel((process.noise_sd / scale) ** 2)
@@ -74,14 +74,45 @@ def test_predictions_equal_scikit_learn_at_the_same_parameters():
     np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
+def test_the_constant_is_that_of_generalised_least_squares_by_hand():
+    features, mos = made_data()
+    mos = mos + 4 * features[:, 2]  # images that lie close together count less
+    distances = cdist(features, features)
+    process = fit_gaussian_process(distances, mos)
+    matrix = matern52(torch.as_tensor(distances), process.length)[0].numpy()
+    matrix += (process.noise_sd / process.signal_sd) ** 2 * np.eye(len(mos))
+    weights = np.linalg.solve(matrix, np.ones(len(mos)))
+    assert process.mean == pytest.approx(weights @ mos / weights.sum())
+    assert abs(process.mean - mos.mean()) > 0.1
+    np.testing.assert_allclose(process.alpha, np.linalg.solve(matrix, mos - process.mean))
+    plain = fit_gaussian_process(distances, mos, constant="sample_mean")
+    assert plain.mean == pytest.approx(mos.mean())
+    assert plain.log_likelihood < process.log_likelihood  # the constant maximises it
+
+
+def test_predictions_equal_universal_kriging_with_one_unknown_constant():
+    features, mos = made_data(n=30)
+    distances = cdist(features, features)
+    process = fit_gaussian_process(distances, mos)
+    new = cdist(features[:5] + 0.4, features)
+    kernel = matern52(torch.as_tensor(distances), process.length)[0].numpy()
+    kernel += (process.noise_sd / process.signal_sd) ** 2 * np.eye(30)
+    # weights sum to one by a Lagrange multiplier: another derivation of the same predictor
+    system = np.block([[kernel, np.ones((30, 1))], [np.ones((1, 30)), np.zeros((1, 1))]])
+    right = np.vstack([matern52(torch.as_tensor(new), process.length)[0].numpy().T, np.ones(5)])
+    expected = np.linalg.solve(system, right)[:30].T @ mos
+    np.testing.assert_allclose(process.predict(new)[0], expected)
+
+
+@pytest.mark.parametrize("constant", ["least_squares", "sample_mean"])
 @pytest.mark.parametrize("noise_sd", [None, 3.0])
-def test_the_gradient_is_that_of_finite_differences(noise_sd):
+def test_the_gradient_is_that_of_finite_differences(noise_sd, constant):
     features, mos = made_data(n=25)
     distances = torch.as_tensor(cdist(features, features))
     y = torch.as_tensor(mos - mos.mean())
 
     def at(theta):
-        return _Likelihood(distances, y, *np.exp(theta), noise_sd)
+        return _Likelihood(distances, y, *np.exp(theta), noise_sd, constant)
 
     theta = np.array([0.3, -1.0])
     numeric = approx_fprime(theta, lambda t: at(t).value, 1e-6)
@@ -177,5 +208,7 @@ def test_levels_folds_and_noise_that_make_no_sense_are_refused():
         cross_validated_residuals(fit_gaussian_process(distances, mos), np.arange(5))
     with pytest.raises(ValueError, match="noise_sd must be positive, got nan"):
         fit_gaussian_process(distances, mos, noise_sd=np.nan)
+    with pytest.raises(ValueError, match="least_squares or sample_mean, got 'median'"):
+        fit_gaussian_process(distances, mos, constant="median")
     with pytest.raises(ValueError, match="5 folds need 2 to 3"):
         search_noise(distances, mos, groups=np.repeat([0, 1, 2], 4))

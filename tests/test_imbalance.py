@@ -82,6 +82,12 @@ def test_counts_are_clipped_before_they_are_smoothed():
     np.testing.assert_allclose(lds_density([0, 7, 2000], **options), [12, 1012, 1007])
 
 
+def test_fractions_of_smoothed_counts_are_dropped_as_released():
+    options = {"kernel": np.array([0.25, 1, 0.25]), "reweight": "inverse"}
+    np.testing.assert_allclose(lds_density([1, 3, 6], **options), [1.75, 4.75, 6.75])
+    np.testing.assert_allclose(lds_density([1, 3, 6], **options, truncate=True), [1, 4, 6])
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.05])
 def test_the_weights_do_not_depend_on_the_units_of_the_scores(scale):
     mos = np.random.default_rng(0).normal(58, 12, 300).clip(0, 100)
@@ -111,6 +117,7 @@ def test_the_effective_sample_size_is_the_number_of_images_that_still_count():
         ({"reweight": "sqrt"}, "reweight must be"),
         ({"order": "first"}, "order must be"),
         ({"boundary": "zero"}, "boundary"),
+        ({"truncate": True}, "only inverse truncates"),
         ({"reweight": "none", "kernel": [1.0]}, "smoothing needs reweight"),
         ({"kernel": np.ones(2)}, "odd number of bins"),
         ({"kernel": np.ones(5)}, "covers 5 bins, the histogram has 4"),

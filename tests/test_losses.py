@@ -100,6 +100,11 @@ def test_fidelity_of_one_pair_by_hand():
     expected = 1 - np.sqrt(truth * guess) - np.sqrt((1 - truth) * (1 - guess))
     loss = fidelity(pred, mos, mos_std=torch.full((2,), 0.5))
     assert loss.item() == pytest.approx(expected, abs=1e-5)
+    unsure = stats.norm.cdf(1 / np.sqrt(9 + 16))
+    loss = fidelity(pred, mos, pred_std=torch.tensor([3.0, 4.0]))
+    assert loss.item() == pytest.approx(1 - np.sqrt(unsure), abs=2e-4)
+    with pytest.raises(ValueError, match="shape"):
+        fidelity(pred, mos, pred_std=torch.ones(2, 1))
 
 
 def test_fidelity_sees_the_order_only_and_one_image_has_none():

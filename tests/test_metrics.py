@@ -100,7 +100,7 @@ def test_no_start_of_scipys_curve_fit_beats_the_multi_start_fit(noisy, n_paramet
     )
     theirs = np.sqrt(np.mean((metrics.logistic(pred, curve) - mos) ** 2))
     assert ours.rmse <= theirs * (1 + 1e-6)
-    assert len(ours.start_rmse) == 7
+    assert len(ours.start_rmse) == 4
     assert min(ours.start_rmse) == pytest.approx(ours.rmse, rel=1e-6)
 
 
@@ -116,6 +116,25 @@ def test_the_fit_does_not_depend_on_the_units_of_the_prediction(noisy):
     mos, pred = noisy
     reference = metrics.fit_logistic(mos, pred, 4).plcc
     assert metrics.fit_logistic(mos, pred * 1e-3 + 7, 4).plcc == pytest.approx(reference, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_parameters", [4, 5])
+def test_predictions_of_two_values_need_no_curve(n_parameters):
+    mos, pred = np.array([1.0, 2, 3, 3, 5, 6]), np.array([0.0, 0, 0, 1, 1, 1])
+    assert metrics.plcc_logistic(mos, pred, n_parameters) == pytest.approx(metrics.plcc(mos, pred))
+
+
+def test_the_parameters_give_what_the_search_found_even_far_out_on_a_tail():
+    for seed in (8, 12, 19):  # noise, where the best centre can lie three SD beyond the data
+        pred, mos = np.random.default_rng(seed).normal(size=(2, 40))
+        fit = metrics.fit_logistic(mos, pred, 5)
+        assert fit.rmse == pytest.approx(min(fit.start_rmse), rel=1e-3)  # digits of expit
+
+
+def test_the_fit_tells_whether_the_data_would_go_on_to_a_step():
+    pred = np.linspace(0, 1, 40)
+    assert metrics.fit_logistic(np.where(pred > 0.5, 1.0, 0.0), pred, 4).at_bound
+    assert not metrics.fit_logistic(metrics.logistic(pred, (9, 1, 0.4, 0.2)), pred, 4).at_bound
 
 
 def test_a_poor_single_start_can_lose_to_the_multi_start_fit(noisy):

@@ -268,19 +268,21 @@ def test_niqe_goes_on_after_a_kill_and_measures_no_image_twice(tmp_path, monkeyp
     options = {"patch": 32, "save_seconds": 0.0}
     seen = []
 
-    def counted(pixels, model):
+    def counted(pixels, patch):
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(pixels.shape[1])
-        return niqe(pixels, model)
+        return niqe(pixels, patch=patch)
 
     monkeypatch.setattr(mixed_results, "niqe", counted)
     with pytest.raises(KeyboardInterrupt):
         predict_niqe({"a": frame}, [first], *arguments, **options)
-    monkeypatch.setattr(mixed_results, "niqe", lambda p, m: seen.append(p.shape[1]) or niqe(p, m))
+    monkeypatch.setattr(
+        mixed_results, "niqe", lambda p, patch: seen.append(p.shape[1]) or niqe(p, patch=patch)
+    )
     again = predict_niqe({"a": frame}, [first, whole], *arguments, **options)
     assert seen == [64, 80, 96]
-    monkeypatch.setattr(mixed_results, "niqe", lambda *_: seen.append(0))
+    monkeypatch.setattr(mixed_results, "niqe", lambda *_, **__: seen.append(0))
     third = predict_niqe({"a": frame}, [first, whole], *arguments, **options)
     pd.testing.assert_frame_equal(third, again)
     photograph("rocket").resize((64, 64)).save(tmp_path / names[0])  # other pixels, same name

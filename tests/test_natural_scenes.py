@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 from scipy.ndimage import convolve, gaussian_filter
+from scipy.special import gamma
 from scipy.stats import gennorm
 from skimage import data
 
 from iqa_utils.indicators import luma
 from iqa_utils.natural_scenes import (
-    _shape_statistics,
+    _halved,
     brisque_statistics,
     fit_aggd,
     fit_ggd,
-    fit_niqe,
+    live_parameters,
     niqe,
+    niqe_statistics,
     normalise,
-    patch_statistics,
 )
 
 PRISTINE = [data.astronaut(), data.chelsea(), data.coffee()]
@@ -57,6 +58,11 @@ def test_mirroring_the_samples_swaps_the_sides():
     np.testing.assert_allclose(fit_aggd(2 * x)[0], shape)
 
 
+def test_zeros_count_to_the_right_side():
+    _, _, left, right = fit_aggd(np.array([-2.0, -2.0, 0.0, 0.0, 0.0, 1.0]))
+    assert (left, right) == (4, 1 / 4)
+
+
 def test_one_sided_and_empty_samples_are_defined():
     shape, mean, left, right = fit_aggd(np.array([1.0, 2.0, 3.0]))
     assert (left, right) == (0, 14 / 3)
@@ -64,30 +70,71 @@ def test_one_sided_and_empty_samples_are_defined():
     assert np.isnan(fit_ggd(np.zeros(5))[0])
 
 
-def test_normalised_pixels_agree_with_a_plain_two_dimensional_window():
+@pytest.mark.parametrize(("border", "mode"), [("zero", "constant"), ("repeat", "nearest")])
+def test_normalised_pixels_agree_with_a_plain_two_dimensional_window(border, mode):
     grey = luma(PRISTINE[0][:40, :50])
     offsets = np.arange(-3, 4)
     window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
     window /= window.sum()
-    mean = convolve(grey, window, mode="nearest")
-    spread = np.sqrt(convolve(grey**2, window, mode="nearest") - mean**2)
-    pixels, found = normalise(grey)
-    np.testing.assert_allclose(found, spread, atol=1e-6)
+    mean = convolve(grey, window, mode=mode)
+    spread = np.sqrt(convolve(grey**2, window, mode=mode) - mean**2)
+    pixels = normalise(grey, border=border)
     np.testing.assert_allclose(pixels, (grey - mean) / (spread + 1), atol=1e-3)
 
 
-def test_products_pair_each_pixel_with_its_neighbour_by_hand():
-    pixels = np.arange(12.0).reshape(3, 4) - 5
-    statistics = _shape_statistics(pixels)
-    pairs = {
-        2: [pixels[r, c] * pixels[r, c + 1] for r in range(3) for c in range(3)],
-        6: [pixels[r, c] * pixels[r + 1, c] for r in range(2) for c in range(4)],
-        10: [pixels[r, c] * pixels[r + 1, c + 1] for r in range(2) for c in range(3)],
-        14: [pixels[r, c] * pixels[r + 1, c - 1] for r in range(2) for c in range(1, 4)],
-    }
-    for start, products in pairs.items():
-        expected = fit_aggd(np.array(products))
-        np.testing.assert_allclose(statistics[start : start + 4], expected)
+def plain_fit(x):
+    """Asymmetric fit of a list of numbers by the nearest shape of a fine list."""
+    left, right = (np.sqrt(np.mean(side**2)) for side in (x[x < 0], x[x >= 0]))
+    g = left / right
+    wanted = np.abs(x).mean() ** 2 / np.mean(x**2) * (g**3 + 1) * (g + 1) / (g**2 + 1) ** 2
+    shapes = np.arange(0.2, 10, 0.0005)
+    ratios = gamma(2 / shapes) ** 2 / (gamma(1 / shapes) * gamma(3 / shapes))
+    shape = shapes[np.abs(ratios - wanted).argmin()]
+    scale = np.sqrt(gamma(1 / shape) / gamma(3 / shape))
+    mean = (right - left) * scale * gamma(2 / shape) / gamma(1 / shape)
+    return shape, mean, left, right, scale
+
+
+def plain_products(pixels):
+    """Products of each pixel with four neighbours, around the border, pixel by pixel."""
+    height, width = pixels.shape
+    return [
+        np.array([
+            pixels[r, c] * pixels[(r + down) % height, (c + right) % width]
+            for r in range(height) for c in range(width)
+        ])
+        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1))
+    ]  # fmt: skip
+
+
+def test_brisque_is_the_plain_formula_written_out_with_loops():
+    grey, expected = np.rint(luma(PRISTINE[0][100:148, 200:256])), []
+    for plane in (grey, _halved(grey)):
+        pixels = normalise(plane, border="zero")
+        expected += [fit_ggd(pixels.ravel())[0], np.mean(pixels**2)]
+        for products in plain_products(pixels):
+            shape, mean, left, right, _ = plain_fit(products)
+            expected += [shape, mean, left**2, right**2]
+    np.testing.assert_allclose(brisque_statistics(grey), expected, atol=1e-3)
+
+
+def test_niqe_is_the_plain_formula_of_scales_written_out_with_loops():
+    grey, expected = np.rint(luma(PRISTINE[0][100:150, 200:265])), []
+    for plane, side in ((grey[:48, :48], 48), (_halved(grey[:48, :48]), 24)):
+        pixels = normalise(plane, border="repeat")[:side, :side]
+        shape, _, left, right, scale = plain_fit(pixels.ravel())
+        expected += [shape, scale * (left + right) / 2]
+        for products in plain_products(pixels):
+            shape, mean, left, right, scale = plain_fit(products)
+            expected += [shape, mean, left * scale, right * scale]
+    np.testing.assert_allclose(niqe_statistics(grey, patch=48)[0], expected, atol=1e-3)
+
+
+def test_colours_are_read_as_rounded_luma():
+    image = PRISTINE[1][:100, :120]
+    grey = np.rint(luma(image))
+    np.testing.assert_array_equal(brisque_statistics(image), brisque_statistics(grey))
+    assert niqe(image) == niqe(grey.astype(np.uint8))
 
 
 def test_white_noise_is_gaussian_in_every_direction():
@@ -99,10 +146,11 @@ def test_white_noise_is_gaussian_in_every_direction():
     np.testing.assert_allclose(means, means.mean(), atol=0.02)
 
 
-def test_statistics_ignore_brightness_and_know_mirrors():
+def test_statistics_know_mirrors_and_those_of_niqe_ignore_brightness():
     image = PRISTINE[0] // 2 + 20
+    grey = np.rint(luma(image))
+    np.testing.assert_allclose(niqe_statistics(grey + 60), niqe_statistics(grey), atol=1e-5)
     statistics = brisque_statistics(image)
-    np.testing.assert_allclose(brisque_statistics(image + 60), statistics, atol=1e-5)
     mirrored = brisque_statistics(np.ascontiguousarray(image[:, ::-1]))
     order = np.r_[0:10, 14:18, 10:14, 18:28, 32:36, 28:32]  # the diagonals change places
     np.testing.assert_allclose(mirrored[order], statistics, atol=1e-5)
@@ -118,38 +166,28 @@ def test_blur_and_noise_move_the_shape_in_opposite_ways():
 
 
 def test_distance_grows_with_blur_and_with_noise():
-    model = fit_niqe(PRISTINE[1:], patch=48, sharpest=0.3)
     image = PRISTINE[0]
-    by_blur = [niqe(image, model), *(niqe(blurred(image, sigma), model) for sigma in (1, 2, 4))]
-    by_noise = [niqe(image, model), *(niqe(noisy(image, sigma), model) for sigma in (10, 25, 60))]
+    by_blur = [niqe(image), *(niqe(blurred(image, sigma)) for sigma in (1, 2, 4))]
+    by_noise = [niqe(image), *(niqe(noisy(image, sigma)) for sigma in (10, 25, 60))]
     assert by_blur == sorted(by_blur)
     assert by_noise == sorted(by_noise)
+    assert all(2 < niqe(picture) < 6 for picture in PRISTINE)  # undistorted photographs
 
 
-def test_the_model_is_the_normal_distribution_of_its_patches():
-    model = fit_niqe(PRISTINE, patch=64, sharpest=0.0)
-    rows = np.concatenate([patch_statistics(image, patch=64) for image in PRISTINE])
-    assert model.n_patches == len(rows) == 64 + 4 * 7 + 6 * 9
-    np.testing.assert_allclose(model.mean, rows.mean(axis=0))
-    # an image made of exactly the model's patches is at distance zero from it
-    lone = fit_niqe([PRISTINE[0]], patch=64, sharpest=0.0)
-    assert niqe(PRISTINE[0], lone) == pytest.approx(0, abs=1e-6)
+def test_whole_patches_are_cut_before_anything_is_computed():
+    image = PRISTINE[2][:300, :250]
+    np.testing.assert_array_equal(niqe_statistics(image), niqe_statistics(image[:288, :192]))
+    assert niqe_statistics(image).shape == (6, 36)
 
 
-def test_only_sharp_patches_teach():
-    image = PRISTINE[0].copy()
-    image[:, :256] = blurred(image, 6)[:, :256]
-    everything = patch_statistics(image, patch=64)
-    sharp = patch_statistics(image, patch=64, sharpest=0.75)
-    assert 0 < len(sharp) <= len(everything) / 2
-
-
-def test_distance_by_hand_for_one_patch():
-    model = fit_niqe(PRISTINE, patch=64, sharpest=0.0)
-    patch = PRISTINE[2][:64, :64]
-    gap = patch_statistics(patch, patch=64)[0] - model.mean
-    expected = np.sqrt(gap @ np.linalg.pinv(model.covariance / 2, hermitian=True) @ gap)
-    assert niqe(patch, model) == pytest.approx(expected)
+def test_distance_by_hand_for_one_patch_and_for_many():
+    mean, covariance = live_parameters()
+    for image in (PRISTINE[2][:96, :96], PRISTINE[2]):
+        rows = niqe_statistics(image)
+        spread = np.cov(rows.T) if len(rows) > 1 else np.zeros((36, 36))
+        gap = rows.mean(axis=0) - mean
+        expected = np.sqrt(gap @ np.linalg.pinv((covariance + spread) / 2, hermitian=True) @ gap)
+        assert niqe(image) == pytest.approx(expected)
 
 
 def test_flat_and_small_images_are_refused():
@@ -157,19 +195,17 @@ def test_flat_and_small_images_are_refused():
     with pytest.raises(ValueError, match="one grey level"):
         brisque_statistics(grey)
     with pytest.raises(ValueError, match="only flat ones"):
-        patch_statistics(grey, patch=32)
+        niqe_statistics(grey, patch=32)
     with pytest.raises(ValueError, match="found 8x64"):
         brisque_statistics(PRISTINE[0][:8, :64])
     with pytest.raises(ValueError, match="at least 96x96 pixels, found 64x64"):
-        patch_statistics(grey)
+        niqe_statistics(grey)
     with pytest.raises(ValueError, match="found 33"):
-        patch_statistics(grey, patch=33)
-    with pytest.raises(ValueError, match="at least 37 patches, found 4"):
-        fit_niqe([PRISTINE[0][:64, :64]], patch=32, sharpest=0.0)
+        niqe_statistics(grey, patch=33)
 
 
 def test_a_flat_corner_is_left_out():
     image = PRISTINE[0][:64, :64].copy()
     image[:32, :32] = 255
     image[:40, :40] = 255  # the window reaches into the next patch
-    assert len(patch_statistics(image, patch=16)) < 16
+    assert len(niqe_statistics(image, patch=16)) < 16

@@ -18,8 +18,7 @@ from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.parameters import check_overrides
-from iqa_utils.studies.sampling_setup import SETTINGS, Scenario
+from iqa_utils.studies.sampling_setup import Scenario
 from iqa_utils.workshop import plan
 from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
@@ -108,16 +107,15 @@ def test_02_is_planned_as_its_cells_train_it(profile):
             return MagicMock()
 
     notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
-    sources = [cell.source for cell in notebook.cells]
-    named = ("scenarios = ", "at_sizes = ", ".train_all(")
-    cells = [one for one in sources if any(word in one for word in named)]
+    marks = ("scenarios = ", "at_sizes = ", ".train_all(")
+    cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
+    names += ("check_overrides", "SETTINGS")
     space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
     space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
     space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
     space["study"] = Recorder(tuple(values["SIZE"]))
     space |= values
-    space |= {"check_overrides": check_overrides, "SETTINGS": SETTINGS}
     for cell in cells:
         exec(cell, space)  # of our own notebook
     planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
@@ -168,6 +166,12 @@ def test_no_network_of_04_is_tuned_twice_on_the_same_images():
     n_tuned = sum(n_layers[name] for name in values["NETWORKS_TUNED"])
     assert grams.size == 4 * 3000 * 3001 * (sum(n_layers.values()) + 2 * n_tuned)
     assert not moment.kept
+
+
+def test_steps_of_a_fine_tuning_may_replace_its_epochs():
+    _, jobs = jobs_of("04", "demo", N_STEPS=3)
+    tuned = [one for one in jobs if isinstance(one, Job) and one.steps]
+    assert {(one.steps, one.images) for one in tuned} == {(3, 3 * 16)}
 
 
 def test_every_student_of_06_is_planned():

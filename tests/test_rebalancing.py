@@ -330,7 +330,7 @@ def test_only_the_papers_encoder_on_the_papers_set_answers_the_ledger(
     rows = ledger_rows(table, dataset=dataset, raw_targets=False, **options)
     assert tuple(rows.loc[0, ["table", "method", "dataset"]]) == expected
     assert tuple(rows.loc[1, ["table", "method"]]) == ("control", "ridge")
-    assert rows["variant"].tolist() == ["", "", "released"]
+    assert rows["variant"].tolist() == ["", "", "released_agedb"]
     raw = ledger_rows(table, dataset=dataset, raw_targets=True, **options)
     assert raw["variant"].tolist() == ["paper"] * 3
 

@@ -312,6 +312,15 @@ def test_merging_never_reads_a_test_score():
     assert np.isnan(merge_by_features(labelled, features, ["b"])[:100]).all()
 
 
+def test_a_constant_student_is_named_and_leaves_no_result(capsys):
+    frame = pd.DataFrame({"mos": np.arange(20.0), "subset": "x", "dataset": "d", "variant": ""})
+    parts = [frame.assign(method="good", pred=frame["mos"]), frame.assign(method="flat", pred=1.0)]
+    table = transfer.score_table(pd.concat(parts).assign(table="control"), n_resamples=20)
+    assert table["method"].tolist() == ["good", "flat"]
+    assert transfer.defined(table)["method"].tolist() == ["good"]
+    assert capsys.readouterr().out == "no SRCC, the predictions are constant: flat, d\n"
+
+
 def test_scores_are_counted_in_total_and_within_subsets():
     frame = pd.DataFrame({"mos": np.arange(20.0), "subset": ["x", "y"] * 10, "dataset": "d"})
     frame = frame.assign(table="control", method="m", variant="", pred=frame["mos"] ** 3)

@@ -25,7 +25,10 @@ VERDICTS = (
     "inconsistent", "implausible", "not comparable", "not run",
 )  # fmt: skip
 # which variant of a result stands beside the paper: the nearest to what the authors did
-VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "", "corrected")
+VARIANTS = (
+    "released scores", "paper", "as written", "as_written", "released", "released_agedb", "",
+    "corrected",
+)  # fmt: skip
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
 DATA_FREE = ("feature count", "parameters", "inference GFLOPs")  # follow from a network alone
 DETERMINISTIC = ("pearson", "count", *DATA_FREE)

@@ -176,7 +176,7 @@ def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
     Returns:
         float64, shape (N, 36).
     """
-    path = cache_dir / f"brisque-{store.key}.npy"
+    path = cache_dir / f"brisque2-{store.key}.npy"
     if path.is_file():
         return np.load(path)
     with ThreadPoolExecutor() as pool:

@@ -21,7 +21,9 @@ from iqa_utils.imbalance import (
 )
 from iqa_utils.metrics import range_index
 
-Variant = Literal["corrected", "released"]
+Variant = Literal["corrected", "released_agedb", "released_stsb"]
+# published bounds of the ratio of smoothed to own variance
+CLIPS = {"corrected": (0.1, 10.0), "released_agedb": (0.1, 10.0), "released_stsb": (0.5, 2.0)}
 
 ZERO_VARIANCE = 1e-10  # a bucket whose variances sum to less is not calibrated, as released
 
@@ -38,10 +40,13 @@ class FDS(nn.Module):
 
     ``corrected`` (the default, because the paper describes it) whitens and re-colours with the
     statistics of the same epoch, taken on uncalibrated features, and starts in epoch
-    ``start_smooth``. ``released`` does what the authors' code does: the statistics it whitens with
-    are an alias of the running ones and so one epoch newer than the smoothed ones; the features
-    it collects have been calibrated in place; and the first smoothing that is not the identity
-    comes in epoch ``start_update + 2``.
+    ``start_smooth``. The released variants do what the authors' code does: the statistics they
+    whiten with are an alias of the running ones and so one epoch newer than the smoothed ones; the
+    features they collect have been calibrated in place; and the first smoothing that is not the
+    identity comes in epoch ``start_update + 2``. The authors published two rules for buckets
+    without images: ``released_agedb`` never touches them, their mean stays 0 and their variance 1;
+    ``released_stsb`` averages the two adjacent rows in order, so that a long empty stretch starts
+    near zero.
 
     Args:
         n_features: Feature length D.
@@ -50,21 +55,22 @@ class FDS(nn.Module):
         kernel_size: Length in buckets, at most K; an even n is used as n - 1.
         sigma: Width in buckets.
         momentum: Share of the old statistics after the first epoch, in [0, 1).
-        clip: Bounds of the ratio of smoothed to own variance.
+        clip: Bounds of the ratio of smoothed to own variance; None takes the published ones, 0.1
+            and 10, or 0.5 and 2 for ``released_stsb``.
         start_update: First epoch, from 0, whose features are collected.
         start_smooth: First epoch whose features are calibrated.
-        variant: ``corrected`` or ``released``.
+        variant: ``corrected``, ``released_agedb`` or ``released_stsb``.
+        collect: Features whose statistics are kept: ``raw``, or ``calibrated`` as released; None
+            takes that of the variant.
 
     Raises:
         ValueError: For a kernel longer than the buckets, or an option outside its range.
 
     Note:
-        Variances only (the paper's text says covariance; the code it builds on is diagonal). A
-        bucket without images takes its statistics from its neighbours: ``corrected`` interpolates
-        between the nearest ones that have images, ``released`` averages the two adjacent rows in
-        order, so that a long empty stretch starts near zero. A single image has no variance:
-        ``corrected`` takes that from the neighbours too, ``released`` stores zero. Features of
-        zero variance pass through unchanged in both.
+        Variances only (the paper's text says covariance; the code it builds on is diagonal).
+        ``corrected`` interpolates a bucket without images between the nearest ones that have some,
+        and likewise the variance of a bucket with a single image, where the released code stores
+        zero. Features of zero variance pass through unchanged in all variants.
 
     References:
         Yang et al., Delving into deep imbalanced regression, ICML 2021, section 3.2; Nguyen et
@@ -80,14 +86,20 @@ class FDS(nn.Module):
         kernel_size: int = 5,
         sigma: float = 2.0,
         momentum: float = 0.9,
-        clip: tuple[float, float] = (0.1, 10.0),
+        clip: tuple[float, float] | None = None,
         start_update: int = 0,
         start_smooth: int = 1,
         variant: Variant = "corrected",
+        collect: Literal["raw", "calibrated"] | None = None,
     ) -> None:
         super().__init__()
-        if variant not in ("corrected", "released"):
-            raise ValueError(f"variant must be corrected or released, got {variant!r}")
+        if variant not in CLIPS or collect not in (None, "raw", "calibrated"):
+            raise ValueError(
+                f"variant must be one of {', '.join(CLIPS)} and collect raw or calibrated, "
+                f"got {variant!r} and {collect!r}"
+            )
+        clip = clip or CLIPS[variant]
+        collect = collect or ("raw" if variant == "corrected" else "calibrated")
         if not (0 <= momentum < 1 and 0 < clip[0] <= clip[1]):
             raise ValueError(
                 f"need 0 <= momentum < 1 and 0 < clip low <= high, got {momentum}, {clip}"
@@ -109,8 +121,10 @@ class FDS(nn.Module):
             "start_update": start_update,
             "start_smooth": start_smooth,
             "variant": variant,
+            "collect": collect,
         }
         self.momentum, self.clip, self.variant = momentum, tuple(clip), variant
+        self.collect = collect
         self.start_update, self.start_smooth = start_update, start_smooth
         self.edges: Tensor
         self.register_buffer("edges", torch.tensor(edges), persistent=False)
@@ -152,18 +166,17 @@ class FDS(nn.Module):
             mos: Their scores, shape (N,).
 
         Note:
-            ``released`` calibrates the features first, as its layer did in place.
+            Calibrated ones are made here, with the tables of the epoch that ended.
         """
         if self.epoch >= self.start_update:
             bucket, older = self.buckets(mos), self._smoothed()
+            if self.collect == "calibrated" and self.epoch >= self.start_smooth:
+                features = self._calibrated(features, bucket)
+            self._update(features, bucket)
             if self.variant == "corrected":
-                self._update(features, bucket)
                 self._calibrate(*self._smoothed())
-            else:
-                smoothing = self.epoch >= self.start_smooth
-                self._update(self._calibrated(features, bucket) if smoothing else features, bucket)
-                if self.epoch > self.start_update:
-                    self._calibrate(*older)
+            elif self.epoch > self.start_update:
+                self._calibrate(*older)
         self.epoch += 1
 
     def _smoothed(self) -> tuple[Tensor, Tensor]:
@@ -183,7 +196,8 @@ class FDS(nn.Module):
             known = torch.ones_like(known)
         self.mean[known] = torch.lerp(mean[known], self.mean[known], keep)
         self.variance[known] = torch.lerp(variance[known], self.variance[known], keep)
-        for k in torch.nonzero(~known).flatten().tolist():
+        empty = torch.nonzero(~known).flatten().tolist()
+        for k in empty if self.variant == "released_stsb" else []:
             near = [j for j in (k - 1, k + 1) if 0 <= j < len(self.mean)]
             self.mean[k] = self.mean[near].mean(0)
             self.variance[k] = self.variance[near].mean(0)

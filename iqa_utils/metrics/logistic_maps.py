@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 from scipy.special import expit
 
 from iqa_utils.metrics.pairs import check_pair, pearson
+
+SLOPES = (0.05, 10.0)  # bounds, per standard deviation of the predictions
+REACH = 3.0  # standard deviations that the centre may lie outside the predictions
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class LogisticFit:
         rmse: Root mean squared error of ``fitted``, in units of ``mos``.
         start_rmse: RMSE reached from each start; a wide spread means a hard surface.
         converged: Whether the optimiser of the best start reported success.
+        at_bound: Whether slope or centre lies on its bound: the data alone would go on to a step.
         monotonic: Whether the curve never turns back between the lowest and highest prediction.
     """
 
@@ -31,6 +35,7 @@ class LogisticFit:
     rmse: float
     start_rmse: tuple[float, ...]
     converged: bool
+    at_bound: bool
     monotonic: bool
 
 
@@ -59,52 +64,50 @@ def logistic(pred: ArrayLike, parameters: ArrayLike) -> np.ndarray:
     raise ValueError(f"a logistic map has 4 or 5 parameters, got {len(b)}")
 
 
-def _basis(x: np.ndarray, theta: np.ndarray, n_parameters: int) -> np.ndarray:
-    """Columns of the map that enter linearly once centre and log slope are fixed.
+class _Search:
+    """Residual of the best linear weights at a given centre and log slope, on standardised scores.
 
-    Shapes: x (N,), theta (..., 2), result (..., N, 2) or (..., N, 3).
-    """
-    centre, slope = theta[..., :1], np.exp(theta[..., 1:])
-    step = expit(slope * (x - centre)) - 0.5  # (..., N)
-    others = [np.broadcast_to(x, step.shape)] if n_parameters == 5 else []
-    return np.stack([step, *others, np.ones_like(step)], axis=-1)
-
-
-class _Projection:
-    """Residual of the best linear weights at a given centre and log slope, with its Jacobian.
+    The map is linear in all but these two (variable projection).
 
     References:
-        Kaufman, A Variable Projection Method for Solving Separable Nonlinear Least Squares
-        Problems, BIT 1975.
+        Golub and Pereyra, The differentiation of pseudo-inverses and nonlinear least squares
+        problems whose variables separate, SIAM J. Numer. Anal. 1973.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, n_parameters: int) -> None:
-        self.x, self.y, self.n = x, y, n_parameters
+        lines = [np.ones_like(x), x] if n_parameters == 5 else [np.ones_like(x)]
+        self.x, self.lines = x, np.linalg.qr(np.stack(lines, axis=1))[0]  # (N, K)
+        self.y = y - self.lines @ (self.lines.T @ y)
+        centres, slopes = (x.min() - REACH, x.max() + REACH), np.log(SLOPES)
+        self.bounds = [centres, tuple(slopes)]
 
-    def weights(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        q, r = np.linalg.qr(_basis(self.x, theta, self.n))  # (N, K), (K, K)
-        return q, np.linalg.lstsq(r, q.T @ self.y, rcond=1e-12)[0]
-
-    def residual(self, theta: np.ndarray) -> np.ndarray:
-        q, _ = self.weights(theta)
-        return q @ (q.T @ self.y) - self.y
-
-    def jacobian(self, theta: np.ndarray) -> np.ndarray:
-        q, weights = self.weights(theta)
+    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum of squares left, and its gradient."""
         slope, shifted = np.exp(theta[1]), self.x - theta[0]
-        height = expit(slope * shifted)
-        bell = weights[0] * height * (1 - height) * slope
-        columns = np.stack([-bell, bell * shifted], axis=1)  # (N, 2)
-        return columns - q @ (q.T @ columns)
+        up, down = expit(slope * shifted), expit(-slope * shifted)
+        weight, left = self.project(up if theta[0] > 0 else -down)
+        bell = weight * slope * up * down * left
+        return left @ left, np.array([2 * bell.sum(), -2 * (bell @ shifted)])
 
-    def screen(self, centres: np.ndarray, log_slopes: np.ndarray) -> np.ndarray:
-        """Best of the centres, shape (C,), for each of the slopes, shape (S,): starts (S, 2)."""
-        starts = []
-        for log_slope in log_slopes:
-            line = np.stack([centres, np.full_like(centres, log_slope)], axis=-1)  # (C, 2)
-            q, _ = np.linalg.qr(_basis(self.x, line, self.n))  # (C, N, K)
-            starts.append(line[((self.y @ q) ** 2).sum(axis=-1).argmax()])
-        return np.stack(starts)
+    def project(self, step: np.ndarray) -> tuple[float, np.ndarray]:
+        """Best weight of a step, its constant does not matter, and what is left of the scores."""
+        step = step - self.lines @ (self.lines.T @ step)
+        weight = (self.y @ step) / max(step @ step, 1e-28)  # over two values a line leaves none
+        return weight, self.y - weight * step
+
+    def starts(self) -> np.ndarray:
+        """The four best of eight slopes, each with its best centre; shape (4, 2)."""
+        rows = np.argsort(self.x)[:: max(1, len(self.x) // 400)]  # enough to find a start
+        x, y, lines = self.x[rows], self.y[rows], self.lines[rows]
+        found = []
+        for slope in SLOPES[1] / 2.0 ** np.arange(8):
+            centres = np.arange(*self.bounds[0], 0.5 / slope)  # (C,)
+            step = expit(slope * (x - centres[:, None])) - 0.5  # (C, N)
+            norm = (step**2).sum(axis=1) - ((step @ lines) ** 2).sum(axis=1)
+            explained = (step @ y) ** 2 / np.maximum(norm, 1e-9)
+            best = explained.argmax()
+            found.append((explained[best], centres[best], np.log(slope)))
+        return np.array(sorted(found, reverse=True))[:4, 1:]
 
 
 def fit_logistic(
@@ -112,9 +115,8 @@ def fit_logistic(
 ) -> LogisticFit:
     """Fit the logistic map that the field applies before PLCC and RMSE.
 
-    Both maps are linear in all but centre and slope, so the search runs over these two only: on
-    standardised scores 25 centres are screened for each of seven slopes, the best of each slope
-    descends, and the lowest end is kept.
+    Both maps are linear in all but centre and slope, so the search runs over these two only: a grid
+    is screened, four starts descend, and the lowest end is kept.
 
     Args:
         mos: Human scores, shape (N,), N above ``n_parameters``.
@@ -131,9 +133,10 @@ def fit_logistic(
             another length, or an array is constant.
 
     Note:
-        The slope stays within 0.05 and 10 per standard deviation of ``pred``: below, the map is a
-        straight line; above, it is a step between two neighbouring images, with which five
-        parameters can always lower the error a little more.
+        The slope stays within 0.05 and 10 per standard deviation of ``pred``, the centre within
+        three of the predictions: below, the map is a straight line; above, it is a step between
+        two neighbouring images, with which five parameters can always lower the error a little
+        more. ``at_bound`` tells where the optimum lies there.
     """
     mos, pred = check_pair(mos, pred)
     if n_parameters not in (4, 5):
@@ -147,33 +150,25 @@ def fit_logistic(
     if start is not None:
         return _descend(mos, pred, n_parameters, start)
     shift, scale = pred.mean(), pred.std()
-    x = (pred - shift) / scale
-    y = (mos - mos.mean()) / mos.std()
-
-    search = _Projection(x, y, n_parameters)
-    bounds = (np.array([x.min() - 2, np.log(0.05)]), np.array([x.max() + 2, np.log(10)]))
-    centres, slopes = np.linspace(x.min() - 1, x.max() + 1, 25), np.geomspace(0.1, 9, 7)
-    ends = [
-        least_squares(search.residual, start, search.jacobian, bounds=bounds, max_nfev=40)
-        for start in search.screen(centres, np.log(slopes))
-    ]
-    best = min(ends, key=lambda end: end.cost)
-    centre, slope = best.x[0], np.exp(best.x[1])
-    weights = search.weights(best.x)[1] * mos.std()
-    middle = shift + scale * centre  # back to raw units
+    x, y = (pred - shift) / scale, (mos - mos.mean()) / mos.std()
+    search = _Search(x, y, n_parameters)
+    how = {"jac": True, "method": "L-BFGS-B", "bounds": search.bounds}
+    how["options"] = {"ftol": 1e-12, "gtol": 1e-6}
+    ends = [minimize(search, start, **how) for start in search.starts()]
+    best = min(ends, key=lambda end: end.fun)
+    slope, middle = np.exp(best.x[1]) / scale, shift + scale * best.x[0]  # in raw units
+    u = slope * (pred - middle)
+    height = mos.std() * search.project(expit(u) if best.x[0] > 0 else -expit(-u))[0]
+    rest = mos - height * (expit(u) - 0.5)
     if n_parameters == 4:
-        low, high = (
-            mos.mean() + weights[1] - weights[0] / 2,
-            mos.mean() + weights[1] + weights[0] / 2,
-        )
-        parameters = np.array([high, low, middle, scale / slope])
+        base = rest.mean()
+        parameters = np.array([base + height / 2, base - height / 2, middle, 1 / slope])
     else:
-        gain = weights[1] / scale
-        parameters = np.array(
-            [weights[0], slope / scale, middle, gain, mos.mean() + weights[2] - gain * shift]
-        )
-    spread = tuple(float(np.sqrt(2 * end.cost / len(y)) * mos.std()) for end in ends)
-    return _describe(mos, pred, parameters, spread, bool(best.success))
+        parameters = np.array([height, slope, middle, *np.polyfit(pred, rest, 1)])
+    spread = tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends)
+    edges = np.array(search.bounds)  # (2, 2)
+    at_bound = bool((np.abs(best.x[:, None] - edges) < 1e-6).any())
+    return _describe(mos, pred, parameters, spread, bool(best.success), at_bound)
 
 
 def _descend(
@@ -183,7 +178,7 @@ def _descend(
         raise ValueError(f"start must hold {n_parameters} values, got {len(start)}")
     end = least_squares(lambda b: logistic(pred, b) - mos, np.asarray(start, float), method="lm")
     spread = (float(np.sqrt(2 * end.cost / len(mos))),)
-    return _describe(mos, pred, end.x, spread, bool(end.success))
+    return _describe(mos, pred, end.x, spread, bool(end.success), False)
 
 
 def _describe(
@@ -192,6 +187,7 @@ def _describe(
     parameters: np.ndarray,
     spread: tuple[float, ...],
     converged: bool,
+    at_bound: bool,
 ) -> LogisticFit:
     fitted = logistic(pred, parameters)
     curve = np.diff(logistic(np.linspace(pred.min(), pred.max(), 513), parameters))
@@ -203,5 +199,6 @@ def _describe(
         rmse=float(np.sqrt(np.mean((mos - fitted) ** 2))),
         start_rmse=spread,
         converged=converged,
+        at_bound=at_bound,
         monotonic=bool((curve >= -slack).all() or (curve <= slack).all()),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -59,10 +60,10 @@ class GaussianProcess:
         length: Length scale, in units of the distances.
         signal_sd: Standard deviation of the function, in units of the scores.
         noise_sd: Standard deviation of the noise, in units of the scores.
-        mean: Constant mean, the mean of the training scores.
+        mean: Constant mean, in units of the scores.
         log_likelihood: Log marginal likelihood of the training scores, nats.
         factor: Lower Cholesky factor of correlation plus noise ratio, shape (N, N).
-        alpha: That matrix's inverse times the centred scores, shape (N,).
+        alpha: That matrix's inverse times the scores less their mean, shape (N,).
         evaluations: Likelihood evaluations that the fit took.
     """
 
@@ -104,6 +105,7 @@ def fit_gaussian_process(
     mos: ArrayLike,
     *,
     noise_sd: float | None = None,
+    constant: Literal["least_squares", "sample_mean"] = "least_squares",
     start: tuple[float, float] | None = None,
     tolerance: float = 1e-12,
     device: str | torch.device = "cpu",
@@ -119,6 +121,8 @@ def fit_gaussian_process(
             Duplicate images (distance 0) are fine: noise keeps the matrix regular.
         mos: Scores, shape (N,), any scale.
         noise_sd: Hold the noise at this value, in units of the scores; None finds it.
+        constant: Estimate of the constant mean: generalised ``least_squares`` at every length and
+            noise tried, as MATLAB's fitrgp does for its constant basis, or ``sample_mean``.
         start: First length and noise ratio; by default the median distance and 0.1.
         tolerance: Relative change of the likelihood at which the search ends.
         device: Where the matrices live.
@@ -129,22 +133,28 @@ def fit_gaussian_process(
     Raises:
         ValueError: If shapes disagree, the distances are not symmetric, negative or not finite,
             all images coincide, the distances are not Euclidean (the kernel matrix is then not
-            positive definite), or ``noise_sd`` is not positive.
+            positive definite), ``noise_sd`` is not positive or ``constant`` is unknown.
+
+    Note:
+        The predictive spread treats the constant as known. That fitrgp estimates its constant so is
+        stated from memory of its documentation.
 
     References:
-        Rasmussen and Williams, 2006, equations 5.8 and 5.9.
+        Rasmussen and Williams, 2006, equations 5.8 and 5.9; for the constant, section 2.7.
     """
     mos = check_scores(mos)
     distances = _distances(distances, columns=len(mos), device=device, square=True)
     if noise_sd is not None and not noise_sd > 0:
         raise ValueError(f"noise_sd must be positive, got {noise_sd}")
+    if constant not in ("least_squares", "sample_mean"):
+        raise ValueError(f"constant must be least_squares or sample_mean, got {constant!r}")
     typical = float(distances[distances > 0].median()) if bool((distances > 0).any()) else 0.0
     if typical == 0:
         raise ValueError("all images have the same features: every distance is 0")
     centred = torch.as_tensor(mos - mos.mean(), dtype=torch.float64, device=device)
 
     def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        step = _Likelihood(distances, centred, *np.exp(theta), noise_sd)
+        step = _Likelihood(distances, centred, *np.exp(theta), noise_sd, constant)
         value, gradient = step.value_and_gradient()
         return -value / len(mos), -gradient / len(mos)
 
@@ -155,12 +165,12 @@ def fit_gaussian_process(
         bounds=[tuple(np.log(typical) + np.log([1e-3, 1e4])), tuple(np.log(_RATIO_BOUNDS))],
         options={"ftol": tolerance, "gtol": min(1e-6, 1e3 * tolerance)},
     )  # fmt: skip
-    best = _Likelihood(distances, centred, *np.exp(found.x), noise_sd)
+    best = _Likelihood(distances, centred, *np.exp(found.x), noise_sd, constant)
     return GaussianProcess(
         length=float(np.exp(found.x[0])),
         signal_sd=math.sqrt(best.signal_variance),
         noise_sd=math.sqrt(best.signal_variance * float(np.exp(found.x[1]))),
-        mean=float(mos.mean()),
+        mean=float(mos.mean()) + best.constant,
         log_likelihood=best.value,
         factor=best.factor,
         alpha=best.alpha,
@@ -172,7 +182,13 @@ class _Likelihood:
     """One evaluation of the log marginal likelihood at a length and a noise ratio."""
 
     def __init__(
-        self, distances: Tensor, y: Tensor, length: float, ratio: float, noise_sd: float | None
+        self,
+        distances: Tensor,
+        y: Tensor,
+        length: float,
+        ratio: float,
+        noise_sd: float | None,
+        constant: str,
     ) -> None:
         n = len(y)
         matrix, self.derivative = matern52(distances, float(length))
@@ -183,7 +199,10 @@ class _Likelihood:
                 "the distances are not Euclidean: the kernel matrix of length "
                 f"{length:.3g} and noise ratio {ratio:.3g} is not positive definite"
             )
-        self.alpha = torch.cholesky_solve(y[:, None], self.factor)[:, 0]
+        sides = torch.stack([y, torch.ones_like(y)], dim=1)
+        self.alpha, ones = torch.cholesky_solve(sides, self.factor).T  # (N,) each
+        self.constant = float(self.alpha.sum() / ones.sum()) if constant == "least_squares" else 0.0
+        self.alpha, y = self.alpha - self.constant * ones, y - self.constant
         self.quadratic = float(y @ self.alpha)
         self.ratio, self.noise_sd, self.n = float(ratio), noise_sd, n
         self.signal_variance = self.quadratic / n if noise_sd is None else noise_sd**2 / self.ratio

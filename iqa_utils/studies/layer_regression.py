@@ -318,7 +318,7 @@ def predict_brisque(
         An image of one grey level has no such statistics; it gets the mean of the training images,
         so that it stays in the comparison.
     """
-    path = Path(cache_dir) / f"brisque-{store.key[:24]}.rows"
+    path = Path(cache_dir) / f"brisque2-{store.key[:24]}.rows"
     rows, n = np.unique(np.concatenate([task.rows for task in tasks.values()])), len(store)
     _, done = load_rows(path, rows, n_images=n)
     for row in tqdm(rows[~done], disable=not progress, leave=False):

@@ -18,11 +18,10 @@ import pandas as pd
 
 from iqa_utils import natural_scenes
 from iqa_utils.claims.released import ALL_SETS, SIZES
-from iqa_utils.demo.scenes import photograph
 from iqa_utils.images.decode_once import hash_files, lock
 from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import METRICS, plcc_logistic, size_weighted
-from iqa_utils.natural_scenes import NiqeModel, fit_niqe, niqe
+from iqa_utils.natural_scenes import live_parameters, niqe
 from iqa_utils.statistics import nadeau_bengio, wilcoxon_splits
 
 # short name of a method -> the rows of the ledger that it re-runs
@@ -45,7 +44,6 @@ PAIRED = [
     "p images", "sd splits", "p splits", "p signed ranks",
 ]  # fmt: skip
 _NIQE_CODE = inspect.getsource(natural_scenes)  # as it was loaded
-PRISTINE = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
 def score_splits(predictions: pd.DataFrame, *, logistic: Sequence[str] = ()) -> pd.DataFrame:
@@ -405,27 +403,19 @@ def predict_niqe(
         splits: Part of each row by set, one a split.
         folders: Folder that the image names of each set are relative to.
         cache_dir: Where values are kept by the bytes of the images.
-        patch: Side of its patches, pixels.
+        patch: Side of its patches, pixels; the published parameters are those of 96.
         save_seconds: Time between saves.
 
     Returns:
         One row an image and split, as :func:`iqa_utils.studies.mixed.predict_test` gives them;
         ``pred`` is negated NIQE, since lower is better there.
-
-    Note:
-        The authors' 125 pristine photographs are not at hand; the model is fitted on six of
-        scikit-image and scikit-learn, on patches down to a quarter of the sharpness that is theirs
-        at best (the paper: three quarters, which would leave too few).
     """
-    model = fit_niqe(
-        [np.asarray(photograph(name)) for name in PRISTINE], patch=patch, sharpest=0.25
-    )
     tables = []
     for dataset, frame in frames.items():
         tested = [np.flatnonzero(parts[dataset] == "test") for parts in splits]
         rows = np.unique(np.concatenate(tested))
         quality = -niqe_of_files(
-            folders[dataset], frame["image"].tolist(), rows, model, cache_dir, save_seconds
+            folders[dataset], frame["image"].tolist(), rows, patch, cache_dir, save_seconds
         )
         columns = ["image", "mos", "reference", *({"mos_original"} & set(frame))]
         for split, rows in enumerate(tested):
@@ -438,13 +428,12 @@ def niqe_of_files(
     root: Path,
     images: Sequence[str],
     rows: np.ndarray,
-    model: NiqeModel,
+    patch: int,
     cache_dir: Path,
     save_seconds: float,
 ) -> np.ndarray:
     """Return NIQE of some rows of a list of images, NaN for rows never asked for; shape (N,)."""
-    recipe = [_NIQE_CODE, str(model.patch)]
-    recipe += [model.mean.tobytes().hex(), model.covariance.tobytes().hex()]
+    recipe = [_NIQE_CODE, str(patch), *(a.tobytes().hex() for a in live_parameters())]
     recipe += hash_files(Path(root), images, cache_dir / "stores")
     path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
     with lock(path.with_suffix(".lock")):
@@ -452,7 +441,7 @@ def niqe_of_files(
         missing = rows[np.isnan(values[rows])]
         saved = time.monotonic()
         for row in missing:
-            values[row] = niqe(np.asarray(read_image(Path(root) / images[row])), model)
+            values[row] = niqe(np.asarray(read_image(Path(root) / images[row])), patch=patch)
             if time.monotonic() - saved >= save_seconds or row == missing[-1]:
                 partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
                 np.save(partial, values)

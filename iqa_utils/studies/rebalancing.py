@@ -43,6 +43,8 @@ class Recipe:
         sigma: Its width in bins.
         mean: Its centre in bins, 0 but for the literal reading of N(12, 10).
         order: Root before or after smoothing, see :func:`iqa_utils.imbalance.lds_density`.
+        released_counts: Clip counts to 5 and 1,000 and drop the fractions of smoothed ones, as the
+            released ``inverse`` does on its age data.
         by_range: Weigh by the images per range of the paper's tables instead of per bin.
         loss: Loss, or None for that of the settings.
         fds: Variant of feature distribution smoothing, or None.
@@ -55,6 +57,7 @@ class Recipe:
     sigma: float = 10.0
     mean: float = 0.0
     order: Literal["root_first", "smooth_first"] = "root_first"
+    released_counts: bool = False
     by_range: bool = False
     loss: Loss | None = None
     fds: Variant | None = None
@@ -67,6 +70,8 @@ class Recipe:
             kernel = smoothing_kernel(self.kernel, size=self.size, sigma=self.sigma, mean=self.mean)
         edges = settings.range_edges if self.by_range else settings.bin_edges
         options = {"kernel": kernel, "reweight": self.reweight, "order": self.order}
+        if self.released_counts:
+            options |= {"clip": (5, 1000), "truncate": True}
         return lds_weights(mos, edges=edges, **options)
 
 
@@ -75,12 +80,14 @@ RECIPES: dict[str, Recipe] = {
     "vanilla": Recipe(),
     "LDS": LDS,
     "LDS + FDS": replace(LDS, fds="corrected"),
-    "LDS + FDS, released": replace(LDS, fds="released"),
+    "LDS + FDS, released": replace(LDS, fds="released_agedb"),
+    "LDS + FDS, released (STS-B)": replace(LDS, fds="released_stsb"),
     "LDS, then FDS": replace(LDS, fds="corrected", after="LDS"),
     "FDS": Recipe(fds="corrected"),
     "sqrt_inv": Recipe("sqrt_inv"),
     "inverse": Recipe("inverse"),
     "LDS, inverse": Recipe("inverse", "released"),
+    "LDS, inverse, released": Recipe("inverse", "released", released_counts=True),
     "LDS, kernel (5, 2)": replace(LDS, size=5, sigma=2.0),
     "LDS, smooth first": replace(LDS, order="smooth_first"),
     "LDS, true Gaussian": replace(LDS, kernel="gaussian", size=61),

@@ -414,6 +414,14 @@ def record(
     return facts.assign(pred=pred, **tags)
 
 
+def defined(results: pd.DataFrame) -> pd.DataFrame:
+    """Leave out results without a value, and name them: a constant prediction has no order."""
+    for row in results[results["value"].isna()].to_dict("records"):
+        named = ", ".join(str(row[key]) for key in ("method", "dataset") if key in row)
+        print(f"no {row['metric']}, the predictions are constant: {named}")
+    return results.dropna(subset="value")
+
+
 def score_table(
     predictions: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:

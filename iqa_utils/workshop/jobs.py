@@ -255,6 +255,9 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     for (name, mode, n, n_validation), count in groups.items():
         own = values.get("OVERRIDES", {}).get(name, {})
         epochs = own.get("EPOCHS", values["EPOCHS"])
+        steps = epochs * n_batches(n, values["BATCH_SIZE"])
+        if n_steps := own.get("N_STEPS", values.get("N_STEPS", 0)):  # in place of epochs
+            epochs, n, steps = 1, n_steps * values["BATCH_SIZE"], n_steps
         yield Job(
             name=f"{name}, {mode}",
             network=name,
@@ -263,7 +266,7 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             build=lambda name=name: ScoreNetwork(create_network(name, pretrained=None)),
             size=size(name, "TUNING_SIDE"),
             images=epochs * n,
-            steps=epochs * n_batches(n, values["BATCH_SIZE"]),
+            steps=steps,
             watched=epochs * n_validation,
             precision=own.get("PRECISION", values["PRECISION"]),
             compile=own.get("COMPILE", values.get("COMPILE", False)),
