@@ -18,8 +18,7 @@ from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.parameters import check_overrides
-from iqa_utils.studies.sampling_setup import SETTINGS, Scenario
+from iqa_utils.studies.sampling_setup import Scenario
 from iqa_utils.workshop import plan
 from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
@@ -108,7 +107,7 @@ def test_02_is_planned_as_its_cells_train_it(profile):
             return MagicMock()
 
     notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
-    marks = ("check_overrides(", "at_sizes = ", ".train_all(")
+    marks = ("scenarios = ", "at_sizes = ", ".train_all(")
     cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
     names += ("check_overrides", "SETTINGS")
@@ -117,7 +116,6 @@ def test_02_is_planned_as_its_cells_train_it(profile):
     space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
     space["study"] = Recorder(tuple(values["SIZE"]))
     space |= values
-    space |= {"check_overrides": check_overrides, "SETTINGS": SETTINGS}
     for cell in cells:
         exec(cell, space)  # of our own notebook
     planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
