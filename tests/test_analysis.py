@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils import runs
-from iqa_utils.batch import find_notebook
 from iqa_utils.datasets import load_scores
-from iqa_utils.plots import analysis as plots
 from iqa_utils.studies import analysis
+from iqa_utils.workshop import runs
 from iqa_utils.workshop.claims import compare
+from iqa_utils.workshop.notebooks import find_notebook
+from iqa_utils.workshop.plots import analysis as plots
 
 
 @pytest.fixture(scope="module")

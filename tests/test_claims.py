@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, multivariate_normal, spearmanr
 
-from iqa_utils.runs import RESULT_COLUMNS
 from iqa_utils.workshop import audit, claims
 from iqa_utils.workshop.papers import ahmed2020, nguyen2024
+from iqa_utils.workshop.runs import RESULT_COLUMNS
 
 LEDGER_FOLDER = claims.LEDGER.parent
 CASES = Path(__file__).with_name("verdict_cases.csv")

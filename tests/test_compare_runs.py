@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils import cli
+from iqa_utils.workshop import cli
 from iqa_utils.workshop.compare_runs import differences, digest
 
 

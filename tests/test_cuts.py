@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from iqa_utils.downloads.cuts import PARTS, cut_biq2021
+from iqa_utils.workshop.downloads.cuts import PARTS, cut_biq2021
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_list_is_the_real_cut(real_data, tmp_path):
 
 
 def test_the_list_names_each_image_once():
-    from iqa_utils.downloads.cuts import _NAMES
+    from iqa_utils.workshop.downloads.cuts import _NAMES
 
     table = pd.read_csv(_NAMES)
     assert table["image"].is_unique

@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from iqa_utils import datasets
-from iqa_utils.cli import app
 from iqa_utils.datasets import DATASETS, audit, check_dataset, check_images, load_scores
+from iqa_utils.workshop.cli import app
 
 KONIQ_SETS = "koniq10k_distributions_sets.csv"
 KONIQ_SCORES = "koniq10k_scores_and_distributions.csv"

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils import demo
 from iqa_utils.datasets import check_dataset, check_images, load_scores
 from iqa_utils.datasets.readers import KADID_TYPES, LIVE_FOLDERS, TID_TYPES
-from iqa_utils.demo import pictures as made_pictures
-from iqa_utils.demo.distortions import ALIASES, DISTORTIONS, distort
-from iqa_utils.demo.pictures import KONIQ_RANGES, difference, range_qualities
-from iqa_utils.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
 from iqa_utils.splits import check_disjoint, content_split, official_split
+from iqa_utils.workshop import demo
+from iqa_utils.workshop.demo import pictures as made_pictures
+from iqa_utils.workshop.demo.distortions import ALIASES, DISTORTIONS, distort
+from iqa_utils.workshop.demo.pictures import KONIQ_RANGES, difference, range_qualities
+from iqa_utils.workshop.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
 
 SCALE = 0.05
 

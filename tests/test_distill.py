@@ -13,7 +13,6 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
-from iqa_utils import cli
 from iqa_utils.distill import Teacher, read_pass, run_passes, teacher_pass
 from iqa_utils.distill.merging import (
     TEACHER_WEIGHTS,
@@ -25,8 +24,9 @@ from iqa_utils.distill.merging import (
 from iqa_utils.distill.unlabelled import central_crop, crop_batches, scan_images
 from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.scoring import score_images
 from iqa_utils.training.checkpoints import save_model
+from iqa_utils.workshop import cli
+from iqa_utils.workshop.scoring import score_images
 
 CROP = (24, 32)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -312,7 +312,17 @@ def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_
 def test_two_processes_share_the_list(folder, tmp_path):
     save_teacher(tmp_path / "teacher.safetensors")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    label = ["-m", "iqa_utils.cli", "label", str(folder), "--crop", "24", "32", "--part-size", "4"]
+    label = [
+        "-m",
+        "iqa_utils.workshop.cli",
+        "label",
+        str(folder),
+        "--crop",
+        "24",
+        "32",
+        "--part-size",
+        "4",
+    ]
     label += ["--teacher", str(tmp_path / "teacher.safetensors"), "--out", str(tmp_path / "pass")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(

@@ -16,10 +16,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from iqa_utils import downloads
 from iqa_utils.datasets.catalogue import DATASETS
-from iqa_utils.downloads import SOURCES, DownloadError, Source, download, fetch, instructions
-from iqa_utils.downloads.archives import ArchiveError, extract_zip
+from iqa_utils.workshop import downloads
+from iqa_utils.workshop.downloads import (
+    SOURCES,
+    DownloadError,
+    Source,
+    download,
+    fetch,
+    instructions,
+)
+from iqa_utils.workshop.downloads.archives import ArchiveError, extract_zip
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 OTHER = BODY[::-1]
@@ -140,7 +147,8 @@ def test_a_dripping_connection_counts_as_stalled(server, tmp_path):
 def test_a_killed_download_goes_on_in_the_next_process(server, tmp_path):
     server.behaviours = [serve(cut=40_000, stall=server.release), serve()]
     code = (
-        "import sys; from pathlib import Path; from iqa_utils.downloads import Source, fetch; "
+        "import sys; from pathlib import Path; "
+        "from iqa_utils.workshop.downloads import Source, fetch; "
         "fetch(Source(url=sys.argv[1]), Path(sys.argv[2]))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path / "set.bin")])

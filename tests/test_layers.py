@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from iqa_utils.backbones import create_backbone
-from iqa_utils.batch import read_profile
 from iqa_utils.features import tap_layers
 from iqa_utils.features.layers import (
     LAYERS,
@@ -18,6 +17,7 @@ from iqa_utils.features.layers import (
     layers_of,
     ledger_method,
 )
+from iqa_utils.workshop.notebooks import read_profile
 from iqa_utils.workshop.rehearsal import rehearsals
 
 LEDGER = Path(__file__).resolve().parents[1] / "data" / "claims.csv"

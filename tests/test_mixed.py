@@ -11,7 +11,6 @@ from PIL import Image
 from iqa_utils.backbones import create_backbone
 from iqa_utils.images import build_store
 from iqa_utils.images.decode_once import lock
-from iqa_utils.scoring import score_images
 from iqa_utils.studies import mixed
 from iqa_utils.studies.mixed import (
     Method,
@@ -39,6 +38,7 @@ from iqa_utils.studies.mixed_data import (
     split_sets,
     warp_subsets,
 )
+from iqa_utils.workshop.scoring import score_images
 
 
 def parse_method(name):

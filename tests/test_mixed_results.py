@@ -5,8 +5,6 @@ import pandas as pd
 import pytest
 from PIL import ImageFilter
 
-from iqa_utils.demo.scenes import photograph
-from iqa_utils.grids import grid_path, read_grid
 from iqa_utils.metrics import srcc
 from iqa_utils.natural_scenes import niqe
 from iqa_utils.studies import mixed_results
@@ -30,6 +28,8 @@ from iqa_utils.studies.mixed_results import (
     summarise,
 )
 from iqa_utils.workshop.claims import load_claims
+from iqa_utils.workshop.demo.scenes import photograph
+from iqa_utils.workshop.sweeps import grid_path, read_grid
 
 SIZES = {"a": 30, "b": 10}
 

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import yaml
 
-from iqa_utils.runs import RESULT_COLUMNS, ROOT
 from iqa_utils.workshop import claims, paper_pages
 from iqa_utils.workshop.papers import Headline, papers
+from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT
 
 LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
 HIGHER = Headline("As good.", "05_lds_fds", {"metric": "SRCC", "method": "a"}, "higher", -0.02)

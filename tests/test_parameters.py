@@ -2,7 +2,7 @@
 
 import pytest
 
-from iqa_utils.parameters import wrong_types
+from iqa_utils.workshop.parameters import wrong_types
 
 
 def test_right_values_are_told_nothing_and_none_is_converted():

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from iqa_utils import batch, samplers
-from iqa_utils.cli import app
+from iqa_utils import samplers
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.studies.sampling_setup import Scenario
-from iqa_utils.workshop import plan
+from iqa_utils.workshop import notebooks, plan
+from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
 
@@ -106,7 +106,7 @@ def test_02_is_planned_as_its_cells_train_it(profile):
                 called.extend((name, scenario, select, seed + k, self.size) for k in range(n_runs))
             return MagicMock()
 
-    notebook = nbformat.read(batch.find_notebook("02"), as_version=4)
+    notebook = nbformat.read(notebooks.find_notebook("02"), as_version=4)
     marks = ("scenarios = ", "at_sizes = ", ".train_all(")
     cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
     names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
@@ -200,9 +200,9 @@ def test_time_follows_the_rate_that_is_given():
     assert seconds(streamed, seen) == 2.0  # 1,500 files a second
 
 
-@pytest.mark.parametrize("stem", batch.notebook_stems())
+@pytest.mark.parametrize("stem", notebooks.notebook_stems())
 def test_every_profile_has_a_plan(stem):
-    for path in sorted((batch.NOTEBOOKS / "params").glob(f"{stem}.*.yaml")):
+    for path in sorted((notebooks.NOTEBOOKS / "params").glob(f"{stem}.*.yaml")):
         profile = path.name.split(".")[1]
         if profile == "paper":
             continue  # the README's table
@@ -222,7 +222,7 @@ def test_the_command_tells_a_plan_as_text_and_as_json():
 def test_a_run_names_all_that_is_missing_before_it_starts(tmp_path):
     parameters = {"DATA_ROOT": str(tmp_path), "PRETRAINED": str(tmp_path / "weights.pth")}
     with pytest.raises(ValueError, match=r"(?s)02_cross.* koniq10k: .*expected a.*weights\.pth"):
-        batch.run_notebook("02", profile="paper", parameters=parameters)
+        notebooks.run_notebook("02", profile="paper", parameters=parameters)
 
 
 def test_a_folder_of_weights_is_looked_through(tmp_path):

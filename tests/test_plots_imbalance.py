@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils.plots import imbalance as plots
+from iqa_utils.workshop.plots import imbalance as plots
 
 
 @pytest.fixture

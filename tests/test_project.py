@@ -16,7 +16,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from iqa_utils import batch, runs
+from iqa_utils.workshop import notebooks, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -136,7 +136,7 @@ class TestNotebook:
         assert statistics.median(len(cell.source.splitlines()) for cell in cells) <= 11
 
     def test_parameters_are_annotated_literals_with_the_demo_as_default(self, path):
-        declared = batch.declared_parameters(path)
+        declared = notebooks.declared_parameters(path)
         assert set(runs.REQUIRED) <= set(declared)
         cells = nbformat.read(path, as_version=4).cells
         source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
@@ -167,7 +167,7 @@ def test_profile_values_have_declared_names_and_types(path):
     stem, profile = path.stem.split(".")
     values = yaml.safe_load(path.read_text())
     assert values["PROFILE"] == profile
-    batch.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
+    notebooks.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
 
 
 def test_published_metrics_hold_real_results_only():

@@ -5,10 +5,9 @@ import json
 import pytest
 import yaml
 
-from iqa_utils import batch, report, runs
-from iqa_utils.grids import grid_path, read_grid
-from iqa_utils.workshop import claims
+from iqa_utils.workshop import claims, notebooks, report, runs
 from iqa_utils.workshop.rehearsal import rehearsals
+from iqa_utils.workshop.sweeps import grid_path, read_grid
 
 SMALL = "its true value needs a large GPU"
 PIXELS = "decoding and training at true size need a large GPU"
@@ -52,7 +51,9 @@ ALLOWED = {
 
 
 def overlay():
-    return [(key, key.partition("-")[0], values) for key, values in batch.read_overlay().items()]
+    return [
+        (key, key.partition("-")[0], values) for key, values in notebooks.read_overlay().items()
+    ]
 
 
 def test_every_notebook_that_trains_is_rehearsed_and_04_twice():
@@ -63,7 +64,7 @@ def test_every_notebook_that_trains_is_rehearsed_and_04_twice():
 
 def forbidden(stem, values):
     """Names that a rehearsal may not replace, though their values differ from the paper's."""
-    paper = batch.read_profile(stem, "paper")
+    paper = notebooks.read_profile(stem, "paper")
     changed = {name for name, value in values.items() if paper.get(name) != value}
     return changed - set(EVERYWHERE) - set(ALLOWED[stem])
 
@@ -84,8 +85,8 @@ def test_a_value_of_the_paper_in_the_overlay_is_found():
 
 
 def test_plans_of_distillation_change_their_steps_alone():
-    paper = batch.read_profile("06_distillation", "paper")
-    mine = batch.read_profile("06_distillation", "rehearsal")
+    paper = notebooks.read_profile("06_distillation", "paper")
+    mine = notebooks.read_profile("06_distillation", "rehearsal")
     for plan in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"):
         assert mine[plan][1:3] == paper[plan][1:3], "batch size and learning rate are the paper's"
     assert mine["N_UNLABELLED"] == [n // 100 for n in paper["N_UNLABELLED"]]
@@ -93,8 +94,8 @@ def test_plans_of_distillation_change_their_steps_alone():
 
 
 def test_a_rehearsed_network_keeps_what_is_no_size():
-    paper = batch.read_profile("02_cross_sampling", "paper")["NETWORK"]
-    mine = batch.read_profile("02_cross_sampling", "rehearsal")["NETWORK"]
+    paper = notebooks.read_profile("02_cross_sampling", "paper")["NETWORK"]
+    mine = notebooks.read_profile("02_cross_sampling", "rehearsal")["NETWORK"]
     sizes = {"plane_size", "precision", "compile"}
     assert {k: v for k, v in mine.items() if k not in sizes} == {
         k: v for k, v in paper.items() if k not in sizes
@@ -103,9 +104,9 @@ def test_a_rehearsed_network_keeps_what_is_no_size():
 
 def test_the_profile_is_the_papers_under_the_overlay_with_declared_types():
     for key, stem, values in overlay():
-        profile = batch.read_profile(stem, "rehearsal")
-        batch.check_parameters(batch.find_notebook(stem), {**profile, **values})
-        kept = {k: v for k, v in batch.read_profile(stem, "paper").items() if k not in profile}
+        profile = notebooks.read_profile(stem, "rehearsal")
+        notebooks.check_parameters(notebooks.find_notebook(stem), {**profile, **values})
+        kept = {k: v for k, v in notebooks.read_profile(stem, "paper").items() if k not in profile}
         assert not kept, key
 
 

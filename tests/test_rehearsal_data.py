@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iqa_utils import batch
 from iqa_utils.datasets import DATASETS, check_dataset, check_images, load_scores
 from iqa_utils.datasets.readers import LIVE_FOLDERS
 from iqa_utils.distill.unlabelled import central_crop, scan_images
 from iqa_utils.images.decoding import BadImageError
-from iqa_utils.workshop import rehearsal_data
+from iqa_utils.workshop import notebooks, rehearsal_data
 from iqa_utils.workshop.rehearsal_data import NETWORK_SETS, SETS, ensure_rehearsal_data
 
 WHOLE = ("koniq10k", "live", "csiq", "tid2008", "tid2013", "bid", "livec")
@@ -168,6 +167,6 @@ def test_a_set_that_fails_is_not_there_and_the_next_call_goes_on(
 
 
 def test_enough_unlabelled_images_fit_the_crop_of_the_rehearsal():
-    wanted = batch.read_profile("06_distillation", "rehearsal")
+    wanted = notebooks.read_profile("06_distillation", "rehearsal")
     fitting = rehearsal_data.OPEN_SHAPES[tuple(wanted["CROP"])] - 1  # one is truncated
     assert fitting >= wanted["N_UNLABELLED"][-1] + wanted["N_KEPT"]

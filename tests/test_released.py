@@ -7,8 +7,8 @@ from scipy.io import savemat
 from scipy.stats import spearmanr
 
 from iqa_utils import metrics
-from iqa_utils.plots import claims as plots
 from iqa_utils.workshop import audit, claims, released
+from iqa_utils.workshop.plots import claims as plots
 
 
 def test_made_scores_have_the_form_of_the_released_ones_and_say_so():

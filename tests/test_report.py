@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from iqa_utils import report
-from iqa_utils.report import readme
-from iqa_utils.runs import RESULT_COLUMNS, ROOT, find_runs
+from iqa_utils.workshop import report
+from iqa_utils.workshop.report import readme
+from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
 CELL |= {"paper": "lehmann2023", "table": "Tab. 3", "method": "", "dataset": "koniq10k"}

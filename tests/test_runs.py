@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils import runs
-from iqa_utils.workshop import provenance
+from iqa_utils.workshop import provenance, runs
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -140,7 +139,7 @@ def test_provenance_pins_what_was_used(repo):
     assert seen["weights"] == {"net": {"source": "net.safetensors", "digest": "abc"}}
     assert set(seen["machine"]) == {"cpu", "cores", "memory_gib"}
     assert isinstance(seen["clean"], bool)
-    assert "iqa_utils/runs.py" in seen["files"]
+    assert "iqa_utils/workshop/runs.py" in seen["files"]
 
 
 def test_a_run_is_current_until_a_file_that_it_imported_changes(tmp_path, monkeypatch):

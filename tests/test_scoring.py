@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iqa_utils import scoring
 from iqa_utils.images import build_store, to_float
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.training.checkpoints import load_model, save_model
+from iqa_utils.workshop import scoring
 
 PIXELS = {
     "size": [64, 80], "fit": "squash", "resampler": "bilinear",
@@ -126,7 +126,7 @@ def test_a_model_that_needs_more_than_pixels_says_so(folder, tmp_path):
 
 def test_the_command_writes_both_files_and_fails_when_a_file_was_bad(folder, checkpoint, tmp_path):
     (folder / "e.png").write_bytes(b"no image")
-    command = [sys.executable, "-m", "iqa_utils.cli", "score", str(folder)]
+    command = [sys.executable, "-m", "iqa_utils.workshop.cli", "score", str(folder)]
     command += ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "scores")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

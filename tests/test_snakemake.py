@@ -19,7 +19,7 @@ BODY = """
 import os
 import time
 from pathlib import Path
-from iqa_utils.runs import notebook_parameters, start_run
+from iqa_utils.workshop.runs import notebook_parameters, start_run
 parameters = notebook_parameters(globals())
 run = start_run(STEM, parameters, paper="p")
 with open(Path(DATA_ROOT) / "log.txt", "a") as log:

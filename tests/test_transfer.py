@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from iqa_utils import batch
 from iqa_utils.distill import Teacher
 from iqa_utils.distill.merging import aggregate, merge_by_features
 from iqa_utils.distill.unlabelled import scan_images
@@ -23,6 +22,7 @@ from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.studies import teachers, throughput, transfer
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.training.checkpoints import read_metadata
+from iqa_utils.workshop import notebooks
 
 PLAN = transfer.Plan(40, 8, 0.05, 20, looks=4)
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
@@ -266,7 +266,9 @@ def test_a_student_has_the_settings_that_are_its_own_and_the_log_names_it(capsys
 
 
 def test_a_rehearsal_cuts_steps_and_looks_of_the_plans_and_nothing_else():
-    paper, cut = (batch.read_profile("06_distillation", name) for name in ("paper", "rehearsal"))
+    paper, cut = (
+        notebooks.read_profile("06_distillation", name) for name in ("paper", "rehearsal")
+    )
     for name in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"):
         assert cut[name][1:4] == paper[name][1:4]
         assert cut[name][0] < paper[name][0]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from iqa_utils.cli import app
 from iqa_utils.workshop import plan, true_size
+from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.footprint import Job, footprint
 
 CPU = torch.device("cpu")

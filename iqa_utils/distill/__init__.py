@@ -29,8 +29,8 @@ from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_image
 from iqa_utils.images import to_float
 from iqa_utils.images.decode_once import Fit
 from iqa_utils.images.decoding import BadImageError
-from iqa_utils.scoring import Preprocessing
 from iqa_utils.training.checkpoints import load_model
+from iqa_utils.workshop.scoring import Preprocessing
 
 PASS_COLUMNS = ("image", "score", "teacher", "crop", "bytes", "error")
 

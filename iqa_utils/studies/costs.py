@@ -99,7 +99,7 @@ def cost_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         table: From :func:`cost_table`.
 
     Returns:
-        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+        Keyword arguments of :meth:`iqa_utils.workshop.runs.Run.add_result`.
     """
     return [
         {

@@ -24,10 +24,10 @@ from iqa_utils.backbones import freeze_batch_statistics, weights_hash
 from iqa_utils.features.layers import NETWORKS, Layer, Network, layers_of
 from iqa_utils.metrics import rmse, srcc
 from iqa_utils.models.scores import scaled_score
-from iqa_utils.parameters import wrong_types
 from iqa_utils.training import FitResult, fit, mean_loss, predict
 from iqa_utils.training.batches import Batch, store_batches
 from iqa_utils.training.checkpoints import data_digest
+from iqa_utils.workshop.parameters import wrong_types
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -275,7 +275,7 @@ def name_final(scores: pd.DataFrame, network: str) -> pd.DataFrame:
 
 
 def result_rows(scores: pd.DataFrame, **labels: str) -> list[dict[str, Any]]:
-    """Make the rows of :meth:`iqa_utils.runs.Run.add_results` from scores and further labels."""
+    """Make the rows of ``Run.add_results`` from scores and further labels."""
     columns = ["table", "method", "dataset", "metric", "value", "ci_low", "ci_high"]
     columns += ["n", "n_runs", "variant", "data"]
     return scores.assign(**labels)[columns].to_dict("records")

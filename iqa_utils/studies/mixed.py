@@ -30,7 +30,6 @@ from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.models import monotonic
 from iqa_utils.models.monotonic import MonotonicIQA, parameter_groups
-from iqa_utils.parameters import check_overrides
 from iqa_utils.samplers import Mixing, mixed_batches
 from iqa_utils.splits import PARTS
 from iqa_utils.studies import mixed_data
@@ -47,6 +46,7 @@ from iqa_utils.training import FitResult, fit, predict, save_model
 from iqa_utils.training.batches import Batch, epoch_seed
 from iqa_utils.training.checkpoints import config_key, data_digest
 from iqa_utils.training.schedules import constant_then_halved
+from iqa_utils.workshop.parameters import check_overrides
 
 # hash of the source that decides a training, as it was loaded: other code, another training
 _MODULES = (sys.modules[__name__], mixed_data, losses, samplers, monotonic, training)

@@ -302,8 +302,8 @@ def ledger_rows(summary: pd.DataFrame, *, data: str) -> list[dict]:
             ``weighted`` and ``total``.
 
     Returns:
-        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`. Undefined correlations (a
-        method that predicts a constant) are left out.
+        Keyword arguments of ``Run.add_result``. Undefined correlations (a method that predicts a
+        constant) are left out.
     """
     rows = []
     sets = "+".join(name for name in summary["dataset"].unique() if name not in (TOTAL, WEIGHTED))
@@ -328,7 +328,7 @@ def paired_rows(paired: pd.DataFrame, *, data: str, n_runs: int) -> list[dict]:
         n_runs: Splits.
 
     Returns:
-        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+        Keyword arguments of :meth:`iqa_utils.workshop.runs.Run.add_result`.
     """
     rows = paired[["dataset", "ci_low", "ci_high"]].assign(value=paired["difference"])
     rows["method"] = paired["a"] + " - " + paired["b"]
@@ -345,7 +345,7 @@ def map_rows(error: pd.DataFrame, *, data: str, n_runs: int) -> list[dict]:
         n_runs: Splits.
 
     Returns:
-        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+        Keyword arguments of :meth:`iqa_utils.workshop.runs.Run.add_result`.
     """
     same = {"table": "known maps", "metric": "mean error of carried MOS"}
     same |= {"data": data, "n_runs": n_runs}
@@ -360,7 +360,7 @@ def released_rows(medians: pd.DataFrame) -> list[dict]:
         medians: From :func:`iqa_utils.workshop.released.medians`.
 
     Returns:
-        Keyword arguments of :meth:`iqa_utils.runs.Run.add_result`.
+        Keyword arguments of :meth:`iqa_utils.workshop.runs.Run.add_result`.
     """
     rows = medians[medians["dataset"] != "median of weighted"].drop(columns="sd")
     data = rows["dataset"].replace(WEIGHTED, ALL_SETS)

@@ -25,9 +25,9 @@ from iqa_utils.imbalance.feature_smoothing import Variant
 from iqa_utils.losses import balanced_mse, weighted_l1, weighted_mse
 from iqa_utils.metrics import mae, per_range, range_index, srcc
 from iqa_utils.models.clip_head import ClipHead
-from iqa_utils.parameters import check_overrides
 from iqa_utils.training import Batch, FitResult, fit, tensor_batches
 from iqa_utils.training.checkpoints import data_digest
+from iqa_utils.workshop.parameters import check_overrides
 
 Loss = Literal["l1", "mse", "balanced_mse"]
 

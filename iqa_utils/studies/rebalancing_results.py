@@ -271,7 +271,7 @@ def ledger_rows(
         raw_targets: Whether targets were raw, as in the paper.
 
     Returns:
-        Rows for :meth:`iqa_utils.runs.Run.add_results`.
+        Rows for :meth:`iqa_utils.workshop.runs.Run.add_results`.
     """
     printed = {"koniq10k": ("Table 1", "koniq10k"), "table": ("Table 2", "internal")}
     names = {"vanilla": "CLIP", "LDS": "CLIP + LDS"}

@@ -182,7 +182,7 @@ def wide(summary: pd.DataFrame, methods: Sequence[str], *, digits: int = 2) -> p
 def as_results(
     summary: pd.DataFrame, table: str, names: Mapping[str, str], **shared: object
 ) -> pd.DataFrame:
-    """Turn a summary into rows for :meth:`iqa_utils.runs.Run.add_results`.
+    """Turn a summary into rows for :meth:`iqa_utils.workshop.runs.Run.add_results`.
 
     Args:
         summary: From :func:`summarise`.

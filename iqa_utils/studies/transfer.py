@@ -23,12 +23,12 @@ from iqa_utils.distill import Teacher
 from iqa_utils.distill.unlabelled import crop_batches
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, to_float
 from iqa_utils.metrics import rmse, srcc
-from iqa_utils.parameters import check_overrides
 from iqa_utils.statistics import bootstrap_ci, paired_bootstrap
 from iqa_utils.training import FitResult, fit, predict
 from iqa_utils.training.batches import Augment, Batch, epoch_seed
 from iqa_utils.training.checkpoints import data_digest
 from iqa_utils.training.schedules import constant_then_halved
+from iqa_utils.workshop.parameters import check_overrides
 
 Stream = Callable[..., Iterator[Batch]]
 NORMALISATION = (IMAGENET_MEAN, IMAGENET_STD)  # of every student
@@ -150,7 +150,7 @@ def training_settings(
         Name to keyword arguments of :func:`train`.
 
     Raises:
-        ValueError: As :func:`iqa_utils.parameters.check_overrides`.
+        ValueError: As :func:`iqa_utils.workshop.parameters.check_overrides`.
     """
     check_overrides(overrides, names, {"PRECISION": str, "COMPILE": bool, "EPOCHS": int})
     return {
@@ -373,8 +373,7 @@ def compare_students(
         seed: Of the draws.
 
     Returns:
-        One row a rival for :meth:`iqa_utils.runs.Run.add_results`: the difference in SRCC with its
-        95 % interval.
+        One row a rival for ``Run.add_results``: the difference in SRCC with its 95 % interval.
     """
     rows = []
     for rival in rivals:

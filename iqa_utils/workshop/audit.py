@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from iqa_utils.runs import ROOT
 from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.runs import ROOT
 
 Interval = tuple[float, float]
 # what is recomputed for a number of the prose and, where it is computed too, what is printed

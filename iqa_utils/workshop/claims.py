@@ -1,7 +1,7 @@
 """The ledger of published numbers: load it, match our results to it, judge them, count.
 
 ``data/claims.csv`` holds every number the papers print. A result is a dictionary as
-`iqa_utils.runs.Run.add_result` writes it. ANSWERS in ``papers/KEY.py`` says what a result must be
+``Run.add_result`` writes it. ANSWERS in ``papers/KEY.py`` says what a result must be
 to answer a row, and `verdict` is the one rule for what the two numbers mean together.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from iqa_utils.runs import ROOT
 from iqa_utils.workshop import audit as _audit
 from iqa_utils.workshop.audit import Interval, overlap, printed_interval
 from iqa_utils.workshop.coverage import coverage_table, still_needed
 from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.runs import ROOT
 
 LEDGER = ROOT / "data" / "claims.csv"
 COLUMNS = ["paper", "table", "method", "dataset", "metric", "value", "spread", "role", "place"]
@@ -299,7 +299,7 @@ def compare(
     Values from demo data are left out: they say nothing about a paper.
 
     Args:
-        results: Dictionaries with the keys of `iqa_utils.runs.RESULT_COLUMNS`.
+        results: Dictionaries with the keys of `iqa_utils.workshop.runs.RESULT_COLUMNS`.
         paper: Ledger key; all papers by default.
         matched_only: Leave out rows that no result answers.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from iqa_utils.runs import ROOT
+from iqa_utils.workshop.runs import ROOT
 
 
 def coverage_table(claims: pd.DataFrame) -> pd.DataFrame:

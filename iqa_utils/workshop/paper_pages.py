@@ -15,7 +15,7 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
 
     Args:
         headline: Of a paper.
-        runs: From `iqa_utils.runs.find_runs`.
+        runs: From `iqa_utils.workshop.runs.find_runs`.
 
     Returns:
         Results with ``profile``, ``says`` and ``detectable``, the smallest difference that such a
@@ -59,7 +59,7 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
 
     Args:
         key: Ledger key.
-        runs: From `iqa_utils.runs.find_runs`.
+        runs: From `iqa_utils.workshop.runs.find_runs`.
         board: From `claims.compare` on the results of those runs.
 
     Returns:

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from iqa_utils import batch
 from iqa_utils.datasets import DATASETS, check_images, load_scores
-from iqa_utils.runs import ROOT, resolve
 from iqa_utils.splits import PARTS
+from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.footprint import ASSUMED, Footprint, footprint, kind, seconds
+from iqa_utils.workshop.runs import ROOT, resolve
 
 Values = Mapping[str, Any]
 Tables = Mapping[str, pd.DataFrame]
@@ -33,8 +33,8 @@ Tables = Mapping[str, pd.DataFrame]
 
 def values_of(stem: str, profile: str, parameters: Values | None = None) -> dict[str, Any]:
     """Return every parameter of a notebook in a profile; ``stem`` by name or number."""
-    notebook = batch.find_notebook(stem)
-    own = batch.default_parameters(notebook) | batch.read_profile(notebook.stem, profile)
+    notebook = notebooks.find_notebook(stem)
+    own = notebooks.default_parameters(notebook) | notebooks.read_profile(notebook.stem, profile)
     return own | {"PROFILE": profile, **(parameters or {})}
 
 
@@ -189,7 +189,7 @@ def make_plan(
         ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``, and
         ``to fetch``: weights that the notebook would get from the hub in its first minute.
     """
-    stem = batch.find_notebook(stem).stem
+    stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)
     names, root = sets_of(values), None if official else resolve(values["DATA_ROOT"])
     plan: dict[str, Any] = {"stem": stem, "profile": profile, "sets": names, "jobs": []}

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iqa_utils import batch
-from iqa_utils.runs import ROOT, write_json
+from iqa_utils.workshop import notebooks
+from iqa_utils.workshop.runs import ROOT, write_json
 
 PROFILE = "rehearsal"
 
@@ -31,9 +31,9 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: If a notebook has no rehearsal.
     """
-    overlay = batch.read_overlay()
+    overlay = notebooks.read_overlay()
     runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
-    wanted = [batch.find_notebook(stem).stem for stem in stems] or [stem for stem, *_ in runs]
+    wanted = [notebooks.find_notebook(stem).stem for stem in stems] or [stem for stem, *_ in runs]
     if absent := sorted(set(wanted) - {stem for stem, *_ in runs}):
         raise ValueError(f"no rehearsal of {', '.join(absent)}: rehearsal.yaml does not name it")
     return [
@@ -44,7 +44,7 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _of_its_own(stem: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    paper = batch.read_profile(stem, "paper")
+    paper = notebooks.read_profile(stem, "paper")
     return {**paper, **values, "PROFILE": PROFILE, "RUN_NAME": name}
 
 
@@ -64,9 +64,9 @@ def rehearse(
     from iqa_utils.workshop.rehearsal_data import ensure_rehearsal_data
 
     jobs = rehearsals(stems)
-    root = ROOT / batch.read_profile("02_cross_sampling", PROFILE)["DATA_ROOT"]
+    root = ROOT / notebooks.read_profile("02_cross_sampling", PROFILE)["DATA_ROOT"]
     ensure_rehearsal_data(root, annotations)
-    outcomes = batch.run_jobs(jobs, profile=PROFILE, workers=workers)
+    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=workers)
     log = ROOT / "runs" / PROFILE / "times.json"
     earlier = json.loads(log.read_text()) if log.is_file() else {}
     write_json(log, earlier | {one.name: round(one.seconds, 1) for one in outcomes})

@@ -20,12 +20,12 @@ from scipy import ndimage
 
 from iqa_utils.datasets import DEMO_MARKER, fingerprint, load_scores, locate
 from iqa_utils.datasets.readers import LIVE_FOLDERS
-from iqa_utils.demo import layouts
-from iqa_utils.demo.distortions import as_image
-from iqa_utils.demo.pictures import Picture, Studio, generator, range_qualities
-from iqa_utils.demo.scenes import dead_leaves
 from iqa_utils.images.decode_once import lock
 from iqa_utils.indicators import measure
+from iqa_utils.workshop.demo import layouts
+from iqa_utils.workshop.demo.distortions import as_image
+from iqa_utils.workshop.demo.pictures import Picture, Studio, generator, range_qualities
+from iqa_utils.workshop.demo.scenes import dead_leaves
 
 VERSION = 2  # of what is made here; a folder of another version is made again
 SIDES, NETWORK_SIDES = (72, 96), (128, 128)  # height and width of a labelled picture, px

@@ -23,13 +23,13 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from iqa_utils.images import augment, build_store
-from iqa_utils.runs import ROOT, write_json
 from iqa_utils.studies.transfer import file_batches
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.footprint import Job, footprint, kind
 from iqa_utils.workshop.jobs import JOBS, Disk
 from iqa_utils.workshop.plan import make_plan, score_table, sets_of, values_of
+from iqa_utils.workshop.runs import ROOT, write_json
 
 Source = Callable[[int], Iterator[Batch]]
 

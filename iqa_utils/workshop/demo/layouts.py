@@ -1,6 +1,6 @@
 """Writers of synthetic data sets in their official layouts, quirks included.
 
-Each takes an empty folder and the :class:`~iqa_utils.demo.pictures.Studio` that makes the
+Each takes an empty folder and the :class:`~iqa_utils.workshop.demo.pictures.Studio` that makes the
 pictures, writes one set, and returns the scene of every image by the name that stands in its
 annotation files. Votes, means, deviations and z-scores follow from the raters' answers.
 """
@@ -26,9 +26,9 @@ from iqa_utils.datasets.readers import (
     LIVE_TOP,
     TID_TYPES,
 )
-from iqa_utils.demo import pictures as made
-from iqa_utils.demo.pictures import Picture, Studio
-from iqa_utils.demo.scenes import PHOTOGRAPHS
+from iqa_utils.workshop.demo import pictures as made
+from iqa_utils.workshop.demo.pictures import Picture, Studio
+from iqa_utils.workshop.demo.scenes import PHOTOGRAPHS
 
 KONIQ_MEAN, KONIQ_SD = 58.73, 15.43  # of the official z-score MOS
 KONIQ_PARTS = {  # images of the official split in each MOS range

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iqa_utils.parameters import wrong_types
 from iqa_utils.workshop import provenance
+from iqa_utils.workshop.parameters import wrong_types
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 RESULT_COLUMNS = (
     "paper", "table", "method", "dataset", "metric", "value",

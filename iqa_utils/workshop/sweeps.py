@@ -21,14 +21,14 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from iqa_utils import batch
-from iqa_utils.runs import RESULT_COLUMNS, ROOT, run_dir, write_json
 from iqa_utils.statistics import holm, wilcoxon_splits
+from iqa_utils.workshop import notebooks
+from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, run_dir, write_json
 
 REPEATS = ("SEED", "SPLIT")
 PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
 COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SEED, SEED + 1, ...
-KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data"]
+KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data", *DESCRIBED, "baseline"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def read_grid(path: str | Path) -> list[Job]:
         missing = [name for name in entry.get("after", []) if name not in entries]
         if missing:
             raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
-        notebook = batch.find_notebook(stem)
+        notebook = notebooks.find_notebook(stem)
         names = list(entry["grid"])
         varied = [name for name in names if len(entry["grid"][name]) > 1]
         for values in itertools.product(*entry["grid"].values()):
             parameters = dict(zip(names, values, strict=True))
-            batch.check_parameters(notebook, parameters)
+            notebooks.check_parameters(notebook, parameters)
             after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
             name = run_name({key: parameters[key] for key in varied})
             jobs.append(Job(stem, name, parameters, after, gpus))
@@ -108,8 +108,8 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
     """
     ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for job in jobs:
-        values = batch.default_parameters(batch.find_notebook(job.stem))
-        values |= batch.read_profile(job.stem, profile) | dict(job.parameters)
+        values = notebooks.default_parameters(notebooks.find_notebook(job.stem))
+        values |= notebooks.read_profile(job.stem, profile) | dict(job.parameters)
         others = {name: value for name, value in job.parameters.items() if name != "SEED"}
         settings = [values, *values.get("OVERRIDES", {}).values()]
         n_runs = max(one.get(name, 1) for one in settings for name in COUNTS)
@@ -169,6 +169,7 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     compare_methods(rows).to_csv(folder / "tests.csv", index=False)
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
+    results["protocol"] = results["protocol"].map(json.loads)
     parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in mine]}
     content = {"stem": stem, "profile": profile, "parameters": parameters}
     write_json(folder / "metrics.json", content | {"results": results.to_dict("records")})
@@ -186,7 +187,8 @@ def _read(job: Job, file: Path) -> pd.DataFrame:
     label = " ".join(f"{name}={value}" for name, value in fixed.items())
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
-    return table.assign(variant=variant, repeat=repeat)
+    protocol = [json.dumps(one, sort_keys=True) for one in table["protocol"]]
+    return table.assign(variant=variant, repeat=repeat, protocol=protocol)
 
 
 def _once(rows: pd.DataFrame) -> pd.DataFrame:
@@ -204,6 +206,7 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
         median=("value", "median"),
         n=("n", "max"),
         n_runs=("value", "size"),
+        pred_spread=("pred_spread", "min"),
     ).reset_index()
     half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
     half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run

@@ -1,9 +1,8 @@
-"""Small made data sets in the official layouts, so that the very same readers run.
+"""Small synthetic data sets in the official layouts, so that the very same readers run.
 
 Scenes are crops of shipped photographs and dead leaves; ``reference`` is the photograph or the
 scene, so that no split by content leaks. Scores come from the model of raters stated in
-:mod:`iqa_utils.demo.pictures`. Nothing made here says anything about a method, and every page
-and file that shows it says so.
+``pictures``. Nothing here says anything about a method, and every page that shows it says so.
 """
 
 import json
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
-from iqa_utils.demo import layouts as demo_layouts
-from iqa_utils.demo.pictures import Studio
+from iqa_utils.workshop.demo import layouts as demo_layouts
+from iqa_utils.workshop.demo.pictures import Studio
 
 VERSION = 2  # of the made data; a folder of another version is made again
-DEMO_ROOT = Path(__file__).resolve().parents[2] / "data" / "demo"
+DEMO_ROOT = Path(__file__).resolve().parents[3] / "data" / "demo"
 SETS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
     "koniq10k": demo_layouts.make_koniq10k,
     "live": demo_layouts.make_live,

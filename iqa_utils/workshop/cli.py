@@ -34,10 +34,10 @@ def run(
     publish: Annotated[bool, typer.Option(help="Copy real results to figures/.")] = False,
 ) -> None:
     """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
-    from iqa_utils import batch
+    from iqa_utils.workshop import notebooks
 
     stems, parameters = _split_parameters(arguments)
-    failures = batch.run_notebooks(
+    failures = notebooks.run_notebooks(
         [] if stems == ["all"] else stems,
         profile=profile,
         parameters=parameters,
@@ -85,7 +85,7 @@ def plan(
     """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
     from json import dumps
 
-    from iqa_utils.batch import notebook_stems
+    from iqa_utils.workshop.notebooks import notebook_stems
     from iqa_utils.workshop.plan import make_plan, plan_lines
 
     chosen = notebook_stems() if stems == ["all"] else stems
@@ -167,14 +167,14 @@ def demo(
     scale: Annotated[float, typer.Option(help="1 is small; 64 has the official sizes.")] = 1.0,
 ) -> None:
     """Make the demo data, run every notebook on it and build the report."""
-    from iqa_utils import batch, report
-    from iqa_utils.demo import DEMO_ROOT, make_demo
-    from iqa_utils.runs import ROOT
+    from iqa_utils.workshop import notebooks, report
+    from iqa_utils.workshop.demo import DEMO_ROOT, make_demo
+    from iqa_utils.workshop.runs import ROOT
 
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
     print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
-    failures = batch.run_notebooks([], profile="demo", workers=2)
+    failures = notebooks.run_notebooks([], profile="demo", workers=2)
     index = report.build_report()
     print("executed notebooks and figures: runs/demo/<notebook>/")
     print(f"index of everything:            {index.relative_to(ROOT)}")
@@ -210,7 +210,7 @@ def data_download(
     root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
 ) -> None:
     """Fetch an openly served data set, or say what you must do to get it."""
-    from iqa_utils.downloads import download
+    from iqa_utils.workshop.downloads import download
 
     if not download(name, root):
         raise typer.Exit(1)
@@ -225,7 +225,7 @@ def data_cut(
     ] = None,
 ) -> None:
     """Cut out the 2,000 images that our real results are shown on."""
-    from iqa_utils.downloads.cuts import cut_biq2021
+    from iqa_utils.workshop.downloads.cuts import cut_biq2021
 
     if name != "biq2021":
         raise ValueError(f"only biq2021 has a small set, found {name!r}")
@@ -239,8 +239,8 @@ def write_report(
     readme: Annotated[bool, typer.Option(help="Update the README's result tables.")] = False,
 ) -> None:
     """Turn the runs into one offline HTML site."""
-    from iqa_utils import report
-    from iqa_utils.report.readme import update_readme
+    from iqa_utils.workshop import report
+    from iqa_utils.workshop.report.readme import update_readme
 
     if readme:
         print("README updated" if update_readme() else "README was up to date")
@@ -256,7 +256,7 @@ def score(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
 ) -> None:
     """Score images with a model trained here: a CSV and a contact sheet, best first; resumes."""
-    from iqa_utils import scoring
+    from iqa_utils.workshop import scoring
 
     scores, note = scoring.score_to_files(
         paths, checkpoint, out, batch_size=batch_size, device=device

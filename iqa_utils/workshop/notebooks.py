@@ -25,8 +25,8 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from iqa_utils.parameters import wrong_types
-from iqa_utils.runs import ROOT, publish, resolve, run_dir
+from iqa_utils.workshop.parameters import wrong_types
+from iqa_utils.workshop.runs import ROOT, publish, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
 

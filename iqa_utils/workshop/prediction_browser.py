@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.images.decoding import BadImageError, read_image
-from iqa_utils.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE
 
 ORDERS = ("largest error", "smallest error", "highest prediction", "lowest prediction")
 ANY = "(any)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from iqa_utils.images.decode_once import listed
 
-_NAMES = Path(__file__).resolve().parents[2] / "data" / "splits" / "biq2021-mini.csv"
+_NAMES = Path(__file__).resolve().parents[3] / "data" / "splits" / "biq2021-mini.csv"
 PARTS = {"training": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
 
 

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from iqa_utils.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE
 
 MARKERS = "osD^vP*X"
 

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils import batch, cli, grids, runs
-from iqa_utils.runs import RESULT_COLUMNS
+from iqa_utils.workshop import cli, notebooks, runs, sweeps
+from iqa_utils.workshop.runs import RESULT_COLUMNS
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {
     "paper": "p", "table": "T", "dataset": "d", "metric": "SRCC", "n": 50, "n_runs": 1,
@@ -32,7 +32,7 @@ def test_a_grid_is_every_combination_in_order(tmp_path):
         tmp_path,
         "07_scoreboard:\n  grid: {SEED: [0, 1], PROFILE: [demo, paper]}\n  gpus: 0\n",
     )
-    jobs = grids.read_grid(path)
+    jobs = sweeps.read_grid(path)
     assert [job.run_name for job in jobs] == [
         "grid.SEED-0.PROFILE-demo", "grid.SEED-0.PROFILE-paper",
         "grid.SEED-1.PROFILE-demo", "grid.SEED-1.PROFILE-paper",
@@ -53,22 +53,22 @@ def test_a_grid_is_every_combination_in_order(tmp_path):
 )
 def test_a_mistake_in_a_grid_is_named_before_anything_runs(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        grids.read_grid(grid_file(tmp_path, text))
+        sweeps.read_grid(grid_file(tmp_path, text))
 
 
 def test_an_unknown_grid_names_those_there_are(tmp_path):
     grid_file(tmp_path, "")
     with pytest.raises(FileNotFoundError, match=r"no grid big\.yaml; there are demo"):
-        grids.read_grid(tmp_path / "big.yaml")
+        sweeps.read_grid(tmp_path / "big.yaml")
 
 
 def test_every_grid_of_the_repository_fits_its_notebooks():
-    for path in grids.grid_path("demo").parent.glob("*.yaml"):
-        jobs = grids.read_grid(path)
+    for path in sweeps.grid_path("demo").parent.glob("*.yaml"):
+        jobs = sweeps.read_grid(path)
         assert len({(job.stem, job.run_name) for job in jobs}) == len(jobs)
         for job in jobs:
-            values = batch.read_profile(job.stem, path.stem) | dict(job.parameters)
-            batch.check_parameters(batch.find_notebook(job.stem), values)
+            values = notebooks.read_profile(job.stem, path.stem) | dict(job.parameters)
+            notebooks.check_parameters(notebooks.find_notebook(job.stem), values)
 
 
 @pytest.mark.parametrize(
@@ -83,20 +83,20 @@ def test_every_grid_of_the_repository_fits_its_notebooks():
 )
 def test_no_two_repeats_may_share_a_training(tmp_path, stem, values, step):
     text = f"{stem}:\n  grid: {{{values}, SEED: [{7 + step}, 7]}}\n"
-    assert grids.read_grid(grid_file(tmp_path, text))
+    assert sweeps.read_grid(grid_file(tmp_path, text))
     text = text.replace(f"[{7 + step},", f"[{6 + step},")
     message = rf"{stem}: SEED {min(7, 6 + step)} uses.*step SEED by {step}$"
     with pytest.raises(ValueError, match=message):
-        grids.read_grid(grid_file(tmp_path, text))
+        sweeps.read_grid(grid_file(tmp_path, text))
 
 
 def test_every_notebook_with_several_runs_is_known_to_the_seed_check():
     # the number of runs or splits is whatever parameter starts with one of these words
     counts = set()
-    for stem in batch.notebook_stems():
-        declared = batch.default_parameters(batch.find_notebook(stem))
+    for stem in notebooks.notebook_stems():
+        declared = notebooks.default_parameters(notebooks.find_notebook(stem))
         counts |= {n for n in declared if n.startswith(("N_RUNS", "N_SPLITS", "N_SEEDS"))}
-    assert counts == set(grids.COUNTS)
+    assert counts == set(sweeps.COUNTS)
 
 
 def finish(repo, job, methods):
@@ -111,7 +111,7 @@ def seeds(*, backbones=("x",)):
     for backbone in backbones:
         for seed in SCORES:
             values = {"SEED": seed, "BACKBONE": backbone}
-            found.append(grids.Job("02_x", grids.run_name(values), values))
+            found.append(sweeps.Job("02_x", sweeps.run_name(values), values))
     return found
 
 
@@ -119,7 +119,7 @@ def test_repeats_become_a_mean_with_its_interval(repo):
     jobs = seeds()
     for job in jobs:
         finish(repo, job, SCORES[job.parameters["SEED"]])
-    folder = grids.aggregate("02_x", "test", jobs)
+    folder = sweeps.aggregate("02_x", "test", jobs)
     results = json.loads((folder / "metrics.json").read_text())["results"]
     assert [r["method"] for r in results] == ["a", "b"]
     a = results[0]
@@ -140,7 +140,7 @@ def test_only_repeats_are_put_together(repo):
     jobs = seeds(backbones=("x", "y"))
     for job in jobs:
         finish(repo, job, {"a": SCORES[job.parameters["SEED"]]["a"]})
-    folder = grids.aggregate("02_x", "test", jobs)
+    folder = sweeps.aggregate("02_x", "test", jobs)
     results = json.loads((folder / "metrics.json").read_text())["results"]
     assert [(r["variant"], r["n_runs"]) for r in results] == [("BACKBONE=x", 3), ("BACKBONE=y", 3)]
 
@@ -150,11 +150,11 @@ def test_a_method_in_two_lists_counts_once_and_its_variant_does_not_name_the_lis
     for seed in (0, 2):
         for methods in (["a"], ["a", "b"]):
             values = {"SEED": seed, "METHODS": methods}
-            jobs.append(grids.Job("02_x", grids.run_name(values), values))
+            jobs.append(sweeps.Job("02_x", sweeps.run_name(values), values))
             # as if the second training of `a` ended elsewhere, on other hardware
             scores = {m: 0.5 + 0.1 * seed + 0.01 * len(methods) for m in methods}
             finish(repo, jobs[-1], scores)
-    folder = grids.aggregate("02_x", "test", jobs)
+    folder = sweeps.aggregate("02_x", "test", jobs)
     results = json.loads((folder / "metrics.json").read_text())["results"]
     assert [(r["method"], r["variant"], r["n_runs"]) for r in results] == [
         ("a", "", 2),
@@ -167,7 +167,7 @@ def test_a_method_in_two_lists_counts_once_and_its_variant_does_not_name_the_lis
 def test_a_single_run_has_no_interval(repo):
     jobs = seeds()[:1]
     finish(repo, jobs[0], {"a": 0.5})
-    folder = grids.aggregate("02_x", "test", jobs)
+    folder = sweeps.aggregate("02_x", "test", jobs)
     result = json.loads((folder / "metrics.json").read_text())["results"][0]
     assert result["ci_low"] is None
     assert result["n_runs"] == 1
@@ -177,7 +177,7 @@ def test_unfinished_runs_are_named(repo):
     jobs = seeds()
     finish(repo, jobs[1], {"a": 0.5})
     with pytest.raises(FileNotFoundError, match=r"SEED-0\.BACKBONE-x, grid\.SEED-2\.BACKBONE-x"):
-        grids.aggregate("02_x", "test", jobs)
+        sweeps.aggregate("02_x", "test", jobs)
 
 
 VALUES = {
@@ -187,14 +187,14 @@ VALUES = {
 
 
 def test_parameters_come_back_from_the_command_line_as_they_were():
-    words = shlex.split(grids.command_line(VALUES))
+    words = shlex.split(sweeps.command_line(VALUES))
     assert cli._split_parameters(["02", *words]) == (["02"], VALUES)
 
 
 def test_numbers_that_became_text_on_the_way_are_numbers_again():
     expected = {"ROOT": "/data/iqa", "NAME": "", "RATE": 1e-5, "NONE": None, "SIZES": [[1, 2]]}
     text = expected | {"RATE": "1.0e-5", "NONE": "null", "SIZES": [["1", "2"]]}
-    assert grids.typed(text) == expected
-    assert grids.typed(grids.typed(text)) == expected
-    assert grids.typed('{"ROOT": "/data/iqa", "N": 3}') == {"ROOT": "/data/iqa", "N": 3}
-    assert grids.typed({}) == {}
+    assert sweeps.typed(text) == expected
+    assert sweeps.typed(sweeps.typed(text)) == expected
+    assert sweeps.typed('{"ROOT": "/data/iqa", "N": 3}') == {"ROOT": "/data/iqa", "N": 3}
+    assert sweeps.typed({}) == {}

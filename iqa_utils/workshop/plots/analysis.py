@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from PIL import Image
 
-from iqa_utils.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE
 
 
 def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:

@@ -19,9 +19,9 @@ import numpy as np
 from scipy import ndimage
 
 from iqa_utils.datasets.readers import LIVE_FOLDERS
-from iqa_utils.demo.distortions import as_image, distort
-from iqa_utils.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
 from iqa_utils.indicators import measure
+from iqa_utils.workshop.demo.distortions import as_image, distort
+from iqa_utils.workshop.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
 
 KONIQ_RANGES = {(0, 20): 183, (20, 40): 1189, (40, 60): 3081, (60, 80): 5408, (80, 100): 212}
 MAIN = ("gaussian blur", "lens blur", "motion blur", "white noise", "jpeg")

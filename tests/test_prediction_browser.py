@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils import browse
+from iqa_utils.workshop import prediction_browser
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def run(tmp_path):
 
 
 def test_predictions_know_their_error_and_whether_the_image_is_here(run):
-    table = browse.load_predictions(*run)
+    table = prediction_browser.load_predictions(*run)
     np.testing.assert_allclose(table["error"], [0.1, -1.0, 0.0, 5.0], atol=1e-12)
     assert [bool(path) for path in table["path"]][3] is False
 
 
 def test_a_run_without_predictions_is_named(run):
     with pytest.raises(FileNotFoundError, match=r"elsewhere holds no predictions\.parquet"):
-        browse.load_predictions(run[0].with_name("elsewhere"), run[1])
+        prediction_browser.load_predictions(run[0].with_name("elsewhere"), run[1])
 
 
 @pytest.mark.parametrize(
@@ -52,26 +52,28 @@ def test_a_run_without_predictions_is_named(run):
     ],
 )
 def test_orders(run, order, images):
-    table = browse.load_predictions(*run)
-    shown = browse.select(table, browse.View(order=order, n=9))
+    table = prediction_browser.load_predictions(*run)
+    shown = prediction_browser.select(table, prediction_browser.View(order=order, n=9))
     assert "".join(name[0] for name in shown["image"]) == images
 
 
 def test_filters_by_range_and_set(run):
-    table = browse.load_predictions(*run)
-    assert browse.select(table, browse.View(low=1.5, high=3.5))["image"].tolist() == [
+    table = prediction_browser.load_predictions(*run)
+    assert prediction_browser.select(table, prediction_browser.View(low=1.5, high=3.5))[
+        "image"
+    ].tolist() == [
         "b.png",
         "c.png",
     ]
-    assert browse.select(table, browse.View(dataset="other")).empty
+    assert prediction_browser.select(table, prediction_browser.View(dataset="other")).empty
     with pytest.raises(ValueError, match="order must be one of"):
-        browse.select(table, browse.View(order="random"))
+        prediction_browser.select(table, prediction_browser.View(order="random"))
 
 
 def test_without_a_front_end_there_is_one_picture(run, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    table = browse.load_predictions(*run)
-    figure = browse.browse(table, other=table.assign(pred=7.0))
+    table = prediction_browser.load_predictions(*run)
+    figure = prediction_browser.browse(table, other=table.assign(pred=7.0))
     titles = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes]
     titles = [title for title in titles if title]
     assert len(titles) == 4
@@ -82,13 +84,15 @@ def test_without_a_front_end_there_is_one_picture(run, monkeypatch):
 def test_with_a_front_end_the_controls_change_the_view(run, monkeypatch):
     shown = []
     monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
-    monkeypatch.setattr(browse, "display", lambda *items: shown.extend(items))
-    table = browse.load_predictions(*run)
-    assert browse.browse(table) is None
+    monkeypatch.setattr(prediction_browser, "display", lambda *items: shown.extend(items))
+    table = prediction_browser.load_predictions(*run)
+    assert prediction_browser.browse(table) is None
     controls = shown[-2] if len(shown) > 1 else shown[0]
     order = controls.children[0].children[0]
     drawn = []
-    monkeypatch.setattr(browse, "draw", lambda rows, **_: drawn.append(rows) or plt.figure())
+    monkeypatch.setattr(
+        prediction_browser, "draw", lambda rows, **_: drawn.append(rows) or plt.figure()
+    )
     order.value = "highest prediction"
     assert drawn[-1]["image"].iloc[0] == "d.png"
     order.value = "smallest error"

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from iqa_utils.plots.common import PALETTE, VERDICT_COLOURS
 from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
+from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),

@@ -20,12 +20,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from great_tables import GT, loc, style
 
-from iqa_utils.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
-from iqa_utils.report.pages import write_notebook_page
-from iqa_utils.runs import ROOT, find_runs
 from iqa_utils.workshop.claims import COMPARED, KINDS, PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
 from iqa_utils.workshop.provenance import is_current
+from iqa_utils.workshop.report.pages import write_notebook_page
+from iqa_utils.workshop.runs import ROOT, find_runs
 
 TITLES = {key: paper.TITLE for key, paper in papers().items()}
 SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data", "kind"]
@@ -35,7 +35,7 @@ def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Collect the results that were measured on real data.
 
     Args:
-        runs: From :func:`iqa_utils.runs.find_runs`.
+        runs: From :func:`iqa_utils.workshop.runs.find_runs`.
 
     Returns:
         Results in the order of the runs, each once though a published run is found twice.
@@ -87,7 +87,7 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
 
     Args:
         folder: Where to; ``runs/report`` by default. It is replaced.
-        runs: From :func:`iqa_utils.runs.find_runs`, all of them by default.
+        runs: From :func:`iqa_utils.workshop.runs.find_runs`, all of them by default.
 
     Returns:
         ``index.html``.

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from iqa_utils.datasets.catalogue import DATASETS
-from iqa_utils.downloads.archives import ArchiveError, extract_zip
 from iqa_utils.images.decode_once import lock
+from iqa_utils.workshop.downloads.archives import ArchiveError, extract_zip
 
 _CHUNK = 1 << 18
 _SLOWEST = 1024  # bytes in one timeout; below that a connection counts as stalled

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
-from iqa_utils.plots.common import PALETTE, plot_curves, plot_intervals
+from iqa_utils.workshop.plots.common import PALETTE, plot_curves, plot_intervals
 
 _MARKERS = "osD^vP*X"
 

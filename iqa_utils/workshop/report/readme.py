@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from iqa_utils.batch import notebook_stems
 from iqa_utils.datasets import DATASETS
-from iqa_utils.report import TITLES, compared_by_kind, real_results
-from iqa_utils.runs import ROOT, find_runs
 from iqa_utils.workshop.claims import compare, counts
+from iqa_utils.workshop.notebooks import notebook_stems
 from iqa_utils.workshop.paper_pages import headline_table
 from iqa_utils.workshop.provenance import is_current
+from iqa_utils.workshop.report import TITLES, compared_by_kind, real_results
+from iqa_utils.workshop.runs import ROOT, find_runs
 
 _BEST_LAYER = re.compile(  # results of iqa_utils.studies.layer_scores.against_handcrafted
     r"(\S+) (\S+), (\w+) minus BRISQUE, \w+, (pre-trained|fine-tuned)(?: (\w+))?$"

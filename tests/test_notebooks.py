@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from iqa_utils import batch
+from iqa_utils.workshop import notebooks
 
 PARAMETERS = """
 PROFILE: str = "demo"
@@ -32,7 +32,7 @@ _ = (folder / "metrics.json").write_text("{{}}")
 
 
 @pytest.fixture
-def notebooks(tmp_path, monkeypatch):
+def repository(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     (folder / "params").mkdir(parents=True)
     notebook = nbformat.v4.new_notebook()
@@ -43,35 +43,37 @@ def notebooks(tmp_path, monkeypatch):
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "p"}
     nbformat.write(notebook, folder / "90_small.ipynb")
     (folder / "params/90_small.paper.yaml").write_text("RATE: 0.5\n")
-    monkeypatch.setattr(batch, "NOTEBOOKS", folder)
-    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", folder)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     monkeypatch.setattr(
-        batch, "run_dir", lambda stem, profile, name="": tmp_path / "runs" / profile / stem
+        notebooks, "run_dir", lambda stem, profile, name="": tmp_path / "runs" / profile / stem
     )
     return tmp_path
 
 
-def test_a_notebook_is_found_by_name_and_by_number(notebooks):
-    assert batch.find_notebook("90").stem == batch.find_notebook("90_small").stem == "90_small"
+def test_a_notebook_is_found_by_name_and_by_number(repository):
+    assert (
+        notebooks.find_notebook("90").stem == notebooks.find_notebook("90_small").stem == "90_small"
+    )
     with pytest.raises(ValueError, match="no notebook '91'; there are 90_small"):
-        batch.find_notebook("91")
+        notebooks.find_notebook("91")
 
 
-def test_an_unknown_profile_names_those_there_are(notebooks):
-    assert batch.read_profile("90_small", "paper") == {"RATE": 0.5}
-    assert batch.read_profile("90_small", "demo") == {}
+def test_an_unknown_profile_names_those_there_are(repository):
+    assert notebooks.read_profile("90_small", "paper") == {"RATE": 0.5}
+    assert notebooks.read_profile("90_small", "demo") == {}
     with pytest.raises(FileNotFoundError, match="no profile 'big'; it has demo, paper"):
-        batch.read_profile("90_small", "big")
+        notebooks.read_profile("90_small", "big")
 
 
-def test_unknown_names_and_wrong_types_are_all_listed_before_anything_starts(notebooks):
+def test_unknown_names_and_wrong_types_are_all_listed_before_anything_starts(repository):
     with pytest.raises(ValueError, match=r"RATES is not one of PROFILE.*SEED must be int, got '3'"):
-        batch.run_notebook("90", parameters={"RATES": 1, "SEED": "3"})
-    assert not (notebooks / "runs").exists()
+        notebooks.run_notebook("90", parameters={"RATES": 1, "SEED": "3"})
+    assert not (repository / "runs").exists()
 
 
-def test_a_run_leaves_its_executed_notebook_with_coalesced_output(notebooks):
-    folder = batch.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
+def test_a_run_leaves_its_executed_notebook_with_coalesced_output(repository):
+    folder = notebooks.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
     executed = nbformat.read(folder / "90_small.ipynb", as_version=4)
     assert "RATE = 0.5" in executed.cells[1].source
     outputs = executed.cells[2].outputs
@@ -79,28 +81,28 @@ def test_a_run_leaves_its_executed_notebook_with_coalesced_output(notebooks):
     assert outputs[0].text.split() == [str(i) for i in range(30)]
 
 
-def test_a_failed_cell_is_reported_and_its_notebook_kept(notebooks, capsys):
-    failures = batch.run_notebooks(["90"], parameters={"RATE": 2.0})
+def test_a_failed_cell_is_reported_and_its_notebook_kept(repository, capsys):
+    failures = notebooks.run_notebooks(["90"], parameters={"RATE": 2.0})
     assert len(failures) == 1
     assert "ValueError: rate too high" in failures[0]
-    assert (notebooks / "runs/demo/unfinished/90_small.ipynb").is_file()
+    assert (repository / "runs/demo/unfinished/90_small.ipynb").is_file()
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_a_notebook_that_never_finishes_its_run_is_a_failure(notebooks):
-    path = batch.NOTEBOOKS / "90_small.ipynb"
+def test_a_notebook_that_never_finishes_its_run_is_a_failure(repository):
+    path = notebooks.NOTEBOOKS / "90_small.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source = "1 + 1"
     nbformat.write(notebook, path)
     with pytest.raises(RuntimeError, match=r"wrote no 90_small/metrics\.json"):
-        batch.run_notebook("90")
+        notebooks.run_notebook("90")
 
 
 LEASE = """
     import papermill, sys, time
-    from iqa_utils import engine
-    engine._gpu_indices = lambda: ["0", "1"]
-    with engine.lease_gpu(poll_seconds=0.05) as index:
+    from iqa_utils.workshop import papermill_engine
+    papermill_engine._gpu_indices = lambda: ["0", "1"]
+    with papermill_engine.lease_gpu(poll_seconds=0.05) as index:
         print(index, flush=True)
         time.sleep(float(sys.argv[1]))
 """
@@ -148,7 +150,7 @@ def test_papermill_finds_the_engine_by_name():
     ],
 )
 def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told):
-    command = [sys.executable, "-m", "iqa_utils.cli", "run", *words.split()]
+    command = [sys.executable, "-m", "iqa_utils.workshop.cli", "run", *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -156,11 +158,11 @@ def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_workers_of_a_killed_command_end_with_it(notebooks):
+def test_the_workers_of_a_killed_command_end_with_it(repository):
     code = (
         "import sys, time; from concurrent.futures import ProcessPoolExecutor as Pool\n"
         "import multiprocessing, os\n"
-        "from iqa_utils.batch import _end_with_parent\n"
+        "from iqa_utils.workshop.notebooks import _end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    options = {'initializer': _end_with_parent, 'initargs': (os.getpid(),)}\n"
@@ -168,7 +170,7 @@ def test_the_workers_of_a_killed_command_end_with_it(notebooks):
         "        print(pool.submit(os.getpid).result(), flush=True)\n"
         "        pool.submit(time.sleep, 60).result()\n"
     )
-    script = notebooks / "parent.py"
+    script = repository / "parent.py"
     script.write_text(code)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as one:
         worker = int(one.stdout.readline())
