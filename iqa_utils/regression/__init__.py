@@ -183,13 +183,15 @@ def _ridge_path(
     return weights, mean - weights @ centre
 
 
-def check_gram(gram: ArrayLike, *, n_images: int, tolerance: float = 1e-5) -> np.ndarray:
+def check_gram(gram: ArrayLike, *, n_images: int) -> np.ndarray:
     """Return a Gram matrix as float64, or refuse one that no features can have.
+
+    Products in single precision are wrong by a share of the largest eigenvalue, which is at most N
+    mean diagonals: a negative eigenvalue up to that counts as rounding.
 
     Args:
         gram: Inner products, shape (N, N).
         n_images: N.
-        tolerance: Negative eigenvalues up to this share of the mean diagonal count as rounding.
 
     Raises:
         ValueError: If the shape is wrong, a value is not finite, it is not symmetric, or it has an
@@ -205,7 +207,8 @@ def check_gram(gram: ArrayLike, *, n_images: int, tolerance: float = 1e-5) -> np
     if not np.allclose(gram, gram.T, rtol=0, atol=1e-6 * scale):
         raise ValueError("gram must be symmetric")
     try:
-        np.linalg.cholesky(gram + tolerance * max(scale, 1e-300) * np.eye(n_images))
+        rounding = max(1e-5, n_images * np.finfo(np.float32).eps) * max(scale, 1e-300)
+        np.linalg.cholesky(gram + rounding * np.eye(n_images))
     except np.linalg.LinAlgError:
         smallest = float(np.linalg.eigvalsh(gram)[0])
         raise ValueError(
