@@ -196,4 +196,4 @@ def test_rounding_of_many_alike_features_is_no_reason_to_refuse_a_gram():
     assert smallest < -1.05e-5, "more than the rounding of a few images"
     assert check_gram(gram, n_images=2400).shape == (2400, 2400)
     with pytest.raises(ValueError, match="must be positive semidefinite"):
-        check_gram(gram - 1e-3 * np.eye(2400), n_images=2400)
+        check_gram(gram - 0.01 * np.eye(2400), n_images=2400)
