@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iqa_utils.backbones import HUB, create_backbone, load_weights
 from iqa_utils.features import pool_activation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from iqa_utils.imbalance.feature_smoothing import FDS
+from iqa_utils.imbalance import FDS
 from iqa_utils.models.scores import scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
@@ -162,7 +162,7 @@ class ClipHead(nn.Module):
         neck: Features that are smoothed and enter the last layer.
         mos_mean: Mean of the training scores, on their scale.
         mos_std: Standard deviation of the training scores, > 0.
-        fds: Keyword arguments of :class:`~iqa_utils.imbalance.feature_smoothing.FDS`, or None for
+        fds: Keyword arguments of :class:`~iqa_utils.imbalance.FDS`, or None for
             none.
         encoder: Settings of an :class:`ImageEncoder` (built with random weights), a ready one, or
             None for a head that takes vectors.

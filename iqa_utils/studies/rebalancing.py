@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from iqa_utils.backbones import weights_hash
 from iqa_utils.imbalance import KernelShape, Reweighting, lds_weights, smoothing_kernel
-from iqa_utils.imbalance.feature_smoothing import Variant
+from iqa_utils.imbalance import Variant
 from iqa_utils.losses import balanced_mse, weighted_l1, weighted_mse
 from iqa_utils.metrics import mae, per_range, range_index, srcc
 from iqa_utils.models.clip_head import ClipHead
