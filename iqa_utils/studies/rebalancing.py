@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iqa_utils.backbones import weights_hash
-from iqa_utils.imbalance import KernelShape, Reweighting, lds_weights, smoothing_kernel
-from iqa_utils.imbalance import Variant
+from iqa_utils.imbalance import KernelShape, Reweighting, Variant, lds_weights, smoothing_kernel
 from iqa_utils.losses import balanced_mse, weighted_l1, weighted_mse
 from iqa_utils.metrics import mae, per_range, range_index, srcc
 from iqa_utils.models.clip_head import ClipHead
@@ -215,8 +214,7 @@ def train_head(
     def train_batches(epoch: int) -> Iterator[Batch]:
         nonlocal shown
         shown = epoch
-        if head.fds is not None and head.fds.epoch < epoch:
-            head.end_epoch(features[train], scores[train])
+        head.end_epochs(epoch, features[train], scores[train])
         return tensor_batches(
             features, train, mos, batch_size=settings.batch_size, seed=seed, epoch=epoch,
             device=features.device, weight=weight,
