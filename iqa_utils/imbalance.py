@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import convolve1d, gaussian_filter1d
 from torch import Tensor, nn
 
-from iqa_utils.metrics import range_index
+from iqa_utils.metrics import range_index, range_names
 
 FloatArray = NDArray[np.float64]
 Variant = Literal["corrected", "released_agedb", "released_stsb"]
@@ -171,6 +171,20 @@ def effective_sample_size(weights: ArrayLike) -> float:
     """Return Kish's effective number of images, (sum w)^2 / sum w^2, in (0, N]."""
     weights = np.asarray(weights, dtype=np.float64)
     return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def describe_weights(
+    weights: ArrayLike, mos: ArrayLike, edges: Sequence[float]
+) -> dict[str, float]:
+    """Return the mean weight per range that holds images, their spread, and what is left of N."""
+    weights, inside = np.asarray(weights), range_index(mos, edges)
+    found = {
+        f"mean weight {name}": weights[inside == k].mean()
+        for k, name in enumerate(range_names(edges))
+        if (inside == k).any()
+    }
+    found["largest / smallest"] = weights.max() / weights.min()
+    return found | {"effective sample size": effective_sample_size(weights)}
 
 
 def _checked_kernel(kernel: ArrayLike, n_bins: int) -> FloatArray:

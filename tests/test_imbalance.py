@@ -5,6 +5,7 @@ import pytest
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.imbalance import (
+    describe_weights,
     effective_sample_size,
     label_counts,
     lds_bin_weights,
@@ -100,6 +101,20 @@ def test_the_effective_sample_size_is_the_number_of_images_that_still_count():
     assert effective_sample_size(np.ones(7)) == pytest.approx(7)
     assert effective_sample_size([1.0, 0, 0]) == pytest.approx(1)
     assert effective_sample_size([3.0, 1]) == pytest.approx(1.6)
+
+
+def test_weights_are_described_by_range_with_what_they_cost():
+    mos = np.array([5.0, 50.5, 50.6, 50.7])
+    weights = lds_weights(mos, edges=UNIT_BINS, reweight="inverse")
+    found = describe_weights(weights, mos, RANGES)
+    assert found == pytest.approx(
+        {
+            "mean weight 0-20": 2.0,
+            "mean weight 40-60": 2 / 3,
+            "largest / smallest": 3.0,
+            "effective sample size": 3.0,
+        }
+    )
 
 
 @pytest.mark.parametrize(
