@@ -225,7 +225,7 @@ def data_cut(
     ] = None,
 ) -> None:
     """Cut out the 2,000 images that our real results are shown on."""
-    from iqa_utils.workshop.downloads.cuts import cut_biq2021
+    from iqa_utils.workshop.downloads import cut_biq2021
 
     if name != "biq2021":
         raise ValueError(f"only biq2021 has a small set, found {name!r}")
