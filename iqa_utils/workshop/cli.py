@@ -185,7 +185,7 @@ def demo(
 @data_app.command(name="list")
 def data_list() -> None:
     """Show what each data set is, its terms and where it comes from."""
-    from iqa_utils.datasets.catalogue import DATASETS, describe
+    from iqa_utils.datasets import DATASETS, describe
 
     print("\n\n".join(describe(name) for name in DATASETS))
 
