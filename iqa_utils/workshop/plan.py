@@ -58,11 +58,11 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     mos = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "mos": mos})
     frame["reference"] = frame["image"]
-    if info.contents:
-        frame["reference"] = [f"i{i % info.contents:03d}.bmp" for i in range(n)]
+    if info.references:
+        frame["reference"] = [f"i{i % info.references:03d}.bmp" for i in range(n)]
     frame["split"], frame["distortion"] = None, "jpeg"
-    if info.parts:
-        frame["split"] = np.repeat(PARTS, info.parts)
+    if info.split_sizes:
+        frame["split"] = np.repeat(PARTS, info.split_sizes)
     if info.ranges:
         fifth = (high - low) / len(info.ranges)
         middle = low + fifth * (np.arange(len(info.ranges)) + 0.5)
