@@ -468,8 +468,8 @@ def test_live_answers_under_both_names_and_repeated_cells_share_a_result():
 def test_weighted_means_need_all_their_sets():
     mine = result(
         paper="feng2023", table="Table 1", method="Proposed (All databases)", dataset="weighted",
-        metric="SRCC", value=0.8924, variant="released scores", ci_low=None, ci_high=None, kind="",
-        data="live+csiq+kadid10k+bid+livec+koniq10k",
+        metric="SRCC", value=0.8924, variant="released scores", ci_low=None, ci_high=None,
+        kind="authors' predictions", data="live+csiq+kadid10k+bid+livec+koniq10k",
     )  # fmt: skip
     where = {"method": mine["method"], "dataset": "weighted", "metric": "SRCC"}
     assert row([mine], "feng2023", **where)["verdict"] == "reproduced"

@@ -223,17 +223,8 @@ def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kind_of(result: Mapping[str, Any]) -> str:
-    """What kind of number a result says it is.
-
-    Runs from before that field are read by their form where it leaves no doubt.
-    """
-    if result.get("kind"):
-        return result["kind"]
-    if result.get("variant") == "released scores":
-        return "authors' predictions"
-    if result["metric"].startswith(("pearson with", "count")):
-        return "re-tabulated"
-    return "arithmetic" if result["data"] == "none" else ""
+    """What kind of number a result says it is; empty where it does not."""
+    return result.get("kind") or ""
 
 
 def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:

@@ -27,17 +27,7 @@ ANY = "(any)"
 
 @dataclass(frozen=True)
 class View:
-    """What to show.
-
-    Attributes:
-        order: One of ``ORDERS``.
-        method: Method of the run, or ``"(any)"``.
-        dataset: Data set, or ``"(any)"``.
-        distortion: Distortion name, or ``"(any)"``.
-        low: Lowest opinion score shown, on the scale of the run.
-        high: Highest.
-        n: Images shown.
-    """
+    """Which ``n`` images to show, with scores from ``low`` to ``high``, in what order."""
 
     order: str = ORDERS[0]
     method: str = ANY
@@ -49,19 +39,11 @@ class View:
 
 
 def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
-    """Read a run's predictions and join what their data sets know of each image.
-
-    Args:
-        run: Folder of a finished run.
-        data_root: Folder that holds each set in a folder of its name; sets that are not there are
-            left without votes and distortions.
+    """Read a run's predictions and join what the data sets below ``data_root`` know of each image.
 
     Returns:
         ``predictions.parquet`` with ``error`` (prediction minus opinion), ``distortion``, the vote
-        counts ``c1..c5`` (NA where a set has none) and ``path`` (empty where no image is there).
-
-    Raises:
-        FileNotFoundError: If the run has no predictions.
+        counts ``c1..c5`` (NA where unknown) and ``path`` (empty where no image is there).
     """
     file = Path(run) / "predictions.parquet"
     if not file.is_file():
@@ -88,18 +70,7 @@ def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
 
 
 def select(predictions: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Filter and order predictions.
-
-    Args:
-        predictions: From :func:`load_predictions`.
-        view: What to show.
-
-    Returns:
-        At most ``view.n`` rows, each image once.
-
-    Raises:
-        ValueError: If the order is unknown.
-    """
+    """Filter and order predictions: at most ``view.n`` rows, each image once."""
     rows = predictions[predictions["mos"].between(view.low, view.high)]
     for column in ("method", "dataset", "distortion"):
         wanted = getattr(view, column)
@@ -118,16 +89,7 @@ def select(predictions: pd.DataFrame, view: View) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int = 3) -> Figure:
-    """Draw images with their votes, opinion score and prediction.
-
-    Args:
-        rows: From :func:`select`.
-        other: Predictions of a second run, shown beside the first where the image is in both.
-        columns: Images a line.
-
-    Returns:
-        The figure: a picture and a bar of votes (where the set has them) an image.
-    """
+    """Draw images with their votes, opinion score and prediction, and that of another run."""
     lines = max(1, -(-len(rows) // columns))
     figure = plt.figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
     cells = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines)
@@ -177,15 +139,7 @@ def _draw_votes(axes: Axes, row: pd.Series) -> None:
 
 
 def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
-    """Show the browser, or one picture where no front end listens.
-
-    Args:
-        predictions: From :func:`load_predictions`.
-        other: A second run to compare with.
-
-    Returns:
-        The picture where there is no front end; None where the controls are shown.
-    """
+    """Show the browser, or return one picture where no front end listens."""
     if not _has_front_end():
         return draw(select(predictions, View()), other=other)
     import ipywidgets as widgets

@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
-RESULT_COLUMNS = (
-    "paper", "table", "method", "dataset", "metric", "value",
-    "ci_low", "ci_high", "n", "n_runs", "sd", "variant", "data",
-    "network", "weights", "recipe", "protocol", "kind", "baseline", "pred_spread",
-)  # fmt: skip
+NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
+WORDS = ("baseline", "variant", "subset", "stage", "layer", "regressor")  # empty where not said
+RESULT_COLUMNS = (
+    *("paper", "table", "method", "dataset", "metric", "data"),
+    *NUMBERS,
+    *DESCRIBED,
+    *WORDS,
+)
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
+GROUPS = ("reference", "subset", "stage")  # of a prediction; NA where unknown
 _ATTEMPTS = "attempts.json"
 
 
@@ -54,16 +58,9 @@ def cache_dir(name: str = "") -> Path:
 
 
 def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect a notebook's parameters and hold each to the type it was declared with.
+    """Collect a notebook's annotated UPPER_CASE parameters from its ``globals()``.
 
-    The parameters cell declares annotated UPPER_CASE literals; papermill writes other values after
-    it. Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here.
-
-    Args:
-        namespace: ``globals()`` of the notebook.
-
-    Returns:
-        Name to value, in the order of declaration.
+    Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here.
 
     Raises:
         KeyError: If a parameter that every notebook has is not declared.
@@ -79,54 +76,33 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_dir(stem: str, profile: str, run_name: str = "") -> Path:
-    """Return the folder of a finished run: ``runs/PROFILE/STEM[-RUN_NAME]``.
-
-    Args:
-        stem: Notebook name without its ending.
-        profile: Profile name.
-        run_name: Tells several runs of one notebook and profile apart.
-
-    Raises:
-        ValueError: If a part holds anything but letters, digits, ``.``, ``_`` and ``-``.
-    """
+    """Return the folder of a finished run, ``runs/PROFILE/STEM[-RUN_NAME]``, of plain names."""
     for label, part in (("stem", stem), ("PROFILE", profile), ("RUN_NAME", run_name)):
         plain = part.replace("-", "").replace("_", "").replace(".", "")
         if (part and not plain.isalnum()) or (not part and label != "RUN_NAME"):
-            raise ValueError(
-                f"{label} must be made of letters, digits, '.', '_' and '-', got {part!r}"
-            )
+            raise ValueError(f"{label} may hold letters, digits, '.', '_' and '-', got {part!r}")
     return ROOT / "runs" / profile / (f"{stem}-{run_name}" if run_name else stem)
 
 
 def start_run(stem: str, parameters: Mapping[str, Any], *, paper: str = "") -> Run:
     """Open the folder of a run, seed every generator and start its clock.
 
+    Work that an earlier, killed run of the same name left is found again in its
+    ``checkpoints_dir``.
+
     Args:
         stem: Notebook name without its ending.
         parameters: From :func:`notebook_parameters`.
         paper: Ledger key that results belong to unless they say otherwise.
 
-    Returns:
-        The run. Work that an earlier, killed run of the same name left (its checkpoints) is found
-        again in ``run.checkpoints_dir``.
-
     Raises:
-        ValueError: If the folder name would not be plain.
         RuntimeError: If another process works on the same run.
     """
     return Run(stem, dict(parameters), paper)
 
 
 class Run:
-    """What one execution of a notebook leaves behind.
-
-    Attributes:
-        stem: Notebook name.
-        parameters: As given.
-        paper: Default ledger key of results.
-        dir: Folder being written: hidden until :meth:`finish`, final afterwards.
-        results: One dictionary a result, with the keys of ``RESULT_COLUMNS``.
-    """
+    """What one execution of a notebook leaves in ``dir``, which is hidden until it finishes."""
 
     def __init__(self, stem: str, parameters: dict[str, Any], paper: str) -> None:
         self.stem, self.parameters, self.paper = stem, parameters, paper
@@ -135,6 +111,7 @@ class Run:
         self.results: list[dict[str, Any]] = []
         self.fingerprints: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, str]] = {}
+        self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
         self.dir.mkdir(parents=True, exist_ok=True)
         _take_lock(self.dir / "lock")
@@ -152,20 +129,13 @@ class Run:
 
     @property
     def figures_dir(self) -> Path:
-        """Folder of figures."""
+        """Folder of the figures."""
         return self.dir / "figures"
 
     def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
-        """Note in the provenance which score table was used, and which pixels.
-
-        Args:
-            frame: From :func:`iqa_utils.datasets.load_scores`.
-            pixels: Key of the image store that holds its images, where they are read.
-
-        Returns:
-            The same table.
-        """
+        """Note in the provenance which score table was used, and the image store of its pixels."""
         attrs = frame.attrs
+        self._tables[attrs["dataset"]] = frame
         self.fingerprints[attrs["dataset"]] = {
             "rows": len(frame),
             "fingerprint": attrs["fingerprint"],
@@ -176,26 +146,13 @@ class Run:
         return frame
 
     def use_weights(self, name: str, *, source: str, digest: str) -> None:
-        """Note in the provenance which weights a network started from.
-
-        Args:
-            name: Of the network.
-            source: Where they came from: ``"hub"``, ``"shipped"``, ``"random"`` or a file.
-            digest: From :func:`iqa_utils.backbones.weights_hash`.
-        """
+        """Note in the provenance which weights a network started from, and their hash."""
         self.weights[name] = {"source": Path(source).name, "digest": digest}
 
     def save_figure(self, figure: Figure, name: str, *, photographs: bool = False) -> Path:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
 
-        Args:
-            figure: Matplotlib figure.
-            name: File name without its ending.
-            photographs: True where the figure shows images of a data set; such a figure is named
-                ``private-...`` and never published.
-
-        Returns:
-            Path of the PNG.
+        One that shows ``photographs`` of a data set is named ``private-...`` and never published.
         """
         name = f"private-{name}" if photographs else name
         png = self.figures_dir / f"{name}.png"
@@ -214,11 +171,8 @@ class Run:
                 ``recipe`` (``"paper"``, ``"released"`` or another named variant), ``protocol``, a
                 mapping (``split``, ``select``, ``epochs`` or ``steps``, ``crops``, ...), and
                 ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"`` or
-                ``"trained here"``. Words that equal the paper's stand in ANSWERS of
-                ``iqa_utils/workshop/papers/KEY.py``; a result is judged only where they agree.
-
-        Raises:
-            ValueError: If a field is unknown.
+                ``"trained here"``. A result is judged only where they are the words of ANSWERS in
+                ``papers/KEY.py``.
         """
         if unknown := sorted(set(fields) - set(DESCRIBED)):
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
@@ -234,28 +188,27 @@ class Run:
         value: float,
         data: str,
         n_runs: int = 1,
-        variant: str = "",
-        baseline: str = "",
         paper: str | None = None,
         **more: Any,
     ) -> None:
         """Add one number.
 
         Args:
-            table: Table, figure or ``"text"`` of the paper, spelt as in the ledger; a word of our
-                own (``"control"``) for numbers the paper does not have.
-            method: Row of that table, spelt as in the ledger.
-            dataset: Data set, spelt as in the ledger.
+            table: Table, figure or ``"text"`` of the paper; a word of our own (``"control"``) for
+                numbers the paper does not have. It, ``method`` and ``dataset`` are spelt as in the
+                ledger.
+            method: Row of that table.
+            dataset: Data set.
             metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
             value: The number, finite.
             data: ``"demo"`` or the name of the real set it was measured on.
             n_runs: Runs or splits behind the number.
-            variant: ``"paper"``, ``"released"``, ``"corrected"`` or another named option.
-            baseline: Method that was subtracted, where the number is a difference.
             paper: Ledger key, where it is not the run's own.
             **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
                 ``pred_spread`` (SD of the predictions over that of the scores, zero where they are
-                constant) and the fields of :meth:`describe`; None is as if not given.
+                constant), the fields of :meth:`describe` and :data:`WORDS`: ``baseline``, the
+                method that was subtracted, ``variant``, ``subset``, ``stage``, ``layer`` and
+                ``regressor``; None is as if not given.
 
         Raises:
             TypeError: If a further name is unknown.
@@ -264,17 +217,16 @@ class Run:
         given = {key: v for key, v in more.items() if v is not None}
         if unknown := sorted(set(given) - set(RESULT_COLUMNS)):
             raise TypeError(f"a result has the fields {RESULT_COLUMNS}, got {unknown}")
-        row = dict.fromkeys(RESULT_COLUMNS) | self.described | given
+        row = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys((*DESCRIBED, *WORDS), "")
+        row |= {"protocol": {}} | self.described | given
         row |= {"table": table, "method": method, "dataset": dataset, "metric": metric}
-        row |= {"value": value, "n_runs": int(n_runs), "variant": variant, "baseline": baseline}
         row |= {"data": data, "paper": self.paper if paper is None else paper}
-        row["n"] = None if row["n"] is None else int(row["n"])
-        for key in ("value", "ci_low", "ci_high", "sd", "pred_spread"):
-            if row[key] is not None and not math.isfinite(row[key]):
-                raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
-            row[key] = None if row[key] is None else float(row[key])
-        for key in DESCRIBED:
-            row[key] = row[key] or ({} if key == "protocol" else "")
+        row |= {"value": value, "n_runs": n_runs}
+        for key in NUMBERS:
+            if row[key] is not None:
+                if not math.isfinite(row[key]):
+                    raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
+                row[key] = int(row[key]) if key in ("n", "n_runs") else float(row[key])
         self.results.append({key: row[key] for key in RESULT_COLUMNS})
 
     def add_results(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> None:
@@ -289,13 +241,9 @@ class Run:
         self._earlier["seconds"] += seconds
 
     def save_predictions(self, frame: pd.DataFrame) -> None:
-        """Write ``predictions.parquet``: everything figures can be drawn from again.
+        """Write ``predictions.parquet``, one row per prediction with ``PREDICTION_COLUMNS``.
 
-        Args:
-            frame: One row a prediction with ``PREDICTION_COLUMNS``; further columns are kept.
-
-        Raises:
-            ValueError: If a column is missing or a prediction is not finite.
+        Of ``GROUPS``, what a frame lacks is taken from the score tables in use, else left empty.
         """
         absent = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
         if absent:
@@ -303,20 +251,29 @@ class Run:
         bad = frame.index[~np.isfinite(frame["pred"].to_numpy(dtype=float))]
         if len(bad):
             raise ValueError(f"{len(bad)} predictions are not finite, first {frame.loc[bad[0]]}")
-        _write_parquet(frame, self.dir / "predictions.parquet")
+        _write_parquet(self._with_groups(frame), self.dir / "predictions.parquet")
+
+    def _with_groups(self, frame: pd.DataFrame) -> pd.DataFrame:
+        import pandas as pd
+
+        lacking = [name for name in GROUPS if name not in frame]
+        tables = self._tables.items()
+        known = [t.assign(dataset=name) for name, t in tables if {"image", "reference"} <= {*t}]
+        if known and lacking:
+            keys = ["dataset", "image"]
+            known = pd.concat(known).reindex(columns=[*keys, *lacking])
+            frame = frame.merge(known, on=keys, how="left", validate="m:1")
+        return frame.assign(**dict.fromkeys(lacking)) if not len(known) else frame
 
     def save_history(self, frame: pd.DataFrame) -> None:
-        """Write ``history.parquet``: one row an epoch of every training."""
+        """Write ``history.parquet``: one row per epoch of every training."""
         _write_parquet(frame, self.dir / "history.parquet")
 
     def finish(self) -> Path:
-        """Write provenance and ``metrics.json``, then put the run in its place.
+        """Write provenance and ``metrics.json``, then put the run in its place; returns its folder.
 
         The seconds are those of this execution and of earlier ones that were killed, each up to the
         last file it left: a run that found its checkpoints again was not fast.
-
-        Returns:
-            The final folder.
         """
         seconds = round(self._earlier["seconds"] + time.perf_counter() - self._started, 1)
         write_json(self.dir / "provenance.json", self._provenance(seconds))
@@ -332,9 +289,8 @@ class Run:
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
-        print(
-            f"{self.stem}: {len(self.results)} results in {seconds:.0f} s -> {_relative(self.dir)}"
-        )
+        told = f"{len(self.results)} results in {seconds:.0f} s"
+        print(f"{self.stem}: {told} -> {_relative(self.dir)}")
         return self.dir
 
     def _provenance(self, seconds: float) -> dict[str, Any]:
@@ -384,25 +340,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def publish(folder: Path) -> Path:
-    """Copy what may be public of a run on real data to ``figures/STEM/PROFILE``.
+    """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
 
-    Args:
-        folder: A finished run.
-
-    Returns:
-        The folder written: PNG figures, ``metrics.json`` and ``provenance.json``. Figures that show
-        photographs stay behind.
-
-    Raises:
-        FileNotFoundError: If the run has not finished.
-        ValueError: If it ran on demo data only.
+    That is ``metrics.json``, ``provenance.json`` and PNG figures without photographs.
     """
     if not (folder / "metrics.json").is_file():
-        raise FileNotFoundError(
-            f"{_relative(folder)} holds no metrics.json: the run did not finish"
-        )
-    provenance = json.loads((folder / "provenance.json").read_text())
-    if provenance["demo"]:
+        told = "holds no metrics.json: the run did not finish"
+        raise FileNotFoundError(f"{_relative(folder)} {told}")
+    if json.loads((folder / "provenance.json").read_text())["demo"]:
         raise ValueError(f"{_relative(folder)} ran on demo data; only real results are published")
     metrics = json.loads((folder / "metrics.json").read_text())
     if metrics["profile"] == "rehearsal":
@@ -421,15 +366,14 @@ def publish(folder: Path) -> Path:
 
 
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
-    """Read every ``metrics.json`` below some folders.
+    """Read the finished runs below some folders, by default ``runs`` and ``figures``.
 
     Args:
-        *roots: Folders to look through; ``runs`` and ``figures`` of the repository by default.
+        *roots: Folders to look through.
         rehearsal: Read the runs of a rehearsal and no others, instead of all but those.
 
     Returns:
-        Their contents with ``folder`` added, sorted by folder; hidden and half-finished runs are
-        left out.
+        Contents of ``metrics.json`` with ``folder`` added, sorted by folder.
     """
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):
@@ -475,10 +419,8 @@ def _killed_attempts(folder: Path) -> dict[str, float]:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it lives, and is another user's
     return True
 
 

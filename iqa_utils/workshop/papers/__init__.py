@@ -34,12 +34,13 @@ class Headline(NamedTuple):
     """What a reader takes home from a paper, and the one result that would confirm or refute it.
 
     It is confirmed where the whole 95 % interval lies beyond ``margin`` on the side of ``expect``,
-    refuted where it lies on the other side. ``compare`` names fields of the result.
+    refuted where it lies on the other side. ``compare`` names fields of the result; a tuple allows
+    any of its values.
     """
 
     claim: str
     notebook: str
-    compare: Mapping[str, str]
+    compare: Mapping[str, str | tuple[str, ...]]
     expect: Literal["higher", "lower"]
     margin: float = 0.0
     primary: bool = False

@@ -32,19 +32,12 @@ SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n
 
 
 def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results that were measured on real data.
-
-    Args:
-        runs: From :func:`iqa_utils.workshop.runs.find_runs`.
-
-    Returns:
-        Results in the order of the runs, each once though a published run is found twice.
-    """
+    """Collect the results on real data, each once though a published run is found twice."""
     return _unique(result for run in runs for result in run["results"] if result["data"] != "demo")
 
 
 def demo_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results that were measured on made data, each once."""
+    """Collect the results that were on synthetic data, each once."""
     return _unique(result for run in runs for result in run["results"] if result["data"] == "demo")
 
 
@@ -68,11 +61,7 @@ def compared_by_kind(board: pd.DataFrame) -> str:
 
 
 def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
-    """Draw where each paper stands: one bar per paper and kind of answer, one colour per verdict.
-
-    Args:
-        board: From :func:`iqa_utils.workshop.claims.compare`.
-    """
+    """Draw where each paper stands: a bar per paper and kind of answer, a colour per verdict."""
     set_theme()
     table = counts(board)
     table.index = [f"{TITLES[paper].split(':')[0]}, {kind}" for paper, kind in table.index]
@@ -83,15 +72,7 @@ def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
 
 
 def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | None = None) -> Path:
-    """Write the site.
-
-    Args:
-        folder: Where to; ``runs/report`` by default. It is replaced.
-        runs: From :func:`iqa_utils.workshop.runs.find_runs`, all of them by default.
-
-    Returns:
-        ``index.html``.
-    """
+    """Write the site, by default of all runs and to ``runs/report``; returns its ``index.html``."""
     folder = folder or ROOT / "runs" / "report"
     runs = find_runs() if runs is None else runs
     runs = [run for run in runs if folder not in run["folder"].parents]
@@ -216,7 +197,9 @@ def _provenance_line(folder: Path) -> str:
     if not path.is_file():
         return ""
     seen = json.loads(path.read_text())
-    data = "made data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    data = (
+        "synthetic data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    )
     text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
     text += "its code is unchanged." if is_current(seen) else "its code has changed since."
     return html.escape(text)
@@ -248,7 +231,7 @@ _PAGE = """<!doctype html>
  article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>Five papers on no-reference image quality, rebuilt, with a verdict on every number</h1>
-<p>{compared} None from made data. Verdicts: {counts}.</p>
+<p>{compared} None from synthetic data. Verdicts: {counts}.</p>
 <a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
 {papers}
 <h2>What nothing has tested yet</h2>
@@ -256,8 +239,8 @@ _PAGE = """<!doctype html>
 <h2>Runs</h2>
 {runs}
 <h2>Demo results</h2>
-<p>Made data, small networks, random weights: these show that the machinery works, and are never
-compared with a paper.</p>
+<p>Synthetic data, small networks, random weights: these show that the machinery works, and are
+never compared with a paper.</p>
 {demo}
 </body></html>
 """

@@ -45,17 +45,8 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
 
 
-def write_notebook_page(notebook: Path, page: Path, *, back: str = "index.html") -> Path:
-    """Turn an executed notebook into one self-contained HTML file.
-
-    Args:
-        notebook: Executed notebook.
-        page: File to write.
-        back: Address of the index, linked at the top.
-
-    Returns:
-        The page.
-    """
+def write_notebook_page(notebook: Path, page: Path) -> None:
+    """Turn an executed notebook into one self-contained HTML file with a link to the index."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("widgets", None)
     exporter = _Exporter(config=Config({"HTMLExporter": {"embed_images": True}}))
@@ -64,7 +55,6 @@ def write_notebook_page(notebook: Path, page: Path, *, back: str = "index.html")
     body, _ = exporter.from_notebook_node(content, {"metadata": {"name": notebook.stem}})
     body = _REMOTE_MODULE.sub("", _REMOTE_SCRIPT.sub("", body))
     body = body.replace("</head>", _HEAD, 1)
-    link = f'<p class="iqa-back"><a href="{back}">&larr; all papers and notebooks</a></p>'
+    link = '<p class="iqa-back"><a href="index.html">&larr; all papers and notebooks</a></p>'
     body = re.sub(r"(<body[^>]*>)", lambda match: match[0] + link, body, count=1)
     page.write_text(body, encoding="utf-8")
-    return page
