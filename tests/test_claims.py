@@ -565,4 +565,4 @@ def test_every_table_has_a_notebook_or_a_reason():
 
 def test_a_table_that_nobody_listed_is_named(ledger):
     with pytest.raises(ValueError, match="Table 99"):
-        claims.coverage_table(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))
+        claims.coverage(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))

@@ -135,15 +135,7 @@ def missing(stem: str, values: Values) -> list[str]:
 
 
 def preflight(stem: str, values: Values) -> list[str]:
-    """List what would stop a run: missing data and weights, and a disk too small for its images.
-
-    Args:
-        stem: Notebook.
-        values: All its parameters.
-
-    Returns:
-        One sentence a problem. Images that earlier runs have decoded count as done.
-    """
+    """List what would stop a run: missing data and weights, and a disk too small for its images."""
     root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
     if problems or root == ROOT / "data" / "demo":
         return problems

@@ -192,7 +192,7 @@ def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     keys = ["paper", "table", "dataset", "metric", "data"]
-    rows = rows[rows["baseline"] == ""]  # levels; differences are tested where they are made
+    rows = rows[~rows["baseline"].astype(bool)]  # values of methods; a difference is none
     for key, part in rows.groupby(keys, sort=False, dropna=False):
         label = part["method"] + part["variant"].map(lambda v: f" [{v}]" if v else "")
         wide = part.assign(label=label).pivot_table(index="repeat", columns="label", values="value")
