@@ -7,8 +7,8 @@ one picture of the same view and nothing else.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,19 +23,6 @@ from iqa_utils.workshop.plots.common import PALETTE
 
 ORDERS = ("largest error", "smallest error", "highest prediction", "lowest prediction")
 ANY = "(any)"
-
-
-@dataclass(frozen=True)
-class View:
-    """Which ``n`` images to show, with scores from ``low`` to ``high``, in what order."""
-
-    order: str = ORDERS[0]
-    method: str = ANY
-    dataset: str = ANY
-    distortion: str = ANY
-    low: float = -np.inf
-    high: float = np.inf
-    n: int = 6
 
 
 def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
@@ -69,23 +56,31 @@ def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
     return joined.assign(path=paths)
 
 
-def select(predictions: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Filter and order predictions: at most ``view.n`` rows, each image once."""
-    rows = predictions[predictions["mos"].between(view.low, view.high)]
-    for column in ("method", "dataset", "distortion"):
-        wanted = getattr(view, column)
-        if wanted != ANY:
-            rows = rows[rows[column] == wanted]
+def select(
+    predictions: pd.DataFrame,
+    order: str = ORDERS[0],
+    scores: tuple[float, float] = (-np.inf, np.inf),
+    n: int = 6,
+    **wanted: str,
+) -> pd.DataFrame:
+    """Order the predictions of images within ``scores``; at most ``n``, each image once.
+
+    ``wanted`` chooses a value of ``method``, ``dataset`` or ``distortion``.
+    """
+    rows = predictions[predictions["mos"].between(*scores)]
+    for column, value in wanted.items():
+        if value != ANY:
+            rows = rows[rows[column] == value]
     keys = {
         ORDERS[0]: -rows["error"].abs(),
         ORDERS[1]: rows["error"].abs(),
         ORDERS[2]: -rows["pred"],
         ORDERS[3]: rows["pred"],
     }
-    if view.order not in keys:
-        raise ValueError(f"order must be one of {ORDERS}, got {view.order!r}")
-    rows = rows.loc[keys[view.order].sort_values(kind="stable").index]
-    return rows.drop_duplicates(["dataset", "image"]).head(view.n)
+    if order not in keys:
+        raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+    rows = rows.loc[keys[order].sort_values(kind="stable").index]
+    return rows.drop_duplicates(["dataset", "image"]).head(n)
 
 
 def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int = 3) -> Figure:
@@ -141,7 +136,7 @@ def _draw_votes(axes: Axes, row: pd.Series) -> None:
 def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
     """Show the browser, or return one picture where no front end listens."""
     if not _has_front_end():
-        return draw(select(predictions, View()), other=other)
+        return draw(select(predictions), other=other)
     import ipywidgets as widgets
 
     choices = {
@@ -153,9 +148,8 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
     scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
     n = widgets.IntSlider(value=6, min=3, max=24, step=3, description="images")
 
-    def show(scores: tuple[float, float], **options: object) -> None:
-        view = View(low=scores[0], high=scores[1], **options)
-        figure = draw(select(predictions, view), other=other)
+    def show(**options: Any) -> None:
+        figure = draw(select(predictions, **options), other=other)
         display(figure)
         plt.close(figure)
 

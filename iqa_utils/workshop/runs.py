@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import time
@@ -300,11 +299,7 @@ class Run:
             "commit": self._commit[0],
             "clean": self._commit[1],
             "files": provenance.used_files(self.stem, self._files),
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "packages": provenance.packages(),
-            "machine": provenance.machine(),
-            "device": provenance.device_name(),
+            **provenance.environment(),
             "seed": self.parameters["SEED"],
             "parameters": portable(self.parameters),
             "data": self.fingerprints,

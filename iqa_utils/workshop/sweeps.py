@@ -21,7 +21,6 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from iqa_utils.statistics import holm, wilcoxon_splits
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir, write_json
 
@@ -119,8 +118,7 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
 
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
-        t interval, ``n_runs`` repeats), ``aggregate.csv`` (mean, SD, median and n besides) and
-        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table). A
+        t interval, ``n_runs`` repeats) and ``aggregate.csv`` (mean, SD, median and n besides). A
         method in several lists of ``METHODS``, with the same seed, counts once.
 
     Raises:
@@ -136,7 +134,6 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / "aggregate.csv", index=False)
-    compare_methods(rows).to_csv(folder / "tests.csv", index=False)
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
@@ -181,32 +178,6 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
     half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
-
-
-def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
-    """Compare every two methods of a table over the repeats they share.
-
-    Returns:
-        One row per pair and metric: mean difference, repeats, Wilcoxon's p, and p after Holm within
-        the table.
-    """
-    found = []
-    keys = ["paper", "table", "dataset", "metric", "data"]
-    rows = rows[~rows["baseline"].astype(bool)]  # values of methods; a difference is none
-    for key, part in rows.groupby(keys, sort=False, dropna=False):
-        label = part["method"] + part["variant"].map(lambda v: f" [{v}]" if v else "")
-        wide = part.assign(label=label).pivot_table(index="repeat", columns="label", values="value")
-        for a, b in itertools.combinations(wide.columns, 2):
-            both = wide[[a, b]].dropna()
-            if len(both) < 2:
-                continue
-            difference = float((both[a] - both[b]).mean())
-            p = wilcoxon_splits(both[a], both[b]).p
-            found.append([*key, a, b, difference, len(both), p])
-    columns = [*keys, "a", "b", "difference", "n_runs", "p"]
-    tests = pd.DataFrame(found, columns=columns)
-    adjusted = tests.groupby(["paper", "table"])["p"].transform(lambda p: holm(p.to_numpy()))
-    return tests.assign(p_holm=adjusted if len(tests) else [])
 
 
 def typed(given: Any) -> Any:
