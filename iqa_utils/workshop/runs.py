@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop import provenance
 from iqa_utils.workshop.parameters import wrong_types
 
@@ -32,12 +33,8 @@ REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
 WORDS = ("baseline", "variant", "subset", "stage", "layer", "regressor")  # empty where not said
-RESULT_COLUMNS = (
-    *("paper", "table", "method", "dataset", "metric", "data"),
-    *NUMBERS,
-    *DESCRIBED,
-    *WORDS,
-)
+PLACE = ("paper", "table", "method", "dataset", "metric", "data")
+RESULT_COLUMNS = (*PLACE, *NUMBERS, *DESCRIBED, *WORDS)
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
 GROUPS = ("reference", "subset", "stage")  # of a prediction; NA where unknown
 _ATTEMPTS = "attempts.json"
@@ -50,7 +47,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def cache_dir(name: str = "") -> Path:
-    """Return the folder of what can be computed again (image stores, features), making it."""
+    """Make and return the folder of what can be computed again (image stores, features)."""
     folder = ROOT / "runs" / "cache" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -59,11 +56,7 @@ def cache_dir(name: str = "") -> Path:
 def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Collect a notebook's annotated UPPER_CASE parameters from its ``globals()``.
 
-    Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here.
-
-    Raises:
-        KeyError: If a parameter that every notebook has is not declared.
-        TypeError: If a value is not of its declared type; all such parameters are named.
+    Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here, by name.
     """
     declared = {k: v for k, v in namespace.get("__annotations__", {}).items() if k.isupper()}
     absent = [name for name in REQUIRED if name not in declared]
@@ -86,16 +79,8 @@ def run_dir(stem: str, profile: str, run_name: str = "") -> Path:
 def start_run(stem: str, parameters: Mapping[str, Any], *, paper: str = "") -> Run:
     """Open the folder of a run, seed every generator and start its clock.
 
-    Work that an earlier, killed run of the same name left is found again in its
-    ``checkpoints_dir``.
-
-    Args:
-        stem: Notebook name without its ending.
-        parameters: From :func:`notebook_parameters`.
-        paper: Ledger key that results belong to unless they say otherwise.
-
-    Raises:
-        RuntimeError: If another process works on the same run.
+    Checkpoints of an earlier, killed run are found again; a run that another process works on is
+    refused. Results belong to ``paper`` (a ledger key) unless they say otherwise.
     """
     return Run(stem, dict(parameters), paper)
 
@@ -135,13 +120,9 @@ class Run:
         """Note in the provenance which score table was used, and the image store of its pixels."""
         attrs = frame.attrs
         self._tables[attrs["dataset"]] = frame
-        self.fingerprints[attrs["dataset"]] = {
-            "rows": len(frame),
-            "fingerprint": attrs["fingerprint"],
-            "table": provenance.table_digest(frame),
-            "pixels": pixels,
-            "demo": bool(attrs["demo"]),
-        }
+        seen = {"rows": len(frame), "fingerprint": attrs["fingerprint"], "pixels": pixels}
+        seen |= {"table": provenance.table_digest(frame), "demo": bool(attrs["demo"])}
+        self.fingerprints[attrs["dataset"]] = seen
         return frame
 
     def use_weights(self, name: str, *, source: str, digest: str) -> None:
@@ -244,13 +225,13 @@ class Run:
 
         Of ``GROUPS``, what a frame lacks is taken from the score tables in use, else left empty.
         """
-        absent = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
-        if absent:
+        if absent := [c for c in PREDICTION_COLUMNS if c not in frame.columns]:
             raise ValueError(f"predictions lack the columns {absent}")
         bad = frame.index[~np.isfinite(frame["pred"].to_numpy(dtype=float))]
         if len(bad):
             raise ValueError(f"{len(bad)} predictions are not finite, first {frame.loc[bad[0]]}")
-        _write_parquet(self._with_groups(frame), self.dir / "predictions.parquet")
+        with atomic_write(self.dir / "predictions.parquet") as partial:
+            self._with_groups(frame).to_parquet(partial, index=False)
 
     def _with_groups(self, frame: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
@@ -266,7 +247,8 @@ class Run:
 
     def save_history(self, frame: pd.DataFrame) -> None:
         """Write ``history.parquet``: one row per epoch of every training."""
-        _write_parquet(frame, self.dir / "history.parquet")
+        with atomic_write(self.dir / "history.parquet") as partial:
+            frame.to_parquet(partial, index=False)
 
     def finish(self) -> Path:
         """Write provenance and ``metrics.json``, then put the run in its place; returns its folder.
@@ -276,20 +258,15 @@ class Run:
         """
         seconds = round(self._earlier["seconds"] + time.perf_counter() - self._started, 1)
         write_json(self.dir / "provenance.json", self._provenance(seconds))
-        metrics = {
-            "stem": self.stem,
-            "profile": self.parameters["PROFILE"],
-            "parameters": portable(self.parameters),
-            "results": self.results,
-        }
+        metrics = {"stem": self.stem, "profile": self.parameters["PROFILE"]}
+        metrics |= {"parameters": portable(self.parameters), "results": self.results}
         write_json(self.dir / "metrics.json", metrics)
         if self.dir != self.final_dir:
             (self.dir / "lock").unlink()
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
-        told = f"{len(self.results)} results in {seconds:.0f} s"
-        print(f"{self.stem}: {told} -> {_relative(self.dir)}")
+        print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {_relative(self.dir)}")
         return self.dir
 
     def _provenance(self, seconds: float) -> dict[str, Any]:
@@ -328,10 +305,10 @@ def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name and move it into place; NaN is refused."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n")
-    partial.replace(path)
+    """Write JSON whole or not at all; NaN is refused."""
+    text = json.dumps(content, indent=1, allow_nan=False, default=np.generic.item) + "\n"
+    with atomic_write(path) as partial:
+        partial.write_text(text)
 
 
 def publish(folder: Path) -> Path:
@@ -339,14 +316,14 @@ def publish(folder: Path) -> Path:
 
     That is ``metrics.json``, ``provenance.json`` and PNG figures without photographs.
     """
+    name = _relative(folder)
     if not (folder / "metrics.json").is_file():
-        told = "holds no metrics.json: the run did not finish"
-        raise FileNotFoundError(f"{_relative(folder)} {told}")
+        raise FileNotFoundError(f"{name} holds no metrics.json: the run did not finish")
     if json.loads((folder / "provenance.json").read_text())["demo"]:
-        raise ValueError(f"{_relative(folder)} ran on demo data; only real results are published")
+        raise ValueError(f"{name} ran on demo data; only real results are published")
     metrics = json.loads((folder / "metrics.json").read_text())
     if metrics["profile"] == "rehearsal":
-        raise ValueError(f"{_relative(folder)} is a rehearsal; only real results are published")
+        raise ValueError(f"{name} is a rehearsal; only real results are published")
     target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -417,18 +394,6 @@ def _is_alive(process: int) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)  # it lives, and is another user's
     return True
-
-
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _relative(path: Path) -> str:
