@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from iqa_utils.workshop import claims, paper_pages
-from iqa_utils.workshop.papers import Headline, papers
+from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT
 
 LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
 HIGHER = Headline("As good.", "05_lds_fds", {"metric": "SRCC", "method": "a"}, "higher", -0.02)
-HEADLINES = [headline for paper in papers().values() for headline in paper.HEADLINES]
-LDS = papers()["nguyen2024"].HEADLINES[0]
+HEADLINES = [headline for found in headlines().values() for headline in found]
+LDS = headlines()["nguyen2024"][0]
 
 
 def run_with(*changes, profile="biq2021"):
@@ -31,15 +31,16 @@ def run_with(*changes, profile="biq2021"):
 
 
 def test_every_paper_has_three_to_five_headlines_and_every_notebook_one_primary():
-    assert all(3 <= len(paper.HEADLINES) <= 5 for paper in papers().values())
+    assert list(headlines()) == list(papers())
+    assert all(3 <= len(found) <= 5 for found in headlines().values())
     assert len({headline.claim for headline in HEADLINES}) == len(HEADLINES)
     primary = Counter(h.notebook for h in HEADLINES if h.primary)
     assert set(primary) == {h.notebook for h in HEADLINES}
     assert set(primary.values()) == {1}
     secondary = Counter(h.notebook for h in HEADLINES if not h.primary)
     assert max(secondary.values()) <= 3
-    for paper in papers().values():
-        assert {h.notebook for h in paper.HEADLINES} <= set(paper.NOTEBOOKS)
+    for key, paper in papers().items():
+        assert {h.notebook for h in headlines()[key]} <= set(paper.NOTEBOOKS)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,6 @@ def test_a_difference_the_other_way_round_counts_with_its_sign_turned():
 
 
 def test_a_headline_may_allow_several_values_of_a_field():
-    either = LDS._replace(compare=LDS.compare | {"dataset": ("weighted", "total")})
+    either = LDS._replace(compare=LDS.compare | {"dataset": ["weighted", "total"]})
     found = paper_pages.evidence(either, [run_with({"dataset": "total"}, {"dataset": "live"})])
     assert [one["dataset"] for one in found] == ["total"]

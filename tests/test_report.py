@@ -11,8 +11,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from iqa_utils.workshop import report
-from iqa_utils.workshop.report import readme
+from iqa_utils.workshop import readme, report
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
@@ -111,7 +110,7 @@ def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
     results = [
         row("SRCC", 0.2, baseline="BRISQUE"),
         row("SRCC", 0.75),
-        row("SRCC within subsets", 0.5),
+        row("SRCC within subset", 0.5),
         row("SRCC", 0.9, "as_written"),
     ]
     run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
-from iqa_utils.workshop.papers import Headline, papers
+from iqa_utils.workshop.papers import Headline, headlines, papers
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 
@@ -40,7 +40,7 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
 
 def _fits(result: dict[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(
-        (result.get(key) or "") in (value if isinstance(value, tuple) else (value,))
+        (result.get(key) or "") in (value if isinstance(value, list) else [value])
         for key, value in wanted.items()
     )
 
@@ -52,7 +52,7 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
     waiting = 0
     for paper in papers().values():
         title = paper.TITLE.split(":")[0]
-        for headline in paper.HEADLINES:
+        for headline in headlines()[paper.KEY]:
             claim = f"**{headline.claim}**" if headline.primary else headline.claim
             found = evidence(headline, runs)
             waiting += not found
@@ -77,7 +77,7 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     source = f", [doi:{paper.DOI}](https://doi.org/{paper.DOI})" if paper.DOI else ""
     lines += [f"# {paper.TITLE}", "", f"Notebooks {', '.join(paper.NOTEBOOKS)}{source}.", ""]
     lines += ["## Headline claims", ""]
-    for headline in paper.HEADLINES:
+    for headline in headlines()[key]:
         lines += [f"### {headline.claim}", "", headline.test(), ""]
         for one in evidence(headline, runs):
             data, value, n_runs, seen, says = _cells(one)

@@ -15,6 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,8 +231,8 @@ class Run:
         bad = frame.index[~np.isfinite(frame["pred"].to_numpy(dtype=float))]
         if len(bad):
             raise ValueError(f"{len(bad)} predictions are not finite, first {frame.loc[bad[0]]}")
-        with atomic_write(self.dir / "predictions.parquet") as partial:
-            self._with_groups(frame).to_parquet(partial, index=False)
+        with atomic_write(self.dir / "predictions.parquet") as file:
+            self._with_groups(frame).to_parquet(file, index=False)
 
     def _with_groups(self, frame: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
@@ -247,8 +248,8 @@ class Run:
 
     def save_history(self, frame: pd.DataFrame) -> None:
         """Write ``history.parquet``: one row per epoch of every training."""
-        with atomic_write(self.dir / "history.parquet") as partial:
-            frame.to_parquet(partial, index=False)
+        with atomic_write(self.dir / "history.parquet") as file:
+            frame.to_parquet(file, index=False)
 
     def finish(self) -> Path:
         """Write provenance and ``metrics.json``, then put the run in its place; returns its folder.
@@ -304,11 +305,15 @@ def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN is refused."""
-    text = json.dumps(content, indent=1, allow_nan=False, default=np.generic.item) + "\n"
-    with atomic_write(path) as partial:
-        partial.write_text(text)
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all, ``results`` one on a line; NaN is refused."""
+    plain = partial(json.dumps, allow_nan=False, default=np.generic.item)
+    text = plain({k: v for k, v in content.items() if k != "results"}, indent=1)
+    if "results" in content:
+        rows = ",\n".join(plain(row, separators=(",", ":")) for row in content["results"])
+        text = f'{text[:-2]},\n "results": [\n{rows}\n ]\n}}'
+    with atomic_write(path) as file:
+        file.write_text(text + "\n")
 
 
 def publish(folder: Path) -> Path:
@@ -325,27 +330,22 @@ def publish(folder: Path) -> Path:
     if metrics["profile"] == "rehearsal":
         raise ValueError(f"{name} is a rehearsal; only real results are published")
     target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    new = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     for figure in sorted((folder / "figures").glob("*.png")):
         if not figure.name.startswith("private-"):
-            shutil.copy(figure, partial)
+            shutil.copy(figure, new)
     for name in ("metrics.json", "provenance.json"):
-        shutil.copy(folder / name, partial)
-    _replace_folder(partial, target)
+        shutil.copy(folder / name, new)
+    _replace_folder(new, target)
     return target
 
 
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
-    """Read the finished runs below some folders, by default ``runs`` and ``figures``.
+    """Read each ``metrics.json`` below ``runs`` and ``figures``, or other folders, with its folder.
 
-    Args:
-        *roots: Folders to look through.
-        rehearsal: Read the runs of a rehearsal and no others, instead of all but those.
-
-    Returns:
-        Contents of ``metrics.json`` with ``folder`` added, sorted by folder.
+    With ``rehearsal`` the runs of a rehearsal are read and no others, instead of all but those.
     """
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):

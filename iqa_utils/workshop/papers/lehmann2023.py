@@ -15,7 +15,7 @@ from iqa_utils.workshop.audit import (
     printed_interval,
     smallest_deviation,
 )
-from iqa_utils.workshop.papers import Answer, Headline
+from iqa_utils.workshop.papers import Answer
 
 KEY = "lehmann2023"
 TITLE = "Lehmann & Rokita 2023: dual-Xception and cross-sampling"
@@ -40,34 +40,6 @@ ANSWERS = (
     Answer("Tab. 6", {"trained here": KONCEPT}, ("KonCept512",)),
     Answer("Tab. 6", {"trained here": KONCEPT | {"network": "BRISQUE"}}, ("BRISQUE",)),
     Answer("Tab. 6", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "total"}}}, OURS),
-)
-HEADLINES = (
-    Headline(
-        "Method 3 of cross-sampling makes the error even over the range of scores.",
-        "02_cross_sampling",
-        {"metric": "RMSE ranges SD", "method": "method3", "baseline": "none"},
-        "lower",
-        primary=True,
-    ),
-    Headline(
-        "It does so by erring less on the worst photographs.",
-        "02_cross_sampling",
-        {"metric": "RMSE 0-20", "method": "method3", "baseline": "none"},
-        "lower",
-    ),
-    Headline(
-        "Method 2 needs a fraction of the images of an epoch at no loss of rank correlation.",
-        "02_cross_sampling",
-        {"metric": "SRCC", "method": "method2", "baseline": "none"},
-        "higher",
-        margin=-0.02,
-    ),
-    Headline(
-        "A second branch that reads measured indicators ranks better than the image alone.",
-        "02_cross_sampling",
-        {"metric": "SRCC", "method": "dual", "baseline": "images"},
-        "higher",
-    ),
 )
 EASY = (
     "The class counts and the correlation matrix follow from the released tables to the last digit."

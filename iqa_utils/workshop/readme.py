@@ -39,7 +39,7 @@ def layer_table(runs: list[dict[str, Any]] | None = None) -> str:
         for place in best:
             network, stage, variant, layer, regressor = place
             cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
-            for metric in ("SRCC", "SRCC within subsets"):
+            for metric in ("SRCC", "SRCC within subset"):
                 row = levels[place, metric]
                 cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
             lines.append(f"| {' | '.join(cells)} |")
