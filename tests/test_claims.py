@@ -367,7 +367,7 @@ def test_a_result_answers_its_row_and_no_other():
 def test_demo_values_are_not_even_shown():
     judged = row([result(data="demo")], method="CLIP", metric="MAE all")
     assert judged["verdict"] == "not comparable"
-    assert judged["reason"] == "demo: made data"
+    assert judged["reason"] == "demo: synthetic data"
     assert pd.isna(judged["ours"])
 
 

@@ -219,7 +219,7 @@ def kind_of(result: Mapping[str, Any]) -> str:
 def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Name the first field in which a result is not the equal of its ledger row, if any."""
     if result["data"] == "demo":
-        return "demo: made data"
+        return "demo: synthetic data"
     paper, kind, dataset = papers()[claim["paper"]], kind_of(result), claim["dataset"]
     expected = getattr(paper, "DATA", {}).get(dataset, {dataset})
     used = {name.strip() for name in result["data"].split("+")}

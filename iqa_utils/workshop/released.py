@@ -55,7 +55,7 @@ def load_released(root: Path) -> pd.DataFrame:
 
 
 def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
-    """Make a table of the same form without the files: gains and scores are invented."""
+    """Make a synthetic table of the same form, for want of the files."""
     parts = []
     for split in range(1, 11):
         rng = np.random.default_rng([seed, split])
@@ -69,7 +69,7 @@ def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
 
 def _attributed(parts: list[pd.DataFrame], fingerprint: str, *, demo: bool) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
-    title = "made scores" if demo else "released scores of feng2023"
+    title = "synthetic scores" if demo else "released scores of feng2023"
     frame.attrs = {"dataset": "monotoniciqa_scores", "title": title}
     frame.attrs |= {"demo": demo, "fingerprint": fingerprint}
     return frame
