@@ -240,7 +240,7 @@ def write_report(
 ) -> None:
     """Turn the runs into one offline HTML site."""
     from iqa_utils.workshop import report
-    from iqa_utils.workshop.report.readme import update_readme
+    from iqa_utils.workshop.readme import update_readme
 
     if readme:
         print("README updated" if update_readme() else "README was up to date")

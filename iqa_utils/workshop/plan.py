@@ -135,15 +135,7 @@ def missing(stem: str, values: Values) -> list[str]:
 
 
 def preflight(stem: str, values: Values) -> list[str]:
-    """List what would stop a run: missing data and weights, and a disk too small for its images.
-
-    Args:
-        stem: Notebook.
-        values: All its parameters.
-
-    Returns:
-        One sentence a problem. Images that earlier runs have decoded count as done.
-    """
+    """List what would stop a run: missing data and weights, and a disk too small for its images."""
     root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
     if problems or root == ROOT / "data" / "demo":
         return problems
@@ -176,12 +168,9 @@ def make_plan(
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile.
 
-    Args:
-        stem: Notebook, by name or number.
-        profile: Any profile of it.
-        rate: Images/s of every training, in place of measured or computed ones.
-        official: Use the official numbers even where score tables are at hand.
-        rates: As :func:`measured`, whose published ones are the default.
+    Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
+    :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
+    score tables at hand.
 
     Returns:
         ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
