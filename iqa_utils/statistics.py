@@ -81,20 +81,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two methods on the same images, drawing the same images for both.
 
-    Args:
-        mos: Human scores, shape (N,).
-        pred_a: Predictions of one method, shape (N,).
-        pred_b: Predictions of the other, shape (N,).
-        metric: Function of (mos, pred).
-        groups: As in `bootstrap_ci`.
-        n_resamples: Draws of the bootstrap; p is never below 2 / (n_resamples + 1).
-        seed: Seed of the draws.
-
-    Returns:
-        metric(a) - metric(b), its interval, and the p at which the interval touches zero.
-
-    Raises:
-        ValueError: As `bootstrap_ci`.
+    The arguments are those of :func:`bootstrap_ci`. Returns metric(a) - metric(b), its interval,
+    and the p at which the interval touches zero, never below 2 / (n_resamples + 1).
     """
     options = {"groups": groups, "n_resamples": n_resamples, "seed": seed}
     return pairwise_bootstrap(mos, {"a": pred_a, "b": pred_b}, metric, **options)["a", "b"]
@@ -111,20 +99,9 @@ def pairwise_bootstrap(
 ) -> dict[tuple[str, str], Difference]:
     """Compare every two of several methods as `paired_bootstrap` does, drawing once for all.
 
-    Args:
-        mos: Human scores, shape (N,).
-        preds: Predictions by method, each of shape (N,).
-        metric: Function of (mos, pred).
-        groups: As in `bootstrap_ci`.
-        n_resamples: Draws. None takes enough that the smallest p there can be, 2 / (draws + 1),
-            is still 2 % after Holm's correction over all pairs, and at least 1,000.
-        seed: Seed of the draws.
-
-    Returns:
-        Difference first minus second of every pair, in the order of the methods.
-
-    Raises:
-        ValueError: As `bootstrap_ci`.
+    Without ``n_resamples`` it draws so often that the smallest p, 2 / (draws + 1), is still 2 %
+    after Holm's correction over all pairs, and at least 1,000 times. Returns first minus second of
+    every pair, in the order of ``preds``, which maps methods to predictions.
     """
     names, checked = list(preds), {}
     for name in names:
@@ -155,15 +132,8 @@ def wilcoxon_splits(a: ArrayLike, b: ArrayLike) -> TestResult:
     The null distribution is counted over all 2^J signs given the ranks, so ties are exact too.
     Pairs without a difference are left out.
 
-    Args:
-        a: A metric of one method, one value a split, shape (J,).
-        b: The same metric of the other on the same splits, shape (J,).
-
-    Returns:
-        The smaller rank sum, and its p.
-
-    Raises:
-        ValueError: If the shapes differ or a value is not finite.
+    ``a`` and ``b`` are a metric of two methods on the same splits, shape (J,). Returns the smaller
+    rank sum, and its p.
 
     Note:
         Repeated splits of one data set share images; the splits are then not independent and the
@@ -189,26 +159,17 @@ def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> Test
     """Test paired results over random splits of one data set by the corrected resampled t.
 
     The splits overlap, so the variance of the mean difference is larger than that of independent
-    runs by about the ratio of the parts.
+    runs by about the ratio of ``n_test`` to ``n_train``, the images of a test and training set.
 
-    Args:
-        a: A metric of one method, one value a split, shape (J,).
-        b: The same metric of the other on the same splits, shape (J,).
-        n_train: Images in a training part.
-        n_test: Images in a test part.
-
-    Returns:
-        The t with J - 1 degrees of freedom, and its p; p is 1 if all differences are zero.
-
-    Raises:
-        ValueError: If the shapes differ, a value is not finite, or a part is empty.
+    ``a`` and ``b`` are a metric of two methods on the same splits, shape (J,). Returns the t with
+    J - 1 degrees of freedom, and its p, which is 1 if all differences are zero.
 
     References:
         Nadeau, Bengio, Inference for the generalization error, Machine Learning 2003, section 3.
     """
     a, b = check_pair(a, b)
     if n_train < 1 or n_test < 1:
-        raise ValueError(f"expected parts of at least 1 image, found {n_train} and {n_test}")
+        raise ValueError(f"expected sets of at least 1 image, found {n_train} and {n_test}")
     d, n = a - b, len(a)
     if not d.any():
         return TestResult(0.0, 1.0)

@@ -206,7 +206,7 @@ def test_a_difference_without_spread_is_certain_and_no_difference_is_none():
     assert wilcoxon_splits(ones, ones) == (0.0, 1.0)
 
 
-def test_corrected_t_refuses_an_empty_part():
+def test_corrected_t_refuses_an_empty_set():
     with pytest.raises(ValueError, match="found 8 and 0"):
         nadeau_bengio([1, 2], [2, 3], 8, 0)
 
