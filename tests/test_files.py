@@ -6,7 +6,7 @@ import sys
 import pytest
 from filelock import Timeout
 
-from iqa_utils.files import atomic_write, hash_file, lock
+from iqa_utils.files import atomic_folder, atomic_write, hash_file, lock
 
 
 def test_a_file_appears_only_when_it_is_written_whole(tmp_path):
@@ -33,6 +33,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_badly()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_only_when_it_is_filled(tmp_path):
+    path = tmp_path / "set"
+    for content in ("old", "new"):
+        with atomic_folder(path) as partial:
+            assert list(partial.iterdir()) == []
+            (partial / content).touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+    def fill_badly():
+        with atomic_folder(path) as partial:
+            (partial / "half").touch()
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        fill_badly()
+    assert [file.name for file in tmp_path.rglob("*")] == ["set", "new"]
 
 
 def test_a_lock_keeps_another_process_out_until_its_holder_dies(tmp_path):

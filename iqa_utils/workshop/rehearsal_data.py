@@ -6,7 +6,6 @@ of synthetic data, and no result on it can pass for a real one.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from scipy import ndimage
 
 from iqa_utils.datasets import DEMO_MARKER, fingerprint, load_scores, locate
 from iqa_utils.datasets.readers import LIVE_FOLDERS
-from iqa_utils.files import atomic_write, lock
+from iqa_utils.files import atomic_folder, atomic_write, lock
 from iqa_utils.indicators import measure
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
@@ -64,7 +63,6 @@ def ensure_rehearsal_data(
         Image files by set, as listed in its score files.
     """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
     names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
     counts = {}
     with lock(root / ".lock"):
@@ -87,23 +85,17 @@ def ensure_rehearsal_data(
 
 
 def _make(root: Path, name: str, real: dict[str, Path], share: float, marker: dict) -> int:
-    """Make one set beside its place, and put it there."""
-    folder = root / f".making-{name.replace('/', '-')}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir()
     few = name.startswith("networks/")
     linker = Linker(pool=root / f".pool-{VERSION}", share=share, few=few)
-    if name == "open_images":
-        n = _make_open_images(folder, root / "koniq10k", share)
-    elif real:
-        n = _link_real(name, folder, real, linker)
-    else:
-        n = len(SETS[name.removeprefix("networks/")](folder, linker))
-    content = {"made_by": "iqa rehearse", **marker, "images": n}
-    (folder / DEMO_MARKER).write_text(json.dumps(content))
-    shutil.rmtree(root / name, ignore_errors=True)
-    (root / name).parent.mkdir(exist_ok=True)
-    os.replace(folder, root / name)
+    with atomic_folder(root / name) as folder:
+        if name == "open_images":
+            n = _make_open_images(folder, root / "koniq10k", share)
+        elif real:
+            n = _link_real(name, folder, real, linker)
+        else:
+            n = len(SETS[name.removeprefix("networks/")](folder, linker))
+        content = {"made_by": "iqa rehearse", **marker, "images": n}
+        (folder / DEMO_MARKER).write_text(json.dumps(content))
     return n
 
 

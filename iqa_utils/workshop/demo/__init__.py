@@ -6,12 +6,10 @@ scene, so that no split by content leaks. Scores come from the model of raters s
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
+from iqa_utils.files import atomic_folder, lock
 from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Studio
 
@@ -40,54 +38,37 @@ def make_demo(
     Returns:
         Number of images made, by set.
     """
-    unknown = [name for name in sets if name not in SETS]
-    if unknown:
-        raise KeyError(
-            f"no demo of {', '.join(unknown)}; there are {', '.join(SETS)} "
-            "(for real data give its folder as DATA_ROOT)"
-        )
     if not 0 < scale <= 64:
         raise ValueError(f"expected a scale in (0, 64], got {scale}")
-    root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    made = {}
-    for name in sets or SETS:
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
-        try:
-            references = SETS[name](folder, Studio(scale, seed))
-            marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
-            text = json.dumps(marker | {"references": references}, indent=0)
-            (folder / DEMO_MARKER).write_text(text)
-            _replace(folder, root / name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        made[name] = len(references)
-    return made
+    with lock(Path(root) / ".lock"):
+        return {name: _make(Path(root), name, scale, seed) for name in sets or SETS}
 
 
 def ensure_demo(root: str | Path = DEMO_ROOT, *, sets: tuple[str, ...] = ()) -> Path:
     """Make the demo sets that are not there yet, at scale 1 and seed 0; returns the folder."""
-    root = Path(root)
-    absent = tuple(name for name in sets or SETS if not _is_current(root / name))
-    if absent:
-        make_demo(root, sets=absent)
+    root, names = Path(root), sets or tuple(SETS)
+    if not all(_is_current(root / name) for name in names):
+        with lock(root / ".lock"):
+            for name in names:
+                if not _is_current(root / name):
+                    _make(root, name, 1.0, 0)
     return root
+
+
+def _make(root: Path, name: str, scale: float, seed: int) -> int:
+    if name not in SETS:
+        raise KeyError(
+            f"no demo of {name}; there are {', '.join(SETS)} "
+            "(for real data give its folder as DATA_ROOT)"
+        )
+    with atomic_folder(root / name) as folder:
+        references = SETS[name](folder, Studio(scale, seed))
+        marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
+        text = json.dumps(marker | {"references": references}, indent=0)
+        (folder / DEMO_MARKER).write_text(text)
+    return len(references)
 
 
 def _is_current(folder: Path) -> bool:
     marker = folder / DEMO_MARKER
     return marker.is_file() and json.loads(marker.read_text()).get("version") == VERSION
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put a finished folder in its place; one that another process made meanwhile is kept."""
-    new.chmod(0o755)
-    if old.exists():
-        doomed = old.with_name(f".{old.name}-{os.getpid()}-old")
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
-    try:
-        os.replace(new, old)
-    except OSError:
-        if not _is_current(old):
-            raise
