@@ -34,6 +34,7 @@ RESULT_COLUMNS = (
     "paper", "table", "method", "dataset", "metric", "value",
     "ci_low", "ci_high", "n", "n_runs", "sd", "variant", "data",
     "network", "weights", "recipe", "protocol", "kind", "baseline", "pred_spread",
+    "stage", "layer", "regressor", "subset",
 )  # fmt: skip
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
