@@ -9,25 +9,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
-from iqa_utils.workshop.demo import layouts as demo_layouts
+from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Studio
 
-VERSION = 2  # of the made data; a folder of another version is made again
+VERSION = 2  # of the synthetic data; a folder of another version is made again
 DEMO_ROOT = Path(__file__).resolve().parents[3] / "data" / "demo"
-SETS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
-    "koniq10k": demo_layouts.make_koniq10k,
-    "live": demo_layouts.make_live,
-    "csiq": demo_layouts.make_csiq,
-    "kadid10k": demo_layouts.make_kadid10k,
-    "bid": demo_layouts.make_bid,
-    "livec": demo_layouts.make_livec,
-    "tid2013": demo_layouts.make_tid2013,
-    "unlabelled": demo_layouts.make_unlabelled,
-}
+NAMES = ("koniq10k", "live", "csiq", "kadid10k", "bid", "livec", "tid2013", "unlabelled")
+SETS = {name: WRITERS[name] for name in NAMES}
 
 
 def make_demo(
@@ -40,7 +31,7 @@ def make_demo(
     """Make demo data sets; each appears whole or not at all.
 
     Args:
-        root: Folder that gets one folder a set.
+        root: Folder that gets one folder per set.
         scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
             set has about its official number of images, from 9 on their real side.
         seed: Root seed; an image depends on seed, set and its number alone.
@@ -48,10 +39,6 @@ def make_demo(
 
     Returns:
         Number of images made, by set.
-
-    Raises:
-        KeyError: If a set cannot be made.
-        ValueError: If the scale is not positive.
     """
     unknown = [name for name in sets if name not in SETS]
     if unknown:
@@ -79,15 +66,7 @@ def make_demo(
 
 
 def ensure_demo(root: str | Path = DEMO_ROOT, *, sets: tuple[str, ...] = ()) -> Path:
-    """Make the demo sets that are not there yet, at scale 1 and seed 0.
-
-    Args:
-        root: Folder that holds one folder a set.
-        sets: Names out of :data:`SETS`, all if empty.
-
-    Returns:
-        The folder. A set that is there, at whatever scale, is left as it is.
-    """
+    """Make the demo sets that are not there yet, at scale 1 and seed 0; returns the folder."""
     root = Path(root)
     absent = tuple(name for name in sets or SETS if not _is_current(root / name))
     if absent:
@@ -96,7 +75,6 @@ def ensure_demo(root: str | Path = DEMO_ROOT, *, sets: tuple[str, ...] = ()) -> 
 
 
 def _is_current(folder: Path) -> bool:
-    """Say whether a folder holds a made set of this version."""
     marker = folder / DEMO_MARKER
     return marker.is_file() and json.loads(marker.read_text()).get("version") == VERSION
 
