@@ -56,7 +56,7 @@ def bench_svr(
     def ours(n_new: int = n_new) -> np.ndarray:
         own = x[: n + n_new]
         gram = gram_from_panels(own[:, k : k + PANEL] for k in range(0, width, PANEL))
-        model = gram_svr(gram[:n, :n], mos[:n], c=c)
+        model = gram_svr(gram[:n, :n], mos[:n], c=c).model
         return model.predict(gram[n:, :n]) if n_new else np.empty(0)
 
     difference = np.abs(naive(n // 4) - ours(n // 4)).max() / mos.std()
@@ -83,7 +83,7 @@ def bench_svr_search(n: int, width: int, n_constraints: int, repeats: int) -> di
 
     def ours() -> np.ndarray:
         gram = gram_from_panels(x[:, k : k + PANEL] for k in range(0, width, PANEL))
-        return gram_svr(gram[:n, :n], mos[:n], c=constraints).predict(gram[n:, :n])
+        return gram_svr(gram[:n, :n], mos[:n], c=constraints).model.predict(gram[n:, :n])
 
     difference = np.abs(naive() - ours()).max() / mos.std()
     title = (
@@ -99,8 +99,8 @@ def bench_taps(n: int, repeats: int) -> dict[str, object]:
     """Time three forward passes of a layer each against one that taps three layers."""
     row = NETWORKS["mobilenet_v2"]
     torch.manual_seed(0)
-    network = create_network(row.name, pretrained=None).eval()
-    layers = [layer.module for layer in layers_of(row.name, "Table 1")]
+    network = create_network("mobilenet_v2", pretrained=None).eval()
+    layers = [layer.module for layer in layers_of("mobilenet_v2", "Table 1")]
     images = torch.randn(n, 3, row.side, row.side)
 
     @torch.inference_mode()

@@ -1,8 +1,4 @@
-"""Convolutional and transformer trunks by name, with weights that are never chosen silently.
-
-Every network of the five papers stands on a trunk from timm (or torchvision, for the layer maps of
-:mod:`iqa_utils.features.layers`). This module is the only place where pretrained weights enter.
-"""
+"""Trunks by name, with weights that are never chosen silently: the only place where they enter."""
 
 from __future__ import annotations
 
@@ -33,17 +29,17 @@ def create_backbone(name: str, *, pretrained: str | Path | None, **options: Any)
     Raises:
         ValueError: If timm does not know the name, or the file holds another architecture.
         FileNotFoundError: If the file is missing.
-        ConnectionError: If ``"hub"`` was asked for and the download failed; says which weights to
-            fetch and where to put them. There is no fallback to random weights.
+        ConnectionError: If a download failed; says which weights to fetch and where to put them.
+            There is no fallback to random weights.
     """
     if not timm.is_model(name):
         raise ValueError(f"backbone must be a timm model name, got {name!r}")
-    if pretrained is None:
-        return timm.create_model(name, pretrained=False, **options)
     if pretrained == HUB:
         return _from_hub(name, **options)
     network = timm.create_model(name, pretrained=False, **options)
-    load_weights(network, pretrained, classifier=_classifier_prefixes(network))
+    if pretrained is not None:
+        names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+        load_weights(network, pretrained, classifier=(names,) if isinstance(names, str) else names)
     return network
 
 
@@ -60,24 +56,8 @@ def _from_hub(name: str, **options: Any) -> nn.Module:
         ) from error
 
 
-def _classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
-    names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict without executing code.
-
-    Args:
-        path: A ``.safetensors`` file, or a ``torch.save`` file of tensors.
-
-    Returns:
-        Parameter name to tensor, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a flat state dict of tensors, or would run code when loaded.
-    """
+    """Read parameter names and tensors from ``.safetensors`` or ``.pth``, executing no code."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights {path.name}: expected a file, found nothing at {path}")
@@ -95,15 +75,14 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(
-    network: nn.Module, path: str | Path, *, classifier: tuple[str, ...] = ()
+    network: nn.Module, path: str | Path, *, classifier: tuple[str, ...] | list[str] = ()
 ) -> nn.Module:
-    """Copy a state dict into a network whose classifier may have been cut off.
+    """Copy a state dict into a network; a classifier may be left over in the file only.
 
     Args:
         network: Target network.
         path: File for :func:`read_state_dict`.
-        classifier: Prefixes that may be left over in the file: the ImageNet classifier, where the
-            network does without.
+        classifier: Prefixes that the network may do without: the ImageNet classifier.
 
     Returns:
         The same network.
@@ -132,12 +111,7 @@ def load_weights(
 def freeze_batch_statistics(network: nn.Module) -> nn.Module:
     """Keep every batch normalisation on its stored mean and variance in training.
 
-    Args:
-        network: Any module; scale and shift stay trainable. Each layer is marked, and
-            :func:`iqa_utils.training.fit` reads the mark.
-
-    Returns:
-        The same module.
+    Scale and shift stay trainable. Each layer is marked; :func:`iqa_utils.training.fit` reads it.
     """
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,14 +120,7 @@ def freeze_batch_statistics(network: nn.Module) -> nn.Module:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Hash every parameter and buffer of a network: the key of caches that depend on it.
-
-    Args:
-        network: Any module.
-
-    Returns:
-        16 hexadecimal digits; equal for equal names, shapes, dtypes and values.
-    """
+    """Hash every parameter and buffer of a network to 16 hexadecimal digits, for caches."""
     digest = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         array = value.detach().to("cpu").contiguous()

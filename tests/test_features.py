@@ -33,6 +33,7 @@ from iqa_utils.features.grams import (
 )
 from iqa_utils.images import build_store, to_float
 
+POOLED = {"0": "mean_std", "4": "mean_std"}  # layer to pooling
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
@@ -251,7 +252,7 @@ def test_chosen_rows_are_encoded_in_their_order(folder, tmp_path):
 def test_pooled_features_come_from_the_pass_of_the_gram_matrices(folder, tmp_path, monkeypatch):
     network, store = made_network(), made_store(folder, tmp_path)
     options = {"cache_dir": tmp_path / "cache", **PLAIN}
-    layer_grams(network, store, ["4", "7"], poolings={"4": "mean_std", "7": "flatten"}, **options)
+    layer_grams(network, store, {"4": "mean_std", "7": "flatten"}, **options)
     fresh = frozen_features(network, store, layer="4", cache_dir=None, **PLAIN)
     monkeypatch.setattr(features_module, "iterate_layers", None)  # calling it would fail
     np.testing.assert_array_equal(frozen_features(network, store, layer="4", **options), fresh)
@@ -304,7 +305,7 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
     network, store = made_network(), made_store(folder, tmp_path)
     cache = tmp_path / "cache"
     options = {"cache_dir": cache, "batch_size": 3, **PLAIN}
-    grams = layer_grams(network, store, ["0", "4"], **options)
+    grams = layer_grams(network, store, POOLED, **options)
     for layer in ("0", "4"):
         x = frozen_features(network, store, layer=layer, pooling="flatten", **options)
         x = x.astype(np.float64)
@@ -314,7 +315,7 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
     grams_on_disk = sorted(cache.glob("gram-*"))
     assert len(grams_on_disk) == 2
     assert not list(cache.glob("**/*.bin"))
-    again = layer_grams(network, store, ["0", "4"], **options)
+    again = layer_grams(network, store, POOLED, **options)
     np.testing.assert_array_equal(again["0"], grams["0"])
     stated = disk_use(7, {"one": [1]})["grams"]
     assert grams_on_disk[0].stat().st_size == pytest.approx(stated, abs=200)  # .npy header
@@ -323,15 +324,15 @@ def test_layer_grams_equal_those_of_features_in_memory_and_leave_no_spool(
 JOB = """
 import sys, time
 from pathlib import Path
-from tests.test_features import PLAIN, made_network, made_store
+from tests.test_features import PLAIN, POOLED, made_network, made_store
 from iqa_utils.features.grams import layer_grams
 
 folder, work = map(Path, sys.argv[1:])
 network = made_network()
 network[0].register_forward_hook(lambda *_: time.sleep(0.2))
 layer_grams(
-    network, made_store(folder, work), ["0", "4"], cache_dir=work / "cache", batch_size=1,
-    save_seconds=0.0, poolings={"4": "mean_std"}, **PLAIN,
+    network, made_store(folder, work), POOLED, cache_dir=work / "cache", batch_size=1,
+    save_seconds=0.0, **PLAIN,
 )
 """
 
@@ -341,7 +342,7 @@ def test_a_gram_pass_killed_in_its_middle_ends_with_the_same_matrices_to_the_las
 ):
     options = {"batch_size": 1, **PLAIN}
     network, store = made_network(), made_store(folder, tmp_path)
-    whole = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **options)
+    whole = layer_grams(network, store, POOLED, cache_dir=tmp_path / "whole", **options)
     cache, root = tmp_path / "cache", Path(__file__).parents[1]
     job = subprocess.Popen([sys.executable, "-c", JOB, folder, tmp_path], cwd=root)
     until = time.monotonic() + 60
@@ -354,8 +355,7 @@ def test_a_gram_pass_killed_in_its_middle_ends_with_the_same_matrices_to_the_las
     assert job.wait() == -9
     calls = []
     network[0].register_forward_hook(lambda *_: calls.append(1))
-    again = {"poolings": {"4": "mean_std"}, "cache_dir": cache, **options}
-    found = layer_grams(network, store, ["0", "4"], **again)
+    found = layer_grams(network, store, POOLED, cache_dir=cache, **options)
     begun = int(re.search(r"resumed at image (\d) of 7", capsys.readouterr().out)[1])
     assert begun >= 2
     assert len(calls) == 7 - begun
@@ -372,7 +372,7 @@ def test_a_pass_that_died_between_two_layers_multiplies_only_the_rest(
     folder, tmp_path, monkeypatch
 ):
     network, store = made_network(), made_store(folder, tmp_path)
-    whole = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **PLAIN)
+    whole = layer_grams(network, store, POOLED, cache_dir=tmp_path / "whole", **PLAIN)
     multiply, cache = grams_module.gram_from_panels, tmp_path / "cache"
 
     def once(panels, **options):
@@ -382,10 +382,10 @@ def test_a_pass_that_died_between_two_layers_multiplies_only_the_rest(
 
     monkeypatch.setattr(grams_module, "gram_from_panels", once)
     with pytest.raises(RuntimeError, match="killed"):
-        layer_grams(network, store, ["0", "4"], cache_dir=cache, **PLAIN)
+        layer_grams(network, store, POOLED, cache_dir=cache, **PLAIN)
     monkeypatch.setattr(grams_module, "gram_from_panels", multiply)
     network.register_forward_hook(lambda *_: pytest.fail("the network was run again"))
-    found = layer_grams(network, store, ["0", "4"], cache_dir=cache, **PLAIN)
+    found = layer_grams(network, store, POOLED, cache_dir=cache, **PLAIN)
     assert all(np.array_equal(found[layer], whole[layer]) for layer in whole)
 
 
@@ -404,13 +404,13 @@ def test_a_disk_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
 
 def test_a_disk_that_holds_one_layer_takes_a_pass_a_layer(folder, tmp_path, monkeypatch):
     network, store = made_network(), made_store(folder, tmp_path)
-    expected = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "whole", **PLAIN)
+    expected = layer_grams(network, store, POOLED, cache_dir=tmp_path / "whole", **PLAIN)
     sizes = [array.shape[1] for array in frozen_layers(
         network, store, ["0", "4"], pooling="flatten", cache_dir=None, **PLAIN
     ).values()]  # fmt: skip
     free = 4 * 7 * max(sizes)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
-    found = layer_grams(network, store, ["0", "4"], cache_dir=tmp_path / "small", **PLAIN)
+    found = layer_grams(network, store, POOLED, cache_dir=tmp_path / "small", **PLAIN)
     for layer in ("0", "4"):
         np.testing.assert_array_equal(found[layer], expected[layer])
 
@@ -420,4 +420,4 @@ def test_an_activation_that_is_not_finite_names_layer_and_image(folder, tmp_path
     with torch.no_grad():
         network[0].bias[0] = torch.nan
     with pytest.raises(ValueError, match=rf"layer 4: .*7 images are not: \['{store.names[0]}"):
-        layer_grams(network, store, ["4"], cache_dir=tmp_path / "c", **PLAIN)
+        layer_grams(network, store, {"4": "mean_std"}, cache_dir=tmp_path / "c", **PLAIN)

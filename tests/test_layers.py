@@ -15,7 +15,6 @@ from iqa_utils.features.layers import (
     create_network,
     feature_sizes,
     layers_of,
-    ledger_method,
 )
 from iqa_utils.workshop.notebooks import read_profile
 from iqa_utils.workshop.rehearsal import rehearsals
@@ -39,9 +38,7 @@ def test_the_map_covers_tables_1_and_2_of_the_ledger_with_the_printed_sizes():
         }
     assert len(printed) == 39 + 24
     ours = {
-        (table, ledger_method(layer, table)): layer.printed
-        for layer in LAYERS
-        for table in layer.tables
+        (table, layer.in_ledger(table)): layer.printed for layer in LAYERS for table in layer.tables
     }
     assert ours == printed
 
@@ -86,9 +83,7 @@ def test_densenet_concatenation_is_what_its_next_layer_sees():
 
 
 def test_real_squeezenet_weights_load_into_the_map(real_weights):
-    network = create_network(
-        "squeezenet1_0", pretrained=real_weights / "squeezenet1_0-imagenet.pth"
-    )
+    network = create_network("squeezenet1_0", pretrained=real_weights)
     assert network.classifier[1].weight.abs().sum() > 0
     with pytest.raises(ValueError, match="another architecture"):
         create_network("squeezenet", pretrained=real_weights / "squeezenet1_0-imagenet.pth")

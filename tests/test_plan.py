@@ -168,10 +168,10 @@ def test_no_network_of_04_is_tuned_twice_on_the_same_images():
     assert not moment.kept
 
 
-def test_steps_of_a_fine_tuning_may_replace_its_epochs():
+def test_the_steps_of_an_epoch_of_fine_tuning_may_be_cut():
     _, jobs = jobs_of("04", "demo", N_STEPS=3)
     tuned = [one for one in jobs if isinstance(one, Job) and one.steps]
-    assert {(one.steps, one.images) for one in tuned} == {(3, 3 * 16)}
+    assert {(one.steps, one.images) for one in tuned} == {(2 * 3, 2 * 3 * 16)}
 
 
 def test_every_student_of_06_is_planned():

@@ -1,8 +1,7 @@
 """Deep features: tap named layers of a backbone once, and never run it twice on the same pixels.
 
-A feature is a function of (weights, layer, pooling, pixels, precision) and is cached under a hash
-of exactly these, image by image: of the rows that are asked for, those that are there are read. One
-forward pass serves all layers that were asked for.
+A feature is a function of (weights, layer, pooling, pixels) and is cached under a hash of exactly
+these, image by image. One forward pass serves all layers that were asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from iqa_utils.backbones import weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 
 if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
@@ -34,17 +34,21 @@ POOLINGS = ("flatten", "mean", "std", "max", "mean_std")
 
 @dataclass(frozen=True)
 class Crop:
-    """One seeded random crop of every image, at the network's own input size.
+    """One seeded random crop of every image; crop k never depends on how many are taken."""
 
-    Attributes:
-        size: (height, width) in pixels.
-        number: Which of the crops; crop k of an image never depends on how many are taken.
-        seed: Root seed.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width, px
     number: int = 0
     seed: int = 0
+
+    def take(self, store: ImageStore, rows: np.ndarray) -> torch.Tensor:
+        """Cut images of a store, shape (B, 3, height, width), uint8."""
+        images = []
+        for row in rows:  # one generator per image: a crop depends on nothing but its own key
+            key = f"{self.seed}|{self.number}|{store.names[row]}".encode()
+            seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+            generator = torch.Generator().manual_seed(seed)
+            images.append(store.crops([row], self.size, generator=generator).clone())
+        return torch.cat(images)
 
 
 @contextmanager
@@ -62,8 +66,12 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
     Yields:
         A dictionary that holds the activations of the latest forward pass by these names.
 
-    Raises:
-        ValueError: If the network has no layer of that name; the nearest names are given.
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with tap_layers(network, ["0"]) as taps:
+        ...     _ = network(torch.zeros(1, 3, 5, 5))
+        >>> taps["0"].shape
+        torch.Size([1, 8, 3, 3])
     """
     modules = dict(network.named_modules())
     unknown = [layer for layer in layers if layer.partition(":")[0] not in modules]
@@ -71,14 +79,22 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
         near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
         raise ValueError(f"{type(network).__name__} has no layer {unknown[0]!r}; nearest: {near}")
     taps: dict[str, torch.Tensor] = {}
+
+    def keep(layer: str, value: Any) -> None:
+        taps[layer] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+
     handles = []
     for layer in layers:
         name, _, end = layer.partition(":")
         if end == "input":
-            keep = modules[name].register_forward_pre_hook(_keep_input(taps, layer))
+            hook = modules[name].register_forward_pre_hook(
+                lambda _, inputs, layer=layer: keep(layer, inputs[0])
+            )
         else:
-            keep = modules[name].register_forward_hook(_keep_output(taps, layer))
-        handles.append(keep)
+            hook = modules[name].register_forward_hook(
+                lambda _, __, output, layer=layer: keep(layer, output)
+            )
+        handles.append(hook)
     try:
         yield taps
     finally:
@@ -86,23 +102,8 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
             handle.remove()
 
 
-def _keep_input(taps: dict[str, torch.Tensor], layer: str) -> Any:
-    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        value = inputs[0]
-        taps[layer] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
-
-    return hook
-
-
-def _keep_output(taps: dict[str, torch.Tensor], layer: str) -> Any:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
-        taps[layer] = output.clone()
-
-    return hook
-
-
 def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Turn one layer's activation into a feature vector an image.
+    """Turn one layer's activation into one feature vector per image.
 
     Args:
         activation: Shape (B, C, H, W), tokens (B, T, C), or vectors (B, C).
@@ -111,9 +112,6 @@ def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
 
     Returns:
         Shape (B, D), float32.
-
-    Raises:
-        ValueError: If the pooling is unknown, or a spread over places is asked of plain vectors.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
@@ -126,12 +124,10 @@ def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
         return activation
     is_map = activation.ndim == 4
     places = activation.flatten(2) if is_map else activation.transpose(1, 2)  # (B, C, places)
-    parts = {
-        "mean": lambda: places.mean(2),
-        "std": lambda: places.std(2, correction=0),
-        "max": lambda: places.amax(2),
-    }
-    return torch.cat([parts[name]() for name in pooling.split("_")], dim=1)
+    if pooling == "max":
+        return places.amax(2)
+    parts = {"mean": places.mean, "std": lambda axis: places.std(axis, correction=0)}
+    return torch.cat([parts[name](2) for name in pooling.split("_")], dim=1)
 
 
 def iterate_layers(
@@ -144,7 +140,6 @@ def iterate_layers(
     batch_size: int = 32,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> Iterator[tuple[slice, dict[str | None, torch.Tensor]]]:
     """Run images through the network once and yield the activations of all layers by batch.
@@ -156,17 +151,13 @@ def iterate_layers(
             (``forward_features`` where it has that, else its output).
         rows: Images to run, in this order; None for the whole store.
         crop: Take this crop of each image; None takes whole images of a uniform store.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         mean: Normalisation, RGB in [0, 1].
         std: Normalisation.
-        dtype: Arithmetic: float32, or bfloat16/float16 under autocast.
         progress: Show a bar.
 
     Yields:
         Positions in ``rows`` and, by layer, activations of shape (B, ...) on the device.
-
-    Raises:
-        ValueError: If a layer is unknown or never reached, or named layers and None are mixed.
     """
     rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     device = next(backbone.parameters()).device
@@ -177,13 +168,16 @@ def iterate_layers(
     was_training = backbone.training
     backbone.eval()
     try:
-        starts = tqdm(range(0, len(rows), batch_size), disable=not progress, leave=False)
-        for start in starts:
+        for start in tqdm(range(0, len(rows), batch_size), disable=not progress, leave=False):
             part = slice(start, min(start + batch_size, len(rows)))
             # gathered outside inference mode, which would taint the store's reused buffer
-            images = to_float(_pixels(store, rows[part], crop, device), mean=mean, std=std)
-            precision = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-            with torch.inference_mode(), tap_layers(backbone, named) as taps, precision:
+            pixels = (
+                store.batch(rows[part], device=device)
+                if crop is None
+                else crop.take(store, rows[part]).to(device)
+            )
+            images = to_float(pixels, mean=mean, std=std)
+            with torch.inference_mode(), tap_layers(backbone, named) as taps:
                 output = run(images)
             values = dict(taps) if named else {None: output}
             missed = [layer for layer in named if layer not in values]
@@ -194,20 +188,6 @@ def iterate_layers(
         backbone.train(was_training)
 
 
-def _pixels(
-    store: ImageStore, rows: np.ndarray, crop: Crop | None, device: torch.device
-) -> torch.Tensor:
-    if crop is None:
-        return store.batch(rows, device=device)
-    images = []
-    for row in rows:  # one generator an image: a crop depends on nothing but its own key
-        key = f"{crop.seed}|{crop.number}|{store.names[row]}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(seed)
-        images.append(store.crops([row], crop.size, generator=generator).clone())
-    return torch.cat(images).to(device)
-
-
 def frozen_layers(
     backbone: nn.Module,
     store: ImageStore,
@@ -216,12 +196,7 @@ def frozen_layers(
     pooling: str = "mean_std",
     cache_dir: str | Path | None,
     rows: Sequence[int] | np.ndarray | None = None,
-    crop: Crop | None = None,
-    batch_size: int = 32,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
-    progress: bool = False,
+    **options: Any,
 ) -> dict[str | None, np.ndarray]:
     """Encode images at several layers in one pass, or read the cached result.
 
@@ -232,26 +207,17 @@ def frozen_layers(
         pooling: For :func:`pool_activation`.
         cache_dir: Folder of the cache; None computes and keeps nothing.
         rows: Images to encode, N of them in this order; None for the whole store.
-        crop: Crop to take, or None for whole images.
-        batch_size: Images a batch.
-        mean: Normalisation, RGB in [0, 1].
-        std: Normalisation.
-        dtype: Arithmetic.
-        progress: Show a bar.
+        **options: For :func:`iterate_layers` (``crop``, ``batch_size``, ``mean``, ``std``, ...).
 
     Returns:
         Layer to float32 array of shape (N, D).
-
-    Raises:
-        ValueError: If a layer is unknown or never reached, the pooling does not fit, or a feature
-            is not finite (the image is named).
 
     Note:
         Every batch is kept at once, so a pass that was killed goes on where it stopped. Cached and
         re-encoded features are equal to the last bit for the same ``batch_size``, rows and machine;
         other batches may round differently (1e-6), so they share one cache entry.
     """
-    recipe = feature_recipe(backbone, store, crop, mean, std, dtype)
+    recipe = feature_recipe(backbone, store, options)
     rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     files, arrays, done = {}, {}, {}
     for layer in dict.fromkeys(layers):
@@ -262,9 +228,8 @@ def frozen_layers(
     missing = [layer for layer in done if not done[layer].all()]
     if missing:
         places = np.flatnonzero(~np.all([done[layer] for layer in missing], axis=0))
-        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
-        options |= {"dtype": dtype, "progress": progress, "rows": rows[places]}
-        for part, batch in iterate_layers(backbone, store, missing, **options):
+        batches = iterate_layers(backbone, store, missing, rows=rows[places], **options)
+        for part, batch in batches:
             at = places[part]
             for layer, activation in batch.items():
                 x = pool_activation(activation, pooling).cpu().numpy()  # (B, D)
@@ -277,58 +242,56 @@ def frozen_layers(
     return {layer: arrays[layer] for layer in layers}
 
 
-def require_finite(
-    array: np.ndarray, layer: str | None, store: ImageStore, rows: np.ndarray
+def frozen_features(
+    backbone: nn.Module, store: ImageStore, *, layer: str | None = None, **options: Any
 ) -> np.ndarray:
-    """Return features, shape (N, D), or refuse them: layer and images are named.
+    """Encode images once, shape (N, D): :func:`frozen_layers` for one layer (None: the last).
 
-    Raises:
-        ValueError: If a feature is not finite.
+    Example:
+        >>> frozen_features(create_backbone("resnet18", pretrained="hub"), store,
+        ...     pooling="mean", cache_dir="cache").shape  # doctest: +SKIP
+        (10073, 512)
     """
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    return frozen_layers(backbone, store, [layer], **options)[layer]
+
+
+def brisque_features(store: ImageStore, rows: np.ndarray, *, cache_dir: str | Path) -> np.ndarray:
+    """Compute or read BRISQUE's 36 statistics of whole images, shape (N, 36), float64.
+
+    NaN for an image of one grey level, which has none.
+    """
+    path, n = Path(cache_dir) / f"brisque2-{store.key[:24]}.rows", len(store)
+    _, done = load_rows(path, rows, n_images=n)
+    for row in rows[~done]:
+        image = store.image(row).permute(1, 2, 0).numpy()
+        is_flat = not np.ptp(image.reshape(-1, 3), axis=0).any()
+        values = np.full(N_STATISTICS, np.nan) if is_flat else brisque_statistics(image)
+        save_rows(path, [row], values[None].view(np.float32), n_images=n)  # two words per value
+    return load_rows(path, rows, n_images=n)[0].view(np.float64)
+
+
+def require_finite(x: np.ndarray, layer: str | None, store: ImageStore, rows: np.ndarray) -> None:
+    """Refuse features, shape (N, D), that are not finite: layer and images are named."""
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         names = [store.names[i] for i in rows[bad[:3]]]
         raise ValueError(
             f"layer {layer}: features must be finite, {len(bad)} images are not: {names}"
         )
-    return array
-
-
-def frozen_features(
-    backbone: nn.Module, store: ImageStore, *, layer: str | None = None, **options: Any
-) -> np.ndarray:
-    """Encode images once: :func:`frozen_layers` for a single layer.
-
-    Args:
-        backbone: Network, on the device to use.
-        store: Decoded images.
-        layer: Name for :func:`tap_layers`; None takes the network's own features.
-        **options: Keyword arguments of :func:`frozen_layers` (``pooling``, ``cache_dir``, ``rows``,
-            ``crop``, ``batch_size``, ``mean``, ``std``, ``dtype``, ``progress``).
-
-    Returns:
-        Float32 array of shape (N, D).
-    """
-    return frozen_layers(backbone, store, [layer], **options)[layer]
 
 
 def feature_recipe(
-    backbone: nn.Module,
-    store: ImageStore,
-    crop: Crop | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
+    backbone: nn.Module, store: ImageStore, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect what features depend on but for layer and pooling: the key of a cache entry."""
+    crop = options.get("crop")
     return {
         "weights": weights_hash(backbone),
         "network": repr(backbone),
         "pixels": store.key,
         "crop": crop and asdict(crop),
-        "mean": [float(x) for x in mean],
-        "std": [float(x) for x in std],
-        "dtype": str(dtype),
+        "mean": [float(x) for x in options.get("mean", IMAGENET_MEAN)],
+        "std": [float(x) for x in options.get("std", IMAGENET_STD)],
     }
 
 
@@ -355,7 +318,7 @@ def load_rows(
 def save_rows(path: Path, rows: np.ndarray, features: np.ndarray, *, n_images: int) -> None:
     """Write features of some images, (N, D), each with the checksum that makes it valid."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    length = 4 * (features.shape[1] + 1)  # bytes a row
+    length = 4 * (features.shape[1] + 1)  # bytes per row
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         os.ftruncate(file.fileno(), n_images * length)  # rows to come take no disk
         for row, values in zip(rows, features, strict=True):
@@ -366,12 +329,3 @@ def save_rows(path: Path, rows: np.ndarray, features: np.ndarray, *, n_images: i
 
 def _checksum(data: bytes) -> int:
     return zlib.crc32(data) or 1  # 0 is a row that was never written
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a temporary name and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.save(file, array)
-    partial.replace(path)

@@ -1,6 +1,6 @@
 """Gram and distance matrices of features that are too wide to hold in memory.
 
-The last cells of NASNet give 487,872 values an image: 5.9 GB for 3,000 images and one layer. Here
+The last cells of NASNet give 487,872 values per image: 5.9 GB for 3,000 images and one layer. Here
 each batch goes to a file in panels of columns, the panels are multiplied one after the other, and
 the file is deleted. What stays is the upper triangle of one (N, N) matrix. A pass that was killed
 goes on where it last noted how many images its files hold.
@@ -23,22 +23,19 @@ from scipy.linalg import get_blas_funcs
 from torch import nn
 
 from iqa_utils.features import (
-    Crop,
     cache_path,
     feature_recipe,
     iterate_layers,
     pool_activation,
     require_finite,
-    save_array,
     save_rows,
 )
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
-from iqa_utils.images.decode_once import lock
+from iqa_utils.files import atomic_write, lock
 
 if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
 
-PANEL = 8192  # features a panel: 200 MB at 6,000 images
+PANEL = 8192  # features per panel: 200 MB at 6,000 images
 _STRIP = 4096  # features that are shifted and multiplied at a time: these stay in a cache
 _SHIFT_ROWS = 16  # images whose mean is taken away before products are rounded
 
@@ -48,9 +45,8 @@ def gram_from_panels(
 ) -> np.ndarray:
     """Sum the centred inner products of features that arrive in panels of columns.
 
-    Products of float32 features are rounded to float32, so the part that all images share is taken
-    away first: nearly, by the mean of a few images, before the product, and exactly, in float64,
-    after it.
+    Products of float32 features are rounded to float32, so what all images share is taken away
+    first: nearly, by the mean of a few images, before the product, and exactly, in float64, after.
 
     Args:
         panels: Arrays of shape (N, W_k), float32 or float64, whose columns together are the
@@ -60,10 +56,6 @@ def gram_from_panels(
     Returns:
         Inner products of the features less their column means, shape (N, N), float64. A linear SVR
         and all distances are those of the features as they came.
-
-    Raises:
-        ValueError: If there is no panel, a value is not finite (the rows are named), or a product
-            does not fit the panel's precision.
     """
     on_cpu = torch.device(device).type == "cpu"
     gram: np.ndarray | torch.Tensor | None = None
@@ -75,7 +67,9 @@ def gram_from_panels(
                 room = np.empty(needed, dtype=panel.dtype)  # kept: fresh pages cost as much
             product = _triangle(panel, room)
         else:
-            product = _product(panel, device)
+            shifted = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
+            shifted = shifted - shifted[:_SHIFT_ROWS].mean(dim=0)
+            product = shifted @ shifted.T
         if not bool((product.diagonal() < np.inf).all()):  # NaN fails as well
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
             if len(bad):
@@ -87,8 +81,6 @@ def gram_from_panels(
             gram = product.astype(np.float64) if on_cpu else product.double()
         else:
             gram += product
-    if gram is None:
-        raise ValueError("no panel of features was given")
     gram = np.tril(gram if on_cpu else gram.cpu().numpy())
     gram += np.tril(gram, -1).T
     means = gram.mean(axis=0)
@@ -111,12 +103,6 @@ def _triangle(panel: np.ndarray, room: np.ndarray) -> np.ndarray:
     return product.T
 
 
-def _product(panel: np.ndarray, device: str | torch.device) -> torch.Tensor:
-    shifted = torch.from_numpy(np.ascontiguousarray(panel)).to(device)
-    shifted = shifted - shifted[:_SHIFT_ROWS].mean(dim=0)
-    return shifted @ shifted.T
-
-
 def squared_distances(gram: ArrayLike) -> np.ndarray:
     """Turn inner products into squared Euclidean distances, shape (N, N), at least 0."""
     gram = np.asarray(gram, dtype=np.float64)
@@ -129,85 +115,68 @@ def squared_distances(gram: ArrayLike) -> np.ndarray:
 def layer_grams(
     backbone: nn.Module,
     store: ImageStore,
-    layers: Sequence[str],
+    poolings: Mapping[str, str],
     *,
     cache_dir: str | Path,
-    poolings: Mapping[str, str] | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
-    crop: Crop | None = None,
-    batch_size: int = 32,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
     save_seconds: float = 60.0,
-    progress: bool = False,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Compute or read the centred Gram matrices of whole (flattened) activations.
 
     All layers come from one pass; their activations wait in ``cache_dir`` until they are
-    multiplied: 4 bytes a value, all layers together, deleted at once. Where the disk cannot hold
+    multiplied: 4 bytes per value, all layers together, deleted at once. Where the disk cannot hold
     them, the layers are halved and each half has a pass of its own. What is kept is one triangle,
-    4 N (N + 1) bytes a layer. Processes that ask for the same matrices take turns.
+    4 N (N + 1) bytes per layer. Processes that ask for the same matrices take turns.
 
     Args:
         backbone: Network, on the device to use.
         store: Decoded images.
-        layers: Names for :func:`iqa_utils.features.tap_layers`.
+        poolings: Layer for :func:`iqa_utils.features.tap_layers` to the pooling whose (small)
+            features are cached from the same pass, for :func:`iqa_utils.features.frozen_layers`.
         cache_dir: Folder of the cache.
-        poolings: Layer to a pooling whose (small) features of the same pass are cached as well, for
-            :func:`iqa_utils.features.frozen_layers` to find.
         rows: Images to encode, N of them in this order; None for the whole store.
-        crop: Crop to take, or None for whole images.
-        batch_size: Images a batch.
-        mean: Normalisation, RGB in [0, 1].
-        std: Normalisation.
-        dtype: Arithmetic of the network.
         save_seconds: Time between notes of how far the pass is; a killed one resumes there.
-        progress: Show a bar.
+        **options: For :func:`iqa_utils.features.iterate_layers`.
 
     Returns:
         Layer to inner products, shape (N, N), float64.
 
     Raises:
         OSError: If the disk cannot hold the activations of one layer; says how much is needed.
-        ValueError: If a layer is unknown or a feature is not finite (layer and images are named).
     """
-    recipe = feature_recipe(backbone, store, crop, mean, std, dtype)
+    recipe = feature_recipe(backbone, store, options)
     rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     key = recipe | {"rows": rows.tolist()}
-    paths = {layer: cache_path(cache_dir, key, layer, "gram") for layer in layers}
+    paths = {layer: cache_path(cache_dir, key, layer, "gram") for layer in poolings}
+    text = json.dumps([key, options.get("batch_size")], sort_keys=True)
+    folder = Path(cache_dir) / f"pass-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    def multiply(layers: list[str]) -> None:
+        spools = _Pass(folder, layers, len(rows), save_seconds)
+        kinds = {k: (poolings[k], cache_path(cache_dir, recipe, k, poolings[k])) for k in layers}
+        try:
+            spools.fill(backbone, store, rows, kinds, **options)
+        except _DiskTooSmall:
+            if len(layers) == 1:
+                raise
+            half = len(layers) // 2
+            multiply(layers[:half])
+            multiply(layers[half:])
+        else:
+            device = next(backbone.parameters()).device
+            for layer, panels in spools.panels():
+                with atomic_write(paths[layer]) as partial:
+                    np.save(partial, pack(gram_from_panels(panels, device=device)))
+            shutil.rmtree(folder)
+
     if not all(path.is_file() for path in paths.values()):
-        text = json.dumps([key, batch_size], sort_keys=True)
-        name = f"pass-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-        kinds = {
-            layer: (kind, cache_path(cache_dir, recipe, layer, kind))
-            for layer, kind in (poolings or {}).items()
-        }
-        options = {"crop": crop, "batch_size": batch_size, "mean": mean, "std": std}
-        options |= {"dtype": dtype, "progress": progress}
-
-        def multiply(some: list[str]) -> None:
-            spools = _Pass(Path(cache_dir) / name, some, len(rows), save_seconds)
-            try:
-                spools.fill(backbone, store, rows, kinds, **options)
-            except _DiskTooSmall:
-                if len(some) == 1:
-                    raise
-                half = len(some) // 2
-                multiply(some[:half])
-                multiply(some[half:])
-            else:
-                device = next(backbone.parameters()).device
-                for layer, panels in spools.panels():
-                    save_array(paths[layer], pack(gram_from_panels(panels, device=device)))
-                spools.delete()
-
-        with lock(Path(cache_dir) / f"{name}.lock"):
+        with lock(folder.with_suffix(".lock")):
             missing = [layer for layer, path in paths.items() if not path.is_file()]
-            begun = [layer for layer in _begun(Path(cache_dir) / name) if layer in missing]
-            for some in (begun, [layer for layer in missing if layer not in begun]):
-                if some:
-                    multiply(some)
+            begun = [layer for layer in _begun(folder) if layer in missing]
+            for layers in (begun, [layer for layer in missing if layer not in begun]):
+                if layers:
+                    multiply(layers)
     return {layer: unpack(np.load(path)) for layer, path in paths.items()}
 
 
@@ -222,12 +191,16 @@ def _begun(folder: Path) -> dict[str, int]:
 
 
 class _Pass:
-    """One pass over N images whose activations wait on disk, in files that outlive a kill."""
+    """One pass over N images whose activations wait on disk, in files that outlive a kill.
+
+    The file of a layer holds one contiguous (N, W) block per panel of columns.
+    """
 
     def __init__(self, folder: Path, layers: list[str], n_images: int, save_seconds: float) -> None:
         self.folder, self.layers, self.n_images = folder, layers, n_images
         self.save_seconds = save_seconds
-        self.spools: dict[str, _Spool] = {}
+        self.sizes: dict[str, int] = {}
+        self.blocks: dict[str, np.memmap] = {}
 
     def fill(
         self,
@@ -243,22 +216,20 @@ class _Pass:
         batches = iterate_layers(backbone, store, self.layers, rows=rows[done:], **options)
         try:
             for part, batch in batches:
-                if not self.spools:
+                if not self.blocks:
                     self._create({layer: value[0].numel() for layer, value in batch.items()})
                 for layer, activation in batch.items():
-                    flat = pool_activation(activation, "flatten")
-                    if not bool(flat.isfinite().all()):
-                        require_finite(flat.cpu().numpy(), layer, store, rows[done:][part])
-                    self.spools[layer].write(done + part.start, flat.cpu().numpy())
-                    if layer in kinds:
-                        kind, path = kinds[layer]
-                        values = pool_activation(activation, kind).cpu().numpy()
-                        save_rows(path, rows[done:][part], values, n_images=len(store))
+                    flat = pool_activation(activation, "flatten").cpu().numpy()
+                    require_finite(flat, layer, store, rows[done:][part])
+                    self._write(layer, done + part.start, flat)
+                    kind, path = kinds[layer]
+                    values = pool_activation(activation, kind).cpu().numpy()
+                    save_rows(path, rows[done:][part], values, n_images=len(store))
                 if time.monotonic() - saved_at >= self.save_seconds:
                     self._note(done + part.stop)
                     saved_at = time.monotonic()
         except ValueError:
-            self.delete()  # these activations will never do
+            shutil.rmtree(self.folder, ignore_errors=True)  # these activations will never do
             raise
         self._note(self.n_images)
 
@@ -278,40 +249,41 @@ class _Pass:
         needed = 4 * self.n_images * sum(sizes.values())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            self.delete()
+            self.folder.rmdir()
             raise _DiskTooSmall(
                 f"activations of {self.n_images} images at {len(sizes)} layers need "
                 f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
             )
         self._open(sizes, "w+")
 
-    def _open(self, sizes: Mapping[str, int], mode: str) -> None:
-        self.sizes = dict(sizes)
-        self.spools = {
-            layer: _Spool(self.folder / f"{k}.bin", self.n_images, size, mode)
-            for k, (layer, size) in enumerate(sizes.items())
-            if layer in self.layers
-        }
+    def _open(self, sizes: dict[str, int], mode: str) -> None:
+        self.sizes = sizes
+        for k, (layer, size) in enumerate(sizes.items()):
+            if layer in self.layers:
+                width = min(PANEL, size)
+                shape = (-(-size // width), self.n_images, width)
+                path = self.folder / f"{k}.bin"
+                self.blocks[layer] = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
+
+    def _write(self, layer: str, start: int, features: np.ndarray) -> None:
+        width = self.blocks[layer].shape[2]
+        for k, block in enumerate(self.blocks[layer]):
+            panel = features[:, k * width : (k + 1) * width]
+            block[start : start + len(features), : panel.shape[1]] = panel
 
     def _note(self, done: int) -> None:
-        for spool in self.spools.values():
-            spool.blocks.flush()
-        note = self.folder / "note.json"
-        partial = note.with_suffix(".tmp")
-        partial.write_text(json.dumps({"sizes": self.sizes, "done": done}))
-        partial.replace(note)
+        for blocks in self.blocks.values():
+            blocks.flush()
+        with atomic_write(self.folder / "note.json") as partial:
+            partial.write_text(json.dumps({"sizes": self.sizes, "done": done}))
 
     def panels(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Yield each layer's panels; its file is deleted when the next one is asked for."""
-        while self.spools:
-            layer = next(iter(self.spools))
-            yield layer, self.spools[layer].panels()
-            self.spools.pop(layer).delete()
-
-    def delete(self) -> None:
-        """Leave nothing on disk."""
-        self.spools = {}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for layer in list(self.blocks):
+            blocks, size = np.asarray(self.blocks[layer]), self.sizes[layer]
+            width = blocks.shape[2]
+            yield layer, (block[:, : size - k * width] for k, block in enumerate(blocks))
+            Path(self.blocks.pop(layer).filename).unlink()
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -334,7 +306,7 @@ def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int
 
     Args:
         n_images: N.
-        sizes: Network to the features an image of each of its layers.
+        sizes: Network to the features per image of each of its layers.
 
     Returns:
         Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
@@ -349,28 +321,3 @@ def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int
         "layer": 4 * n_images * max(max(own) for own in sizes.values()),
         "pass": 4 * n_images * max(passes),
     }
-
-
-class _Spool:
-    """Features of one layer on disk, one contiguous (N, W) block a panel of columns."""
-
-    def __init__(self, path: Path, n_images: int, n_features: int, mode: str) -> None:
-        self.path, self.n_features = path, n_features
-        width = min(PANEL, n_features)
-        shape = (-(-n_features // width), n_images, width)
-        self.blocks = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
-
-    def write(self, start: int, features: np.ndarray) -> None:
-        width = self.blocks.shape[2]
-        for k, block in enumerate(self.blocks):
-            part = features[:, k * width : (k + 1) * width]
-            block[start : start + len(features), : part.shape[1]] = part
-
-    def panels(self) -> Iterator[np.ndarray]:
-        width = self.blocks.shape[2]
-        for k, block in enumerate(self.blocks):
-            yield np.asarray(block[:, : min(width, self.n_features - k * width)])
-
-    def delete(self) -> None:
-        del self.blocks
-        self.path.unlink()

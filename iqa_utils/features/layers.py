@@ -1,13 +1,14 @@
 """The layers of Tables 1 and 2 of ahmed2020, by the paper's names, as modules of public networks.
 
-The paper used MATLAB, whose layer names appear in its tables. Each row of :data:`LAYERS` says which
-module of a torchvision or timm network gives the same activation, and how many values it holds for
-one crop at the network's own input size. Where the printed size is impossible, or the paper's
-network has no public counterpart, the row says so.
+The paper used MATLAB, whose layer names appear in its tables. Each row of ``data/layers.csv`` says
+which module of a torchvision or timm network gives the same activation, and how many values it
+holds for one crop at the network's own input size. Where the printed size is impossible, or the
+paper's network has no public counterpart, the row says so.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,6 @@ class Network:
     """A network that features are tapped from.
 
     Attributes:
-        name: Our name.
         library: ``"torchvision"`` or ``"timm"``.
         model: The library's name.
         side: Native input height and width, pixels.
@@ -35,10 +35,8 @@ class Network:
         options: Constructor arguments.
         mean: Normalisation, RGB in [0, 1].
         std: Normalisation.
-        note: What differs from the paper's network.
     """
 
-    name: str
     library: str
     model: str
     side: int
@@ -46,7 +44,11 @@ class Network:
     options: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    note: str = ""
+
+    @property
+    def normalisation(self) -> dict[str, tuple[float, float, float]]:
+        """Mean and standard deviation as keyword arguments."""
+        return {"mean": self.mean, "std": self.std}
 
 
 @dataclass(frozen=True)
@@ -76,146 +78,66 @@ class Layer:
         """Whether the layer has no places: a fully connected layer, or logits."""
         return self.size in (1000, 4096)
 
+    def in_ledger(self, table: str) -> str:
+        """Spell the layer as the ledger's rows of Table 1 or 2 do."""
+        how = {"Table 1": "pre-trained", "Table 2": "fine-tuned"}[table]
+        return f"{NETWORKS[self.network].titles[table]} / {self.name} ({how}, linear SVR)"
+
+
+def _read_layers() -> tuple[Layer, ...]:
+    with (Path(__file__).parents[2] / "data" / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["tables"] = tuple(f"Table {k}" for k in row["tables"].split("+") if k)
+        row["size"], row["printed"] = int(row["size"]), int(row["printed"] or 0) or None
+    return tuple(Layer(**row) for row in rows)
+
+
+def _titles(first: str, second: str = "") -> dict[str, str]:
+    return {"Table 1": first} | ({"Table 2": second} if second else {})
+
 
 _HALF = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
 _PLAIN = {"aux_logits": False, "init_weights": False, "transform_input": False}
+_INCEPTION_RESNET = _titles("Inception-ResNet-V2", "Inception-ResNet-V2")
 
-
-def _both(title: str, second: str = "") -> dict[str, str]:
-    return {"Table 1": title, "Table 2": second or title}
-
-
+LAYERS = _read_layers()
 NETWORKS = {
-    network.name: network
-    for network in (
-        Network(
-            "alexnet", "torchvision", "alexnet", 224, {"Table 1": "AlexNet"},
-            note="MATLAB has Caffe's two-column network with LRN at 227 px; this is the "
-            "single-column one at 224 px: same sizes, other weights",
-        ),
-        Network("vgg16", "torchvision", "vgg16", 224, _both("Vgg16", "VGG16")),
-        Network(
-            "googlenet", "torchvision", "googlenet", 224, {"Table 1": "GoogleNet"}, _PLAIN, **_HALF,
-            note="with batch normalisation, which the paper's has not",
-        ),
-        Network("squeezenet", "torchvision", "squeezenet1_1", 227, {"Table 1": "SqueezeNet"}),
-        Network(
-            "shufflenet", "torchvision", "shufflenet_v2_x1_0", 224, _both("ShuffleNet"),
-            note="substitution: the paper's ShuffleNet v1 is in neither library; this is v2",
-        ),
-        Network(
-            "inception_v3", "torchvision", "inception_v3", 299, {"Table 1": "InceptionV3"},
-            _PLAIN, **_HALF,
-        ),
-        Network("densenet201", "torchvision", "densenet201", 224, _both("DenseNet201")),
-        Network(
-            "mobilenet_v2", "torchvision", "mobilenet_v2", 224,
-            _both("MobileNetV2", "MobileNet-V2"),
-        ),
-        Network("resnet50", "torchvision", "resnet50", 224, _both("ResNet50")),
-        Network("resnet101", "torchvision", "resnet101", 224, {"Table 1": "ResNet101"}),
-        Network(
-            "inception_resnet_v2", "timm", "inception_resnet_v2", 299,
-            _both("Inception-ResNet-V2"), **_HALF,
-        ),
-        Network("xception", "timm", "legacy_xception", 299, _both("Xception"), **_HALF),
-        Network(
-            "nasnetalarge", "timm", "nasnetalarge", 331, _both("NASNet", "NASNet-Large"), **_HALF,
-        ),
-        # networks of our own, for which small real weights can be had
-        Network(
-            "squeezenet1_0", "torchvision", "squeezenet1_0", 227,
-            note="wider than the paper's SqueezeNet 1.1: never compared with its rows",
-        ),
-        Network("mobilenetv2_100", "timm", "mobilenetv2_100", 224),
-    )
-}  # fmt: skip
-
-_1, _2, _12 = ("Table 1",), ("Table 2",), ("Table 1", "Table 2")
-_V2 = "ShuffleNet v2 (464 channels) in place of v1 (544)"
-_STAGE = "7 x 7 x 2048 is 100352; the printed 200704 is the size of the stage before"
-_POOLED = "10 x 10 x 1024 is 102400; the printed 1000 is the size of the classifier"
-
-LAYERS = (
-    Layer("alexnet", "fc6", "classifier.1", 4096, _1, 4096),
-    Layer("alexnet", "fc7", "classifier.4", 4096, _1, 4096),
-    Layer("alexnet", "fc8", "classifier.6", 1000, _1, 1000),
-    Layer("vgg16", "conv5_1", "features.24", 100352, _1, 100352),
-    Layer("vgg16", "conv5_2", "features.26", 100352, _1, 100352),
-    Layer("vgg16", "conv5_3", "features.28", 100352, _1, 100352),
-    Layer("vgg16", "fc6", "classifier.0", 4096, _2, 4096),
-    Layer("vgg16", "fc7", "classifier.3", 4096, _2, 4096),
-    Layer("vgg16", "fc8", "classifier.6", 1000, _2, 1000),
-    Layer("googlenet", "Inception4eOutput", "inception4e", 163072, _1, 163072),
-    Layer("googlenet", "Inception5bOutput", "inception5b", 50176, _1, 50176),
-    Layer("googlenet", "loss3-classifier", "fc", 1000, _1, 1000),
-    Layer("squeezenet", "fire6-connect", "features.9", 75264, _1, 75264),
-    Layer("squeezenet", "fire7-concat", "features.10", 75264, _1, 75264),
-    Layer("squeezenet", "fire8-concat", "features.11", 100352, _1, 100352),
-    Layer("shufflenet", "node_174", "stage4.1", 22736, _1, 26656, _V2),
-    Layer("shufflenet", "node_186", "stage4.2", 22736, _2, 26656, _V2),
-    Layer("shufflenet", "node_198", "stage4.3", 22736, _12, 26656, _V2),
-    Layer("shufflenet", "node_202", "fc", 1000, _12, 1000, "ShuffleNet v2 in place of v1"),
-    Layer("inception_v3", "mixed6", "Mixed_6d", 221952, _1, 221952),
-    Layer("inception_v3", "mixed8", "Mixed_7a", 81920, _1, 81920),
-    Layer("inception_v3", "mixed9", "Mixed_7b", 131072, _1, 131072),
-    Layer(
-        "densenet201", "conv5_block30_concat", "features.denseblock4.denselayer31:input", 90944,
-        _12, 90944,
+    # MATLAB has Caffe's two-column AlexNet with LRN at 227 px; this is the single-column one
+    "alexnet": Network("torchvision", "alexnet", 224, _titles("AlexNet")),
+    "vgg16": Network("torchvision", "vgg16", 224, _titles("Vgg16", "VGG16")),
+    # with batch normalisation, which the paper's has not
+    "googlenet": Network("torchvision", "googlenet", 224, _titles("GoogleNet"), _PLAIN, **_HALF),
+    "squeezenet": Network("torchvision", "squeezenet1_1", 227, _titles("SqueezeNet")),
+    # the paper's ShuffleNet v1 is in neither library; this is v2
+    "shufflenet": Network(
+        "torchvision", "shufflenet_v2_x1_0", 224, _titles("ShuffleNet", "ShuffleNet")
     ),
-    Layer(
-        "densenet201", "conv5_block31_concat", "features.denseblock4.denselayer32:input", 92512,
-        _1, 92512,
+    "inception_v3": Network(
+        "torchvision", "inception_v3", 299, _titles("InceptionV3"), _PLAIN, **_HALF
     ),
-    Layer("densenet201", "conv5_block32_concat", "features.denseblock4", 94080, _12, 94080),
-    Layer("densenet201", "fc1000", "classifier", 1000, _2, 1000),
-    Layer("mobilenet_v2", "block_15_add", "features.16", 7840, _1, 7840),
-    Layer("mobilenet_v2", "block_16_project", "features.17.conv.2", 15680, _12, 15680),
-    Layer("mobilenet_v2", "Conv_1", "features.18.0", 62720, _12, 62720),
-    Layer("mobilenet_v2", "Logits", "classifier.1", 1000, _2, 1000),
-    Layer("resnet50", "add_12", "layer3.4", 200704, _1, 200704),
-    Layer("resnet50", "add_14", "layer4.0", 100352, _1, 200704, _STAGE),
-    Layer("resnet50", "add_15", "layer4.1", 100352, _12, 100352),
-    Layer("resnet50", "add_16", "layer4.2", 100352, _2, 100352),
-    Layer("resnet50", "fc1000", "fc", 1000, _2, 1000),
-    Layer("resnet101", "res4b21", "layer3.21", 200704, _1, 200704),
-    Layer("resnet101", "res5a", "layer4.0", 100352, _1, 200704, _STAGE),
-    Layer("resnet101", "res5b", "layer4.1", 100352, _1, 200704, _STAGE),
-    Layer("inception_resnet_v2", "block8_7", "repeat_2.6", 133120, _12, 133120),
-    Layer("inception_resnet_v2", "block8_8", "repeat_2.7", 133120, _12, 133120),
-    Layer("inception_resnet_v2", "block8_9", "repeat_2.8", 133120, _12, 133120),
-    Layer("xception", "add_10", "block10", 262808, _12, 262808),
-    Layer("xception", "add_11", "block11", 262808, _1, 262808),
-    Layer("xception", "add_12", "block12", 102400, _12, 1000, _POOLED),
-    Layer("xception", "predictions", "fc", 1000, _2, 1000),
-    Layer("nasnetalarge", "reduction_concat_reduce12", "reduction_cell_1", 325248, _1, 325248),
-    Layer("nasnetalarge", "normal_concat_13", "cell_12", 487872, _1, 487872),
-    Layer("nasnetalarge", "normal_concat_16", "cell_15", 487872, _2, 487872),
-    Layer("nasnetalarge", "normal_concat_17", "cell_16", 487872, _2, 487872),
-    Layer("nasnetalarge", "predictions", "last_linear", 1000, _12, 1000),
-    Layer("squeezenet1_0", "fire3", "features.4", 387200),
-    Layer("squeezenet1_0", "fire7", "features.9", 279936),
-    Layer("squeezenet1_0", "fire9", "features.12", 86528),
-    Layer("squeezenet1_0", "logits", "classifier", 1000),
-    Layer("mobilenetv2_100", "block_2", "blocks.1.1", 75264),
-    Layer("mobilenetv2_100", "block_9", "blocks.3.3", 12544),
-    Layer("mobilenetv2_100", "block_12", "blocks.4.2", 18816),
-    Layer("mobilenetv2_100", "block_15", "blocks.5.2", 7840),
-    Layer("mobilenetv2_100", "conv_head", "conv_head", 62720),
-    Layer("mobilenetv2_100", "logits", "classifier", 1000),
-)  # fmt: skip
+    "densenet201": Network(
+        "torchvision", "densenet201", 224, _titles("DenseNet201", "DenseNet201")
+    ),
+    "mobilenet_v2": Network(
+        "torchvision", "mobilenet_v2", 224, _titles("MobileNetV2", "MobileNet-V2")
+    ),
+    "resnet50": Network("torchvision", "resnet50", 224, _titles("ResNet50", "ResNet50")),
+    "resnet101": Network("torchvision", "resnet101", 224, _titles("ResNet101")),
+    "inception_resnet_v2": Network("timm", "inception_resnet_v2", 299, _INCEPTION_RESNET, **_HALF),
+    "xception": Network("timm", "legacy_xception", 299, _titles("Xception", "Xception"), **_HALF),
+    "nasnetalarge": Network(
+        "timm", "nasnetalarge", 331, _titles("NASNet", "NASNet-Large"), **_HALF
+    ),
+    # networks of our own, for which small real weights can be had; SqueezeNet 1.0 is wider than the
+    # paper's 1.1 and never compared with its rows
+    "squeezenet1_0": Network("torchvision", "squeezenet1_0", 227),
+    "mobilenetv2_100": Network("timm", "mobilenetv2_100", 224),
+}
 
 
 def layers_of(network: str, table: str | None = None) -> tuple[Layer, ...]:
-    """List the layers of a network from its input to its output.
-
-    Args:
-        network: Key of :data:`NETWORKS`.
-        table: ``"Table 1"`` or ``"Table 2"`` for those printed there; None for all.
-
-    Raises:
-        ValueError: If the network is unknown, or the table does not print it.
-    """
+    """List the layers of a network, or those that a table prints, from its input to its output."""
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {network!r}")
     found = [row for row in LAYERS if row.network == network and (not table or table in row.tables)]
@@ -224,18 +146,13 @@ def layers_of(network: str, table: str | None = None) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def ledger_method(layer: Layer, table: str) -> str:
-    """Spell a layer as the ledger's rows of Tables 1 and 2 do."""
-    how = {"Table 1": "pre-trained", "Table 2": "fine-tuned"}[table]
-    return f"{NETWORKS[layer.network].titles[table]} / {layer.name} ({how}, linear SVR)"
-
-
 def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
     """Build one of :data:`NETWORKS` with its 1000-way classifier and the weights asked for.
 
     Args:
         name: Key of :data:`NETWORKS`.
-        pretrained: As in :func:`iqa_utils.backbones.create_backbone`.
+        pretrained: As in :func:`iqa_utils.backbones.create_backbone`, or a folder with
+            ``NAME-imagenet.safetensors`` or ``.pth``.
 
     Returns:
         The network, in training mode, on the CPU (on the meta device under ``torch.device``).
@@ -250,63 +167,40 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
     row = NETWORKS[name]
     if row.library == "timm":
-        if pretrained in (None, HUB):
-            return create_backbone(row.model, pretrained=pretrained, **row.options)
-        network = create_backbone(row.model, pretrained=None, **row.options)
-        return load_weights(network, pretrained)  # the classifier too: its logits are features
-    network = torchvision.models.get_model(row.model, weights=None, **row.options)
-    if pretrained is None:
+        from_hub = HUB if pretrained == HUB else None
+        network = create_backbone(row.model, pretrained=from_hub, **row.options)
+    else:
+        network = torchvision.models.get_model(row.model, weights=None, **row.options)
+        if pretrained == HUB:
+            _load_from_hub(network, name, row)
+    if pretrained in (None, HUB):
         return network
-    if pretrained == HUB:
-        weights = torchvision.models.get_model_weights(row.model).IMAGENET1K_V1
-        try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise ConnectionError(
-                f"pretrained='hub' could not fetch {weights.url}: {error}. Fetch it on a machine "
-                f"with a network, put it at data/weights/{name}-imagenet.pth and pass that folder"
-            ) from error
-        own = network.state_dict()
-        network.load_state_dict({k: v for k, v in state.items() if k in own})
-        return network
-    return load_weights(network, pretrained, classifier=("aux1", "aux2", "AuxLogits"))
+    path = Path(pretrained)
+    if path.is_dir():
+        path = path / f"{name}-imagenet.safetensors"
+        path = path if path.is_file() else path.with_suffix(".pth")
+    auxiliary = ("aux1", "aux2", "AuxLogits") if row.library == "torchvision" else ()
+    return load_weights(network, path, classifier=auxiliary)  # its classifier too: logits are used
 
 
-def weights_of(name: str, pretrained: str | Path | None) -> str | Path | None:
-    """Find the weights of one network where a folder holds those of several.
-
-    Args:
-        name: Key of :data:`NETWORKS`.
-        pretrained: None, ``"hub"``, or a folder with ``NAME-imagenet.pth`` or ``.safetensors``.
-
-    Returns:
-        None, ``"hub"``, or the file.
-
-    Raises:
-        FileNotFoundError: If the folder has no such file; says which name was looked for.
-    """
-    if pretrained is None or str(pretrained) == HUB:
-        return pretrained and HUB
-    for ending in (".safetensors", ".pth"):
-        if (path := Path(pretrained) / f"{name}-imagenet{ending}").is_file():
-            return path
-    raise FileNotFoundError(
-        f"{Path(pretrained).name}: expected {name}-imagenet.pth or .safetensors in this folder"
-    )
+def _load_from_hub(network: nn.Module, name: str, row: Network) -> None:
+    weights = torchvision.models.get_model_weights(row.model).IMAGENET1K_V1
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise ConnectionError(
+            f"pretrained='hub' could not fetch {weights.url}: {error}. Fetch it on a machine "
+            f"with a network, put it at data/weights/{name}-imagenet.pth and pass that folder"
+        ) from error
+    own = network.state_dict()
+    network.load_state_dict({k: v for k, v in state.items() if k in own})
 
 
 def feature_sizes(name: str) -> dict[str, int]:
-    """Measure the activation sizes of all layers of a network without computing anything.
-
-    Args:
-        name: Key of :data:`NETWORKS`.
-
-    Returns:
-        Layer name to values an image, from one forward pass on the meta device.
-    """
-    row, layers = NETWORKS[name], layers_of(name)
+    """Measure a network's activation sizes, layer name to values per image, on the meta device."""
+    layers = layers_of(name)
     with torch.device("meta"), torch.no_grad():
         network = create_network(name, pretrained=None).eval()
         with tap_layers(network, [layer.module for layer in layers]) as taps:
-            network(torch.empty(1, 3, row.side, row.side))
+            network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
     return {layer.name: taps[layer.module].numel() for layer in layers}

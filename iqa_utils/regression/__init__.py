@@ -14,44 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.svm import SVR
 
 MAX_ITERATIONS = 1_000_000  # of one fit of an SVR; from memory, MATLAB's default
 LAMBDAS = tuple(float(x) for x in np.logspace(-2, 7, 19))
 
 
-def check_features(features: ArrayLike, *, n_images: int | None = None) -> np.ndarray:
-    """Return features as an array, or refuse those that no regression can use.
-
-    Args:
-        features: Shape (N, D).
-        n_images: Expected N.
-
-    Returns:
-        The same array; no copy where it is one already.
-
-    Raises:
-        ValueError: If the shape is wrong or a value is not finite; the images are named by row.
-    """
-    features = np.asarray(features)
-    if features.ndim != 2 or (n_images is not None and len(features) != n_images):
-        expected = "(N, D)" if n_images is None else f"({n_images}, D)"
-        raise ValueError(f"features must have shape {expected}, got {features.shape}")
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"features must be finite, {len(bad)} of {len(features)} images are not: rows "
-            f"{bad[:5].tolist()}"
-        )
-    return features
-
-
 def check_scores(mos: ArrayLike) -> np.ndarray:
-    """Return scores as float64 of shape (N,), or refuse them.
-
-    Raises:
-        ValueError: If they are not one finite number an image, or all equal.
-    """
+    """Return scores as float64 of shape (N,), or refuse them: not finite, or all equal."""
     mos = np.asarray(mos, dtype=np.float64)
     if mos.ndim != 1 or not np.isfinite(mos).all():
         raise ValueError(f"mos must be finite and of shape (N,), got shape {mos.shape}")
@@ -63,56 +34,34 @@ def check_scores(mos: ArrayLike) -> np.ndarray:
 def fold_numbers(
     n_images: int, *, n_folds: int = 5, seed: int = 0, groups: ArrayLike | None = None
 ) -> np.ndarray:
-    """Deal images into folds of nearly equal size, contents kept together.
+    """Deal images into folds of nearly equal size, reference images kept together.
 
-    Args:
-        n_images: N.
-        n_folds: Folds, at least 2.
-        seed: Decides the deal.
-        groups: Content of each image, shape (N,); a content is never cut. None: each its own.
-
-    Returns:
-        Fold of each image, shape (N,), values 0 to n_folds - 1.
-
-    Raises:
-        ValueError: If there are fewer contents than folds.
+    ``groups`` is the reference image of each image, shape (N,), never cut; None: each its own.
+    Returns the fold of each image, shape (N,), for ``PredefinedSplit``. scikit-learn's GroupKFold
+    deals other folds, which would move every penalty that was chosen.
     """
     groups = np.arange(n_images) if groups is None else np.asarray(groups)
-    if groups.shape != (n_images,):
-        raise ValueError(f"groups must have shape ({n_images},), got {groups.shape}")
-    contents, content_of = np.unique(groups, return_inverse=True)
-    if not 2 <= n_folds <= len(contents):
-        raise ValueError(f"{n_folds} folds need 2 to {len(contents)} (the contents there are)")
-    order = np.random.default_rng(seed).permutation(len(contents))
-    fold_of_content = np.empty(len(contents), dtype=np.intp)
-    fold_of_content[order] = np.arange(len(contents)) % n_folds
-    return fold_of_content[content_of]
+    references, reference_of = np.unique(groups, return_inverse=True)
+    if not 2 <= n_folds <= len(references):
+        raise ValueError(f"{n_folds} folds need 2 to {len(references)} (the references there are)")
+    order = np.random.default_rng(seed).permutation(len(references))
+    fold_of_reference = np.empty(len(references), dtype=np.intp)
+    fold_of_reference[order] = np.arange(len(references)) % n_folds
+    return fold_of_reference[reference_of]
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """A fitted ridge regression.
+    """A fitted ridge regression on raw (not standardised) features."""
 
-    Attributes:
-        penalty: The chosen lambda.
-        cv_rmse: Cross-validated RMSE of each lambda tried, in units of the scores.
-        lambdas: The lambdas tried.
-        weights: Shape (D,), for raw (not standardised) features.
-        intercept: Score at features of zero.
-    """
-
-    penalty: float
-    cv_rmse: np.ndarray
-    lambdas: tuple[float, ...]
-    weights: np.ndarray
+    penalty: float  # the chosen lambda
+    cv_rmse: np.ndarray  # cross-validated, of each lambda tried
+    weights: np.ndarray  # (D,)
     intercept: float
 
     def predict(self, features: ArrayLike) -> np.ndarray:
         """Predict scores, shape (N,), of features of shape (N, D), in units of the scores."""
-        features = check_features(features)
-        if features.shape[1] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} features expected, got {features.shape[1]}")
-        return features.astype(np.float64) @ self.weights + self.intercept
+        return np.asarray(features, dtype=np.float64) @ self.weights + self.intercept
 
 
 def ridge_cv(
@@ -126,29 +75,35 @@ def ridge_cv(
 ) -> Ridge:
     """Fit ridge regression on standardised features, lambda chosen by cross-validation.
 
-    The floor that every trained model has to beat. Minimises ``|mos - Zw - b|^2 + lambda |w|^2``
-    with Z the features standardised on the training part of each fold; one eigendecomposition a
-    fold serves all lambdas. A constant feature column gets no weight.
+    The baseline that every trained model has to beat. Minimises ``|mos - Zw - b|^2 + lambda |w|^2``
+    with Z the features standardised on the training images of each fold; one eigendecomposition per
+    fold serves all lambdas (scikit-learn's RidgeCV solves each anew once there are folds and a
+    scaler). A constant feature column gets no weight.
 
     Args:
         features: Shape (N, D).
         mos: Shape (N,), any scale.
         lambdas: Penalties to try, positive.
-        n_folds: Folds of the cross-validation.
+        n_folds: For :func:`fold_numbers`, as ``seed`` and ``groups``.
         seed: Deals the folds.
-        groups: Content of each image, kept within a fold; needed for synthetic data sets.
+        groups: Reference image of each image; needed for synthetic sets.
 
     Returns:
         The model, refitted on all N images with the lambda of the smallest cross-validated RMSE.
 
-    Raises:
-        ValueError: If shapes disagree, a value is not finite, a lambda is not positive, or there
-            are fewer contents than folds.
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(50, 3))
+        >>> ridge_cv(x, x @ [1.0, 2.0, 0.0]).weights.round(2).tolist()
+        [1.0, 2.0, 0.0]
     """
     mos = check_scores(mos)
-    features = check_features(features, n_images=len(mos)).astype(np.float64)
-    if not min(lambdas) > 0:
-        raise ValueError(f"lambdas must be positive, got {min(lambdas)}")
+    features = np.asarray(features, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"features must be finite, {len(bad)} of {len(features)} images are not: rows "
+            f"{bad[:5].tolist()}"
+        )
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     squared = np.zeros(len(lambdas))
     for k in range(n_folds):
@@ -159,7 +114,7 @@ def ridge_cv(
     best = int(squared.argmin())
     weights, intercepts = _ridge_path(features, mos, lambdas[best : best + 1])
     cv_rmse = np.sqrt(squared / len(mos))
-    return Ridge(float(lambdas[best]), cv_rmse, tuple(lambdas), weights[0], float(intercepts[0]))
+    return Ridge(float(lambdas[best]), cv_rmse, weights[0], float(intercepts[0]))
 
 
 def _ridge_path(
@@ -184,18 +139,10 @@ def _ridge_path(
 
 
 def check_gram(gram: ArrayLike, *, n_images: int) -> np.ndarray:
-    """Return a Gram matrix as float64, or refuse one that no features can have.
+    """Return a Gram matrix (N, N) as float64, or refuse one that no features can have.
 
     Products in single precision are wrong by a share of the largest eigenvalue, which is at most N
     mean diagonals: a negative eigenvalue up to that counts as rounding.
-
-    Args:
-        gram: Inner products, shape (N, N).
-        n_images: N.
-
-    Raises:
-        ValueError: If the shape is wrong, a value is not finite, it is not symmetric, or it has an
-            eigenvalue below zero by more than rounding; the eigenvalue is given.
     """
     gram = np.asarray(gram, dtype=np.float64)
     if gram.shape != (n_images, n_images):
@@ -220,29 +167,15 @@ def check_gram(gram: ArrayLike, *, n_images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GramSVR:
-    """A fitted linear support vector regression that knows features by inner products only.
-
-    Attributes:
-        model: scikit-learn's ``SVR(kernel="precomputed")``.
-        c: The box constraint used.
-        epsilon: Half-width of the tube without loss, in units of the scores.
-        cv_rmse: Cross-validated RMSE of each box constraint tried; empty when there was one and
-            nobody asked for its error.
-        converged: Whether the final fit met libsvm's tolerance before :data:`MAX_ITERATIONS`.
-    """
+    """A fitted SVR; ``model.predict`` takes inner products with the training images, (M, N)."""
 
     model: SVR
-    c: float
-    epsilon: float
-    cv_rmse: np.ndarray
-    converged: bool = True
+    cv_rmse: np.ndarray  # cross-validated, of each box constraint; empty where that was not asked
 
-    def predict(self, gram: ArrayLike) -> np.ndarray:
-        """Predict scores, shape (M,), from inner products with the training images, (M, N)."""
-        gram = np.asarray(gram, dtype=np.float64)
-        if not np.isfinite(gram).all():
-            raise ValueError("gram must be finite")
-        return self.model.predict(gram)
+    @property
+    def converged(self) -> bool:
+        """Whether libsvm met its tolerance before :data:`MAX_ITERATIONS`."""
+        return self.model.fit_status_ == 0
 
 
 def gram_svr(
@@ -261,9 +194,6 @@ def gram_svr(
     libsvm forms each inner product of ~100,000 features anew whenever its cache misses; one matrix
     product makes them all, for every split and every box constraint.
 
-    A box constraint that is large for the features (the paper's 1 on logits is) can ask for more
-    steps than anyone waits for; as in MATLAB the fit then stops at a limit and says so.
-
     Args:
         gram: Inner products of the training images, shape (N, N). Centred features give the same
             model: the intercept is not penalised.
@@ -272,41 +202,23 @@ def gram_svr(
             is MATLAB's, which the paper used.
         epsilon: Half-width of the tube; by default MATLAB's, the interquartile range over 13.49.
         cross_validate: Whether to estimate the error of a single constraint as well.
-        n_folds: Folds where several constraints are tried.
+        n_folds: For :func:`fold_numbers`, as ``seed`` and ``groups``.
         seed: Deals the folds.
-        groups: Content of each image, kept within a fold.
-
-    Returns:
-        The fitted model.
-
-    Raises:
-        ValueError: If the Gram matrix is refused by :func:`check_gram`, a constraint is not
-            positive, or there are fewer contents than folds.
+        groups: Reference image of each image.
     """
     mos = check_scores(mos)
     gram = check_gram(gram, n_images=len(mos))
     constraints = np.atleast_1d(np.asarray(c, dtype=np.float64))
-    if constraints.min() <= 0:
-        raise ValueError(f"c must be positive, got {constraints.min()}")
     if epsilon is None:
         epsilon = float(np.subtract(*np.percentile(mos, [75, 25]))) / 13.49
-
-    def fit(rows: np.ndarray, constraint: float) -> SVR:
-        options = {"C": constraint, "epsilon": epsilon, "max_iter": MAX_ITERATIONS}
-        model = SVR(kernel="precomputed", cache_size=1000, **options)
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-            return model.fit(gram[np.ix_(rows, rows)], mos[rows])
-
-    everyone, cv_rmse = np.arange(len(mos)), np.empty(0)
-    if cross_validate or len(constraints) > 1:
-        fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
-        squared = np.zeros(len(constraints))
-        for k in range(n_folds):
-            train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-            for i, constraint in enumerate(constraints):
-                pred = fit(train, constraint).predict(gram[np.ix_(test, train)])
-                squared[i] += ((pred - mos[test]) ** 2).sum()
-        cv_rmse = np.sqrt(squared / len(mos))
-    best = float(constraints[cv_rmse.argmin() if len(cv_rmse) else 0])
-    model = fit(everyone, best)
-    return GramSVR(model, best, epsilon, cv_rmse, converged=model.fit_status_ == 0)
+    options = {"epsilon": epsilon, "max_iter": MAX_ITERATIONS, "cache_size": 1000}
+    models = [SVR(kernel="precomputed", C=constraint, **options) for constraint in constraints]
+    cv_rmse = np.empty(0)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        if cross_validate or len(models) > 1:
+            fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
+            folds = PredefinedSplit(fold)
+            preds = np.array([cross_val_predict(svr, gram, mos, cv=folds) for svr in models])
+            cv_rmse = np.sqrt(((preds - mos) ** 2).mean(axis=1))  # of all images, not of folds
+        best = models[cv_rmse.argmin() if len(cv_rmse) else 0]
+        return GramSVR(best.fit(gram, mos), cv_rmse)

@@ -29,14 +29,8 @@ _RATIO_BOUNDS = (1e-6, 1e6)  # noise variance over signal variance
 def matern52(distances: Tensor, length: float) -> tuple[Tensor, Tensor]:
     """Evaluate the Matern 5/2 correlation and its derivative by the log length.
 
-    With ``r = sqrt(5) d / l`` the correlation is ``(1 + r + r^2/3) exp(-r)``.
-
-    Args:
-        distances: Euclidean distances, any shape, at least 0.
-        length: Length scale l, in units of the distances, positive.
-
-    Returns:
-        Correlation, in (0, 1], and derivative, of the shape of ``distances``.
+    With ``r = sqrt(5) d / l`` the correlation is ``(1 + r + r^2/3) exp(-r)``, for distances of any
+    shape and a length in their unit.
 
     Note:
         Equation (3) of the paper prints ``5 r^2 / (3 l)^2``; this is ``5 r^2 / (3 l^2)``. With the
@@ -64,7 +58,6 @@ class GaussianProcess:
         log_likelihood: Log marginal likelihood of the training scores, nats.
         factor: Lower Cholesky factor of correlation plus noise ratio, shape (N, N).
         alpha: That matrix's inverse times the scores less their mean, shape (N,).
-        evaluations: Likelihood evaluations that the fit took.
     """
 
     length: float
@@ -74,22 +67,11 @@ class GaussianProcess:
     log_likelihood: float
     factor: Tensor
     alpha: Tensor
-    evaluations: int
 
     def predict(self, distances: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Predict scores and how far a newly measured score may lie from them.
+        """Predict means and standard deviations (noise included), (M,) each, from distances (M, N).
 
         The mean is ``k*^T (C + s^2 I)^-1 y``; equation (2) of the paper lacks the inverse.
-
-        Args:
-            distances: From M new images to the N training images, shape (M, N).
-
-        Returns:
-            Means and predictive standard deviations (noise included), each of shape (M,), in units
-            of the scores.
-
-        Raises:
-            ValueError: If the shape does not fit or a distance is negative or not finite.
         """
         distances = _distances(distances, columns=len(self.alpha), device=self.alpha.device)
         correlation, _ = matern52(distances, self.length)  # (M, N)
@@ -112,9 +94,8 @@ def fit_gaussian_process(
 ) -> GaussianProcess:
     """Fit length, signal and noise by maximum marginal likelihood with its exact gradient.
 
-    The search runs over the log length and the log ratio of noise to signal variance. Given these
-    the best signal variance is known in closed form, or follows from ``noise_sd`` where that is
-    held fixed, so one Cholesky factorisation and one inverse serve each step.
+    The search runs over the log length and the log ratio of noise to signal variance; given these
+    the best signal variance is known in closed form, or follows from ``noise_sd``.
 
     Args:
         distances: Between the training images, shape (N, N), symmetric, zero on the diagonal.
@@ -127,13 +108,8 @@ def fit_gaussian_process(
         tolerance: Relative change of the likelihood at which the search ends.
         device: Where the matrices live.
 
-    Returns:
-        The fitted process.
-
     Raises:
-        ValueError: If shapes disagree, the distances are not symmetric, negative or not finite,
-            all images coincide, the distances are not Euclidean (the kernel matrix is then not
-            positive definite), ``noise_sd`` is not positive or ``constant`` is unknown.
+        ValueError: If the distances are not those of any features, or all images coincide.
 
     Note:
         The predictive spread treats the constant as known. That fitrgp estimates its constant so is
@@ -144,10 +120,6 @@ def fit_gaussian_process(
     """
     mos = check_scores(mos)
     distances = _distances(distances, columns=len(mos), device=device, square=True)
-    if noise_sd is not None and not noise_sd > 0:
-        raise ValueError(f"noise_sd must be positive, got {noise_sd}")
-    if constant not in ("least_squares", "sample_mean"):
-        raise ValueError(f"constant must be least_squares or sample_mean, got {constant!r}")
     typical = float(distances[distances > 0].median()) if bool((distances > 0).any()) else 0.0
     if typical == 0:
         raise ValueError("all images have the same features: every distance is 0")
@@ -161,10 +133,13 @@ def fit_gaussian_process(
     length, ratio = start or (typical, 0.1)
     ratio = float(np.clip(ratio, *_RATIO_BOUNDS))
     found = minimize(
-        negative, np.log([length, ratio]), jac=True, method="L-BFGS-B",
+        negative,
+        np.log([length, ratio]),
+        jac=True,
+        method="L-BFGS-B",
         bounds=[tuple(np.log(typical) + np.log([1e-3, 1e4])), tuple(np.log(_RATIO_BOUNDS))],
         options={"ftol": tolerance, "gtol": min(1e-6, 1e3 * tolerance)},
-    )  # fmt: skip
+    )
     best = _Likelihood(distances, centred, *np.exp(found.x), noise_sd, constant)
     return GaussianProcess(
         length=float(np.exp(found.x[0])),
@@ -174,7 +149,6 @@ def fit_gaussian_process(
         log_likelihood=best.value,
         factor=best.factor,
         alpha=best.alpha,
-        evaluations=int(found.nfev),
     )
 
 
@@ -230,11 +204,11 @@ class NoiseSearch:
     """A finished search of the noise.
 
     Attributes:
-        trials: One row an evaluation: ``noise_sd``, ``loss`` (log of 1 + cross-validated mean
+        trials: One row per evaluation: ``noise_sd``, ``loss`` (log of 1 + cross-validated mean
             squared error), ``best`` (the smallest loss so far).
         process: The process fitted on all images with the best noise.
         by_likelihood: The process whose noise maximises the likelihood, for comparison.
-        seconds: Wall time of the search, the comparison included.
+        seconds: Wall time of the search.
     """
 
     trials: pd.DataFrame
@@ -258,21 +232,8 @@ def search_noise(
     For each noise tried, length and signal are fitted by likelihood with the noise held; the loss
     of all folds then follows from the one inverse of that fit, without refitting.
 
-    Args:
-        distances: Between the training images, shape (N, N).
-        mos: Scores, shape (N,).
-        n_trials: Evaluations; MATLAB's default, and the paper's figure, have 30.
-        n_folds: Folds of the loss.
-        seed: Of the folds and of the sampler.
-        groups: Content of each image, kept within a fold.
-        device: Where the matrices live.
-
-    Returns:
-        All trials and the final process.
-
-    Raises:
-        ValueError: As :func:`fit_gaussian_process` and
-            :func:`iqa_utils.regression.fold_numbers`.
+    Arguments as for :func:`fit_gaussian_process` and :func:`iqa_utils.regression.fold_numbers`;
+    MATLAB's default, and the paper's figure, have 30 trials.
 
     Note:
         MATLAB searches from 1e-4 up to ten score standard deviations; here the lower end is 1e-3
@@ -299,12 +260,8 @@ def search_noise(
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5)
     study = optuna.create_study(sampler=sampler)
     study.optimize(objective, n_trials=n_trials)
-    trials = pd.DataFrame(
-        {
-            "noise_sd": [trial.params["noise_sd"] for trial in study.trials],
-            "loss": [trial.value for trial in study.trials],
-        }
-    )
+    tried = [(trial.params["noise_sd"], trial.value) for trial in study.trials]
+    trials = pd.DataFrame(tried, columns=["noise_sd", "loss"])
     trials["best"] = trials["loss"].cummin()
     process = fit(study.best_params["noise_sd"], 1e-12)
     return NoiseSearch(trials, process, free, time.perf_counter() - started)
@@ -313,23 +270,12 @@ def search_noise(
 def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.ndarray:
     """Return what each fold's images miss by when the others predict them, without refitting.
 
-    With B the inverse of the training matrix, the residuals of fold I are ``B_II^-1 alpha_I``.
-
-    Args:
-        process: A fitted process of N training images.
-        fold: Fold of each image, shape (N,).
-
-    Returns:
-        Score minus prediction, shape (N,), in units of the scores.
-
-    Raises:
-        ValueError: If there is not one fold number an image.
+    With B the inverse of the training matrix, the residuals of fold I are ``B_II^-1 alpha_I``:
+    score minus prediction, shape (N,), in units of the scores.
 
     References:
-        Rasmussen and Williams, 2006, section 5.4.2 (one image a fold).
+        Rasmussen and Williams, 2006, section 5.4.2 (one image per fold).
     """
-    if np.shape(fold) != (len(process.alpha),):
-        raise ValueError(f"fold must have shape ({len(process.alpha)},), got {np.shape(fold)}")
     inverse = torch.cholesky_inverse(process.factor)
     residuals = torch.empty_like(process.alpha)
     for k in np.unique(fold):
@@ -348,34 +294,15 @@ def calibration(
 ) -> pd.DataFrame:
     """Compare how often scores fall into predictive intervals with how often they should.
 
-    Args:
-        mos: Scores, shape (M,).
-        mean: Predicted means, shape (M,).
-        sd: Predictive standard deviations, shape (M,), positive.
-        levels: Nominal coverages, in (0, 1).
-
-    Returns:
-        One row a level: ``level``, ``coverage`` (share of scores inside the central interval),
-        ``half_width`` (mean, in units of the scores).
-
-    Raises:
-        ValueError: If the shapes differ, a standard deviation is not positive or a level is not in
-            (0, 1).
+    ``mos``, ``mean`` and ``sd`` are of shape (M,). Returns one row per nominal ``level``, with
+    ``coverage`` (share of scores inside the central interval) and ``half_width`` (mean).
     """
     mos, mean, sd = (np.asarray(x, dtype=np.float64) for x in (mos, mean, sd))
-    if mos.ndim != 1 or not mos.shape == mean.shape == sd.shape:
-        raise ValueError(f"shapes must all be (M,), got {mos.shape}, {mean.shape}, {sd.shape}")
-    if not (sd > 0).all():
-        raise ValueError(f"sd must be positive, {np.sum(~(sd > 0))} of {len(sd)} are not")
     levels = np.asarray(levels, dtype=np.float64)
-    if not ((levels > 0) & (levels < 1)).all():
-        raise ValueError(f"levels must lie in (0, 1), got {levels.tolist()}")
     reach = norm.ppf(0.5 + levels / 2)  # (K,)
     inside = np.abs(mos - mean)[:, None] <= reach * sd[:, None]  # (M, K)
-    half_width = reach * sd.mean()
-    return pd.DataFrame(
-        {"level": levels, "coverage": inside.mean(axis=0), "half_width": half_width}
-    )
+    found = {"level": levels, "coverage": inside.mean(axis=0), "half_width": reach * sd.mean()}
+    return pd.DataFrame(found)
 
 
 def _distances(

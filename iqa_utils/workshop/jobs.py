@@ -219,29 +219,27 @@ def _whole_images(tables: Tables, counts: Mapping[str, Any], names: list[str]) -
 
 
 def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
+    from iqa_utils import deep_quality as quality
     from iqa_utils.features.grams import disk_use
     from iqa_utils.features.layers import NETWORKS, create_network, layers_of
-    from iqa_utils.studies.deep_quality import CATEGORIES, join_sets, paper_sets, split_sets
-    from iqa_utils.studies.finetune import ScoreNetwork, tuning_rows
 
-    frame, parts = join_sets(tables), split_sets(tables, seed=values["SEED"])
+    frame, parts = quality.join_sets(tables), quality.split_sets(tables, seed=values["SEED"])
     tapped, tuned, modes = (values[k] for k in ("NETWORKS_TAPPED", "NETWORKS_TUNED", "TUNING"))
     final, selection = values["FINAL"][0], values["DATASETS"][0]
     n_crops, n_selection = values["N_CROPS"], int((frame["dataset"] == selection).sum())
     wanted = [(name, mode, [selection], False) for mode in modes for name in tuned]
     passes = Counter(dict.fromkeys(tapped, n_selection))
     passes.update({name: len(modes) * n_selection for name in tuned})
-    for rows in paper_sets(frame).values():
+    for rows in quality.paper_sets(frame).values():
         own = [str(frame.loc[rows[0], "dataset"])] if len(rows) else []
         wanted += [(final, mode, own, False) for mode in modes if own]
         n_test = int((parts[rows] == "test").sum())
         passes[final] += len(modes) * (len(rows) - n_test + n_crops * n_test)
-    for _, members in CATEGORIES.values():
-        train = frame.index[frame["dataset"].isin(members)]
-        others = [r for r in paper_sets(frame).values() if not np.isin(r, train).any()]
-        if len(train) and others:
+    for _, members in quality.CATEGORIES.values():
+        train, others = quality.other_sets(frame, members)
+        if others:
             wanted += [(final, mode, members, True) for mode in modes]
-            n = sum(len(train) + n_crops * len(rows) for rows in others)
+            n = sum(len(train) + n_crops * len(rows) for rows in others.values())
             passes[final] += len(modes) * n
 
     def size(name: str, key: str) -> tuple[int, ...]:
@@ -249,21 +247,21 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
     trained = {}
     for name, mode, sets, whole in wanted:
-        rows, validation = tuning_rows(frame, parts, mode, sets, whole=whole)
+        rows, validation = quality.tuning_rows(frame, parts, mode, sets, whole=whole)
         trained.setdefault((name, rows.tobytes()), (mode, len(rows), len(validation)))
     groups = Counter((name, *facts) for (name, _), facts in trained.items())
     for (name, mode, n, n_validation), count in groups.items():
         own = values.get("OVERRIDES", {}).get(name, {})
         epochs = own.get("EPOCHS", values["EPOCHS"])
+        if values["N_STEPS"]:  # per epoch
+            n = min(n, values["N_STEPS"] * values["BATCH_SIZE"])
         steps = epochs * n_batches(n, values["BATCH_SIZE"])
-        if n_steps := own.get("N_STEPS", values.get("N_STEPS", 0)):  # in place of epochs
-            epochs, n, steps = 1, n_steps * values["BATCH_SIZE"], n_steps
         yield Job(
             name=f"{name}, {mode}",
             network=name,
             count=count,
             batch=values["BATCH_SIZE"],
-            build=lambda name=name: ScoreNetwork(create_network(name, pretrained=None)),
+            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained=None)),
             size=size(name, "TUNING_SIDE"),
             images=epochs * n,
             steps=steps,

@@ -25,13 +25,12 @@ def plot_layers(
     regressors: Sequence[str],
     metric: str = "SRCC",
 ) -> None:
-    """Draw how much quality each layer carries: a row of panels a network, one panel a regressor.
+    """Draw how much quality each layer carries: one row of panels per network, one per regressor.
 
     Args:
-        panels: Where to draw, ``len(layers) * len(regressors)`` axes of one figure, row by row.
+        panels: ``len(layers) * len(regressors)`` axes of one figure, row by row.
         scores: Columns ``network``, ``layer``, ``regressor``, ``stage``, ``variant``, ``metric``,
-            ``value``, ``ci_low``, ``ci_high``. Rows of stage ``"handcrafted"`` become the grey
-            line and band (95 % interval) of their regressor's panels.
+            ``value``, ``ci_low``, ``ci_high``; stage ``"handcrafted"`` is a grey line and band.
         layers: Networks to their layers, in the order these run.
         regressors: Regressors, left to right.
         metric: Which of the metrics.
@@ -58,7 +57,7 @@ def plot_layers(
         axes.set_xticks(range(len(layers[network])), layers[network], rotation=35, ha="right")
         axes.set_ylim(low - 0.02, high + 0.02)
         if i % len(regressors) == 0:
-            axes.set_ylabel(f"{metric},\ntest part")
+            axes.set_ylabel(f"{metric},\ntest set")
         if i >= len(panels) - len(regressors):
             axes.set_xlabel("layer, input to output")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -67,41 +66,21 @@ def plot_layers(
 
 def plot_differences(
     axes: Axes, table: pd.DataFrame, *, names: Sequence[str], by: str, title: str
-) -> Axes:
-    """Draw differences in total SRCC with their 95 % intervals about zero.
-
-    Args:
-        axes: Where to draw.
-        table: From :func:`iqa_utils.studies.layer_scores.depth_contrast` or
-            :func:`iqa_utils.studies.layer_scores.tuning_gain`.
-        names: Columns that name a row.
-        by: Column that sets colour and marker.
-        title: What is subtracted from what.
-
-    Returns:
-        The axes.
-    """
-    shown = table[table["metric"] == "SRCC"].rename(columns={"difference": "value"})
+) -> None:
+    """Draw differences in SRCC (of :func:`iqa_utils.evaluate.compare`) about zero."""
+    shown = table[table["metric"] == "SRCC"]
     shown = shown.assign(label=shown[list(names)].agg(", ".join, axis=1))
-    plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test part")
+    plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test set")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_title(title)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
     axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
-    return axes
 
 
 def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
-    """Draw the error of training crops and of held-out central crops over the epochs (Fig. 1).
-
-    Args:
-        left: Training error.
-        right: Validation error.
-        history: ``network``, ``mode``, ``epoch``, ``train_loss`` (mean squared error) and
-            ``val_rmse``, in standardised scores.
-    """
+    """Draw the error of training crops and of validation images over the epochs (Fig. 1)."""
     training = history["network"] + ", " + history["mode"]
     table = history.assign(training=training, train_rmse=np.sqrt(history["train_loss"]))
     names = {"train_rmse": "RMSE of training crops", "val_rmse": "RMSE of validation images"}
@@ -113,16 +92,10 @@ def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
     left.figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
 
 
-def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> Axes:
+def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> None:
     """Draw the distribution of opinion scores with a Gaussian of the same mean and spread (Fig. 2).
 
-    Args:
-        axes: Where to draw.
-        mos: Scores, shape (N,).
-        unit: Name and scale of the scores.
-
-    Returns:
-        The axes; the legend states skewness and excess kurtosis, which are 0 for a Gaussian.
+    The legend states skewness and excess kurtosis, which are 0 for a Gaussian.
     """
     mean, sd = float(np.mean(mos)), float(np.std(mos))
     axes.hist(mos, bins=30, density=True, color=PALETTE[0], alpha=0.45, label="scores")
@@ -132,21 +105,12 @@ def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> Axes:
     axes.set(xlabel=unit, ylabel=f"density per unit of {unit}")
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])
     axes.legend(fontsize=8, loc="upper left")
-    return axes
 
 
 def plot_noise_search(
     left: Axes, right: Axes, trials: pd.DataFrame, *, likelihood_sd: float, unit: str
 ) -> None:
-    """Draw the search of the noise as Fig. 3 does, and where the likelihood would put it.
-
-    Args:
-        left: Smallest loss so far against the number of evaluations.
-        right: Loss against the noise tried.
-        trials: From :func:`iqa_utils.regression.gaussian_process.search_noise`.
-        likelihood_sd: Noise of the type-II likelihood, in units of the scores.
-        unit: Name of the scores.
-    """
+    """Draw the search of the noise as Fig. 3 does, and where the likelihood would put it."""
     left.step(range(1, len(trials) + 1), trials["best"], where="post", color=PALETTE[0])
     left.set(xlabel="evaluations", ylabel="smallest objective so far", title="search")
     right.scatter(trials["noise_sd"], trials["loss"], color=PALETTE[0], s=18, label="tried")
@@ -160,18 +124,8 @@ def plot_noise_search(
     right.legend(fontsize=8)
 
 
-def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> Axes:
-    """Draw observed scores as bars and predictions as stems (Fig. 5).
-
-    Args:
-        axes: Where to draw.
-        mos: Scores of a few images, shape (K,).
-        pred: Their predictions, shape (K,).
-        unit: Name and scale of the scores.
-
-    Returns:
-        The axes.
-    """
+def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> None:
+    """Draw observed scores as bars and predictions as stems (Fig. 5)."""
     x = np.arange(1, len(mos) + 1)
     axes.bar(x, mos, color=PALETTE[2], alpha=0.55, label="observed")
     stems = axes.stem(x, pred, linefmt="-", markerfmt="o", basefmt=" ", label="predicted")
@@ -181,21 +135,13 @@ def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(top=1.2 * max(mos.max(), pred.max()))
     axes.legend(fontsize=8, ncols=2, loc="upper right")
-    return axes
 
 
-def plot_regression_line(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> Axes:
+def plot_regression_line(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str) -> None:
     """Draw predictions against scores with the least-squares line and R^2 (Fig. 6).
 
-    Args:
-        axes: Where to draw.
-        mos: Scores, shape (M,).
-        pred: Predictions, shape (M,).
-        unit: Name and scale of the scores.
-
-    Returns:
-        The axes. The first R^2 is that of the line, the squared Pearson correlation; the second is
-        that of the predictions themselves, which a shifted or stretched prediction cannot flatter.
+    The first R^2 is that of the line, the squared Pearson correlation; the second is that of the
+    predictions themselves, which a shifted or stretched prediction cannot flatter.
     """
     slope, intercept = np.polyfit(mos, pred, 1)
     of_line = float(np.corrcoef(mos, pred)[0, 1] ** 2)
@@ -206,38 +152,20 @@ def plot_regression_line(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit:
     axes.plot(x, x, color="0.4", ls="--", lw=1, label=f"equality, R² = {of_pred:.3f}")
     axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
     axes.legend(fontsize=8)
-    return axes
 
 
-def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> Axes:
-    """Draw each test image's residual as a bar about zero, in the order of the table (Fig. 7).
-
-    Args:
-        axes: Where to draw.
-        residuals: Score minus prediction, shape (M,).
-        unit: Name and scale of the scores.
-
-    Returns:
-        The axes.
-    """
+def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> None:
+    """Draw each test image's residual as a bar about zero (Fig. 7)."""
     colours = [PALETTE[0] if residual > 0 else PALETTE[1] for residual in residuals]
     axes.bar(np.arange(1, len(residuals) + 1), residuals, color=colours, width=1.0, linewidth=0)
     axes.axhline(0, color="0.3", linewidth=0.8)
     spread = f"mean {residuals.mean():.3g}, SD {residuals.std():.3g}"
     axes.set(xlabel="test image", ylabel=f"observed minus predicted, {unit}")
     axes.set_title(spread, fontweight="normal", fontsize=9)
-    return axes
 
 
 def plot_residual_normality(left: Axes, right: Axes, residuals: np.ndarray, *, unit: str) -> None:
-    """Draw residuals against a Gaussian, as histogram and as probability plot (Fig. 8).
-
-    Args:
-        left: Histogram with the Gaussian of the same mean and spread.
-        right: Ordered residuals against Gaussian quantiles; a Gaussian lies on the line.
-        residuals: Score minus prediction, shape (M,).
-        unit: Name and scale of the scores.
-    """
+    """Draw residuals against a Gaussian: histogram and probability plot (Fig. 8)."""
     x = np.linspace(residuals.min(), residuals.max(), 200)
     left.hist(residuals, bins="auto", density=True, color=PALETTE[0], alpha=0.45)
     left.plot(x, stats.norm.pdf(x, residuals.mean(), residuals.std()), color=PALETTE[1])
@@ -250,17 +178,10 @@ def plot_residual_normality(left: Axes, right: Axes, residuals: np.ndarray, *, u
     right.set_title(f"b) probability plot, Shapiro-Wilk p = {p:.2g}")
 
 
-def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> Axes:
-    """Draw how often scores fall into predictive intervals against how often they should.
+def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> None:
+    """Draw the share of scores inside predictive intervals against the nominal one.
 
-    Args:
-        axes: Where to draw.
-        table: From :func:`iqa_utils.regression.gaussian_process.calibration`.
-        n: Test images, for the band that chance alone explains.
-        label: Legend entry.
-
-    Returns:
-        The axes; above the diagonal intervals are too wide, below too narrow.
+    Above the diagonal intervals are too wide, below too narrow; the band is chance over n images.
     """
     level = table["level"].to_numpy()
     chance = 1.96 * np.sqrt(level * (1 - level) / n)
@@ -269,19 +190,10 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
     axes.plot(level, table["coverage"], "o-", color=PALETTE[0], markersize=5, label=label)
     axes.set(xlabel="nominal coverage", ylabel="share of test scores inside")
     axes.legend(fontsize=8)
-    return axes
 
 
-def plot_better_than(axes: Axes, table: pd.DataFrame) -> Axes:
-    """Draw a table of "row beats column" as coloured cells with their sign.
-
-    Args:
-        axes: Where to draw.
-        table: From :func:`iqa_utils.studies.layer_scores.compare_methods`.
-
-    Returns:
-        The axes.
-    """
+def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
     axes.imshow(table.to_numpy(), cmap="PuOr", vmin=-1.6, vmax=1.6)
     signs = {1: "+", 0: "·", -1: "−"}
     for i, row in enumerate(table.to_numpy()):
@@ -293,4 +205,3 @@ def plot_better_than(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set(xlabel="column", ylabel="row")
     axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
     axes.grid(visible=False)
-    return axes

@@ -1,0 +1,346 @@
+"""Scores from tapped layers: every layer by every regressor, BRISQUE beside them, and ten crops.
+
+Tables 1 and 2 of ahmed2020 are :func:`predict_layers`, its final method is :func:`predict_final`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from iqa_utils.features import Crop, brisque_features, frozen_features, iterate_layers
+from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
+from iqa_utils.features.layers import LAYERS, NETWORKS, Layer, layers_of
+from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
+from iqa_utils.regression.gaussian_process import (
+    GaussianProcess,
+    NoiseSearch,
+    cross_validated_residuals,
+    fit_gaussian_process,
+    search_noise,
+)
+
+if TYPE_CHECKING:
+    from iqa_utils.images import ImageStore
+
+REGRESSORS = ("SVR", "GPR", "ridge")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of a joined table to learn from and to predict, in ``mos`` or ``mos_z``."""
+
+    frame: pd.DataFrame
+    train: np.ndarray
+    test: np.ndarray
+    column: str = "mos"
+    seed: int = 0  # of the folds
+
+    def __post_init__(self) -> None:
+        reference = self.frame["reference"].to_numpy()
+        shared = np.intersect1d(reference[self.train], reference[self.test])
+        if len(shared):
+            raise ValueError(f"{len(shared)} references are trained on and tested: {shared[:3]}")
+
+    @property
+    def mos(self) -> np.ndarray:
+        """Scores of the training images."""
+        return self.frame[self.column].to_numpy()[self.train]
+
+    @property
+    def folds(self) -> dict[str, Any]:
+        """Options of a cross-validation: five folds, or one per reference where there are fewer."""
+        groups = self.frame["reference"].to_numpy()[self.train]
+        return {"n_folds": min(5, len(np.unique(groups))), "seed": self.seed, "groups": groups}
+
+    def table(self, pred: np.ndarray, **columns: Any) -> pd.DataFrame:
+        """Put predictions of the test images into a table with the given columns."""
+        about = self.frame.loc[self.test, ["image", "dataset", "reference", "subset"]]
+        own = {"row": self.test, "mos": self.frame[self.column].to_numpy()[self.test], "pred": pred}
+        own |= {"seed": self.seed, "n_train": len(self.train)}
+        return about.assign(**columns, **own).reset_index(drop=True)
+
+
+def make_tasks(
+    frame: pd.DataFrame, rows: np.ndarray, splits: Mapping[int, np.ndarray]
+) -> dict[int, Task]:
+    """Make the task of each split, by seed: training and validation images predict the test images.
+
+    Equal splits, as those of an official one, are refused: an interval over them has no width.
+    """
+    tests = {seed: split[rows] == "test" for seed, split in splits.items()}
+    n_different = len({test.tobytes() for test in tests.values()})
+    if n_different < len(tests):
+        raise ValueError(
+            f"{frame.loc[rows[0], 'dataset']}: {len(tests)} splits were asked for and "
+            f"{n_different} differ; a set with an official split has one (N_SPLITS: 1)"
+        )
+    return {seed: Task(frame, rows[~test], rows[test], seed=seed) for seed, test in tests.items()}
+
+
+def regress(
+    regressor: str,
+    gram: np.ndarray,
+    features: np.ndarray,
+    rows: np.ndarray,
+    task: Task,
+    *,
+    svr_c: Sequence[float] = (1.0,),
+    relative_c: bool = False,
+    cross_validate: bool = True,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Fit one of :data:`REGRESSORS` and predict the test images.
+
+    Args:
+        regressor: ``"SVR"`` (linear) and ``"GPR"`` (type-II likelihood) take the Gram matrix,
+            ``"ridge"`` the features.
+        gram: Centred inner products of the images of ``rows``, shape (R, R).
+        features: Shape (R, D).
+        rows: Sorted rows of the table; those of the task are among them.
+        task: What to learn and predict.
+        svr_c: Box constraints; several are chosen from by cross-validation.
+        relative_c: Whether they are in units of one over the mean squared norm of the centred
+            features, so that one list fits all layers; MATLAB's, and the paper's, are absolute.
+        cross_validate: Whether to estimate the error of a single box constraint in folds too.
+        device: Where Gaussian processes are fitted.
+
+    Returns:
+        ``pred`` (M,), ``sd`` (of a Gaussian process), ``cv_rmse`` (the smallest over the penalties
+        tried, a Gaussian process keeping its kernel in every fold) and ``converged``.
+    """
+    train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)
+    mos, folds = task.mos, task.folds
+    if regressor == "SVR":
+        fitted = gram[np.ix_(train, train)]
+        c = np.asarray(svr_c) / (float(np.diagonal(fitted).mean()) if relative_c else 1.0)
+        svr = gram_svr(fitted, mos, c=c, cross_validate=cross_validate, **folds)
+        pred = svr.model.predict(gram[np.ix_(test, train)])
+        cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
+        return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": svr.converged}
+    if regressor == "GPR":
+        distances = np.sqrt(squared_distances(gram))
+        within = distances[np.ix_(train, train)]
+        process = fit_gaussian_process(within, mos, tolerance=1e-5, device=device)
+        pred, sd = process.predict(distances[np.ix_(test, train)])
+        missed = cross_validated_residuals(process, fold_numbers(len(mos), **folds))
+        cv_rmse = float(np.sqrt(np.mean(missed**2)))
+        return {"pred": pred, "sd": sd, "cv_rmse": cv_rmse, "converged": True}
+    ridge = ridge_cv(features[train], mos, **folds)
+    pred, cv_rmse = ridge.predict(features[test]), ridge.cv_rmse.min()
+    return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": True}
+
+
+def predict_layers(
+    network: nn.Module,
+    name: str,
+    store: ImageStore,
+    tasks: Mapping[int, Task],
+    *,
+    side: int = 0,
+    crop_seed: int = 0,
+    cache_dir: str | Path,
+    save_seconds: float = 60.0,
+    progress: bool = False,
+    **regression: Any,
+) -> pd.DataFrame:
+    """Predict test scores from each layer by each regressor, from a single crop of each image.
+
+    SVR and Gaussian process see the whole activation, as in the paper; ridge sees mean and spread
+    over places, the baseline that a method with 100,000 features has to beat. All splits share
+    their crops, so that one Gram matrix per layer serves them; the first one is cross-validated.
+
+    Args:
+        network: Network to tap, on the device to use.
+        name: Its key in :data:`iqa_utils.features.layers.NETWORKS`.
+        store: Decoded images.
+        tasks: From :func:`make_tasks`.
+        side: Crop height and width in pixels; 0 is the network's own.
+        crop_seed: Of the crops.
+        cache_dir: Folder of the feature cache.
+        save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
+        progress: Show a bar.
+        **regression: For :func:`regress`.
+
+    Returns:
+        One row per prediction, with ``network``, ``layer``, ``regressor`` and the image's columns.
+    """
+    side, layers = side or NETWORKS[name].side, layers_of(name)
+    rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
+    options = {"rows": rows, "crop": Crop((side, side), seed=crop_seed), "cache_dir": cache_dir}
+    options |= {**NETWORKS[name].normalisation, "progress": progress}
+    pooled = {layer.module: "flatten" if layer.is_vector else "mean_std" for layer in layers}
+    grams = layer_grams(network, store, pooled, save_seconds=save_seconds, **options)
+    features = {
+        module: frozen_features(network, store, layer=module, pooling=pooling, **options)
+        for module, pooling in pooled.items()
+    }
+    found = []
+    for seed, task in tasks.items():
+        regression["cross_validate"] = seed == next(iter(tasks))
+        for layer in layers:
+            for regressor in REGRESSORS:
+                matrices = grams[layer.module], features[layer.module]
+                values = regress(regressor, *matrices, rows, task, **regression)
+                found.append(
+                    task.table(**values, network=name, layer=layer.name, regressor=regressor)
+                )
+    return pd.concat(found, ignore_index=True)
+
+
+def predict_brisque(
+    store: ImageStore, tasks: Mapping[int, Task], *, cache_dir: str | Path, **regression: Any
+) -> pd.DataFrame:
+    """Predict test scores from BRISQUE's 36 statistics of whole images, by the same regressors.
+
+    All see the statistics standardised on the training images. As :func:`predict_layers`, with
+    network ``BRISQUE`` and layer ``36 statistics``.
+
+    Note:
+        An image of one grey level has no such statistics; it gets the mean of the training images,
+        so that it stays in the comparison.
+    """
+    rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
+    statistics = brisque_features(store, rows, cache_dir=cache_dir)
+    found = []
+    for seed, task in tasks.items():
+        regression["cross_validate"] = seed == next(iter(tasks))
+        train = statistics[np.searchsorted(rows, task.train)]
+        spread = np.nanstd(train, axis=0)
+        x = (statistics - np.nanmean(train, axis=0)) / np.where(spread > 0, spread, 1.0)
+        x = np.where(np.isnan(x).any(axis=1, keepdims=True), 0.0, x)  # no statistics: the mean
+        gram = gram_from_panels([x])
+        for regressor in REGRESSORS:
+            values = regress(regressor, gram, x, rows, task, **regression)
+            labels = {"network": "BRISQUE", "layer": "36 statistics", "regressor": regressor}
+            found.append(task.table(**values, **labels))
+    return pd.concat(found, ignore_index=True)
+
+
+def ledger_row(network: str, layer: str, stage: str, regressor: str) -> tuple[str, str]:
+    """Name table and method of a score as the ledger does where it has it, else as a control."""
+    table = {"pre-trained": "Table 1", "fine-tuned": "Table 2"}.get(stage, "control")
+    for row in LAYERS:
+        if (row.network, row.name, regressor) == (network, layer, "SVR") and table in row.tables:
+            return table, row.in_ledger(table)
+    return "control", f"{network} / {layer} ({stage}, {regressor})"
+
+
+def preferred(predictions: pd.DataFrame, by: Sequence[str], choice: Sequence[str]) -> pd.DataFrame:
+    """Keep what cross-validation prefers within each group, so that no test image chooses.
+
+    Args:
+        predictions: From :func:`predict_layers`.
+        by: Columns of the groups.
+        choice: Columns to choose by: those of the smallest error on the training images stay.
+    """
+    errors = predictions.dropna(subset="cv_rmse").groupby([*by, *choice], sort=False)["cv_rmse"]
+    error = errors.first().reset_index()  # of the first split
+    best = error.loc[error.groupby(list(by), sort=False)["cv_rmse"].idxmin(), [*by, *choice]]
+    return predictions.merge(best)
+
+
+def crop_distances(
+    network: nn.Module,
+    store: ImageStore,
+    layer: Layer,
+    task: Task,
+    *,
+    n_crops: int,
+    side: int = 0,
+    crop_seed: int = 0,
+    cache_dir: str | Path,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure distances between crops of a layer that gives vectors (the paper's 1000 logits).
+
+    One crop of each training image and ``n_crops`` of each test image, of ``side`` pixels (0: the
+    network's own): training distances (N, N) and test distances (n_crops, M, N).
+    """
+    side = side or NETWORKS[layer.network].side
+    options = {"layer": layer.module, "pooling": "flatten", "cache_dir": cache_dir}
+    options |= NETWORKS[layer.network].normalisation
+
+    def encode(rows: np.ndarray, number: int) -> np.ndarray:
+        crop = Crop((side, side), number, crop_seed)
+        return frozen_features(network, store, rows=rows, crop=crop, **options).astype(np.float64)
+
+    x = encode(task.train, 0)
+    # shifting all by the training mean changes no distance and keeps digits
+    centre = x.mean(axis=0)
+    tests = [encode(task.test, k) - centre for k in range(n_crops)]
+    x -= centre
+    norms = (x**2).sum(axis=1)
+    between = [((t**2).sum(axis=1)[:, None] + norms - 2 * t @ x.T).clip(min=0) for t in tests]
+    return np.sqrt(squared_distances(x @ x.T)), np.sqrt(np.stack(between))
+
+
+def average_crops(process: GaussianProcess, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average mean and standard deviation, (M,) each, over crops: distances are (K, M, N).
+
+    The crops of an image share its noise, so averaging does not make the interval narrower.
+    """
+    means, sds = zip(*(process.predict(d) for d in distances), strict=True)
+    return np.mean(means, axis=0), np.mean(sds, axis=0)
+
+
+def predict_final(
+    network: nn.Module,
+    store: ImageStore,
+    layer: Layer,
+    task: Task,
+    *,
+    n_trials: int = 0,
+    device: str = "cpu",
+    **crops: Any,
+) -> tuple[pd.DataFrame, NoiseSearch | None]:
+    """Predict as the paper's final method does: a Gaussian process on logits, crops averaged.
+
+    The noise is found by ``n_trials`` evaluations of a search (the paper's way), by the likelihood
+    where that is 0. ``crops`` are for :func:`crop_distances`. Returns predictions as
+    :func:`predict_layers` does, and the search if any.
+    """
+    within, between = crop_distances(network, store, layer, task, **crops)
+    search = None
+    if n_trials:
+        search = search_noise(within, task.mos, n_trials=n_trials, device=device, **task.folds)
+        process = search.process
+    else:
+        process = fit_gaussian_process(within, task.mos, tolerance=1e-7, device=device)
+    pred, sd = average_crops(process, between)
+    labels = {"network": layer.network, "layer": layer.name, "regressor": "GPR"}
+    return task.table(pred, sd=sd, **labels), search
+
+
+def time_prediction(
+    network: nn.Module,
+    store: ImageStore,
+    layer: Layer,
+    rows: Sequence[int],
+    process: GaussianProcess,
+    *,
+    n_crops: int,
+    side: int = 0,
+) -> dict[str, float]:
+    """Return median seconds per image by step; nothing is cached, the first row warms up."""
+    side = side or NETWORKS[layer.network].side
+    distances = np.ones((n_crops, 1, len(process.alpha)))
+    seconds = []
+    for row in rows:
+        started = time.perf_counter()
+        for k in range(n_crops):
+            crop = Crop((side, side), k)
+            list(iterate_layers(network, store, [layer.module], rows=[row], crop=crop))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        encoded = time.perf_counter()
+        average_crops(process, distances)
+        seconds.append((encoded - started, time.perf_counter() - encoded))
+    return dict(zip(("features", "prediction"), np.median(seconds[1:], axis=0), strict=True))
