@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iqa_utils.files import atomic_write
 from iqa_utils.images.decoding import decode_image
 
+NAMES = ("brightness", "contrast", "sharpness", "bitrate")  # what dual-Xception sees
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of gamma-corrected channels
 _CDF_97 = (-1.586134342, -0.05298011854, 0.8829110762, 0.4435068522)  # lifting steps
 _CDF_97_SCALE = 1.149604398
@@ -42,6 +44,50 @@ def measure_all(root: str | Path, names: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.insert(0, "image", list(names))
     return table
+
+
+def load_or_measure(frame: pd.DataFrame, root: str | Path, cache_dir: str | Path) -> pd.DataFrame:
+    """Take the columns :data:`NAMES` from a score table, or measure the images once.
+
+    Args:
+        frame: From :func:`iqa_utils.datasets.load_scores`.
+        root: Folder of the set.
+        cache_dir: Folder that keeps what was measured.
+    """
+    if set(NAMES) <= set(frame.columns) and frame[list(NAMES)].notna().all(axis=None):
+        return frame[list(NAMES)]
+    key = f"{frame.attrs['dataset']}-{frame.attrs['fingerprint'][:16]}-{len(frame)}"
+    path = Path(cache_dir) / f"indicators-{key}.parquet"
+    if not path.is_file():
+        with atomic_write(path) as partial:
+            measure_all(root, list(frame["image"])).to_parquet(partial)
+    return pd.read_parquet(path)[list(NAMES)]
+
+
+def standardise(indicators: pd.DataFrame, training: np.ndarray) -> np.ndarray:
+    """Turn indicators into numbers of mean 0 and spread 1 on the training set.
+
+    Sharpness and bitrate are taken as logarithms first: they are positive and long-tailed.
+
+    Args:
+        indicators: Columns :data:`NAMES`, N rows.
+        training: Rows that mean and spread are taken from.
+
+    Returns:
+        float32, shape (N, 4).
+
+    Raises:
+        ValueError: If a value is not finite after the logarithm.
+    """
+    table = indicators[list(NAMES)].astype(float)
+    for name in ("sharpness", "bitrate"):
+        table[name] = np.log(table[name].clip(lower=1e-6))
+    bad = table.index[~np.isfinite(table).all(axis=1)]
+    if len(bad):
+        raise ValueError(f"indicators of {len(bad)} images are not finite, first row {bad[0]}")
+    rows = table.iloc[training]
+    scaled = (table - rows.mean()) / rows.std(ddof=0).replace(0.0, 1.0)
+    return scaled.to_numpy().astype(np.float32)
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:

@@ -48,10 +48,8 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
 
     Note:
         The paper defines cross-sampling twice (section 2.2.3 is ``rule``, section 3.2 the three
-        methods). A ratio up to 2 is not mentioned in the rule: nothing is removed then. "Largest
-        classes" of method 3 are two classes ("three other ranges" are tripled), and method 2 counts
-        on the training part, where its example (two ranges doubled) holds. The official training
-        part of KonIQ-10k, 129/833/2157/3790/149, gives 645, 903, 2193 and 1826 images.
+        methods). A ratio up to 2 is not mentioned in the rule: nothing is removed then. Method 2
+        counts on the training set, where its example (two ranges doubled) holds.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, sections 2.2.3 and 3.2.
@@ -105,8 +103,10 @@ def cross_sample(
     Returns:
         Rows into ``mos``, sorted by range and not shuffled, int64.
 
-    Raises:
-        ValueError: If a score lies outside the edges, or as :func:`range_quotas`.
+    Example:
+        >>> mos = [10.0, 20.0, 30.0, 90.0]
+        >>> len(cross_sample(mos, "method1", edges=[0, 50, 100], seed=0, epoch=0))
+        2
     """
     ranges = range_index(mos, edges)  # (N,)
     counts = np.bincount(ranges, minlength=len(edges) - 1)
@@ -172,14 +172,6 @@ def mixed_batches(
 
 
 def visits_per_epoch(sizes: Sequence[int], mixing: Mixing) -> np.ndarray:
-    """Return how often an epoch of :func:`mixed_batches` shows an image of each set, on average.
-
-    Args:
-        sizes: Training images of each set, S values.
-        mixing: Which of the two.
-
-    Returns:
-        Shape (S,): largest set / set for ``released``, ones for ``proportional``.
-    """
+    """Return how often an epoch of :func:`mixed_batches` shows an image of each set, on average."""
     sizes = np.asarray(sizes)
     return sizes.max() / sizes if mixing == "released" else np.ones(len(sizes))

@@ -1,20 +1,24 @@
 """Tests of the indicators: hand-made images and the published wavelet filters."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.ndimage import convolve1d, gaussian_filter
 from skimage import data
 
 from iqa_utils.indicators import (
+    NAMES,
     _lift,
     brightness,
     colorfulness,
     contrast,
+    load_or_measure,
     luma,
     measure,
     measure_all,
     sharpness,
+    standardise,
 )
 
 PHOTO = data.astronaut()
@@ -105,3 +109,28 @@ def test_real_photographs_lie_in_the_span_of_the_official_columns(real_data):
     assert table["contrast"].between(0.02, 0.45).all()
     assert table["colorfulness"].between(0, 0.6).all()
     assert table["sharpness"].between(3, 26).all()
+
+
+def test_indicators_are_standardised_on_the_training_set():
+    table = np.random.default_rng(1).uniform(0.1, 1, (24, len(NAMES)))
+    table = pd.DataFrame(table, columns=list(NAMES))
+    numbers = standardise(table, np.arange(16))
+    np.testing.assert_allclose(numbers[:16].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(numbers[:16].std(0), 1, rtol=1e-6)
+    order = numbers[:, NAMES.index("sharpness")]
+    assert np.corrcoef(np.log(table["sharpness"]), order)[0, 1] == pytest.approx(1)
+    table.loc[5, "contrast"] = np.nan
+    with pytest.raises(ValueError, match="first row 5"):
+        standardise(table, np.arange(9))
+
+
+def test_indicators_are_taken_from_the_table_or_measured_once(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    frame = pd.DataFrame({"image": ["a.png"]})
+    frame.attrs.update(dataset="any", fingerprint="0" * 16)
+    found = load_or_measure(frame, tmp_path, tmp_path / "cache")
+    assert found["sharpness"][0] == sharpness(PHOTO)
+    (tmp_path / "a.png").unlink()  # measured before
+    assert load_or_measure(frame, tmp_path, tmp_path / "cache").equals(found)
+    given = frame.assign(**dict.fromkeys(NAMES, 0.5))
+    assert (load_or_measure(given, tmp_path, tmp_path / "none") == 0.5).all(axis=None)

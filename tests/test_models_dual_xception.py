@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from iqa_utils.models.branch import Branch, count_parameters
 from iqa_utils.models.dual_xception import DualXception
+from iqa_utils.models.pooled_trunk import PooledTrunk, count_parameters
 
 SMALL = "test_efficientnet"
 IMAGES = torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_the_activation_comes_between_the_branches_and_the_head():
 
 
 def test_mean_and_spread_are_pooled_over_positions():
-    branch = Branch(SMALL, 3, pooling="mean_std").eval()
+    branch = PooledTrunk(SMALL, 3, pooling="mean_std").eval()
     with torch.no_grad():
         maps = branch.trunk(IMAGES)
         pooled = branch(IMAGES)

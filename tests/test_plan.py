@@ -1,7 +1,6 @@
 """What a profile asks for: counted by hand, against published sizes, and against the samplers."""
 
 import json
-from dataclasses import replace
 from unittest.mock import MagicMock
 
 import nbformat
@@ -17,7 +16,6 @@ from iqa_utils import samplers
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.studies.sampling_setup import Scenario
 from iqa_utils.workshop import notebooks, plan
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
@@ -76,7 +74,7 @@ def test_a_frozen_beginning_keeps_no_activations():
     changes = {"BACKBONE": "mobilenetv2_050", "KONCEPT_BACKBONE": "mobilenetv2_050"}
     kept = {}
     for frozen in ("", "blocks.4"):
-        _, jobs = jobs_of("02", "demo", NETWORK={"frozen": frozen}, SIZE=[64, 64], **changes)
+        _, jobs = jobs_of("02", "demo", FROZEN=frozen, SIZE=[64, 64], **changes)
         kept[frozen] = footprint(jobs[0])
     assert kept["blocks.4"].activations < kept[""].activations / 2
     assert kept["blocks.4"].training < kept[""].training
@@ -97,29 +95,19 @@ def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
 def test_02_is_planned_as_its_cells_train_it(profile):
     values, called = plan.values_of("02", profile), []
 
-    class Recorder:
-        def __init__(self, size, *_, **__):
-            self.size = size
-
-        def train_all(self, scenarios, *, n_runs, select, seed):
-            for name, scenario in scenarios.items():
-                called.extend((name, scenario, select, seed + k, self.size) for k in range(n_runs))
-            return MagicMock()
+    def train_all(stage, scenarios, n_runs, select, size=tuple(values["SIZE"])):
+        for name, scenario in scenarios.items():
+            called.extend((name, scenario, select, seed, size) for seed in range(n_runs))
+        return MagicMock()
 
     notebook = nbformat.read(notebooks.find_notebook("02"), as_version=4)
-    marks = ("scenarios = ", "at_sizes = ", ".train_all(")
+    marks = ("scenarios = ", "at_sizes = ", "= train_all(", 'train_all("resolutions"')
     cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
-    names = ("frame", "mos", "indicators", "split", "recipe", "device", "run", "cache_dir")
-    names += ("check_overrides", "SETTINGS")
-    space = {name: MagicMock() for name in (*names, "display", "root", "weights")}
-    space |= {"images": MagicMock(build_store=lambda *_, size, **__: size), "replace": replace}
-    space |= {"Scenario": Scenario, "samplers": samplers, "Study": Recorder}
-    space["study"] = Recorder(tuple(values["SIZE"]))
-    space |= values
+    space = {name: MagicMock() for name in ("check_overrides", "display")}
+    space |= {"train_all": train_all, "samplers": samplers, "decode": tuple} | values
     for cell in cells:
         exec(cell, space)  # of our own notebook
-    planned = [(m, Scenario(**s), *rest) for m, s, *rest in sampling_runs(values)]
-    assert sorted(planned, key=str) == sorted(called, key=str)
+    assert sorted(sampling_runs(values), key=str) == sorted(called, key=str)
 
 
 def test_the_demo_of_02_trains_what_its_samplers_draw():

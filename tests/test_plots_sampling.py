@@ -13,11 +13,11 @@ from iqa_utils.workshop.plots import sampling as plots
 @pytest.mark.parametrize("scale", [1, -25])
 def test_labels_of_small_differences_do_not_touch(scale):
     common.set_theme()
-    table = pd.DataFrame({"difference": [-0.039, -0.003], "low": [-0.061, -0.014]},
-                         index=["method1", "range-weighted loss"])  # fmt: skip
-    table["high"] = [-0.02, 0.008]
+    table = pd.DataFrame({"value": [-0.039, -0.003], "ci_low": [-0.061, -0.014]})
+    table = scale * table.assign(ci_high=[-0.02, 0.008])
+    table["method"] = ["method1", "range-weighted loss"]
     panels = common.grid_figure(2, columns=2, size=(5.0, 3.2))
-    plots.plot_differences(panels[0], scale * table, xlabel="difference in SRCC")
+    plots.plot_differences(panels[0], table, xlabel="difference in SRCC")
     figure = panels[0].figure
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in panels[0].get_xticklabels()]

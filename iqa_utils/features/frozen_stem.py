@@ -13,13 +13,13 @@ from torch import Tensor
 
 from iqa_utils.backbones import weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
-from iqa_utils.models.branch import Branch
+from iqa_utils.models.pooled_trunk import PooledTrunk
 from iqa_utils.training.batches import Batch, epoch_seed, tensor_batches
 
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
 def stem_activations(
-    branch: Branch,
+    branch: PooledTrunk,
     store: ImageStore,
     *,
     cache_dir: str | Path | None,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.models.branch import Branch, Pooling, Variant
+from iqa_utils.models.pooled_trunk import PooledTrunk, Pooling, Variant
 from iqa_utils.models.scores import scaled_score
 
 Inputs = Literal["both", "images", "parameters"]
@@ -28,36 +28,27 @@ class DualXception(nn.Module):
         inputs: ``"both"``, or one branch alone.
         fusion: What becomes of the indicators when both are used.
         variant: Construction of a trunk's feature. ``A``: its own width (2048 for Xception), as in
-            the author's code, and the default because it is the only one that was run. ``B``: a
-            linear layer to ``width``, the literal reading of the paper. ``C``: the last separable
-            convolution narrowed to ``width``. ``G``: ``C``, then a linear layer of ``width``; the
-            nearest to the 40.8 million parameters of the paper. ``C`` and ``G`` need Xception.
+            the author's code. ``B``: a linear layer to ``width``, the literal reading of the paper.
+            ``C``: the last separable convolution narrowed to ``width``. ``G``: ``C``, then a linear
+            layer; the nearest to the paper's parameters. ``C`` and ``G`` need Xception.
         width: Feature width of ``B``, ``C`` and ``G``.
         plane_size: Side of the constant planes in pixels; None makes them as large as the image, as
-            the author did. Constant planes of 64 hold the same numbers at 2 % of the cost; only the
-            zero padding adds structure.
-        pooling: As :class:`iqa_utils.models.branch.Branch`.
-        activation: Apply the paper's leaky ReLU (slope 0.1, from the author's code, which defines
-            it and leaves it out). Features of a trunk that ends in a ReLU are not changed by it.
+            the author did, for the same numbers at many times the cost.
+        pooling: As :class:`iqa_utils.models.pooled_trunk.PooledTrunk`.
+        activation: Apply the paper's leaky ReLU (slope 0.1; the author's code leaves it out).
         frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
             weights and statistics, and :meth:`forward` takes their output in place of images.
         mos_mean: Score that an untrained network predicts, on the data's scale.
         mos_std: Spread of the scores: the head works in these units.
         pretrained: Weights of the image trunk, as :func:`iqa_utils.backbones.create_backbone`.
 
-    Attributes:
-        architecture: Arguments that build the same network again.
-
     Raises:
         ValueError: If an option is unknown, or ``variant`` does not fit the backbone.
 
     Note:
-        The paper states 40.8 million parameters; no construction has that number. With Xception
-        ``A``, ``B``, ``C`` and ``G`` have 41,618,289, 45,812,593, 38,466,417 and 40,565,617. The
-        narrowed convolution of ``C`` and ``G`` starts from random weights. The author also loads
-        ImageNet weights into the second trunk; the paper says it was not pretrained, and so it is
-        here. Standardised output (``mos_mean``, ``mos_std``) is ours: the paper lets the head find
-        a mean of 59 at a learning rate of 1e-4.
+        The paper states 40.8 million parameters; with Xception ``A``, ``B``, ``C`` and ``G`` have
+        41,618,289, 45,812,593, 38,466,417 and 40,565,617. The author also loads ImageNet weights
+        into the second trunk; the paper says it was not pretrained. Standardised output is ours.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 2.2.1, Figs. 4 and 5.
@@ -90,12 +81,12 @@ class DualXception(nn.Module):
         self.image_branch = self.parameter_branch = None
         n_features = 0
         if inputs != "parameters":
-            self.image_branch = Branch(backbone, 3, pretrained=pretrained, **options)
+            self.image_branch = PooledTrunk(backbone, 3, pretrained=pretrained, **options)
             if frozen is not None:
                 self.image_branch.freeze(frozen)
             n_features += self.image_branch.n_features
         if inputs == "parameters" or (inputs == "both" and fusion == "dual"):
-            self.parameter_branch = Branch(backbone, N_PARAMETERS, pretrained=None, **options)
+            self.parameter_branch = PooledTrunk(backbone, N_PARAMETERS, pretrained=None, **options)
             n_features += self.parameter_branch.n_features
         elif inputs == "both":
             linear = fusion == "linear"
@@ -108,18 +99,12 @@ class DualXception(nn.Module):
         self.register_buffer("mos_std", torch.tensor(float(mos_std)))
 
     def forward(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Predict the score of every image.
+        """Predict the scores, shape (B,).
 
         Args:
             images: Normalised RGB, shape (B, 3, H, W), or what ``image_branch.stem`` made of them;
                 with ``inputs="parameters"`` they only give the size of the planes.
             parameters: Standardised indicators, shape (B, 4); not read with ``inputs="images"``.
-
-        Returns:
-            Scores, shape (B,).
-
-        Raises:
-            ValueError: If indicators are needed and missing, or of another shape.
         """
         features = self.activation(self.features(images, parameters))
         return scaled_score(self.head, features, self.mos_mean, self.mos_std)
@@ -133,15 +118,7 @@ class DualXception(nn.Module):
 
     @torch.no_grad()
     def start_from(self, weights: Tensor, intercept: float) -> None:
-        """Begin with a linear model of the image features, such as ridge regression.
-
-        Args:
-            weights: Shape (F,), for the image branch's features; all other features get weight 0.
-            intercept: Score at features of zero.
-
-        Raises:
-            ValueError: If there are not F weights.
-        """
+        """Begin with a linear model of the image features, weights of shape (F,)."""
         n_features = 0 if self.image_branch is None else self.image_branch.n_features
         if len(weights) != n_features:
             raise ValueError(
@@ -156,7 +133,7 @@ class DualXception(nn.Module):
         if parameters is None or tuple(parameters.shape) != expected:
             found = "none" if parameters is None else tuple(parameters.shape)
             raise ValueError(f"the network needs indicators of shape {expected}, got {found}")
-        if not isinstance(self.parameter_branch, Branch):
+        if not isinstance(self.parameter_branch, PooledTrunk):
             return self.parameter_branch(parameters)
         size = images.shape[2:] if self.plane_size is None else (self.plane_size,) * 2
         planes = parameters[:, :, None, None].expand(-1, -1, *size)  # (B, 4, h, w)

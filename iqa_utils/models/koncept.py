@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.models.branch import Branch
+from iqa_utils.models.pooled_trunk import PooledTrunk
 from iqa_utils.models.scores import scaled_score
 
 WIDTHS = (2048, 1024, 256)
@@ -29,9 +29,6 @@ class KonCept(nn.Module):
         mos_mean: Score that an untrained network predicts, on the data's scale.
         mos_std: Spread of the scores: the head works in these units.
         pretrained: Weights of the trunk, as :func:`iqa_utils.backbones.create_backbone`.
-
-    Attributes:
-        architecture: Arguments that build the same network again.
 
     Raises:
         ValueError: If the pooling is unknown or there are not three widths.
@@ -67,7 +64,7 @@ class KonCept(nn.Module):
             "frozen": frozen, "mos_mean": mos_mean, "mos_std": mos_std,
         }  # fmt: skip
         how = "mean" if pooling == "global" else pooling
-        self.image_branch = Branch(backbone, 3, pooling=how, pretrained=pretrained)
+        self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)
         if frozen is not None:
             self.image_branch.freeze(frozen)
         layers, n_in = [], self.image_branch.n_features
@@ -82,15 +79,9 @@ class KonCept(nn.Module):
         self.register_buffer("mos_std", torch.tensor(float(mos_std)))
 
     def forward(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Predict the score of every image.
+        """Predict the scores, shape (B,), of normalised RGB or of what the stem made of it.
 
-        Args:
-            images: Normalised RGB, shape (B, 3, H, W), or what ``image_branch.stem`` made of them;
-                B above 1 in training mode.
-            parameters: Not read; there so that batches of dual-Xception fit.
-
-        Returns:
-            Scores, shape (B,).
+        ``parameters`` are not read; they are there so that batches of dual-Xception fit.
         """
         return self.score(self.image_branch(images))
 

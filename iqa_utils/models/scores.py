@@ -20,16 +20,7 @@ def scaled_score(
     """Apply the last layer and the scale of the scores in float32, whatever the trunk ran in.
 
     Under autocast the product would be bfloat16: between 64 and 128 its values lie 0.5 apart, and
-    2,015 test images share some 250 predictions.
-
-    Args:
-        last: Layer with one output.
-        features: Shape (B, F).
-        mos_mean: Added to the product.
-        mos_std: Multiplies the output.
-
-    Returns:
-        Scores, shape (B,), float32.
+    2,015 test images share some 250 predictions. Shapes: (B, F) to (B,).
     """
     with full_precision(features.device.type):
         return last(features.float()).squeeze(1) * mos_std + mos_mean

@@ -52,20 +52,19 @@ def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, t
     """
     from iqa_utils.samplers import METHODS
 
-    seeds, few = values["N_RUNS"], values["N_RUNS_MODELS"]
-    inputs = {"Images": "images", "Parameters": "parameters", "Images+Parameters": "both"}
-    cross = values["CROSS_SAMPLER"]
-    models = {name: {"inputs": how} for name, how in inputs.items()}
-    models |= {f"{k}, cross-sampled": v | {"sampler": cross} for k, v in models.items()}
-    models |= {"Plain Parameters": {"fusion": "plain"}, "Linear Layer": {"fusion": "linear"}}
-    samplers: dict[str, dict[str, str]] = {name: {"sampler": name} for name in METHODS}
-    rivals = {f"KonCept512, {k}": {"network": "koncept", **v} for k, v in samplers.items()}
-    samplers["range-weighted loss"] = {"loss": "range-weighted"}
-    size, groups = tuple(values["SIZE"]), []
-    groups = [(models, few, "SELECT_MODELS", size), (samplers, seeds, "SELECT_SAMPLERS", size)]
+    base = {"network": "dual", "sampler": "none", "loss": "mse"}
+    models = {name: base | {"network": name} for name in ("images", "parameters", "dual")}
+    cross = {"sampler": values["CROSS_SAMPLER"]}
+    models |= {f"{name}, cross-sampled": one | cross for name, one in models.items()}
+    models |= {name: base | {"network": name} for name in ("plain", "linear")}
+    by_sampler = {name: base | {"sampler": name} for name in METHODS}
+    rivals = {f"KonCept512, {k}": one | {"network": "koncept"} for k, one in by_sampler.items()}
+    by_sampler["range-weighted loss"] = base | {"loss": "range-weighted"}
+    seeds, few, size = values["N_RUNS"], values["N_RUNS_MODELS"], tuple(values["SIZE"])
+    groups = [(models, few, "SELECT_MODELS", size), (by_sampler, seeds, "SELECT_SAMPLERS", size)]
     groups.append((rivals, few, "SELECT_SAMPLERS", size))
     for h, w in values["RESOLUTIONS"]:
-        groups.append(({f"{w}x{h}": {"inputs": "images"}}, few, "SELECT_MODELS", (h, w)))
+        groups.append(({f"{w}x{h}": models["images"]}, few, "SELECT_MODELS", (h, w)))
     own = values.get("OVERRIDES", {})
     return [
         (method, scenario, values[select], seed, size)
@@ -79,7 +78,6 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     from iqa_utils.models.dual_xception import DualXception
     from iqa_utils.models.koncept import KonCept
     from iqa_utils.samplers import METHODS, range_quotas
-    from iqa_utils.studies.sampling_setup import Recipe, Scenario
 
     frame = tables[values["DATASET"]]
     parts = parts_of(frame, 0)
@@ -89,59 +87,45 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         name: int(range_quotas(counts, name, threshold=values["THRESHOLD"]).sum())
         for name in METHODS
     }
-    recipe = Recipe(
-        values["BACKBONE"],
-        values["KONCEPT_BACKBONE"],
-        None,
-        values["EPOCHS"],
-        values["BATCH_SIZE"],
-        values["LEARNING_RATE"],
-        values["HALVE_EVERY"],
-        **values["NETWORK"],
-    )
+    frozen = values["FROZEN"] or None
 
-    def build(scenario: Scenario) -> nn.Module:
-        frozen = recipe.frozen or None
-        if scenario.network == "koncept":
-            return KonCept(recipe.koncept_backbone, frozen=frozen)
-        only = {"inputs": scenario.inputs, "fusion": scenario.fusion, "variant": recipe.variant}
-        frozen = None if scenario.inputs == "parameters" else frozen
-        only |= {"pooling": recipe.pooling, "plane_size": recipe.plane_size or None}
-        return DualXception(recipe.backbone, frozen=frozen, **only)
+    def build(name: str) -> nn.Module:
+        if name == "koncept":
+            return KonCept(values["KONCEPT_BACKBONE"], frozen=frozen)
+        only = {"inputs": name} if name in ("images", "parameters") else {"fusion": name}
+        only |= {"pooling": values["POOLING"], "plane_size": values["PLANE_SIZE"] or None}
+        return DualXception(values["BACKBONE"], frozen=frozen, **only)
 
     def inputs(network: Any, images: Tensor) -> tuple[Tensor, ...]:
-        if recipe.frozen and network.image_branch is not None:  # computed once
+        if frozen and network.image_branch is not None:  # computed once
             images = network.image_branch.stem(images)
         return images, torch.zeros(len(images), 4, device=images.device)
 
     overrides, unique = values.get("OVERRIDES", {}), {}
     for method, scenario, select, seed, size in sampling_runs(values):
         own = {k: v for k, v in overrides.get(method, {}).items() if k != "N_RUNS"}
-        unique.setdefault((Scenario(**scenario), size, str(own), select, seed), (method, own))
-    counts = Counter(
-        (scenario, size, method) for (scenario, size, *_), (method, _) in unique.items()
-    )
-    settings = dict(unique.values())
-    for (scenario, size, method), count in counts.items():
-        own = settings[method]
-        epochs, images = own.get("EPOCHS", recipe.epochs), quota[scenario.sampler]
-        trunk = recipe.koncept_backbone if scenario.network == "koncept" else recipe.backbone
-        title = f"{scenario.network} {scenario.inputs} {scenario.fusion} {trunk}"
-        title += f" {recipe.variant} {recipe.plane_size} {recipe.frozen}".rstrip()
+        key = (*scenario.values(), size, str(own), select, seed)
+        unique.setdefault(key, (method, own, scenario, size))
+    settings = {method: one for method, *one in unique.values()}
+    for method, count in Counter(method for method, *_ in unique.values()).items():
+        own, scenario, size = settings[method]
+        network, images = scenario["network"], quota[scenario["sampler"]]
+        epochs = own.get("EPOCHS", values["EPOCHS"])
+        trunk = values["KONCEPT_BACKBONE" if network == "koncept" else "BACKBONE"]
         yield Job(
             name=method,
-            network=title,
-            build=partial(build, scenario),
+            network=f"{network} {trunk} {values['PLANE_SIZE']} {frozen or ''}".rstrip(),
+            build=partial(build, network),
             count=count,
             inputs=inputs,
             size=(3, *size),
-            batch=recipe.batch_size,
+            batch=values["BATCH_SIZE"],
             images=epochs * images,
-            steps=epochs * n_batches(images, recipe.batch_size),
-            frozen=bool(recipe.frozen),
+            steps=epochs * n_batches(images, values["BATCH_SIZE"]),
+            frozen=bool(frozen),
             watched=epochs * int((parts == "validation").sum()) + int((parts == "test").sum()),
-            precision=own.get("PRECISION", recipe.precision),
-            compile=own.get("COMPILE", recipe.compile),
+            precision=own.get("PRECISION", values["PRECISION"]),
+            compile=own.get("COMPILE", values["COMPILE"]),
         )
 
 

@@ -10,58 +10,53 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from iqa_utils.workshop.plots import common
 from iqa_utils.workshop.plots.common import PALETTE
 
 MARKERS = "osD^vP*X"
 
 
 def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
-    """Draw how many images of each range an epoch of each sampler shows.
+    """Draw how many images of each range an epoch of each sampler shows, on a logarithmic axis.
 
     Args:
         axes: Where to draw.
-        quotas: From :func:`iqa_utils.studies.sampling_results.quota_table`.
-
-    Returns:
-        The axes; the count is logarithmic.
+        quotas: One row per sampler, one column per range, then ``images`` and ``share``.
     """
     counts = quotas.drop(columns=["images", "share"])
     n_bars = len(counts)
     for i, (name, row) in enumerate(counts.iterrows()):
         x = np.arange(len(row)) + 0.8 * (i - (n_bars - 1) / 2) / n_bars
         hatch = ("", "//", "..", "xx", "\\\\")[i % 5]
-        axes.bar(x, row, 0.8 / n_bars, color=PALETTE[i], hatch=hatch, edgecolor="white",
-                 label=f"{name}: {int(row.sum()):,}")  # fmt: skip
-    axes.set(xticks=range(len(counts.columns)), xticklabels=counts.columns, yscale="log",
-             xlabel="range of MOS", ylabel="images an epoch",
-             ylim=(max(0.5 * counts.to_numpy().min(), 0.5), None))  # fmt: skip
+        style = {"color": PALETTE[i], "hatch": hatch, "edgecolor": "white"}
+        axes.bar(x, row, 0.8 / n_bars, label=f"{name}: {int(row.sum()):,}", **style)
+    axes.set(xticks=range(len(counts.columns)), xticklabels=counts.columns, yscale="log")
+    axes.set(xlabel="range of MOS", ylabel="images an epoch")
+    axes.set_ylim(max(0.5 * counts.to_numpy().min(), 0.5), None)
     axes.legend(fontsize=8, ncols=n_bars, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return axes
 
 
 def plot_range_errors(
-    axes: Axes, summary: pd.DataFrame, methods: Sequence[str], ranges: Sequence[str]
+    axes: Axes, scores: pd.DataFrame, methods: Sequence[str], ranges: Sequence[str]
 ) -> Axes:
-    """Draw the error in each range: an even model is a flat line.
+    """Draw the error in each range, with its deviation over runs: an even model is a flat line.
 
     Args:
         axes: Where to draw.
-        summary: From :func:`iqa_utils.studies.sampling_results.summarise`.
+        scores: From :func:`iqa_utils.evaluate.score`.
         methods: Lines, in order.
         ranges: Names of the ranges, in order.
-
-    Returns:
-        The axes; bars are the standard deviation over runs.
     """
     for i, method in enumerate(methods):
-        part = summary[summary["method"] == method].set_index("metric")
+        part = scores[scores["method"] == method].set_index("metric")
         part = part.reindex([f"RMSE {name}" for name in ranges])
         offset = 0.3 * (i / max(len(methods) - 1, 1) - 0.5)
-        axes.errorbar(np.arange(len(ranges)) + offset, part["value"], yerr=part["sd"].fillna(0),
-                      marker=MARKERS[i % 8], color=PALETTE[i], linewidth=1, capsize=2,
-                      label=method)  # fmt: skip
-    axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS",
-             ylabel="RMSE, MOS points", ylim=(0, None))  # fmt: skip
+        style = {"marker": MARKERS[i % 8], "color": PALETTE[i], "linewidth": 1, "capsize": 2}
+        x = np.arange(len(ranges)) + offset
+        axes.errorbar(x, part["value"], yerr=part["sd"].fillna(0), label=method, **style)
+    axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS")
+    axes.set(ylabel="RMSE, MOS points", ylim=(0, None))
     axes.legend(fontsize=8)
     return axes
 
@@ -69,18 +64,7 @@ def plot_range_errors(
 def plot_range_scatter(
     axes: Axes, mos: np.ndarray, pred: np.ndarray, edges: Sequence[float], *, title: str = ""
 ) -> Axes:
-    """Draw predictions against scores with the mean prediction of each range.
-
-    Args:
-        axes: Where to draw.
-        mos: Scores, shape (N,).
-        pred: Predictions, shape (N,).
-        edges: Edges of the score ranges.
-        title: Of the panel.
-
-    Returns:
-        The axes, both on the scale of the edges.
-    """
+    """Draw predictions against scores, both shape (N,), with the mean prediction of each range."""
     low, high = edges[0], edges[-1]
     axes.plot([low, high], [low, high], color="0.4", linewidth=1, linestyle="--", zorder=0)
     ranges = np.clip(np.searchsorted(edges, mos, side="right") - 1, 0, len(edges) - 2)
@@ -94,14 +78,11 @@ def plot_range_scatter(
 
 
 def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
-    """Draw time of an epoch against its images, one line a network.
+    """Draw time against images of an epoch, both logarithmic, one line per network.
 
     Args:
         axes: Where to draw.
         cost: Columns ``network``, ``sampler``, ``images``, ``seconds``.
-
-    Returns:
-        The axes, both logarithmic.
     """
     sns.scatterplot(cost, x="images", y="seconds", hue="network", style="sampler", s=60, ax=axes)
     for i, (_, part) in enumerate(cost.groupby("network", sort=False)):
@@ -113,21 +94,8 @@ def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
 
 
 def plot_differences(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> Axes:
-    """Draw paired differences with their 95 % intervals.
-
-    Args:
-        axes: Where to draw.
-        tests: From :func:`iqa_utils.studies.sampling_results.paired_tests`.
-        xlabel: What the difference is of.
-
-    Returns:
-        The axes; the line at 0 is no difference.
-    """
-    y = np.arange(len(tests))
+    """Draw the differences of :func:`iqa_utils.evaluate.compare`; 0 is no difference."""
     axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
-    axes.hlines(y, tests["low"], tests["high"], color=PALETTE[0], linewidth=1.6)
-    axes.plot(tests["difference"], y, "o", color=PALETTE[0])
-    axes.set(yticks=y, yticklabels=tests.index, xlabel=xlabel, ylim=(len(tests) - 0.5, -0.5))
+    common.plot_intervals(axes, tests, xlabel=xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
-    axes.grid(axis="y", visible=False)
     return axes

@@ -18,7 +18,7 @@ Variant = Literal["A", "B", "C", "G"]
 Pooling = Literal["mean", "mean_std", "8x8"]
 
 
-class Branch(nn.Module):
+class PooledTrunk(nn.Module):
     """A trunk and the pooling and layers that turn its map into a feature.
 
     Args:
@@ -29,10 +29,6 @@ class Branch(nn.Module):
         pooling: ``"mean"`` over all positions; ``"mean_std"``: also their standard deviation;
             ``"8x8"``: the mean of the 8x8 positions at the top left.
         pretrained: Weights of the trunk.
-
-    Attributes:
-        n_features: Width of the output.
-        frozen: Name of the last frozen layer, or None.
     """
 
     def __init__(
@@ -78,14 +74,7 @@ class Branch(nn.Module):
         return images
 
     def freeze(self, last: str) -> None:
-        """Freeze the trunk from its beginning to a layer.
-
-        Args:
-            last: Name of a child of the trunk, or of one of its sequential blocks.
-
-        Raises:
-            ValueError: If there is no such layer, or the trunk is not a chain of its layers.
-        """
+        """Freeze the trunk up to a child, or a step of one of its sequential blocks, by name."""
         steps = _chain(self.trunk)
         if last not in steps:
             raise ValueError(f"frozen must be one of {list(steps)}, got {last!r}")
@@ -96,7 +85,7 @@ class Branch(nn.Module):
         for step in self._frozen_steps:
             freeze_batch_statistics(step).requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Branch:
+    def train(self, mode: bool = True) -> PooledTrunk:
         """Set the mode of everything but the frozen layers, which stay in evaluation mode."""
         super().train(mode)
         for step in self._frozen_steps:

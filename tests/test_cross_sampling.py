@@ -1,0 +1,230 @@
+"""The training that notebook 02 shows: its own cells, on small data."""
+
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from iqa_utils.features.frozen_stem import stem_activations, stem_batches
+from iqa_utils.images import build_store
+from iqa_utils.indicators import NAMES, standardise
+from iqa_utils.models.pooled_trunk import PooledTrunk
+from iqa_utils.workshop import notebooks
+from tests.conftest import ROOT
+
+N = 24
+MOS = np.linspace(2, 98, N)[np.random.default_rng(2).permutation(N)]  # every set has all scores
+SPLIT = np.repeat(["training", "validation", "test"], [16, 4, 4])
+SMALL = {"EPOCHS": 1, "BATCH_SIZE": 4, "N_RUNS": 1, "EDGES": [0, 50, 75, 100], "SIZE": [40, 48]}
+CELLS = ["imports", "forward", "0b7a41c2", "0b7a41c4", "0b7a41c6", "0b7a41c8", "0b7a41ca"]
+CELLS += ["0b7a41cc", "5c41e07a"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    names = [f"{i:02d}.png" for i in range(N)]
+    for i, name in enumerate(names):
+        noise = generator.normal(0, 2 * i, (40, 48, 3))
+        Image.fromarray(np.clip(128 + noise, 0, 255).astype(np.uint8)).save(folder / name)
+    return build_store(folder, names, folder / "stores", size=(40, 48), progress=False)
+
+
+def notebook(store, folder, *, mos=MOS, split=SPLIT, **changes):
+    """Run the cells of notebook 02 that define its training; return what they define."""
+    path = notebooks.find_notebook("02")
+    values = notebooks.default_parameters(path) | SMALL | changes
+    rows = {name: np.flatnonzero(split == name) for name in ("training", "validation", "test")}
+    table = np.random.default_rng(1).uniform(0.1, 1, (len(mos), 4))
+    numbers = standardise(pd.DataFrame(table, columns=list(NAMES)), rows["training"])
+    frame = pd.DataFrame({"image": store.names, "reference": store.names})
+    space = dict(values, parameters=values, mos=mos, rows=rows, store=store, frame=frame)
+    space |= {"numbers": torch.tensor(numbers), "training_mos": mos[rows["training"]]}
+    space |= {"data": "demo", "device": "cpu", "weights": None}
+    space["counts"] = np.histogram(space["training_mos"], values["EDGES"])[0]
+    space["run"] = SimpleNamespace(checkpoints_dir=folder / "checkpoints")
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    for name in CELLS:
+        exec(cells[name], space)  # of our own notebook
+        space["cache_dir"] = folder.joinpath
+    return SimpleNamespace(**space, space=space)
+
+
+def test_every_scenario_trains_and_predicts_the_test_set(store, tmp_path):
+    one = notebook(store, tmp_path)
+    scenarios = {
+        "both": one.BASE, "pixels": one.inputs["images"] | {"sampler": "method3"},
+        "numbers": one.inputs["parameters"] | {"sampler": "rule"},
+        "weighted": one.controls["linear"] | {"loss": "range-weighted"},
+        "rival": one.BASE | {"network": "koncept", "sampler": "method1"},
+    }  # fmt: skip
+    runs = one.train_all("all", scenarios, 1, "range_sum")
+    assert runs.predictions.groupby("method").size().eq(4).all()
+    assert runs.predictions["pred"].notna().all()
+    assert runs.history["method"].tolist() == list(scenarios)
+    images = runs.history.set_index("method")["images"]
+    smallest = one.counts.min()
+    assert images["both"] == images["weighted"] == 16
+    assert images["pixels"] == smallest * (4 + 4 + 3)
+    assert images["rival"] == smallest * 3  # no image is left out, though batches hold 4
+    assert runs.cost["images"].tolist() == images.tolist()
+
+
+def test_the_same_training_gives_the_same_predictions_and_another_seed_others(store, tmp_path):
+    def predictions(folder, seed):
+        one = notebook(store, tmp_path / folder, SEED=seed)
+        return one.train_all("all", {"dual": one.BASE}, 1, "total").predictions["pred"]
+
+    first = predictions("a", 0)
+    assert first.equals(predictions("b", 0))
+    assert not first.equals(predictions("c", 1))
+
+
+def test_what_was_trained_is_read_and_not_trained_again(store, tmp_path):
+    one = notebook(store, tmp_path)
+    first = one.train_all("a", {"none": one.BASE}, 1, "total")
+    again = one.train_all("b", {"dual": one.BASE}, 1, "total")
+    assert first.cost["seconds"].equals(again.cost["seconds"])
+    assert first.predictions["pred"].equals(again.predictions["pred"])
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_another_split_recipe_or_criterion_is_another_training(store, tmp_path):
+    other = SPLIT.copy()
+    other[[5, 18]] = other[[18, 5]]  # neither is the first of its set
+    for changes in ({}, {"split": other}, {"MEAN": [0.5] * 3}):
+        one = notebook(store, tmp_path, **changes)
+        one.train_all("all", {"dual": one.BASE}, 1, "total")
+    one.train_all("all", {"dual": one.BASE}, 1, "range_sum")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+
+
+def test_a_method_can_have_settings_of_its_own_and_the_log_names_it(store, tmp_path, capsys):
+    own = {"a": {"EPOCHS": 2, "N_RUNS": 2}, "b": {"PRECISION": "bf16"}}
+    one = notebook(store, tmp_path, OVERRIDES=own)
+    capsys.readouterr()
+    runs = one.train_all("all", dict.fromkeys("abc", one.BASE), 1, "total")
+    assert runs.history.groupby(["method", "seed"]).size().to_dict() == {
+        ("a", 0): 2, ("a", 1): 2, ("b", 0): 1, ("c", 0): 1,
+    }  # fmt: skip
+    first = runs.predictions.query("seed == 0").set_index("method")["pred"]
+    assert not np.array_equal(first["b"], first["c"])
+    assert capsys.readouterr().out.splitlines() == [
+        "a, seed 0: {'EPOCHS': 2, 'N_RUNS': 2}", "a, seed 1: {'EPOCHS': 2, 'N_RUNS': 2}",
+        "b, seed 0: {'PRECISION': 'bf16'}",
+    ]  # fmt: skip
+
+
+def test_a_ridge_start_on_frozen_layers_predicts_what_ridge_regression_predicts(store, tmp_path):
+    options = {"RIDGE_START": True, "FROZEN": "blocks.2", "POOLING": "mean_std"}
+    one = notebook(store, tmp_path, **options, FREEZE_STATISTICS=True)
+    torch.manual_seed(0)
+    network = one.build("images", one.start)
+    network.activation = torch.nn.Identity()  # this small trunk does not end in a ReLU
+    test = one.rows["test"]
+    expected = one.start.predict(one.image_features(test))
+    pred = one.predict(network, one.batches(test, store))
+    np.testing.assert_allclose(pred, expected, rtol=1e-3)
+    assert (
+        one.train_all("all", {"images": one.inputs["images"]}, 1, "total")
+        .history.notna()
+        .all(axis=None)
+    )
+
+
+def test_a_notebook_stopped_inside_an_epoch_ends_with_the_same_numbers(store, tmp_path, capsys):
+    steps = []
+
+    def train_both(folder, stop_at=None):
+        one = notebook(store, folder, SAVE_SECONDS=0.0, EPOCHS=2)
+        plain = one.LOSSES["mse"]
+
+        def loss(pred, mos):
+            steps.append(1)
+            if len(steps) == stop_at:
+                raise InterruptedError
+            return plain(pred, mos)
+
+        one.LOSSES["mse"] = loss
+        rival = one.BASE | {"network": "koncept", "sampler": "method1"}
+        return one.train_all("all", {"dual": one.BASE, "koncept": rival}, 1, "total")
+
+    with pytest.raises(InterruptedError):
+        train_both(tmp_path / "a", stop_at=10)  # in the second training, with a step saved
+    steps.clear()
+    runs = train_both(tmp_path / "a")
+    assert "resumed at epoch 0, step 1\n" in capsys.readouterr().out
+    again = len(steps)
+    expected = train_both(tmp_path / "b")
+    assert len(steps) - again - again == 9  # nothing finished ran twice
+    assert runs.predictions.equals(expected.predictions)
+    assert runs.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+
+
+def test_frozen_layers_are_applied_once_and_mirrored(store, tmp_path):
+    branch = PooledTrunk("test_efficientnet", 3)
+    branch.freeze("blocks.1")
+    activations = stem_activations(branch, store, cache_dir=tmp_path)
+    assert len(activations) == 2 * N
+    images = torch.stack([store.image(3), store.image(3).flip(2)]).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = branch.stem((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    pair = activations[[3, N + 3]].float()
+    torch.testing.assert_close(pair, expected, rtol=2e-3, atol=2e-3)
+    branch.stem = None  # would fail if it ran again
+    assert torch.equal(stem_activations(branch, store, cache_dir=tmp_path), activations)
+    (plain,) = stem_batches(activations, np.arange(4), MOS, batch_size=4)
+    assert torch.equal(plain.inputs[0], activations[:4].float())
+    shown = [b.index for b in stem_batches(activations, np.arange(N), MOS, batch_size=4, seed=0)]
+    shown = torch.cat(shown)
+    assert sorted((shown % N).tolist()) == list(range(N))
+    assert 0 < (shown >= N).sum() < N
+
+
+# true counts
+
+OFFICIAL = {"none": 7058, "method1": 645, "method2": 903, "method3": 2193, "rule": 1826}
+
+
+class Linear(torch.nn.Module):
+    """One neuron on one pixel and four indicators."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = torch.nn.Linear(3 + len(NAMES), 1)
+
+    def forward(self, images, indicators):
+        return self.neuron(torch.cat([images.flatten(1), indicators], dim=1)).squeeze(1)
+
+
+def official_training_scores():
+    """Return KonIQ-10k's, or where the file is absent scores with as many in each range."""
+    path = ROOT.parent / "shared" / "data" / "koniq10k" / "koniq10k_distributions_sets.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        return table.loc[table["set"] == "training", "MOS"].to_numpy()
+    low = np.repeat([0, 20, 40, 60, 80], [129, 833, 2157, 3790, 149])
+    return low + np.random.default_rng(0).uniform(0, 20, len(low))
+
+
+def test_histories_of_the_official_training_set_hold_what_every_sampler_draws(tmp_path):
+    mos = official_training_scores()
+    mos = np.r_[mos, mos[::353], mos[1::353]]  # 20 more each for validation and test
+    split = np.repeat(["training", "validation", "test"], [7058, 20, 20])
+    picture = tmp_path / "0.png"
+    Image.new("RGB", (1, 1), (90, 120, 150)).save(picture)
+    names = [f"{i}.png" for i in range(len(mos))]
+    for name in names[1:]:
+        (tmp_path / name).hardlink_to(picture)
+    store = build_store(tmp_path, names, tmp_path / "stores", size=(1, 1), progress=False)
+    official = {"EDGES": [0, 20, 40, 60, 80, 100], "THRESHOLD": 1000}
+    one = notebook(store, tmp_path, mos=mos, split=split, **official)
+    one.space["build"] = lambda name, start: Linear()
+    samplers = {name: one.BASE | {"sampler": name} for name in OFFICIAL}
+    runs = one.train_all("samplers", samplers, 1, "total")
+    assert runs.history.set_index("method")["images"].to_dict() == OFFICIAL
