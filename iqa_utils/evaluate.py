@@ -7,7 +7,8 @@ A table of predictions has one row per image, method and run: the columns ``mos`
 A metric is a name: one of :data:`iqa_utils.metrics.METRICS`; ``"RMSE 0-20"`` or ``"MAE 0-20 and
 80-100"`` for the images in a range or in several; ``"RMSE ranges SD"`` and ``"MAE ranges mean"``
 for the spread and the mean of the errors of all ranges; ``"SRCC within subset"`` for the mean
-inside the groups of a column, each counted by its images. Noise raises a spread, and a bootstrap
+inside the groups of a column, each counted by its images, or by the column ``weight`` where the
+table has one: then the runs of a group are combined first. Noise raises a spread, and a bootstrap
 adds noise: read the interval of ``ranges SD`` as an upper one.
 """
 
@@ -80,7 +81,7 @@ def score(
             values = runs.values(metric, edges)
             if not len(values) or not np.isfinite(values).all():
                 continue
-            value = float(np.median(values) if combine == "median" else values.mean())
+            value = runs.whole(metric, edges, combine)
             low, high = (
                 _over_runs(values, runs.overlap)
                 if resample is None
@@ -181,8 +182,14 @@ class _Runs:
     """The runs of one experiment, and the draws that all its metrics share."""
 
     def __init__(
-        self, table: pd.DataFrame, over: str, resample: str | None, n_resamples: int, seed: int
+        self,
+        table: pd.DataFrame,
+        over: str,
+        resample: str | None,
+        n_resamples: int,
+        seed: int | list[int],
     ) -> None:
+        self.table, self.options = table, (over, resample, n_resamples, seed)
         self.runs = [part for _, part in table.groupby(over)]
         self.overlap: tuple[int, int] | None = None
         if "n_train" in table:
@@ -206,14 +213,42 @@ class _Runs:
 
     def draws(self, metric: str, edges: Sequence[float], combine: Combine) -> np.ndarray:
         """Return the combined metric of every draw, shape (draws,)."""
+        if groups := self._weighted_groups(metric):
+            name, weights = metric.partition(" within ")[0], [weight for _, weight in groups]
+            drawn = [runs.draws(name, edges, combine) for runs, _ in groups]
+            return np.average(drawn, axis=0, weights=weights)
         found = zip(self.runs, self.counts, strict=True)
-        values = np.array([_measure(part, metric, edges, counts) for part, counts in found])
-        return np.median(values, axis=0) if combine == "median" else values.mean(axis=0)
+        return _middle([_measure(part, metric, edges, drawn) for part, drawn in found], combine)
+
+    def whole(self, metric: str, edges: Sequence[float], combine: Combine) -> float:
+        """Return the combined metric of all images."""
+        if groups := self._weighted_groups(metric):
+            name, weights = metric.partition(" within ")[0], [weight for _, weight in groups]
+            found = [runs.whole(name, edges, combine) for runs, _ in groups]
+            return float(np.average(found, weights=weights))
+        return float(getattr(np, combine)(self.values(metric, edges)))
+
+    def _weighted_groups(self, metric: str) -> list[tuple[_Runs, float]]:
+        """Split the table where a metric asks for groups that have a weight of their own."""
+        column = metric.partition(" within ")[2]
+        if not column or "weight" not in self.table:
+            return []
+        over, resample, n_resamples, seed = self.options
+        groups = enumerate(group for _, group in self.table.groupby(column))
+        return [
+            (_Runs(group, over, resample, n_resamples, [seed, k]), group["weight"].iloc[0])
+            for k, group in groups
+        ]
 
     def count(self, metric: str, edges: Sequence[float]) -> int:
         """Return the images per run that a metric is computed from."""
         inside = [_inside(part, metric.partition(" ")[2], edges).sum() for part in self.runs]
         return round(sum(inside) / len(inside))
+
+
+def _middle(values: list[np.ndarray], combine: Combine) -> np.ndarray:
+    """Combine runs; the median passes over a run whose images a draw left out."""
+    return np.mean(values, 0) if combine == "mean" else pd.DataFrame(values).median().to_numpy()
 
 
 def _inside(part: pd.DataFrame, where: str, edges: Sequence[float]) -> np.ndarray:
@@ -229,7 +264,8 @@ def _measure(
     part: pd.DataFrame, metric: str, edges: Sequence[float], counts: np.ndarray
 ) -> np.ndarray:
     """Compute a metric where image n occurs ``counts[r, n]`` times; shape (draws,)."""
-    name = metric if metric in METRICS else metric.split()[0]
+    name = metric.partition(" within ")[0]
+    name = name if name in METRICS else metric.split()[0]
     where = metric[len(name) + 1 :]
     if name not in METRICS:
         raise KeyError(f"metric {metric!r} does not begin with one of {', '.join(METRICS)}")
@@ -245,6 +281,8 @@ def _measure(
         masks = [mask for mask in masks if mask.sum() > 1]
         values = np.array([_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks])
         weights = np.array([counts[:, m].sum(1) for m in masks])
+        if "weight" in part:
+            weights = np.array([part["weight"].to_numpy()[m][:1] for m in masks])  # (groups, 1)
         return (values * weights).sum(0) / weights.sum(0)
     mask = _inside(part, where, edges)
     if where and mask.all() and where not in range_names(edges):

@@ -17,38 +17,12 @@ _EPS = 1e-8  # beside the norm and inside the roots, as published
 
 
 def check_pair(pred: Tensor, mos: Tensor) -> None:
-    """Refuse anything but two float vectors of the same length.
-
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,).
-
-    Raises:
-        ValueError: If either is not one-dimensional, is empty, or the lengths differ.
-    """
+    """Refuse anything but two vectors of the same length, one image or more."""
     if pred.ndim != 1 or pred.shape != mos.shape or not len(pred):
         raise ValueError(
             f"pred and mos must both have shape (B,) with B >= 1, "
             f"got {tuple(pred.shape)} and {tuple(mos.shape)}"
         )
-
-
-def smooth_l1(pred: Tensor, mos: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Quadratic below ``beta``, linear above.
-
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores on the same scale, shape (B,).
-        beta: Error at which the two pieces meet, in score units.
-
-    Returns:
-        Mean loss over the batch, scalar.
-
-    References:
-        Feng et al., Electronics Letters 2023, Eq. (3) (``beta=1``).
-    """
-    check_pair(pred, mos)
-    return F.smooth_l1_loss(pred, mos, beta=beta)
 
 
 def norm_in_norm(
@@ -70,24 +44,23 @@ def norm_in_norm(
     Args:
         pred: Predictions, shape (B,).
         mos: Scores, shape (B,).
-        form: Which of the three.
-        p: Exponent of the outer norm (``nin`` only).
-        q: Exponent of the inner norm (``nin`` only).
-        alphas: Weights of the plain and of the cosine-scaled term (``nin`` only).
+        form: Which of the three; the rest is for ``nin``.
+        p: Exponent of the outer norm, >= 1.
+        q: Exponent of the inner norm, >= 1.
+        alphas: Weights of the plain and of the cosine-scaled term.
 
     Returns:
-        Scalar: ``eq4`` in [0, 2], ``nin`` in [0, 1], ``l1`` in score units.
-
-    Raises:
-        ValueError: If shapes differ, the form is unknown, or p, q < 1, or the alphas do not have a
-            positive sum.
-
-    Note:
-        ``eq4`` and ``nin`` have no value for one image, for constant scores or for constant
-        predictions; there they are 0 with zero gradient, so that such a batch adds nothing.
+        Scalar: ``eq4`` in [0, 2], ``nin`` in [0, 1], ``l1`` in score units. Where no correlation
+        exists (one image, constant scores or predictions) ``eq4`` and ``nin`` are 0 with zero
+        gradient.
 
     References:
         Feng et al., Electronics Letters 2023, Eq. (4); Li et al., Norm-in-norm loss, ACM MM 2020.
+
+    Example:
+        >>> pred, mos = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 5.0, 7.0])
+        >>> f"{norm_in_norm(pred, mos).item():.3f} {norm_in_norm(-pred, mos).item():.3f}"
+        '0.000 2.000'
     """
     check_pair(pred, mos)
     if form not in ("eq4", "nin", "l1"):
@@ -130,16 +103,11 @@ def fidelity(
     Args:
         pred: Predictions on a scale of their own, shape (B,).
         mos: Scores, shape (B,).
-        mos_std: Standard deviation of every score, same units as ``mos``, shape (B,). Without it
-            the true probability is 0, 1/2 or 1.
-        pred_std: Standard deviation of every prediction, shape (B,), which UNIQUE learns; without
-            it each is 1.
+        mos_std: Standard deviations of the scores, (B,); None: the true probability is 0, 1/2 or 1.
+        pred_std: Those of the predictions, (B,), which UNIQUE learns; None: each is 1.
 
     Returns:
         Mean over the B (B - 1) / 2 pairs, in [0, 1]; 0 with zero gradient for one image.
-
-    Raises:
-        ValueError: If shapes differ.
 
     References:
         Tsai et al., FRank, SIGIR 2007; Zhang et al., UNIQUE, IEEE TIP 2021, Eqs. (1)-(4).
@@ -170,18 +138,9 @@ def mean_over_sources(
 ) -> Tensor:
     """Apply a loss to each data set of a mixed batch and average the data sets equally.
 
-    Args:
-        loss: Takes ``pred`` and ``mos`` of one data set.
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,).
-        source: Number of the data set of each image, integers, shape (B,).
-
-    Returns:
-        Scalar. A data set without an image in the batch does not count; one with a single image
-        counts with whatever ``loss`` gives for it (norm-in-norm and fidelity: 0).
-
-    References:
-        Feng et al., Electronics Letters 2023, released code: six losses, averaged.
+    As in the released code of Feng et al., 2023: six losses, averaged. ``source`` numbers the data
+    set of each image, (B,). A data set without an image in the batch does not count; one with a
+    single image counts with what ``loss`` gives for it.
     """
     check_pair(pred, mos)
     check_pair(source, mos)
@@ -204,13 +163,6 @@ def range_weighted_mse(
         edges: Increasing edges of the ranges, shape (R + 1,); left-closed, the last one closed.
         power: 0 is the plain error, 1 lets every range count the same.
 
-    Returns:
-        Weighted mean over the batch, scalar, in squared score units.
-
-    Raises:
-        ValueError: If shapes do not fit, or a score falls outside the edges or into a range that
-            counts no image.
-
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.
     """
@@ -231,31 +183,17 @@ def range_weighted_mse(
 
 
 def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Absolute error, each image with its own weight.
+    """Mean absolute error, each image with its own weight, (B,); None weighs all alike.
 
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,).
-        weight: Weight of each image, >= 0, averaging 1 over the training part, shape (B,); None
-            weighs all alike.
-
-    Returns:
-        Mean over the batch, scalar, in score units. The batch's weights are not renormalised: a
-        batch of rare scores counts more.
-
-    Raises:
-        ValueError: If shapes differ.
-
-    References:
-        Yang et al., Delving into deep imbalanced regression, ICML 2021; Nguyen et al. 2024 names
-        no loss.
+    Weights average 1 over the training set and are not renormalised over a batch: one of rare
+    scores counts more. Yang et al., Delving into deep imbalanced regression, ICML 2021.
     """
     check_pair(pred, mos)
     return _weighted_mean((pred - mos).abs(), weight)
 
 
 def weighted_mse(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Squared error, each image with its own weight; otherwise as :func:`weighted_l1`."""
+    """Mean squared error, otherwise as :func:`weighted_l1`."""
     check_pair(pred, mos)
     return _weighted_mean((pred - mos) ** 2, weight)
 
@@ -263,20 +201,9 @@ def weighted_mse(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Ten
 def balanced_mse(pred: Tensor, mos: Tensor, *, noise: float) -> Tensor:
     """Squared error corrected for the label density, estimated from the batch itself.
 
-    A prediction is compared with every score of the batch: the loss is the cross-entropy of finding
-    its own among them when predictions scatter normally around the truth. Where many scores lie
-    close together, being near them earns less.
-
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,).
-        noise: Standard deviation of a prediction around the truth, score units, > 0.
-
-    Returns:
-        Mean over the batch times 2 noise^2, scalar, in squared score units; 0 for one image.
-
-    Raises:
-        ValueError: If shapes differ or the noise is not positive.
+    The cross-entropy of finding a prediction's own score among all scores of the batch, times
+    2 noise^2, when predictions scatter normally around the truth with the standard deviation
+    ``noise`` > 0: being near a crowd of scores earns less.
 
     References:
         Ren et al., Balanced MSE for imbalanced visual regression, CVPR 2022, batch-based

@@ -6,6 +6,12 @@ describes that shape; NIQE says how far it is from the shape in pristine images.
 handcrafted baselines of the papers.
 """
 
+import hashlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -15,6 +21,8 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import gammaln
 
+from iqa_utils.images.decode_once import hash_files, lock
+from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
 
 N_STATISTICS = 36
@@ -25,6 +33,7 @@ _RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _
 _FLAT = 1e-9  # grey levels: smaller gaps are rounding
 _WINDOW = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
 _WINDOW /= _WINDOW.sum()
+_CODE = inspect.getsource(sys.modules[__name__])  # as it was loaded
 
 
 def brisque_statistics(image: np.ndarray) -> np.ndarray:
@@ -150,6 +159,45 @@ def niqe(image: np.ndarray, *, patch: int = 96) -> float:
     gap = rows.mean(axis=0) - mean  # (36,)
     inverse = np.linalg.pinv((covariance + spread) / 2, hermitian=True)
     return float(np.sqrt(max(gap @ inverse @ gap, 0.0)))
+
+
+def niqe_of_files(
+    root: Path,
+    images: Sequence[str],
+    rows: np.ndarray,
+    cache_dir: Path,
+    *,
+    patch: int = 96,
+    save_seconds: float = 60.0,
+) -> np.ndarray:
+    """Measure NIQE of some rows of a list of files, each image once for all runs.
+
+    Args:
+        root: Folder that the names are relative to.
+        images: File names, N different ones.
+        rows: Rows wanted.
+        cache_dir: Where values are kept by the bytes of the images.
+        patch: As for :func:`niqe`.
+        save_seconds: Time between saves: a killed run continues where it stopped.
+
+    Returns:
+        Shape (N,); NaN for rows that were never asked for.
+    """
+    recipe = [_CODE, str(patch), *(a.tobytes().hex() for a in live_parameters())]
+    recipe += hash_files(root, images, cache_dir / "stores")
+    path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
+    with lock(path.with_suffix(".lock")):
+        values = np.load(path) if path.is_file() else np.full(len(images), np.nan)
+        missing = rows[np.isnan(values[rows])]
+        saved = time.monotonic()
+        for row in missing:
+            values[row] = niqe(np.asarray(read_image(root / images[row])), patch=patch)
+            if time.monotonic() - saved >= save_seconds or row == missing[-1]:
+                partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+                np.save(partial, values)
+                partial.replace(path)
+                saved = time.monotonic()
+    return values
 
 
 @cache

@@ -180,3 +180,25 @@ def test_what_cannot_be_compared_is_named(predictions):
         evaluate.score(predictions, ["method"], ["ACC"])
     with pytest.raises(KeyError, match="'RMSE 0-30' names none of the ranges"):
         evaluate.score(predictions, ["method"], ["RMSE 0-30"], edges=EDGES)
+
+
+def test_weighted_groups_are_combined_over_the_runs_before_they_are_averaged(predictions):
+    weights = {"good": 3.0, "bad": 1.0}
+    table = predictions.assign(weight=predictions["subset"].map(weights))
+    options = {"combine": "median", "resample": "reference", "n_resamples": 200}
+    whole = evaluate.score(table, ["method"], ["SRCC within subset"], **options)
+    each = evaluate.score(table, ["method", "subset"], ["SRCC"], **options)
+    runs = evaluate.score(table, ["seed", "method"], ["SRCC within subset"], resample=None)
+    for method in ("none", "method2"):
+        parts = {name: of(each, method=method, subset=name)["value"] for name in weights}
+        found = of(whole, method=method)
+        assert found["value"] == pytest.approx((3 * parts["good"] + parts["bad"]) / 4)
+        values = runs[runs["method"] == method]["value"]
+        assert found["sd"] == pytest.approx(values.std())
+        assert found["value"] != pytest.approx(values.median(), abs=1e-6)  # the other order
+        assert found["ci_low"] < found["value"] < found["ci_high"]
+        assert found["n"] == 120
+    logistic = evaluate.score(
+        table, ["method"], ["PLCC logistic within subset"], combine="median", resample=None
+    )
+    assert logistic["value"].between(0.3, 1).all()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import smooth_l1_loss
 
 from iqa_utils.imbalance import FDS, lds_weights, smoothing_kernel
-from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm, smooth_l1
+from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm
 from iqa_utils.metrics import fit_logistic
 from iqa_utils.models.monotonic import BilinearRegressor, MonotonicTransformers
 from iqa_utils.natural_scenes import (
@@ -249,7 +250,7 @@ def test_the_loss_of_a_mixed_batch_is_the_released_mean_of_six(hold):
 
     def loss(pred):
         def both(p, m):
-            return smooth_l1(p, m) + norm_in_norm(p, m, form="l1")
+            return smooth_l1_loss(p, m) + norm_in_norm(p, m, form="l1")
 
         return mean_over_sources(both, pred.flatten(), mos, source)
 

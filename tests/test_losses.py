@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.nn import functional as F
 
 from iqa_utils.losses import (
     balanced_mse,
@@ -11,7 +12,6 @@ from iqa_utils.losses import (
     mean_over_sources,
     norm_in_norm,
     range_weighted_mse,
-    smooth_l1,
     weighted_l1,
     weighted_mse,
 )
@@ -19,11 +19,6 @@ from iqa_utils.losses import (
 PRED = torch.tensor([1.0, 2.0, 4.0, 4.5, 7.0], dtype=torch.float64)
 MOS = torch.tensor([0.5, 3.0, 3.5, 6.5, 6.0], dtype=torch.float64)
 RHO = np.corrcoef(PRED, MOS)[0, 1]
-
-
-def test_smooth_l1_is_quadratic_below_one_and_linear_above():
-    pred, mos = torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0])
-    assert smooth_l1(pred, mos).item() == pytest.approx((0.125 + 2.5) / 2)
 
 
 def test_eq4_is_one_minus_the_correlation_and_the_mean_of_the_printed_formula():
@@ -116,11 +111,25 @@ def test_fidelity_sees_the_order_only_and_one_image_has_none():
 def test_every_data_set_of_a_mixed_batch_counts_the_same():
     pred, mos = torch.tensor([1.0, 1.0, 1.0, 2.0]), torch.tensor([1.5, 1.5, 1.5, 4.0])
     source = torch.tensor([3, 3, 3, 0])
-    mixed = mean_over_sources(smooth_l1, pred, mos, source)
+    mixed = mean_over_sources(F.smooth_l1_loss, pred, mos, source)
     assert mixed.item() == pytest.approx((0.125 + 1.5) / 2)
 
 
-@pytest.mark.parametrize("loss", [smooth_l1, norm_in_norm, fidelity])
+def test_a_set_with_a_single_image_in_the_batch_counts_without_its_correlation():
+    mos, source = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])
+    quality = torch.tensor([1.5, 1.0, 3.0], requires_grad=True)
+
+    def both(pred, mos):
+        return F.smooth_l1_loss(pred, mos) + norm_in_norm(pred, mos)
+
+    loss = mean_over_sources(both, quality, mos, source)
+    # set 0: smooth L1 (0.125 + 0.5) / 2 and 1 - (-1); set 1: 2 - 0.5 and no correlation
+    assert loss.item() == pytest.approx(((0.3125 + 2) + 1.5) / 2, abs=1e-6)
+    loss.backward()
+    assert torch.isfinite(quality.grad).all()
+
+
+@pytest.mark.parametrize("loss", [norm_in_norm, fidelity])
 def test_a_column_against_a_vector_is_refused(loss):
     with pytest.raises(ValueError, match=r"shape \(B,\).*\(8, 1\) and \(8,\)"):
         loss(torch.zeros(8, 1), torch.zeros(8))

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import convolve, gaussian_filter
 from scipy.special import gamma
 from scipy.stats import gennorm
 from skimage import data
 
+from iqa_utils import natural_scenes
 from iqa_utils.indicators import luma
 from iqa_utils.natural_scenes import (
     _halved,
@@ -15,6 +17,7 @@ from iqa_utils.natural_scenes import (
     fit_ggd,
     live_parameters,
     niqe,
+    niqe_of_files,
     niqe_statistics,
     normalise,
 )
@@ -209,3 +212,35 @@ def test_a_flat_corner_is_left_out():
     image[:32, :32] = 255
     image[:40, :40] = 255  # the window reaches into the next patch
     assert len(niqe_statistics(image, patch=16)) < 16
+
+
+def test_niqe_of_files_continues_after_a_kill_and_measures_no_image_twice(tmp_path, monkeypatch):
+    names = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        Image.fromarray(data.coffee()[:64, : 64 + 16 * i]).save(tmp_path / name)
+    seen = []
+
+    def counted(pixels, patch):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(pixels.shape[1])
+        return niqe(pixels, patch=patch)
+
+    def measure(rows):
+        options = {"patch": 32, "save_seconds": 0.0}
+        return niqe_of_files(tmp_path, names, np.array(rows), tmp_path / "cache", **options)
+
+    monkeypatch.setattr(natural_scenes, "niqe", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure([0, 1])
+    monkeypatch.setattr(
+        natural_scenes, "niqe", lambda x, patch: seen.append(x.shape[1]) or niqe(x, patch=patch)
+    )
+    values = measure([0, 1, 2])
+    assert seen == [64, 80, 96]
+    assert np.isnan(values).tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(measure([2, 0]), values)
+    assert len(seen) == 3
+    assert values[1] == niqe(data.coffee()[:64, :80], patch=32)
+    Image.fromarray(data.rocket()[:64, :64]).save(tmp_path / names[0])  # other pixels, same name
+    assert measure([0])[0] != values[0]

@@ -107,3 +107,11 @@ def test_every_picture_of_the_audit_draws():
     marks = sum(len(c.get_offsets()) for c in axes[0, 0].collections)
     assert marks == len(table)
     plt.close(figure)
+
+
+def test_quoted_weighted_means_are_recomputed_from_their_own_rows():
+    quoted = released.quoted_rows(claims.load_claims())
+    assert quoted.loc["ILNIQE", "weighted"] == 0.528
+    assert quoted.loc["ILNIQE", "recomputed"] == pytest.approx(0.541, abs=5e-4)
+    assert quoted.loc["NIQE", "recomputed"] == pytest.approx(0.471, abs=1e-3)
+    assert np.isnan(quoted.loc["PQR (BID)", "recomputed"])

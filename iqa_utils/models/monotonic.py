@@ -43,11 +43,13 @@ class MonotonicTransformers(nn.Module):
         variant: Which family of curves.
         n_layers: 3, 5 or 7; ``scalar`` and ``identity`` ignore it.
 
-    Raises:
-        ValueError: If there is no source, or the variant or the depth is unknown.
-
     References:
         Feng et al., Electronics Letters 2023, Fig. 3 and Table 2.
+
+    Example:
+        >>> transformers = MonotonicTransformers(6, variant="mixed")
+        >>> transformers(torch.rand(4), torch.tensor([0, 5, 5, 2])).shape
+        torch.Size([4])
     """
 
     def __init__(self, n_sources: int, *, variant: Variant = "paper", n_layers: int = 5) -> None:
@@ -70,14 +72,7 @@ class MonotonicTransformers(nn.Module):
             self.biases.append(nn.Parameter(bias))
 
     def curves(self, quality: Tensor) -> Tensor:
-        """Evaluate every curve at every quality.
-
-        Args:
-            quality: Shape (B,).
-
-        Returns:
-            Scores, shape (B, S), non-decreasing in ``quality`` column by column.
-        """
+        """Evaluate every curve at every quality: (B,) to (B, S), no column decreasing."""
         x = quality[None, :, None].expand(self.n_sources, -1, 1)  # (S, B, 1)
         with full_precision(x.device.type):  # bfloat16 would make steps of the curves
             for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -93,15 +88,7 @@ class MonotonicTransformers(nn.Module):
         return torch.cat([F.elu(convex), -F.elu(-concave)], dim=-1)
 
     def forward(self, quality: Tensor, source: Tensor) -> Tensor:
-        """Map each quality through the curve of its own data set.
-
-        Args:
-            quality: Shape (B,).
-            source: Number of the data set, integers in [0, S), shape (B,).
-
-        Returns:
-            Scores on the scale the curves were trained for, shape (B,).
-        """
+        """Map each quality, (B,), through the curve of its own set, numbered by ``source``."""
         return self.curves(quality).gather(1, source[:, None])[:, 0]
 
 
@@ -109,19 +96,14 @@ class BilinearRegressor(nn.Module):
     """Regress one number from the products of all pairs of channels.
 
     The C x C matrix of channel products, averaged over places, goes through a signed square root
-    and is scaled to unit length; three fully connected layers read it. It is symmetric, so the
-    first layer acts only through w_ij + w_ji: ``triangle`` keeps one weight for each pair, half
-    the parameters and less than half the time.
+    and is scaled to unit length; three fully connected layers read it. It is symmetric: the first
+    layer acts only through w_ij + w_ji, and ``triangle`` keeps one weight for each pair.
 
     Args:
         in_channels: Channels of the maps.
-        channels: Learn a projection to this many channels first, the same in every place; None
-            uses all of them.
+        channels: Learn a projection to this many channels first; None uses all of them.
         form: ``triangle``, or ``full`` as published.
         hidden: Widths of the two hidden layers.
-
-    Raises:
-        ValueError: If the form is unknown.
 
     Note:
         With the off-diagonal weights started at w_ij + w_ji and trained at twice the learning rate
@@ -165,14 +147,7 @@ class BilinearRegressor(nn.Module):
             nn.init.normal_(self.off_diagonal.weight, std=2**0.5 * std)  # the sum of two
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Regress quality from maps of any height and width.
-
-        Args:
-            maps: Last convolutional maps, shape (B, in_channels, h, w).
-
-        Returns:
-            Quality, shape (B,).
-        """
+        """Regress quality, (B,), from maps of any height and width, (B, in_channels, h, w)."""
         with full_precision(maps.device.type):
             return self.last(F.relu(self.second(F.relu(self._read(maps.float())))))[:, 0]
 
@@ -189,17 +164,7 @@ class BilinearRegressor(nn.Module):
 
     @torch.no_grad()
     def copy_full(self, full: BilinearRegressor) -> BilinearRegressor:
-        """Take over the weights of a ``full`` regressor, so that both compute the same function.
-
-        Args:
-            full: Regressor of the same sizes in the form ``full``.
-
-        Returns:
-            This ``triangle`` regressor.
-
-        Raises:
-            ValueError: If the forms are not as said.
-        """
+        """Take over the weights of a ``full`` regressor: both compute the same function."""
         if (self.form, full.form) != ("triangle", "full"):
             raise ValueError(f"copy full into triangle, got {full.form} into {self.form}")
         size = self.first.in_features
@@ -222,8 +187,7 @@ class MonotonicIQA(nn.Module):
         sources: Names of the data sets, in the order of the transformers.
         backbone: Any convolutional timm model.
         pretrained: Weights of the trunk, see :func:`iqa_utils.backbones.create_backbone`.
-        channels: See :class:`BilinearRegressor`; wide trunks need it (1,280 channels squared and
-            512 units are 839 million weights).
+        channels: See :class:`BilinearRegressor`; wide trunks need it.
         form: See :class:`BilinearRegressor`.
         variant: See :class:`MonotonicTransformers`.
         n_layers: Likewise.
@@ -260,26 +224,11 @@ class MonotonicIQA(nn.Module):
         self.transformers = MonotonicTransformers(len(sources), variant=variant, n_layers=n_layers)
 
     def quality(self, images: Tensor) -> Tensor:
-        """Regress quality, which needs no data set: the way the model is used.
-
-        Args:
-            images: Normalised RGB, shape (B, 3, H, W), any size the trunk accepts.
-
-        Returns:
-            Quality on the model's own scale, shape (B,).
-        """
+        """Regress quality, (B,), on the model's own scale: the way the model is used."""
         return self.head(self.trunk(images))
 
     def forward(self, images: Tensor, source: Tensor | None = None) -> Tensor:
-        """Regress quality and, with ``source``, map it to that data set's scores.
-
-        Args:
-            images: Normalised RGB, shape (B, 3, H, W).
-            source: Number of each image's data set, shape (B,), or None for quality.
-
-        Returns:
-            Shape (B,).
-        """
+        """Regress quality, (B,), and map it to the scores of each image's ``source``, if given."""
         quality = self.quality(images)
         return quality if source is None else self.transformers(quality, source)
 
@@ -287,17 +236,9 @@ class MonotonicIQA(nn.Module):
 def parameter_groups(model: nn.Module, *, lr_trunk: float, lr: float) -> list[dict[str, Any]]:
     """Group parameters for Adam as the released code does.
 
-    Args:
-        model: A :class:`MonotonicIQA`, or a module with some of its parts.
-        lr_trunk: Learning rate of the pretrained trunk (paper: 3e-5).
-        lr: Learning rate of everything else (paper: 3e-4).
-
-    Returns:
-        Groups for a ``torch.optim`` constructor, empty ones left out. Off-diagonal weights of a
-        triangle head get ``2 * lr``: each stands for two of the full matrix.
-
-    Note:
-        The paper gives the regressor two learning rates in two sentences; the code's is taken.
+    The trunk gets ``lr_trunk`` (paper: 3e-5), everything else ``lr`` (paper: 3e-4; it gives the
+    regressor two rates in two sentences, the code's is taken), but for off-diagonal weights of a
+    triangle head: ``2 * lr``, since each stands for two of the full matrix.
     """
     groups: dict[float, list[nn.Parameter]] = {lr_trunk: [], lr: [], 2 * lr: []}
     for name, parameter in model.named_parameters():

@@ -130,8 +130,7 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
 
 def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
-    from iqa_utils.models.monotonic import MonotonicIQA
-    from iqa_utils.studies.mixed import parse_methods
+    from iqa_utils.models.monotonic import VARIANTS, MonotonicIQA
 
     if values["SUBSET_WARPS"]:  # one set cut into subsets of like size
         frame = next(iter(tables.values()))
@@ -164,18 +163,21 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     def inputs(n_sets: int, network: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
         return images, torch.arange(len(images), device=images.device) % n_sets
 
-    for method in parse_methods(values["METHODS"], list(tables)):
-        names = [method.only] if method.only else list(tables)
+    singles = [f"single:{name}" for name in tables]
+    for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
+        variant, _, depth = method.partition("-")
+        variant = variant if variant in VARIANTS else "identity"
+        names = [method.removeprefix("single:")] if method in singles else list(tables)
         sizes = [int(counts[name]["training"]) for name in names]
         images = max(sizes) * len(names) if released else sum(sizes)
         batch_size = values["BATCH_SIZE"] * (len(names) if released else 1)
-        own = values.get("OVERRIDES", {}).get(method.name, {})
+        own = values.get("OVERRIDES", {}).get(method, {})
         epochs = own.get("EPOCHS", values["EPOCHS"])
         whole = 1.0 if frozen else _whole_images(tables, counts, names) / side**2
         yield Job(
-            name=method.name,
-            network=f"{method.variant}-{method.n_layers} {trunk}",
-            build=partial(build, names, method.variant, method.n_layers),
+            name=method,
+            network=f"{variant}-{depth or 5} {trunk}",
+            build=partial(build, names, variant, int(depth or 5)),
             batch=batch_size,
             size=size,
             inputs=partial(inputs, len(names)),

@@ -134,6 +134,15 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "dataset", "gain", "deviation", "not_positive"])
 
 
+def quoted_rows(ledger: pd.DataFrame) -> pd.DataFrame:
+    """SRCC of other papers' networks as Table 1 quotes it; ``recomputed`` is the weighted mean."""
+    table = ledger.query("paper == 'feng2023' and table == 'Table 1' and metric == 'SRCC'")
+    table = table[table["method"].str.contains("NIQE|PQR|DB-CNN")]
+    wide = table.pivot_table(index="method", columns="dataset", values="value", sort=False)
+    weights = pd.Series(SIZES) / sum(SIZES.values())
+    return wide.assign(recomputed=(wide[list(SIZES)] * weights).sum(axis=1, skipna=False))
+
+
 def kendall_points(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman and Kendall of every split and set, to see how far real pairs stray."""
     methods = {"SRCC": metrics.srcc, "KRCC": metrics.krcc}

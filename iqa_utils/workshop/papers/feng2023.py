@@ -44,6 +44,15 @@ ANSWERS = (
     Answer("text", {"arithmetic": SMALL | {"network": "UNIQUE"}}, ("UNIQUE",)),
     Answer("text", {"arithmetic": LARGE | {"network": "KonCept512"}}, ("KonCept512",)),
 )
+ROWS = {  # method of the notebook -> table and row
+    "released": {"Table 1": PROPOSED, "Table 2": "Five CFCLs and Four ELUs (Proposed)"},
+    "released-3": {"Table 2": "Three CFCLs and Two ELUs"},
+    "released-7": {"Table 2": "Seven CFCLs and Six ELUs"},
+    "linear": {"Table 1": "UNIQUE-Linear (All databases)"},
+    "ranking": {"Table 1": "UNIQUE (All databases)"},
+    "single:koniq10k": {"Table 1": "KonCept512 (KonIQ-10k)"},
+    "niqe": {"Table 1": "NIQE"},
+}
 EASY = "The authors released code and ten files of predictions: the medians follow digit by digit."
 DIFFICULT = (
     "Splits are neither shipped nor seeded, the printed loss is not the one the code trains, rows "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,36 +11,8 @@ from iqa_utils.workshop.plots.common import PALETTE
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def plot_examples(
-    axes: Sequence[Axes], images: Sequence[np.ndarray], captions: Sequence[str]
-) -> Sequence[Axes]:
-    """Show images with their distortion and score, as Fig. 1 does.
-
-    Args:
-        axes: One an image.
-        images: uint8, shape (H, W, 3), any sizes.
-        captions: One an image.
-
-    Returns:
-        The axes.
-    """
-    for ax, image, caption in zip(axes, images, captions, strict=True):
-        ax.imshow(image)
-        ax.set_title(caption, fontsize=8, fontweight="normal")
-        ax.set_axis_off()
-    return axes
-
-
 def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
-    """Draw how often an epoch shows an image of each set.
-
-    Args:
-        axes: Where to draw.
-        visits: A row a set, a column a mixing.
-
-    Returns:
-        The axes.
-    """
+    """Draw how often an epoch shows an image: a row per set, a column per mixing."""
     height = 0.8 / len(visits.columns)
     for k, mixing in enumerate(visits):
         y = np.arange(len(visits)) + (k - (len(visits.columns) - 1) / 2) * height
@@ -57,48 +27,31 @@ def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
     return axes
 
 
-def plot_transformers(axes: Axes, curves: Mapping[str, np.ndarray], *, title: str) -> Axes:
+def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> Axes:
     """Draw the learned curves of one set, each over the qualities its own model predicts.
 
     Qualities of different models have no common unit, so each model's middle 98 % is drawn from 0
     to 1; a straight line is a gain and an offset.
-
-    Args:
-        axes: Where to draw.
-        curves: Method to scores at evenly spaced qualities, each shape (G,).
-        title: Name of the set.
-
-    Returns:
-        The axes.
     """
-    for k, (variant, scores) in enumerate(curves.items()):
-        style = LINES[k % len(LINES)]
-        quality = np.linspace(0, 1, len(scores))
-        axes.plot(quality, scores, color=PALETTE[k], linestyle=style, linewidth=2, label=variant)
+    inside = points[points["inside"]].groupby("method", sort=False)
+    for k, (method, curve) in enumerate(inside):
+        quality = (curve["quality"] - curve["quality"].min()) / np.ptp(curve["quality"])
+        style = {"color": PALETTE[k], "linestyle": LINES[k % len(LINES)], "linewidth": 2}
+        axes.plot(quality, curve["score"], label=method, **style)
     axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
     return axes
 
 
-def plot_split_dots(axes: Axes, table: pd.DataFrame, *, metric: str, xlabel: str) -> Axes:
-    """Draw one dot a split and method, joined by split, with medians as bars.
-
-    Args:
-        axes: Where to draw.
-        table: Columns ``method``, ``seed`` and the metric.
-        metric: Column to draw.
-        xlabel: Quantity and unit.
-
-    Returns:
-        The axes.
-    """
+def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> Axes:
+    """Draw ``value`` as one dot per ``seed`` and ``method``, joined by seed, medians as bars."""
     methods = list(dict.fromkeys(table["method"]))
     for row, method in enumerate(methods):
-        part = table[table["method"] == method]
-        axes.scatter(part[metric], [row] * len(part), s=26, color=PALETTE[0], linewidths=0)
-        axes.plot([part[metric].median()] * 2, [row - 0.33, row + 0.33], color=PALETTE[3], lw=2)
+        values = table.loc[table["method"] == method, "value"]
+        axes.scatter(values, [row] * len(values), s=26, color=PALETTE[0], linewidths=0)
+        axes.plot([values.median()] * 2, [row - 0.33, row + 0.33], color=PALETTE[3], lw=2)
     for seed in table["seed"].unique():
         part = table[table["seed"] == seed].set_index("method").reindex(methods)
-        axes.plot(part[metric], range(len(methods)), color="0.75", linewidth=0.7, zorder=0)
+        axes.plot(part["value"], range(len(methods)), color="0.75", linewidth=0.7, zorder=0)
     axes.set(xlabel=xlabel, yticks=range(len(methods)), yticklabels=methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -106,16 +59,7 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, metric: str, xlabel: str
 
 
 def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
-    """Draw a table of correlations as colours with their numbers.
-
-    Args:
-        axes: Where to draw.
-        table: Row and column names are the labels; NaN stays white.
-        label: What the rows are.
-
-    Returns:
-        The axes.
-    """
+    """Draw a table of correlations as colours with their numbers; NaN stays white."""
     values = table.to_numpy(dtype=float)
     axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -130,17 +74,7 @@ def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
 
 
 def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
-    """Draw scores carried from one set's scale to another's through the shared quality.
-
-    Args:
-        axes: Where to draw.
-        carried: Columns ``method``, ``mos`` and ``carried``, for one set; several splits of a
-            method are several lines.
-        title: Name of the set and of its map.
-
-    Returns:
-        The axes.
-    """
+    """Draw scores carried from one set's scale to another's, a line per method and split."""
     axes.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle=(0, (2, 2)), label="recovered")
     for k, (method, of_method) in enumerate(carried.groupby("method", sort=False)):
         for i, (_, part) in enumerate(of_method.groupby("seed")):
@@ -153,19 +87,11 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
 
 
 def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
-    """Draw multiply-accumulates at several image sizes.
-
-    Args:
-        axes: Where to draw.
-        table: GMAC, a row a size and a column a network.
-
-    Returns:
-        The axes.
-    """
+    """Draw GMAC: a row per image size, a column per network."""
     for k, name in enumerate(table):
         y = np.arange(len(table)) + 0.16 * (k - (len(table.columns) - 1) / 2)
         axes.plot(table[name], y, "osD^vP"[k], color=PALETTE[k], label=name, markersize=5)
-    axes.set(xlabel="GMAC an image", xscale="log", yticks=range(len(table)))
+    axes.set(xlabel="GMAC per image", xscale="log", yticks=range(len(table)))
     axes.set_yticklabels(table.index)
     axes.invert_yaxis()
     axes.legend(fontsize=8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iqa_utils.studies.costs import MODELS, TEST_SIZES, cost_table, count_macs
+from iqa_utils.models.costs import MODELS, SIZES, cost_table, count_macs
 
 
 def test_one_convolution_and_one_matrix_product_by_hand():
@@ -13,7 +13,7 @@ def test_one_convolution_and_one_matrix_product_by_hand():
 
 
 def test_proposed_costs_what_is_known_at_the_quoted_and_at_the_true_size():
-    table = cost_table({"224": (224, 224), "koniq10k": TEST_SIZES["koniq10k"]})
+    table = cost_table({"224": (224, 224), "koniq10k": SIZES["koniq10k"]})
     assert table.loc["224", "Proposed"] == pytest.approx(3.81, abs=0.005)
     assert table.loc["koniq10k", "Proposed"] == pytest.approx(57.8, abs=0.06)
     assert table.loc["224", "UNIQUE"] == pytest.approx(3.68, abs=0.005)  # as printed

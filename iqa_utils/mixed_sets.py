@@ -1,0 +1,157 @@
+"""Several data sets side by side: score tables, splits and scores on one range.
+
+Scores keep each set's own scale in the tables; only training sees them re-scaled, and only with
+what the training set shows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.splits import PARTS, check_disjoint, content_split
+
+TOP = 10.0  # training scores of every set are re-scaled to [0, 10]
+WARPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "x": lambda x: x,
+    "square root": np.sqrt,
+    "cube": lambda x: x**3,
+}
+
+
+def load_sets(
+    names: Sequence[str], root: Path, warps: Mapping[str, str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, Path], dict[str, str]]:
+    """Load the sets of a run: several real ones, or one cut into subsets with known maps.
+
+    Args:
+        names: Sets to load; empty means every known set that is whole under the root.
+        root: Folder that holds each set in a folder of its name.
+        warps: As for :func:`warp_subsets`; empty leaves the sets as they are.
+
+    Returns:
+        Score tables by set, the folder that each set's image names are relative to, and for sets
+        that were passed over the reason why.
+    """
+    frames, reasons = {}, {}
+    for name in names or [known for known in DATASETS if known != "table"]:
+        try:
+            frame = load_scores(name, root / name)
+            check_images(frame, root / name)
+            frames[name] = frame
+        except (FileNotFoundError, ValueError) as error:
+            if names:
+                raise
+            reasons[name] = str(error)
+    if not frames:
+        raise FileNotFoundError(f"no data set with its images under {root}: {reasons}")
+    folders = {name: root / name for name in frames}
+    if warps:
+        if len(frames) != 1:
+            raise ValueError(f"known maps need one set to cut, got {sorted(frames)}")
+        ((name, whole),) = frames.items()
+        frames = warp_subsets(whole, warps)
+        folders = dict.fromkeys(frames, root / name)
+    return frames, folders, reasons
+
+
+def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """Cut one set into subsets and pass the scores of each through a known monotone map.
+
+    Args:
+        frame: Score table whose image names start with the name of a subset, scale [0, 1].
+        warps: Subset to a key of :data:`WARPS`.
+
+    Returns:
+        Score tables by subset: ``mos`` is warped, ``mos_original`` is not, ``row`` is the row in
+        the table given.
+    """
+    unknown = sorted(set(warps.values()) - set(WARPS))
+    if unknown or frame.attrs["scale"] != (0.0, 1.0):
+        raise ValueError(
+            f"warps take {sorted(WARPS)} on scores in [0, 1], got {unknown or 'known names'} on "
+            f"{frame.attrs['scale']}"
+        )
+    subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
+    frames = {}
+    for name, warp in warps.items():
+        part = frame[subset == name].reset_index(names="row")
+        if part.empty:
+            raise ValueError(f"no image of {frame.attrs['dataset']} starts with {name!r}")
+        part["mos_original"] = part["mos"]
+        frames[name] = part.assign(mos=WARPS[warp](part["mos"].to_numpy()))
+        frames[name].attrs = {**frame.attrs, "dataset": name, "title": f"{name} ({warp})"}
+    return frames
+
+
+def split_sets(
+    frames: Mapping[str, pd.DataFrame],
+    *,
+    fractions: tuple[float, ...] = (0.6, 0.2, 0.2),
+    seed: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Split every set by reference image: rows by set and by training, validation and test."""
+    splits = {}
+    for name, frame in frames.items():
+        split = content_split(frame, fractions=fractions, seed=seed)
+        check_disjoint(frame, split)
+        splits[name] = {part: np.flatnonzero(split == part) for part in PARTS}
+        counts = {part: len(rows) for part, rows in splits[name].items()}
+        if min(counts.values()) < 2:
+            raise ValueError(
+                f"{name}: training, validation and test set need 2 images each to be ranked, "
+                f"split {seed} has {counts}"
+            )
+    return splits
+
+
+def describe_sets(
+    frames: Mapping[str, pd.DataFrame], split: Mapping[str, Mapping[str, np.ndarray]]
+) -> pd.DataFrame:
+    """Tabulate sets: kind, images, sizes of the split and the range of the scores, by title."""
+    facts = {}
+    for name, frame in frames.items():
+        images = {part: len(rows) for part, rows in split[name].items()}
+        mos = frame["mos"].describe()[["min", "50%", "max"]].add_prefix("MOS ")
+        known = {"kind": frame.attrs["kind"], "images": len(frame)}
+        known["reference images"] = frame["reference"].nunique()
+        facts[frame.attrs["title"]] = {**known, **images, **mos}
+    return pd.DataFrame.from_dict(facts, orient="index")
+
+
+def rescale(mos: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Map scores linearly so that those of the training set span [0, 10].
+
+    Args:
+        mos: All scores of a set, shape (N,).
+        training: Its training rows.
+
+    Returns:
+        Re-scaled scores, shape (N,) (others may lie outside [0, 10]), and the lowest and highest
+        training score.
+    """
+    low, high = float(mos[training].min()), float(mos[training].max())
+    if not high > low:
+        raise ValueError(f"training scores are all {low:g}; their range cannot be re-scaled")
+    return TOP * (mos - low) / (high - low), (low, high)
+
+
+def rescale_sets(
+    frames: Mapping[str, pd.DataFrame],
+    split: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    *,
+    original: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]]]:
+    """Apply :func:`rescale` to some sets: scores to learn, and lowest and highest score, by set.
+
+    With ``original`` the scores before their known maps, in [0, 1], are learned instead.
+    """
+    if original:
+        scores = {name: TOP * frames[name]["mos_original"].to_numpy() for name in names}
+        return scores, dict.fromkeys(names, (0.0, 1.0))
+    mos = {name: frames[name]["mos"].to_numpy(dtype=float) for name in names}
+    found = {name: rescale(mos[name], split[name]["training"]) for name in names}
+    return {n: scores for n, (scores, _) in found.items()}, {n: x for n, (_, x) in found.items()}

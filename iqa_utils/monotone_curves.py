@@ -1,0 +1,111 @@
+"""What learned monotone curves look like, and whether they undo known maps.
+
+Curves are kept as points, a table that can be drawn and measured without the network.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from iqa_utils.mixed_sets import TOP, WARPS
+from iqa_utils.models.monotonic import MonotonicIQA
+
+
+@torch.inference_mode()
+def own_scale(
+    model: MonotonicIQA, name: str, quality: np.ndarray, span: tuple[float, float]
+) -> np.ndarray:
+    """Map quality, (N,), through the curve of one set, whose training scores had this span."""
+    number = model.architecture["sources"].index(name)
+    device = next(model.head.parameters()).device
+    x = torch.as_tensor(quality, dtype=torch.float32, device=device)
+    scores = model.transformers.curves(x)[:, number].double().cpu().numpy()
+    return span[0] + scores / TOP * (span[1] - span[0])
+
+
+def curve_points(
+    model: MonotonicIQA,
+    spans: Mapping[str, tuple[float, float]],
+    predictions: pd.DataFrame,
+    *,
+    n_points: int = 401,
+) -> pd.DataFrame:
+    """Sample the curve of every set over the qualities that the model predicts.
+
+    Args:
+        model: Trained network.
+        spans: Lowest and highest training score of each set it was trained on.
+        predictions: Columns ``dataset`` and ``pred``, the quality.
+        n_points: Points per curve, evenly spaced.
+
+    Returns:
+        Columns ``dataset``, ``quality``, ``score`` (own scale) and ``inside``, true from the 1st to
+        the 99th percentile of the set's own qualities.
+    """
+    qualities = predictions[predictions["dataset"].isin(list(spans))].groupby("dataset")["pred"]
+    grid = np.linspace(qualities.min().min(), qualities.max().max(), n_points)
+    empty = {"dataset": [], "quality": grid[:0], "score": grid[:0], "inside": grid[:0] > 0}
+    tables = [pd.DataFrame(empty).astype({"dataset": str})]
+    for name, span in spans.items():
+        low, high = qualities.get_group(name).quantile([0.01, 0.99])
+        points = {"dataset": name, "quality": grid, "score": own_scale(model, name, grid, span)}
+        tables.append(pd.DataFrame(points | {"inside": (grid >= low) & (grid <= high)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def carry_over(
+    points: pd.DataFrame, warps: Mapping[str, str], *, n_points: int = 60
+) -> pd.DataFrame:
+    """Carry scores of one set to the scale of another through the shared quality.
+
+    A score m of a set is warped as the set's labels are, traced back through the set's curve to a
+    quality, and read off the curve of the first set that was not warped. That should give m again.
+    It is all that data can tell: a bend common to all curves is absorbed by the regressor.
+
+    Args:
+        points: From :func:`curve_points`, with ``method`` and ``seed``.
+        warps: Set to its known map, a key of :data:`iqa_utils.mixed_sets.WARPS`; empty for none.
+        n_points: Points per set.
+
+    Returns:
+        Columns ``method``, ``seed``, ``dataset``, ``mos`` (original) and ``carried``, equal where
+        the map was recovered. Scores that the set's own qualities do not reach are left out, and so
+        are methods without a curve for every set.
+    """
+    target = next((name for name, warp in warps.items() if warp == "x"), None)
+    rows = []
+    for (method, seed), curves in points.groupby(["method", "seed"], sort=False):
+        if target is None or set(curves["dataset"]) != set(warps):
+            continue
+        plain = curves[curves["dataset"] == target]
+        for name, curve in curves[curves["inside"]].groupby("dataset", sort=False):
+            warp, scores = WARPS[warps[name]], np.maximum.accumulate(curve["score"])
+            mos = np.linspace(0, 1, 2001)
+            reached = mos[(warp(mos) >= scores.iloc[0]) & (warp(mos) <= scores.iloc[-1])]
+            if name == target or len(reached) < 2 or np.ptp(scores) == 0:
+                continue
+            mos = np.linspace(reached[0], reached[-1], n_points)
+            traced = np.interp(warp(mos), scores, curve["quality"])
+            carried = np.interp(traced, plain["quality"], plain["score"])
+            rows += [(method, seed, name, *pair) for pair in zip(mos, carried, strict=True)]
+    columns = ["method", "seed", "dataset", "mos", "carried"]
+    return pd.DataFrame(rows, columns=columns).astype({"mos": float, "carried": float})
+
+
+def bends(points: pd.DataFrame) -> pd.DataFrame:
+    """Measure how far each curve is from a straight line: a row per method, a column per set.
+
+    The largest distance from the line between the curve's ends over the set's own qualities, as a
+    share of its rise; median over splits. 0 is a line, NaN a curve that is flat.
+    """
+    rows = []
+    keys = ["method", "dataset", "seed"]
+    for key, curve in points[points["inside"]].groupby(keys, sort=False):
+        x, y = curve["quality"] - curve["quality"].iloc[0], curve["score"] - curve["score"].iloc[0]
+        bend = (y / y.iloc[-1] - x / x.iloc[-1]).abs().max() if y.iloc[-1] > 0 else np.nan
+        rows.append((*key, bend))
+    table = pd.DataFrame(rows, columns=[*keys, "bend"])
+    options = {"index": "method", "columns": "dataset", "values": "bend", "sort": False}
+    return table.pivot_table(**options, aggfunc="median")

@@ -1,0 +1,71 @@
+"""Several score tables side by side: loading, known maps, splits, one range."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iqa_utils.mixed_sets import describe_sets, load_sets, rescale, split_sets, warp_subsets
+
+
+def make_frame(name, n, scale=(0.0, 1.0), seed=0):
+    mos = np.random.default_rng(seed).uniform(*scale, size=n)
+    images = [f"{name} ({i}).png" for i in range(n)]
+    frame = pd.DataFrame({"image": images, "mos": mos, "reference": images})
+    frame.attrs = {"dataset": name, "title": name, "scale": scale, "kind": "authentic"}
+    frame.attrs |= {"demo": True, "fingerprint": ""}
+    return frame
+
+
+def test_scores_are_rescaled_with_the_training_set_only():
+    mos = np.array([2.0, 4.0, 6.0, 10.0])
+    scaled, span = rescale(mos, np.array([0, 2]))
+    np.testing.assert_allclose(scaled, [0, 5, 10, 20])
+    assert span == (2.0, 6.0)
+    with pytest.raises(ValueError, match="training scores are all 2"):
+        rescale(np.full(4, 2.0), np.array([0, 2]))
+
+
+def test_subsets_are_warped_by_known_maps_and_keep_the_original():
+    frame = pd.concat([make_frame("ss01", 3), make_frame("ss02", 4)], ignore_index=True)
+    frame.attrs = make_frame("x", 1).attrs
+    subsets = warp_subsets(frame, {"ss02": "cube", "ss01": "square root"})
+    np.testing.assert_allclose(subsets["ss02"]["mos"], subsets["ss02"]["mos_original"] ** 3)
+    np.testing.assert_allclose(subsets["ss01"]["mos"] ** 2, subsets["ss01"]["mos_original"])
+    assert subsets["ss02"]["row"].tolist() == [3, 4, 5, 6]
+    with pytest.raises(ValueError, match="no image of x starts with 'ss03'"):
+        warp_subsets(frame, {"ss03": "x"})
+    with pytest.raises(ValueError, match=r"got \['log'\]"):
+        warp_subsets(frame, {"ss01": "log"})
+
+
+def test_a_split_shares_no_image_and_one_too_small_to_rank_is_refused_by_name():
+    rows = split_sets({"a": make_frame("a", 30)}, seed=0)["a"]
+    assert {part: len(found) for part, found in rows.items()} == {
+        "training": 18,
+        "validation": 6,
+        "test": 6,
+    }
+    assert sorted(np.concatenate(list(rows.values()))) == list(range(30))
+    with pytest.raises(ValueError, match=r"a: .* need 2 images each.*'test': 1"):
+        split_sets({"a": make_frame("a", 5)}, seed=0)
+
+
+def test_a_missing_set_is_an_error_when_named_and_passed_over_when_not(tmp_path):
+    with pytest.raises(FileNotFoundError, match="LIVE"):
+        load_sets(["live"], tmp_path, {})
+    with pytest.raises(FileNotFoundError, match="no data set with its images"):
+        load_sets([], tmp_path, {})
+
+
+def test_known_maps_cut_one_set(real_data):
+    frames, folders, _ = load_sets(["biq2021"], real_data, {"ss02": "cube"})
+    assert folders == {"ss02": real_data / "biq2021"}
+    assert frames["ss02"]["image"].str.contains("ss02").all()
+    np.testing.assert_allclose(frames["ss02"]["mos"], frames["ss02"]["mos_original"] ** 3)
+
+
+def test_sets_are_described_on_their_own_scales():
+    frames = {"a": make_frame("a", 30), "b": make_frame("b", 20, (0.0, 100.0), seed=1)}
+    table = describe_sets(frames, split_sets(frames, seed=0))
+    assert table.loc["b", ["images", "training", "test"]].tolist() == [20, 12, 4]
+    assert table.loc["b", "MOS max"] > 50 > 1 > table.loc["a", "MOS max"]
