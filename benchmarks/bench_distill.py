@@ -15,7 +15,7 @@ from PIL import Image
 
 from iqa_utils.distill import Teacher
 from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
+from iqa_utils.images.decode_once import Fit
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.workshop.throughput import label_in_batches, label_naively, measure_rates, plans
@@ -73,7 +73,7 @@ def bench(images: UnlabelledSet, job: Job) -> dict[str, object]:
     device, precision = ("cuda", "bf16") if gpu else ("cpu", "fp32")
     torch.manual_seed(0)
     network = KonCept(job.backbone, widths=(256, 128, 64)).eval()
-    teacher = Teacher(network, job.size, IMAGENET_MEAN, IMAGENET_STD)
+    teacher = Teacher(network, Fit(job.size, "squash", "bilinear"))
     teacher.model.to(device, memory_format=torch.channels_last).eval()
     student = IMQNet(width=job.width).to(device, memory_format=torch.channels_last)
     paths = images.images["path"].tolist()

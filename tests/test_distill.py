@@ -13,17 +13,30 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
-from iqa_utils.distill import Teacher, read_pass, run_passes, teacher_pass
+from iqa_utils.distill import (
+    Teacher,
+    choose_teachers,
+    endless_rows,
+    read_pass,
+    run_passes,
+    teacher_pass,
+)
 from iqa_utils.distill.merging import (
     TEACHER_WEIGHTS,
+    aggregate,
     coverage,
     join_sets,
+    merge_by_features,
     merge_scores,
     weighted_srocc,
 )
-from iqa_utils.distill.unlabelled import central_crop, crop_batches, scan_images
+from iqa_utils.distill.unlabelled import central_crop, crop_batches, file_batches, scan_images
+from iqa_utils.images import build_store
+from iqa_utils.images.decode_once import Fit
 from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.scorer import AS_IS
+from iqa_utils.training.batches import store_batches
 from iqa_utils.training.checkpoints import save_model
 from iqa_utils.workshop import cli
 from iqa_utils.workshop.scoring import score_images
@@ -46,7 +59,7 @@ class Brightness(nn.Module):
 
 
 def make_teacher(gain=1.0, **options):
-    return Teacher(Brightness(gain), options.pop("size", None), *IMAGENET, **options)
+    return Teacher(Brightness(gain), options.pop("fit", AS_IS), *IMAGENET, **options)
 
 
 @pytest.fixture
@@ -68,7 +81,7 @@ def save_teacher(path):
     how = {"size": list(CROP), "fit": "squash", "resampler": "bilinear"}
     how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
     told = {
-        "training_data": {"dataset": "made", "demo": True},
+        "training_data": {"dataset": "synthetic", "demo": True},
         "scores_seen": ["koniq10k/training"],
         "metrics": {},
     }
@@ -82,30 +95,30 @@ def corrupt(path):
 # merged scores
 
 
-def made_sets(n=400):
+def synthetic_sets(n=400):
+    """Two sets of one quality on two scales, and what a common predictor says of them."""
     generator = np.random.default_rng(1)
-    latent = {name: generator.uniform(0, 1, n) for name in ("a", "b")}
-    mos = {"a": 100 * latent["a"], "b": 1 + 4 * latent["b"] ** 3}
-    tables = {k: pd.DataFrame({"image": [f"{i}" for i in range(n)], "mos": mos[k]}) for k in mos}
-    predictor = {k: v + generator.normal(0, 0.1, n) for k, v in latent.items()}
-    return latent, tables, predictor
+    latent = generator.uniform(0, 1, 2 * n)
+    names = np.repeat(["a", "b"], n)
+    mos = np.where(names == "a", 100 * latent, 1 + 4 * latent**3)
+    labelled = pd.DataFrame({"dataset": names, "mos": mos, "part": "training"})
+    return latent, labelled, latent + generator.normal(0, 0.1, 2 * n)
 
 
 def test_monotone_merging_finds_a_curved_scale_that_a_line_cannot():
-    latent, tables, predictor = made_sets()
-    error = {}
+    latent, labelled, predictor = synthetic_sets()
+    b, error = labelled["dataset"] == "b", {}
     for method in ("monotone", "linear"):
-        merged = merge_scores(tables, predictor, reference="a", method=method)
-        b = merged[merged["dataset"] == "b"]["merged"].to_numpy()
-        error[method] = np.abs(b - 100 * latent["b"]).mean()
+        merged = merge_scores(labelled, predictor, ["a", "b"], method=method)
+        error[method] = np.abs(merged - 100 * latent)[b].mean()
     assert error["monotone"] < 2  # points of 100
     assert error["linear"] > 4 * error["monotone"]
 
 
 @pytest.mark.parametrize("method", ["monotone", "linear"])
-def test_merging_keeps_the_order_within_a_set_and_the_reference_as_it_is(method):
-    _, tables, predictor = made_sets()
-    merged = merge_scores(tables, predictor, reference="a", method=method)
+def test_merging_keeps_the_order_within_a_set_and_the_first_set_as_it_is(method):
+    _, labelled, predictor = synthetic_sets()
+    merged = labelled.assign(merged=merge_scores(labelled, predictor, ["a", "b"], method=method))
     for _, part in merged.groupby("dataset"):
         assert spearmanr(part["mos"], part["merged"])[0] == pytest.approx(1, abs=1e-12)
     a = merged[merged["dataset"] == "a"]
@@ -113,22 +126,35 @@ def test_merging_keeps_the_order_within_a_set_and_the_reference_as_it_is(method)
 
 
 def test_the_linear_merging_is_exact_where_scales_are_affine_copies():
-    _, tables, predictor = made_sets()
-    tables["b"] = tables["a"].assign(mos=tables["a"]["mos"] / 25 + 1)
-    merged = merge_scores(
-        tables, dict.fromkeys("ab", predictor["a"]), reference="a", method="linear"
-    )
-    np.testing.assert_allclose(*(p["merged"] for _, p in merged.groupby("dataset")), atol=1e-9)
+    _, labelled, predictor = synthetic_sets()
+    a = labelled["mos"][:400]
+    labelled["mos"] = np.concatenate([a, a / 25 + 1])
+    predictor[400:] = predictor[:400]
+    merged = merge_scores(labelled, predictor, ["a", "b"], method="linear")
+    np.testing.assert_allclose(merged[400:], a, atol=1e-9)
 
 
 def test_merging_refuses_a_predictor_that_does_not_rise():
-    _, tables, predictor = made_sets()
+    _, labelled, predictor = synthetic_sets()
+    predictor[400:] *= -1
     with pytest.raises(ValueError, match=r"b: the predictor must rise"):
-        merge_scores(tables, predictor | {"b": -predictor["b"]}, reference="a")
-    with pytest.raises(ValueError, match=r"reference 'c'"):
-        merge_scores(tables, predictor, reference="c")
-    with pytest.raises(ValueError, match=r"a: \(400,\) scores but \(3,\) predictions"):
-        merge_scores(tables, predictor | {"a": np.arange(3.0)}, reference="a")
+        merge_scores(labelled, predictor, ["a", "b"])
+    with pytest.raises(ValueError, match="method must be 'monotone' or 'linear', got 'curved'"):
+        merge_scores(labelled, predictor, ["a", "b"], method="curved")
+
+
+def test_merging_never_reads_a_test_score():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 4))
+    labelled = pd.DataFrame({"dataset": ["a"] * 100 + ["b"] * 100})
+    labelled["mos"] = features[:, 0] * 10 + generator.normal(size=200)
+    labelled["part"] = ["training", "test"] * 100
+    merged = merge_by_features(labelled, features, ["a", "b"])
+    test = labelled["part"] == "test"
+    lied = labelled.assign(mos=np.where(test, -labelled["mos"], labelled["mos"]))
+    again = merge_by_features(lied, features, ["a", "b"])
+    np.testing.assert_allclose(again[~test], merged[~test])
+    assert np.isnan(merge_by_features(labelled, features, ["b"])[:100]).all()
 
 
 def test_joined_sets_keep_only_the_scores_that_are_asked_for():
@@ -152,6 +178,25 @@ def test_the_aggregate_is_equation_one():
     assert weighted_srocc({k: -v for k, v in row.items()}) == weighted_srocc(row)
     with pytest.raises(ValueError, match="expected SROCC of"):
         weighted_srocc({"koniq10k": 0.8})
+
+
+def test_aggregates_need_all_their_sets_and_are_leaky_where_one_of_them_is():
+    sets = ["koniq10k", "flive", "nrtid", "livec", "htid", "spaq"]
+    row = {"method": "m", "variant": "v", "metric": "SRCC"}
+    rows = [
+        {**row, "table": t, "dataset": s, "value": 0.1 * i, "mark": "held-out"}
+        for t in ("Table 1", "Table 4")
+        for i, s in enumerate(sets)
+    ]
+    rows[11]["mark"] = "leaky"  # SPAQ, which only Table 4 averages
+    table = pd.DataFrame(rows)
+    found = aggregate(table).set_index("dataset").loc[["average", "weighted"]]
+    weighted = 0.15 * 0.1 + 0.2 * 0.2 + 0.25 * 0.3 + 0.15 * 0.4
+    np.testing.assert_allclose(found["value"], [0.25, weighted])
+    assert found["mark"].tolist() == ["leaky", "held-out"]
+    pd.testing.assert_frame_equal(aggregate(table)[:12], table)
+    short = table[table["dataset"] != "htid"]
+    pd.testing.assert_frame_equal(aggregate(short), short)
 
 
 def test_coverage_counts_what_lies_inside():
@@ -203,9 +248,9 @@ def test_held_out_images_can_be_excluded_wherever_they_lie(folder, tmp_path):
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"nothing holds no image file"):
+    with pytest.raises(FileNotFoundError, match=r"no image .* in .*nothing"):
         scan_images(tmp_path / "nothing", crop=CROP)
-    with pytest.raises(FileNotFoundError, match=r"absent is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*absent"):
         scan_images(tmp_path / "absent", crop=CROP)
 
 
@@ -233,19 +278,46 @@ def test_the_crop_is_the_centre_pixel_for_pixel(folder):
     np.testing.assert_array_equal(central_crop(folder / "00.png", CROP), whole[3:27, 4:36])
 
 
-def test_batches_hold_the_crops_in_order_whatever_the_threads(folder):
+def test_batches_hold_the_crops_in_order(folder):
     paths = scan_images(folder, crop=CROP).images["path"].tolist()
     groups = np.array_split(np.arange(20), 7)
-    seen = [
-        (rows, crops.clone()) for rows, crops, _ in crop_batches(paths, groups, CROP, workers=3)
-    ]
+    seen = [(rows, crops.clone()) for rows, crops, _ in crop_batches(paths, groups, CROP)]
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in seen]), np.arange(20))
     expected = np.stack([central_crop(path, CROP) for path in paths])
     pixels = torch.cat([crops for _, crops in seen])  # (20, 3, 24, 32)
     np.testing.assert_array_equal(pixels.permute(0, 2, 3, 1).numpy(), expected)
 
 
+def test_files_and_a_store_give_the_same_batches(folder, tmp_path):
+    names = [f"{i:02}.png" for i in range(0, 20, 2)]
+    store = build_store(folder, names, tmp_path, size=CROP, fit="center_crop", progress=False)
+    scores, rows = np.arange(10.0), np.array([4, 1, 9, 3, 7])
+    files = file_batches([folder / name for name in names], CROP, rows, scores, batch_size=2)
+    for a, b in zip(files, store_batches(store, rows, scores, batch_size=2), strict=True):
+        torch.testing.assert_close(a.inputs[0], b.inputs[0])
+        torch.testing.assert_close(a.mos, b.mos)
+
+
+def test_the_endless_stream_shows_every_row_once_before_any_again():
+    rows = np.array([3, 5, 8, 13, 21])
+    whole = endless_rows(rows, 0, 15, seed=0)
+    for start in (0, 5, 10):
+        assert sorted(whole[start : start + 5]) == rows.tolist()
+    pieces = [endless_rows(rows, start, 3, seed=0) for start in range(0, 15, 3)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    assert (whole[:5] != whole[5:10]).any()
+
+
 # the teacher pass
+
+
+def test_teachers_see_what_their_names_say():
+    chosen = choose_teachers(["a", "b"], ["training", "all", "without"])
+    assert chosen["training"] == (["a", "b"], ("training",))
+    assert chosen["without a"] == (["b"], ("training", "validation", "test"))
+    assert list(choose_teachers(["a"], ["training", "without"])) == ["training"]
+    with pytest.raises(ValueError, match="teachers must be some of"):
+        choose_teachers(["a"], ["some"])
 
 
 def test_the_pass_stores_what_the_teacher_says(folder, tmp_path):
@@ -277,15 +349,15 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_distill import CROP, make_teacher
-from iqa_utils.distill import teacher_pass
-from iqa_utils.distill.unlabelled import scan_images
-parts = []
-def die(path):
-    parts.append(path)
-    if len(parts) == 2:
+from iqa_utils import distill
+write, out = distill._write_part, Path({out!r})
+def dying(*arguments):
+    write(*arguments)
+    if len(list(out.glob("part-*"))) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-teacher_pass(make_teacher(), scan_images(Path({folder!r}), crop=CROP), Path({out!r}),
-             batch_size=2, part_size=4, progress=False, after_part=die)
+distill._write_part = dying
+distill.teacher_pass(make_teacher(), distill.scan_images(Path({folder!r}), crop=CROP), out,
+                     batch_size=2, part_size=4, progress=False)
 """
 
 
@@ -338,41 +410,40 @@ def test_two_processes_share_the_list(folder, tmp_path):
     np.testing.assert_allclose(shared["score"], alone["score"], atol=1e-5)
 
 
-@pytest.mark.parametrize("side", [12, 24, 48])
-def test_a_student_of_notebook_06_can_teach_on_the_pixels_it_is_scored_on(side, tmp_path):
+@pytest.mark.parametrize(
+    ("fit", "size"),
+    [
+        *(("shrink_short_side", side) for side in (12, 24, 48)),
+        ("short_side", 48),
+        ("squash", [9, 7]),
+    ],
+)
+def test_a_teacher_sees_the_pixels_that_it_is_scored_on(fit, size, tmp_path):
     torch.manual_seed(0)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4), mos_std=1e6)  # far from 0
-    how = {"size": side, "fit": "shrink_short_side", "resampler": "bilinear"}
+    how = {"size": size, "fit": fit, "resampler": "bilinear"}
     how |= {"mean": IMAGENET[0], "std": IMAGENET[1], "gain": 3.0, "offset": -2.0}
-    told = {"training_data": {"dataset": "made", "demo": True}, "scores_seen": [], "metrics": {}}
+    told = {
+        "training_data": {"dataset": "synthetic", "demo": True},
+        "scores_seen": [],
+        "metrics": {},
+    }
     path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": how, **told})
     given = Teacher.load(path).score(torch.from_numpy(noise).permute(2, 0, 1)[None])
     [expected] = score_images([tmp_path / "noise.png"], path, progress=False)["score"]
     assert float(given) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_teacher_that_enlarges_small_images_is_refused(tmp_path):
-    model = IMQNet(width=0.125, high_level_side=16, hidden=(8, 4))
-    how = {"size": 24, "fit": "short_side", "resampler": "bilinear"}
-    how |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
-    told = {"training_data": {"dataset": "made", "demo": True}, "scores_seen": [], "metrics": {}}
-    path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": how, **told})
-    with pytest.raises(ValueError, match=r"m\.safetensors was trained on fit 'short_side'"):
-        Teacher.load(path)
-
-
-def test_ranks_take_disjoint_shares_that_cover_the_list(folder, tmp_path):
-    found, teacher = scan_images(folder, crop=CROP), make_teacher()
-    shares = [
-        teacher_pass(teacher, found, tmp_path / "pass", rank=r, world_size=3, progress=False)
-        for r in range(3)
-    ]
+def test_ranks_take_disjoint_shares_that_cover_the_list(folder, tmp_path, monkeypatch):
+    found, teacher, shares = scan_images(folder, crop=CROP), make_teacher(), []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        shares.append(teacher_pass(teacher, found, tmp_path / "pass", progress=False))
     assert shares == [(7, 0), (7, 0), (6, 0)]
     assert len(read_pass(tmp_path / "pass", found, teacher)[0]) == 20
-    with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
-        teacher_pass(teacher, found, tmp_path / "pass", rank=2, world_size=2)
 
 
 def test_scores_of_another_teacher_are_refused_by_name(folder, tmp_path):
@@ -435,24 +506,17 @@ def test_a_corrupt_file_leaves_the_set_and_every_teacher_scores_the_same_rest(fo
     Image.new("RGB", (400, 300), "red").save(folder / "00.jpg")
     corrupt(folder / "00.jpg")
     found, pair = scan_images(folder, crop=CROP), {"a": make_teacher(), "b": make_teacher(2.0)}
-    options = {"progress": False, "part_size": 4}
     with pytest.raises(BadImageError, match=r"00\.jpg: truncated or corrupt"):
-        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise", **options)
-    usable, labels = run_passes(pair, found, tmp_path / "passes", on_bad_image="drop", **options)
+        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise")
+    usable, labels = run_passes(pair, found, tmp_path / "passes", on_bad_image="drop")
     assert len(usable) == len(labels["a"]) == 20
     np.testing.assert_allclose(labels["b"], 2 * labels["a"], rtol=1e-5)
     assert usable.left_out["reason"].value_counts().to_dict() == {"corrupt": 1, "too small": 1}
     seen = pair["a"].model.seen
-    run_passes(pair, found, tmp_path / "passes", on_bad_image="drop", **options)
+    run_passes(pair, found, tmp_path / "passes", on_bad_image="drop")
     assert pair["a"].model.seen == seen  # found again
     with pytest.raises(BadImageError, match="1 images could not be decoded"):
-        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise", **options)
-
-
-@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"part_size": -1}])
-def test_a_size_below_one_is_refused(folder, tmp_path, sizes):
-    with pytest.raises(ValueError, match="batch_size and part_size must be at least 1"):
-        teacher_pass(make_teacher(), scan_images(folder, crop=CROP), tmp_path / "pass", **sizes)
+        run_passes(pair, found, tmp_path / "passes", on_bad_image="raise")
 
 
 def test_label_counts_what_was_stored(folder, tmp_path, capsys):
@@ -473,7 +537,11 @@ def test_a_score_that_is_not_finite_is_named(folder, tmp_path):
 
 
 def test_the_hash_tells_weights_and_preprocessing_apart():
-    hashes = [make_teacher().hash, make_teacher(2.0).hash, make_teacher(size=(8, 8)).hash]
+    hashes = [
+        make_teacher().hash,
+        make_teacher(2.0).hash,
+        make_teacher(fit=Fit((8, 8), "squash", "bilinear")).hash,
+    ]
     assert len(set(hashes)) == 3
     assert make_teacher().hash == hashes[0]
     assert make_teacher(saw=("koniq10k/training",)).hash == hashes[0]

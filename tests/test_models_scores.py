@@ -7,9 +7,8 @@ from iqa_utils.deep_quality import ScoreNetwork
 from iqa_utils.models.clip_head import ClipHead
 from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.models.koncept import KonCept
+from iqa_utils.models.koncept import KonCept, PooledHead
 from iqa_utils.models.monotonic import MonotonicTransformers
-from iqa_utils.studies.teachers import PooledHead
 
 SMALL, N = "test_efficientnet", 64
 SCALE = {"mos_mean": 59.0, "mos_std": 15.0}

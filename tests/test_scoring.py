@@ -10,7 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from iqa_utils.images import build_store, to_float
+from iqa_utils.images.decoding import find_images
 from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import load_model, save_model
 from iqa_utils.workshop import scoring
 
@@ -18,8 +20,8 @@ PIXELS = {
     "size": [64, 80], "fit": "squash", "resampler": "bilinear",
     "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
 }  # fmt: skip
-TOLD = {"scores_seen": "made training part", "metrics": {}}
-TOLD["training_data"] = {"dataset": "made", "demo": True}
+TOLD = {"scores_seen": "synthetic training set", "metrics": {}}
+TOLD["training_data"] = {"dataset": "synthetic", "demo": True}
 
 
 @pytest.fixture
@@ -53,13 +55,13 @@ def test_scores_are_the_models_own_predictions_in_the_order_found(folder, checkp
     assert scores["score"].std() > 1e-4
 
 
-def test_a_model_of_made_data_says_so_above_its_scores(checkpoint, folder, tmp_path):
+def test_a_model_of_synthetic_data_says_so_above_its_scores(checkpoint, folder, tmp_path):
     note = scoring.describe_model(checkpoint)
-    assert note.startswith("Scores by imqnet, trained on made (made training part).")
+    assert note.startswith("Scores by imqnet, trained on synthetic (synthetic training set).")
     assert note.endswith("say nothing about quality.")
     scores = scoring.score_images([folder / "b.png"], checkpoint, progress=False)
-    page = scoring.write_contact_sheet(scores, tmp_path / "sheet.html", note=note).read_text()
-    assert f"<p>{note}</p>" in page
+    scoring.write_contact_sheet(scores, tmp_path / "sheet.html", note=note)
+    assert f"<p>{note}</p>" in (tmp_path / "sheet.html").read_text()
 
 
 def test_a_model_that_does_not_tell_its_data_is_refused(checkpoint, tmp_path):
@@ -79,17 +81,19 @@ def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
     scores = scoring.score_images([folder], checkpoint, progress=False)
     assert scores["score"].isna().tolist() == [True, False, False, False, False]
     assert "a.jpg" in scores["error"][0]
+    [alone] = scoring.score_images([folder / "a.jpg"], checkpoint, progress=False)["score"]
+    assert np.isnan(alone)
 
 
 def test_files_may_be_named_one_by_one_and_twice(folder, checkpoint):
     paths = [folder / "b.png", folder, folder / "b.png"]
-    assert len(scoring.find_images(paths)) == 5
+    assert len(find_images(paths)) == 5
     with pytest.raises(FileNotFoundError, match=r"nothing at .*missing"):
-        scoring.find_images([folder / "missing"])
+        find_images([folder / "missing"])
     empty = folder / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match="no image"):
-        scoring.find_images([empty])
+        find_images([empty])
 
 
 def test_a_foreign_and_an_altered_model_file_are_refused_by_name(folder, checkpoint, tmp_path):
@@ -149,15 +153,15 @@ def test_a_folder_that_is_missing_is_found_before_anything_is_scored(
 
 
 def test_a_killed_run_goes_on_with_what_it_had_scored(folder, checkpoint, tmp_path, monkeypatch):
-    predict, seen = scoring.Preprocessing.predict, []
+    score, seen = Scorer.score, []
 
-    def once(self, model, batch):
+    def once(self, batch, **options):
         seen.append(len(batch))
         if len(seen) == 3:
             raise RuntimeError("killed")
-        return predict(self, model, batch)
+        return score(self, batch, **options)
 
-    monkeypatch.setattr(scoring.Preprocessing, "predict", once)
+    monkeypatch.setattr(Scorer, "score", once)
     (folder / "b.png").write_bytes(b"no image")  # of the first batch, which holds a.jpg too
     job = {"batch_size": 2, "progress": False}
     with pytest.raises(RuntimeError, match="killed"):
@@ -193,3 +197,13 @@ def test_a_file_that_changed_and_another_model_are_scored_again(folder, checkpoi
     again = scoring.score_images([folder], other, partial=partial, **options)
     assert len(partial.read_text().splitlines()) == 11
     assert again.equals(scoring.score_images([folder], other, **options))
+
+
+def test_images_of_any_size_are_scored_in_the_order_asked_for(folder, checkpoint, tmp_path):
+    names = ["e.png", "b.png", "deep/c.bmp", "d.png"]
+    store = build_store(folder, names, tmp_path, size=None, fit="native", progress=False)
+    scorer = Scorer(load_model(checkpoint)[0])
+    scores = scorer.score_store(store, np.array([2, 1, 0, 1]), batch_size=4)
+    alone = [scorer.score(store.image(i)[None]).item() for i in (2, 1, 0, 1)]
+    np.testing.assert_allclose(scores, alone, rtol=1e-6)
+    assert scores.std() > 1e-4

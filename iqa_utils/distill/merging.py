@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,66 +10,56 @@ import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
+from iqa_utils.files import atomic_write
 from iqa_utils.images import ImageStore
 from iqa_utils.metrics import TEACHER_WEIGHTS
 from iqa_utils.natural_scenes import brisque_statistics
 from iqa_utils.regression import ridge_cv
-from iqa_utils.splits import content_split, official_split
+from iqa_utils.splits import official_or_content_split
+
+N_KNOTS = 8  # of a curve, where a set has at least ten images for each
 
 
 def join_sets(
     frames: Mapping[str, pd.DataFrame], *, n_training: int = 0, seed: int = 0
 ) -> pd.DataFrame:
-    """Put several data sets into one table, with the part of every image.
+    """Put several data sets into one table, with the split of every image.
 
     Args:
         frames: Score tables by data set.
-        n_training: Training scores kept in all, a seeded draw; the others become ``"unused"``, as
-            if nobody had judged them. 0 keeps all.
+        n_training: Training scores kept in all, a seeded draw; the others, and all validation
+            scores, become ``"unused"``, as if nobody had judged them. 0 keeps all.
         seed: Of the draw, and of the split of sets without an official one.
 
     Returns:
-        One row an image: ``dataset``, ``image`` (with its set's folder in front), ``mos``, ``part``
-        (``"training"``, ``"validation"``, ``"test"``, ``"unused"``) and ``subset`` where a set has
-        one, else the set's name.
+        One row per image: ``dataset``, ``image`` (with its set's folder in front), ``mos``,
+        ``reference``, ``part`` (``"training"``, ``"validation"``, ``"test"``, ``"unused"``) and
+        ``subset`` where a set has one, else the set's name.
 
     Raises:
         ValueError: If fewer training scores are there than asked for.
     """
     parts = []
     for name, frame in frames.items():
-        split = content_split(frame, seed=seed)
-        if frame["split"].notna().all():
-            split = official_split(frame)
-        part = pd.DataFrame({"dataset": name, "image": f"{name}/" + frame["image"]})
-        part = part.assign(mos=frame["mos"], part=split.astype(str))
-        parts.append(part.assign(subset=frame.get("subset", name)))
+        part = frame[["mos", "reference"]].assign(dataset=name, image=f"{name}/" + frame["image"])
+        split = official_or_content_split(frame, seed=seed).astype(str)
+        parts.append(part.assign(part=split, subset=frame.get("subset", name)))
     table = pd.concat(parts, ignore_index=True)
     training = np.flatnonzero(table["part"] == "training")
     if n_training > len(training):
         raise ValueError(f"n_training is {n_training}, but there are {len(training)} scores")
     if n_training:
         kept = np.random.default_rng(seed).permutation(training)[:n_training]
-        # validation scores are human judgements too: with few scores nobody has those either
         spare = np.setdiff1d(np.flatnonzero(table["part"].isin(["training", "validation"])), kept)
         table.loc[spare, "part"] = "unused"
     return table
 
 
 def weighted_srocc(values: Mapping[str, float]) -> float:
-    """Aggregate the SROCC of the five sets of Table 1.
-
-    Args:
-        values: SROCC by data set, one for each of ``TEACHER_WEIGHTS``.
-
-    Returns:
-        Absolute value of the weighted sum, in [0, 1].
+    """Aggregate the SROCC of the five sets of Table 1 by Eq. (1) of Ponomarenko et al.; in [0, 1].
 
     Raises:
-        ValueError: If a set is missing or unknown.
-
-    References:
-        Ponomarenko et al., Eq. (1).
+        ValueError: If a set of ``TEACHER_WEIGHTS`` is missing, or another is there.
     """
     if set(values) != set(TEACHER_WEIGHTS):
         raise ValueError(f"expected SROCC of {sorted(TEACHER_WEIGHTS)}, got {sorted(values)}")
@@ -78,117 +67,31 @@ def weighted_srocc(values: Mapping[str, float]) -> float:
 
 
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the aggregates of Tables 1 and 4 where every set they need is there.
+    """Append rows ``"weighted"`` (Eq. (1)) of Table 1 and ``"average"`` of Table 4 to a table.
 
-    Args:
-        table: Columns ``table``, ``method``, ``variant``, ``dataset``, ``metric``, ``value``.
-
-    Returns:
-        The table with rows ``"weighted"`` (Eq. (1), five sets) of Table 1 and ``"average"`` (six)
-        of Table 4 below, without intervals; none where a set is missing.
+    They need all their sets, have no interval, and are marked leaky where one of their sets is.
     """
-    rows = []
-    plain = table[table["metric"] == "SRCC"]
-    for keys, part in plain.groupby(["table", "method", "variant"]):
-        values = dict(zip(part["dataset"], part["value"], strict=True))
-        row = dict(zip(["table", "method", "variant"], keys, strict=True), metric="SRCC")
-        if keys[0] == "Table 1" and set(TEACHER_WEIGHTS) <= set(values):
-            weighted = weighted_srocc({name: values[name] for name in TEACHER_WEIGHTS})
+    six, rows = [*TEACHER_WEIGHTS, "spaq"], []
+    keys = ["table", "method", "variant"]
+    for group, part in table[table["metric"] == "SRCC"].groupby(keys):
+        values = part.set_index("dataset")["value"]
+        row = dict(zip(keys, group, strict=True), metric="SRCC", mark=part["mark"].max())
+        if group[0] == "Table 1" and set(TEACHER_WEIGHTS) <= set(values.index):
+            weighted = weighted_srocc(values[list(TEACHER_WEIGHTS)].to_dict())
             rows.append(row | {"dataset": "weighted", "value": weighted})
-        if keys[0] == "Table 4" and {*TEACHER_WEIGHTS, "spaq"} <= set(values):
-            six = [values[name] for name in (*TEACHER_WEIGHTS, "spaq")]
-            rows.append(row | {"dataset": "average", "value": float(np.mean(six))})
+        if group[0] == "Table 4" and set(six) <= set(values.index):
+            rows.append(row | {"dataset": "average", "value": float(values[six].mean())})
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
-def merge_scores(
-    tables: Mapping[str, pd.DataFrame],
-    predictions: Mapping[str, np.ndarray],
-    *,
-    reference: str,
-    known: Mapping[str, np.ndarray] | None = None,
-    method: str = "monotone",
-    n_knots: int = 8,
-) -> pd.DataFrame:
-    """Bring the scores of several data sets onto the scale of one, through a common predictor.
-
-    For every set the predictor is described as a rising function of that set's scores; two scores
-    of different sets are equal where those functions are. The predictor is the response, so its
-    errors (the same network everywhere) do not flatten the curves against each other. Order within
-    a set never changes.
-
-    Args:
-        tables: Score table by data set, each with ``image`` and ``mos``.
-        predictions: The common predictor on the images of each table, same order, shape (N,).
-        reference: Set whose scale the others are brought to; its own scores stay.
-        known: Rows of each table whose scores may be used to draw the curves, boolean, shape (N,);
-            all by default. Scores of a test part must not be.
-        method: ``"monotone"``: piecewise linear through isotonic means of ``n_knots`` groups of
-            equal size; ``"linear"``: the least-squares line, as the control.
-        n_knots: Groups, where a set has at least ten images for each.
-
-    Returns:
-        One row an image: ``dataset``, ``image``, ``mos`` (own scale), ``merged``, ``predictor``.
-
-    Raises:
-        ValueError: If the predictor does not rise with the scores of a set, lengths differ, or
-            the reference is not among the tables.
-
-    Note:
-        The paper trains its teacher on merged scores that are not public and cites another work
-        for the merging; this is a construction of ours with the same aim.
-    """
-    if method not in ("monotone", "linear"):
-        raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
-    if reference not in tables or set(tables) != set(predictions):
-        raise ValueError(
-            f"reference {reference!r} and the predictions {sorted(predictions)} must match the "
-            f"tables {sorted(tables)}"
-        )
-    knots = 1 if method == "linear" else n_knots
-    curves = {}
-    for name, table in tables.items():
-        mos, predicted = table["mos"].to_numpy(), np.asarray(predictions[name])
-        if mos.shape != predicted.shape:
-            raise ValueError(f"{name}: {mos.shape} scores but {predicted.shape} predictions")
-        rows = slice(None) if known is None else known[name]
-        curves[name] = _rising_curve(name, mos[rows], predicted[rows], knots)
-    scores, levels, slope = curves[reference]
-    parts = []
-    for name, table in tables.items():
-        common = _read_curve(table["mos"].to_numpy(), *curves[name])
-        merged = _read_curve(common, levels, scores, 1 / slope)
-        if name == reference:
-            merged = table["mos"].to_numpy()
-        part = table[["image", "mos"]].assign(dataset=name, merged=merged)
-        parts.append(part.assign(predictor=np.asarray(predictions[name])))
-    columns = ["dataset", "image", "mos", "merged", "predictor"]
-    return pd.concat(parts, ignore_index=True)[columns]
-
-
 def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
-    """Compute BRISQUE's statistics of a store once: features that need no weights.
-
-    Args:
-        store: Decoded images, N of them.
-        cache_dir: Where the result is kept, by the key of the store.
-
-    Returns:
-        float64, shape (N, 36).
-    """
+    """Compute BRISQUE's 36 statistics of every image of a store once, float64, shape (N, 36)."""
     path = cache_dir / f"brisque2-{store.key}.npy"
-    if path.is_file():
-        return np.load(path)
-    with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda i: _statistics(store, i), range(len(store))))
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    np.save(partial, np.stack(rows))
-    partial.replace(path)
-    return np.stack(rows)
-
-
-def _statistics(store: ImageStore, row: int) -> np.ndarray:
-    return brisque_statistics(store.image(row).permute(1, 2, 0).numpy())
+    if not path.is_file():
+        pixels = (store.image(row).permute(1, 2, 0).numpy() for row in range(len(store)))
+        with ThreadPoolExecutor() as pool, atomic_write(path) as partial:
+            np.save(partial, np.stack(list(pool.map(brisque_statistics, pixels))))
+    return np.load(path)
 
 
 def merge_by_features(
@@ -201,46 +104,73 @@ def merge_by_features(
 ) -> np.ndarray:
     """Merge the scores of some sets with ridge regression on features as the predictor.
 
-    The regression learns the first set; nothing but the scores of the named sets and parts is used.
+    The regression learns the first set; nothing but the scores of the named sets and splits is
+    used. Arguments and result are those of :func:`merge_scores`; ``features`` has shape (N, D).
+    """
+    first = (labelled["part"].isin(parts) & (labelled["dataset"] == names[0])).to_numpy()
+    predictor = ridge_cv(features[first], labelled.loc[first, "mos"].to_numpy()).predict(features)
+    return merge_scores(labelled, predictor, names, parts=parts, method=method)
+
+
+def merge_scores(
+    labelled: pd.DataFrame,
+    predictor: np.ndarray,
+    names: Sequence[str],
+    *,
+    parts: Sequence[str] = ("training",),
+    method: str = "monotone",
+) -> np.ndarray:
+    """Bring the scores of several data sets onto the scale of one, through a common predictor.
+
+    For every set the predictor is described as a rising function of that set's scores; two scores
+    of different sets are equal where those functions are. The predictor is the response, so its
+    errors (the same network everywhere) do not flatten the curves against each other. Order within
+    a set never changes.
 
     Args:
         labelled: Table of :func:`join_sets`, N rows.
-        features: Features of its images, shape (N, D).
-        names: Data sets to merge; the first gives the scale.
-        parts: Parts whose scores may be used.
-        method: As :func:`merge_scores`.
+        predictor: The common predictor on its images, shape (N,).
+        names: Data sets to merge; the first gives the scale, and its scores stay.
+        parts: Splits whose scores may be used to draw the curves.
+        method: ``"monotone"``: piecewise linear through isotonic means of groups of equal size;
+            ``"linear"``: the least-squares line, as the control.
 
     Returns:
         Merged scores, shape (N,); NaN outside the named sets.
+
+    Raises:
+        ValueError: If the predictor does not rise with the scores of a set, or the method is
+            unknown.
+
+    Note:
+        The paper trains its teacher on merged scores that are not public and cites another work
+        for the merging; this is a construction of ours with the same aim.
     """
-    usable = labelled["part"].isin(parts).to_numpy()
-    first = usable & (labelled["dataset"] == names[0]).to_numpy()
-    predictor = ridge_cv(features[first], labelled.loc[first, "mos"].to_numpy()).predict(features)
-    tables = {name: labelled[labelled["dataset"] == name] for name in names}
-    merged = merge_scores(
-        tables,
-        {name: predictor[table.index] for name, table in tables.items()},
-        reference=names[0],
-        known={name: usable[table.index] for name, table in tables.items()},
-        method=method,
-    )
-    scores = np.full(len(labelled), np.nan)
-    for name, table in tables.items():
-        scores[table.index] = merged.loc[merged["dataset"] == name, "merged"]
-    return scores
+    if method not in ("monotone", "linear"):
+        raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
+    mos, dataset = labelled["mos"].to_numpy(), labelled["dataset"].to_numpy()
+    usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS
+    if method == "linear":
+        n_knots = 1
+    curves = {
+        name: _rising_curve(name, mos[rows], predictor[rows], n_knots)
+        for name in names
+        for rows in [usable & (dataset == name)]
+    }
+    scores, levels, slope = curves[names[0]]
+    merged = np.where(dataset == names[0], mos, np.nan)
+    for name in names[1:]:
+        common = _read_curve(mos[dataset == name], *curves[name])
+        merged[dataset == name] = _read_curve(common, levels, scores, 1 / slope)
+    return merged
 
 
 def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20) -> pd.DataFrame:
     """Compare the spread of quantities on the unlabelled images with that on labelled ones.
 
-    Args:
-        unlabelled: One column a quantity (scores, sharpness, ...), one row an image.
-        labelled: The same columns on images with scores.
-        bins: Equal bins over both, for the overlap.
-
-    Returns:
-        One row a quantity: ``inside`` (share of labelled values between the smallest and the
-        largest unlabelled one), ``overlap`` (common area of both histograms), both in [0, 1].
+    Both have one column per quantity (scores, sharpness, ...) and one row per image. Returns one
+    row per quantity: ``inside`` (share of labelled values between the smallest and the largest
+    unlabelled one), ``overlap`` (common area of both histograms), both in [0, 1].
     """
     rows = []
     for name in unlabelled.columns:
@@ -265,8 +195,7 @@ def _rising_curve(
     if n_knots < 2:
         ends = np.array([mos.min(), mos.max()])
         return ends, offset + slope * ends, slope
-    order = np.argsort(mos, kind="stable")
-    groups = np.array_split(order, n_knots)
+    groups = np.array_split(np.argsort(mos, kind="stable"), n_knots)
     knots = np.array([mos[group].mean() for group in groups])
     levels = np.array([predictor[group].mean() for group in groups])
     knots, first = np.unique(knots, return_index=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from iqa_utils.images.decoding import BadImageError, image_size, read_image
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from iqa_utils.images.decoding import BadImageError, find_images, image_size, read_image
+from iqa_utils.training.batches import Batch, epoch_seed
 
 COPY = "copy of a labelled image"
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo"})
+AHEAD = 2  # batches decoded in advance
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class UnlabelledSet:
     """The usable images of some folders, and those that were left out with the reason.
 
     Attributes:
-        images: One row a usable image, sorted: ``image`` (folder name / relative path), ``path``,
+        images: One row per usable image, sorted: ``image`` (folder name / relative path), ``path``,
             ``height``, ``width`` (pixels, upright), ``bytes``.
         left_out: ``image``, ``reason`` (one of a few words, to be counted) and ``detail`` of every
             other image file that was found.
@@ -57,44 +59,37 @@ def scan_images(
     crop: tuple[int, int],
     exclude: Collection[Path] = (),
     on_bad_image: str = "raise",
-    workers: int | None = None,
 ) -> UnlabelledSet:
     """List the images of some folders that a central crop can be taken from.
 
     Nothing is enlarged. An image below the crop's height and width is ``"too small"``; one that
     falls short on one side only has the ``"wrong shape"``: a 3:2 photograph of 1024x683 for a crop
-    of 1024x768. Headers are read, and the bytes of files as long as an excluded one: a copy of a
-    labelled image under another name is found where not a byte differs.
+    of 1024x768. Of a file as long as an excluded one the bytes are read: a copy of a labelled image
+    under another name is found where not a byte differs.
 
     Args:
-        *folders: Searched with their sub-folders for files with the endings of images.
+        *folders: Searched with their sub-folders.
         crop: Height and width of the central crop, pixels.
-        exclude: Files to leave out where they lie in one of the folders: the images of every
-            test, and those whose scores are known. Their copies are left out too.
+        exclude: Files to leave out with their copies: images of a test, or with known scores.
         on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
             them among those left out.
-        workers: Threads that read headers; by default one a core.
-
-    Returns:
-        The usable images and those left out.
 
     Raises:
-        FileNotFoundError: If a folder is missing or holds no image file; it is named.
+        FileNotFoundError: If a folder is missing or holds no image file.
         ValueError: If two folders have one name, or no image can be used.
-        BadImageError: If headers cannot be read; all such images are named.
+        BadImageError: If headers cannot be read.
     """
-    _check_choice(on_bad_image)
+    if on_bad_image not in ("raise", "drop"):
+        raise ValueError(f"on_bad_image must be 'raise' or 'drop', got {on_bad_image!r}")
     titles = [folder.name for folder in folders]
-    if not folders or len(set(titles)) < len(titles):
-        raise ValueError(f"folders must be one or more of different names, got {titles}")
-    paths = {}
-    for folder in folders:
-        found = _image_files(folder)
-        paths |= {f"{folder.name}/{p.relative_to(folder).as_posix()}": p for p in found}
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"folders must have different names, got {titles}")
+    found = [(folder, path) for folder in folders for path in find_images([folder])]
+    paths = {f"{folder.name}/{p.relative_to(folder).as_posix()}": p for folder, p in found}
     hidden = {path.resolve() for path in exclude}
     excluded = {name for name, path in paths.items() if path.resolve() in hidden}
     names = sorted(set(paths) - excluded)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         rows = list(pool.map(lambda name: _measure(name, paths[name], crop), names))
         columns = ["image", "path", "height", "width", "bytes", "reason", "detail"]
         frame = pd.DataFrame(rows, columns=columns)
@@ -140,18 +135,16 @@ def crop_batches(
     groups: Sequence[np.ndarray],
     crop: tuple[int, int],
     *,
-    workers: int | None = None,
-    ahead: int = 2,
     on_bad_image: str = "raise",
 ) -> Iterator[tuple[np.ndarray, Tensor, dict[int, str]]]:
     """Decode groups of images in threads while the caller works on an earlier group.
+
+    The processes that torchrun starts on a machine share its cores.
 
     Args:
         paths: Image files.
         groups: Rows of ``paths`` that go into each batch.
         crop: Height and width of the central crop, pixels.
-        workers: Decoding threads; by default one a core.
-        ahead: Batches decoded in advance.
         on_bad_image: ``"raise"`` or ``"drop"``.
 
     Yields:
@@ -162,29 +155,53 @@ def crop_batches(
     Raises:
         BadImageError: With ``"raise"``, names all undecodable images of a batch, when it is due.
     """
-    _check_choice(on_bad_image)
     size = max((len(group) for group in groups), default=0)
-    pin = torch.cuda.is_available()
     # one buffer more than is in flight: the caller still holds the last one
-    ring = [
-        torch.empty((size, *crop, 3), dtype=torch.uint8, pin_memory=pin) for _ in range(ahead + 2)
-    ]
-    waiting: deque = deque()
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    shape, pin = (size, *crop, 3), torch.cuda.is_available()
+    ring = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for _ in range(AHEAD + 2)]
+    cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    waiting, pool = deque(), ThreadPoolExecutor(max(cores, 1))
     try:
-        for position in range(len(groups) + ahead):
+        for position in range(len(groups) + AHEAD):
             if position < len(groups):
                 group, buffer = groups[position], ring[position % len(ring)]
-                slots = [buffer[i].numpy() for i in range(len(group))]
                 jobs = [
-                    pool.submit(_fill, paths[row], crop, slot)
-                    for row, slot in zip(group, slots, strict=True)
+                    pool.submit(_fill, paths[row], crop, buffer[i].numpy())
+                    for i, row in enumerate(group)
                 ]
                 waiting.append((group, buffer, jobs))
-            if position >= ahead and waiting:
+            if position >= AHEAD and waiting:
                 yield _gather(*waiting.popleft(), on_bad_image)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def file_batches(
+    paths: Sequence[Path],
+    crop: tuple[int, int],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    *,
+    batch_size: int,
+    epoch: int = 0,
+    augment: Callable[..., Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Stream central crops from their files, for sets too large to keep decoded.
+
+    It yields what :func:`iqa_utils.training.batches.store_batches` would of a store of these crops.
+    """
+    generator = torch.Generator().manual_seed(epoch_seed(0, epoch))
+    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    names = [str(path) for path in paths]
+    for group, crops, _ in crop_batches(paths, groups, crop):
+        images = crops.to(device)
+        if augment is not None:
+            images = augment(images, generator=generator)
+        images = to_float(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        mos = torch.as_tensor(scores[group], dtype=torch.float32, device=device)
+        yield Batch((images,), mos, torch.from_numpy(group), names=names)
 
 
 def _gather(
@@ -207,16 +224,6 @@ def _fill(path: Path, crop: tuple[int, int], slot: np.ndarray) -> str | None:
     except (BadImageError, OSError) as error:
         return str(error)
     return None
-
-
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"unlabelled images: {folder} is not a folder")
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
-    if not found:
-        endings = ", ".join(sorted(ENDINGS))
-        raise FileNotFoundError(f"unlabelled images: {folder} holds no image file ({endings})")
-    return found
 
 
 def _measure(name: str, path: Path, crop: tuple[int, int]) -> tuple[object, ...]:
@@ -249,8 +256,3 @@ def _find_copies(
 
 def _content(path: Path) -> bytes:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-
-
-def _check_choice(on_bad_image: str) -> None:
-    if on_bad_image not in ("raise", "drop"):
-        raise ValueError(f"on_bad_image must be 'raise' or 'drop', got {on_bad_image!r}")

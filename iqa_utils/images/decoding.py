@@ -19,12 +19,14 @@ truncated, failing checksum  refused
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
 _EXACT_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -33,6 +35,28 @@ _ORIENTATION = 0x0112
 
 class BadImageError(ValueError):
     """An image that cannot be read by the stated rules; the message names the file."""
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """List image files, each once; folders are searched to any depth, in the order of names.
+
+    Args:
+        paths: Files, taken whatever their ending, and folders.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or none of them holds an image.
+    """
+    found: dict[Path, None] = {}
+    given = [Path(path) for path in paths]
+    for path in given:
+        if not path.exists():
+            raise FileNotFoundError(f"nothing at {path}")
+        inside = [path] if path.is_file() else sorted(path.rglob("*"))
+        images = (p for p in inside if p.is_file() and (p == path or p.suffix.lower() in ENDINGS))
+        found.update(dict.fromkeys(images))
+    if not found:
+        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {', '.join(map(str, given))}")
+    return list(found)
 
 
 def read_image(path: Path) -> Image.Image:

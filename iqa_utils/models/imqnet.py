@@ -26,41 +26,23 @@ class ThreeWayBlock(nn.Module):
     ReLU, each giving a third of the channels. In a downscaling block the last convolution of every
     sub-branch has stride 2.
 
-    Args:
-        in_channels: Channels of the input map.
-        out_channels: Channels of the output map, a multiple of 3.
-        stride: 1 analyses, 2 also halves the map.
-        batch_norm: Normalise after every convolution; the paper names no normalisation.
-
-    Raises:
-        ValueError: If the output channels are not a multiple of 3.
-
     References:
         Ponomarenko et al., Transfer learning for no-reference image quality metrics using large
         temporary image sets, Fig. 5.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, batch_norm: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
         if out_channels < 3 or out_channels % 3:
             raise ValueError(f"out_channels must be a multiple of 3, got {out_channels}")
         third = out_channels // 3
         self.branches = nn.ModuleList(
-            nn.Sequential(*_convolutions(in_channels, third, kernels, stride, batch_norm))
+            nn.Sequential(*_convolutions(in_channels, third, kernels, stride))
             for kernels in [(3,), (1, 3), (1, 3, 3)]
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the three views side by side.
-
-        Args:
-            maps: Shape (B, in_channels, H, W).
-
-        Returns:
-            Shape (B, out_channels, ceil(H / stride), ceil(W / stride)).
-        """
+        """Return the three views of (B, C, H, W) side by side, H and W divided by the stride."""
         return torch.cat([branch(maps) for branch in self.branches], dim=1)
 
 
@@ -78,7 +60,6 @@ class IMQNet(nn.Module):
         downscale: Factor by which the input is shrunk first; 1 where the store already did it.
         high_level_side: Shorter side of the input of branch 2, in pixels.
         hidden: Widths of the two hidden fully connected layers.
-        batch_norm: Normalise after every convolution.
         mos_mean: Added to the output: start it at the mean of the training scores.
         mos_std: Multiplies the output: the SD of the training scores.
 
@@ -102,7 +83,6 @@ class IMQNet(nn.Module):
         downscale: int = 2,
         high_level_side: int = 292,
         hidden: tuple[int, int] = (256, 64),
-        batch_norm: bool = False,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
     ) -> None:
@@ -114,22 +94,20 @@ class IMQNet(nn.Module):
             )
         if mos_std <= 0:
             raise ValueError(f"mos_std must be > 0, got {mos_std}")
-        hidden = tuple(hidden)
         self.architecture = {
             "name": "imqnet",
             "width": width,
             "downscale": downscale,
             "high_level_side": high_level_side,
             "hidden": list(hidden),
-            "batch_norm": batch_norm,
             "mos_mean": mos_mean,
             "mos_std": mos_std,
         }
         self.downscale, self.high_level_side = downscale, high_level_side
         self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
         self.register_buffer("mos_std", torch.tensor(float(mos_std)))
-        self.low_level = _branch(LOW_LEVEL, width, batch_norm)
-        self.high_level = _branch(HIGH_LEVEL, width, batch_norm)
+        self.low_level = _branch(LOW_LEVEL, width)
+        self.high_level = _branch(HIGH_LEVEL, width)
         joined = _scaled(LOW_LEVEL[-1][0], width) + _scaled(HIGH_LEVEL[-1][0], width)
         self.space_to_depth = nn.PixelUnshuffle(GRID)
         self.head = nn.Sequential(
@@ -142,26 +120,13 @@ class IMQNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
         # without normalisation an unlucky start is far from the mean: begin near it
         with torch.no_grad():
             self.head[-1].weight.mul_(0.1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score a batch.
-
-        Args:
-            images: Normalised RGB, shape (B, 3, H, W), any H and W.
-
-        Returns:
-            Scores on the scale of the training scores, shape (B,), higher is better.
-
-        Raises:
-            ValueError: If the batch is not (B, 3, H, W).
-        """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        """Return the scores (B,) of normalised RGB images (B, 3, H, W), any H and W."""
         height, width = images.shape[-2:]
         if self.downscale > 1:
             size = (max(height // self.downscale, 1), max(width // self.downscale, 1))
@@ -177,18 +142,10 @@ class IMQNet(nn.Module):
 
 
 def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[str, int]:
-    """Count the parameters and multiply-adds of an IMQNet without running it.
+    """Count what an ``IMQNet(**model_arguments)`` costs at an image size, without allocating it.
 
-    The network is built and traced on the meta device, so nothing is allocated.
-
-    Args:
-        model_arguments: Keyword arguments of ``IMQNet``.
-        height: Height of one input image in pixels.
-        width: Width of one input image in pixels.
-
-    Returns:
-        ``parameters`` in total and by ``low_level``, ``high_level``, ``head``; ``macs`` of one
-        forward pass (convolutions and fully connected layers).
+    Returns ``parameters`` in total and by ``low_level``, ``high_level``, ``head``; ``macs`` of one
+    forward pass (convolutions and fully connected layers).
     """
     with torch.device("meta"):
         model, images = IMQNet(**model_arguments), torch.empty(1, 3, height, width)
@@ -200,35 +157,23 @@ def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[st
 
 
 def _convolutions(
-    in_channels: int, out_channels: int, kernels: tuple[int, ...], stride: int, batch_norm: bool
+    in_channels: int, out_channels: int, kernels: tuple[int, ...], stride: int
 ) -> list[nn.Module]:
     """Chain convolutions of the given kernels, the last of them strided."""
     layers: list[nn.Module] = []
-    for position, kernel in enumerate(kernels):
-        last = position == len(kernels) - 1
-        layers.append(
-            nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel,
-                stride=stride if last else 1,
-                padding=kernel // 2,
-                bias=not batch_norm,
-            )
-        )
-        layers += [nn.BatchNorm2d(out_channels)] if batch_norm else []
-        layers.append(nn.ReLU(inplace=True))
+    for position, kernel in enumerate(kernels, 1):
+        step = stride if position == len(kernels) else 1
+        convolution = nn.Conv2d(in_channels, out_channels, kernel, step, padding=kernel // 2)
+        layers += [convolution, nn.ReLU(inplace=True)]
         in_channels = out_channels
     return layers
 
 
-def _branch(plan: list[tuple[int, int]], width: float, batch_norm: bool) -> nn.Sequential:
+def _branch(plan: list[tuple[int, int]], width: float) -> nn.Sequential:
     """Stack the blocks of a plan at a given width."""
     channels = [3] + [_scaled(out, width) for out, _ in plan]
     blocks = zip(channels[:-1], channels[1:], (stride for _, stride in plan), strict=True)
-    return nn.Sequential(
-        *(ThreeWayBlock(i, o, stride=stride, batch_norm=batch_norm) for i, o, stride in blocks)
-    )
+    return nn.Sequential(*(ThreeWayBlock(i, o, stride=stride) for i, o, stride in blocks))
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -88,3 +88,15 @@ class KonCept(nn.Module):
     def score(self, features: Tensor) -> Tensor:
         """Return the scores (B,) of pooled features (B, F) of the trunk."""
         return scaled_score(self.head[-1], self.head[:-1](features), self.mos_mean, self.mos_std)
+
+
+class PooledHead(nn.Module):
+    """The head of a KonCept network, shared with it, on features of its trunk computed before."""
+
+    def __init__(self, network: KonCept) -> None:
+        super().__init__()
+        self.head, self.score = network.head, network.score
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores (B,) of pooled features (B, F)."""
+        return self.score(features)

@@ -310,14 +310,13 @@ def _heads(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
 
 def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
+    from iqa_utils.distill import choose_teachers
     from iqa_utils.models.imqnet import IMQNet
-    from iqa_utils.models.koncept import KonCept
-    from iqa_utils.studies.teachers import PooledHead, choose_teachers
-    from iqa_utils.studies.transfer import Plan
+    from iqa_utils.models.koncept import KonCept, PooledHead
 
     parts = {name: parts_of(frame, values["SEED"]) for name, frame in tables.items()}
     teacher, student, control = (
-        Plan(*values[key]) for key in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN")
+        values[key] for key in ("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN")
     )
     kept, main, files = values["N_KEPT"], values["N_UNLABELLED"][-1], values["STREAM"]
     precision, compiled = values.get("PRECISION", "fp32"), values.get("COMPILE", False)
@@ -333,9 +332,10 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         name = f"KonCept {trunk} {'-'.join(map(str, widths))}{' frozen' * frozen}"
         return {"build": build, "size": (3, *size), "network": name}
 
-    def lesson(name: str, plan: Plan, watched: int, **more: Any) -> Job:
-        counts = {"batch": plan.batch_size, "images": plan.steps * plan.batch_size}
-        return Job(name=name, steps=plan.steps, watched=plan.looks * watched, **counts, **more)
+    def lesson(name: str, plan: list[Any], watched: int, **more: Any) -> Job:
+        steps, batch_size, _, _, looks = plan
+        counts = {"batch": batch_size, "images": steps * batch_size}
+        return Job(name=name, steps=steps, watched=looks * watched, **counts, **more)
 
     teaching = koncept(values["HEAD"], values["TEACHER_SIZE"])
     known = sum(len(frame) for frame in tables.values())
@@ -373,7 +373,8 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     few = int((parts[values["LABELLED"][0]] == "training").sum())
     few, n = values.get("N_LABELLED") or few, len(values["N_UNLABELLED"]) + len(chosen) - 1
     yield lesson("distilled", student, 2 * kept, count=n, files=files, **imqnet)
-    shorter = student.shortened(few / main)
+    looks = student[4]
+    shorter = [max(round(student[0] * few / main / looks), 1) * looks, *student[1:]]
     for name, plan in (("same passes", shorter), ("same steps", student), ("tuned", control)):
         yield lesson(
             f"direct or {name}" if name == "tuned" else f"direct, {name}", plan, 2 * kept, **imqnet

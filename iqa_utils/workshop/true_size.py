@@ -22,8 +22,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from iqa_utils.distill.unlabelled import file_batches
 from iqa_utils.images import augment, build_store
-from iqa_utils.studies.transfer import file_batches
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.footprint import Job, footprint, kind

@@ -1,0 +1,144 @@
+"""A trained network with everything that decides its scores: how pixels come in, scores go out.
+
+The header of a model file says what its network was trained on. It is followed here and nowhere
+else: by ``iqa score``, by teachers of unlabelled images and by the tests of their students.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from iqa_utils.backbones import weights_hash
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
+from iqa_utils.images.decode_once import Fit
+from iqa_utils.images.decoding import BadImageError, read_image
+from iqa_utils.training.checkpoints import load_model
+
+AS_IS = Fit(None, "native", "bilinear")  # pixels go in as they are
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network that scores 8-bit images.
+
+    Attributes:
+        model: Takes normalised RGB (B, 3, H, W), returns (B,) or (B, 1); higher is better.
+        fit: How images are brought to the network's size.
+        mean: Of the normalisation, three channels, for pixels in [0, 1].
+        std: As ``mean``.
+        saw: Scores it was trained on, as ``"dataset/training"``.
+        gain: What the output is multiplied by to be on the scale of the scores.
+        offset: What is added then.
+        hash: 16 digits of weights, architecture, pixels and scale, computed here.
+    """
+
+    model: nn.Module
+    fit: Fit = AS_IS
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    saw: tuple[str, ...] = ()
+    gain: float = 1.0
+    offset: float = 0.0
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        facts = [weights_hash(self.model), getattr(self.model, "architecture", None)]
+        facts += [asdict(self.fit), list(self.mean), list(self.std), self.gain, self.offset]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        object.__setattr__(self, "hash", digest)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scorer:
+        """Read a file of :func:`iqa_utils.training.checkpoints.save_model`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no model of this project, was altered, does not say how its pixels
+                were made, or needs more than pixels.
+        """
+        model, facts = load_model(path)
+        name, given = Path(path).name, facts["preprocessing"]
+        if absent := [k for k in ("size", "fit", "resampler", "mean", "std") if k not in given]:
+            raise ValueError(f"model {name}: its preprocessing does not tell {', '.join(absent)}")
+        if (inputs := given.get("inputs", ["image"])) != ["image"]:
+            raise ValueError(
+                f"model {name} needs {', '.join(inputs)}; only models of pixels alone score files"
+            )
+        size, saw = given["size"], facts["scores_seen"]
+        fit = Fit(tuple(size) if isinstance(size, list) else size, given["fit"], given["resampler"])
+        saw = (saw,) if isinstance(saw, str) else tuple(saw)
+        scale = {key: given[key] for key in ("gain", "offset") if key in given}
+        return cls(model, fit, given["mean"], given["std"], saw, **scale)
+
+    def read(self, path: Path) -> np.ndarray | str:
+        """Decode and fit a file: uint8 (H, W, 3), or the reason why that cannot be done."""
+        try:
+            return self.fit.apply(read_image(path))
+        except (BadImageError, OSError) as error:
+            return str(error)
+
+    @torch.inference_mode()
+    def score(
+        self, images: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
+    ) -> Tensor:
+        """Score a batch; what has not its size yet is resized on the device, antialiased.
+
+        Args:
+            images: uint8 RGB, shape (B, 3, H, W).
+            device: Where the network is.
+            precision: ``"fp32"`` or ``"bf16"`` (autocast).
+
+        Returns:
+            float64 scores on the device, shape (B,).
+        """
+        images = images.to(device)
+        size = self.fit.target(*images.shape[-2:]) if self.fit.resamples else images.shape[-2:]
+        if tuple(size) != tuple(images.shape[-2:]):
+            how = InterpolationMode(self.fit.resampler)
+            images = tv.resize(images, list(size), interpolation=how, antialias=True)
+        images = to_float(images, mean=self.mean, std=self.std)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = self.model(images).reshape(-1)
+        return output.double() * self.gain + self.offset
+
+    def score_store(
+        self,
+        store: ImageStore,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 16,
+        device: str | torch.device = "cpu",
+    ) -> np.ndarray:
+        """Score whole images of a store, whatever their sizes, in the order of ``rows``."""
+        self.model.to(device).eval()
+        sizes, pred = np.asarray(store.sizes)[rows], np.empty(len(rows))
+        for part in same_size(sizes, batch_size):
+            crops = store.crops(rows[part], tuple(sizes[part[0]].tolist()))
+            pred[part] = self.score(crops, device=device).cpu()
+        return pred
+
+    def knows(self, dataset: str, split: str = "test") -> str:
+        """Call a test on scores of a split ``"leaky"`` if any was trained on, else ``"held-out"``.
+
+        The split ``"all"`` is every score of the data set.
+        """
+        seen = {known.rpartition("/")[2] for known in self.saw if known.startswith(f"{dataset}/")}
+        return "leaky" if seen and (split in seen or "all" in (split, *seen)) else "held-out"
+
+
+def same_size(sizes: Sequence[Sequence[int]], batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the positions of images that may share a batch: at most so many, of one size."""
+    kinds, kind = np.unique(np.asarray(sizes), axis=0, return_inverse=True)
+    for number in range(len(kinds)):
+        same = np.flatnonzero(kind.reshape(-1) == number)
+        yield from np.split(same, range(batch_size, len(same), batch_size))

@@ -1,1 +1,0 @@
-"""The steps of each paper's protocol, called by its notebook."""
