@@ -2,20 +2,16 @@
 
 Import the module you need (``from iqa_utils import metrics``); nothing heavy is loaded here.
 
-=================== ==========================================================================
-data                datasets, demo, splits, images, indicators, natural_scenes, downloads
-networks            backbones, models, features
-training            samplers, losses, imbalance, training, distill
-without training    regression
-judging             metrics, statistics
-one run             workshop, runs, parameters, plots, engine, batch, grids
-a reader's side     report, scoring, browse, cli
-what notebooks do   studies: the steps of each paper's protocol, called by its notebook
-=================== ==========================================================================
+============= ================================================================================
+data          datasets, ratings, splits, images, indicators, natural_scenes
+networks      backbones, models, features, scorer
+training      samplers, losses, imbalance, training, distill
+regression    regression: ridge, support vectors on Gram matrices, Gaussian processes
+judging       metrics, statistics, evaluate
+============= ================================================================================
 
-A name above is a module, or a package whose ``__init__`` holds what its name says and whose other
-modules hold the parts. Imports point down the table's rows of work: data and metrics know nothing
-of training, training nothing of runs, and only notebooks and the command line see everything.
+``iqa_utils.workshop`` runs the notebooks and tells their results. It knows the modules above, and
+none of them knows it; ``tests/test_imports.py`` proves it.
 """
 
 __version__ = "0.1.0"
