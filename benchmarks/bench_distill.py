@@ -18,7 +18,7 @@ from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_image
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.models.koncept import KonCept
-from iqa_utils.studies.throughput import label_in_batches, label_naively, measure_rates, plans
+from iqa_utils.workshop.throughput import label_in_batches, label_naively, measure_rates, plans
 
 GPU_SHARE = 0.9  # of the decode-only rate
 

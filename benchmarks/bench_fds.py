@@ -11,8 +11,7 @@ import torch
 from common import compare, report
 from torch import Tensor
 
-from iqa_utils.imbalance import smoothing_kernel
-from iqa_utils.imbalance.feature_smoothing import FDS
+from iqa_utils.imbalance import FDS, smoothing_kernel
 
 
 class LoopFDS:
@@ -22,10 +21,7 @@ class LoopFDS:
         n_features: Feature length D.
         edges: Bucket edges, shape (K + 1,).
         kernel: Smoothing window of odd length, summing to 1.
-        momentum: Share of the old statistics after the first epoch.
         clip: Bounds of the variance ratio.
-        start_update: First epoch whose features are collected.
-        start_smooth: First epoch whose features are calibrated.
         variant: As our layer's: the released ones alias the whitening statistics and collect
             calibrated features; ``released_stsb`` fills empty buckets from the adjacent rows.
         dtype: Of the features.
@@ -37,17 +33,14 @@ class LoopFDS:
         edges: Sequence[float],
         *,
         kernel: Sequence[float] = (0.2, 0.2, 0.2, 0.2, 0.2),
-        momentum: float = 0.9,
         clip: tuple[float, float] = (0.1, 10.0),
-        start_update: int = 0,
-        start_smooth: int = 1,
         variant: str = "corrected",
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.edges, self.kernel = list(edges), list(kernel)
-        self.momentum, self.clip, self.variant = momentum, clip, variant
+        self.momentum, self.clip, self.variant = 0.9, clip, variant
         self.released = variant != "corrected"
-        self.start_update, self.start_smooth, self.epoch = start_update, start_smooth, 0
+        self.epoch = 0
         n = len(self.edges) - 1
         self.mean = [torch.zeros(n_features, dtype=dtype) for _ in range(n)]
         self.variance = [torch.ones(n_features, dtype=dtype) for _ in range(n)]
@@ -73,7 +66,7 @@ class LoopFDS:
     def calibrate(self, features: Tensor, mos: Tensor) -> Tensor:
         """Return features (B, D) moved to the smoothed statistics of their buckets."""
         out = features.clone()
-        if self.smoothed is None or self.epoch < self.start_smooth:
+        if self.smoothed is None:
             return out
         buckets = np.array([self.bucket(score) for score in mos.tolist()])
         for k in np.unique(buckets).tolist():
@@ -90,14 +83,13 @@ class LoopFDS:
 
     def end_epoch(self, features: Tensor, mos: Tensor) -> None:
         """Take in the features of the training part after an epoch."""
-        if self.epoch >= self.start_update:
-            if self.released:
-                features = self.calibrate(features, mos)
-                if self.epoch > self.start_update:
-                    self.remember()
-            self.update(features, mos)
-            if not self.released:
+        if self.released:
+            features = self.calibrate(features, mos)
+            if self.epoch > 0:
                 self.remember()
+        self.update(features, mos)
+        if not self.released:
+            self.remember()
         self.epoch += 1
 
     def remember(self) -> None:
@@ -108,7 +100,7 @@ class LoopFDS:
 
     def update(self, features: Tensor, mos: Tensor) -> None:
         """Move the running mean and variance of every bucket towards this epoch's."""
-        keep = self.momentum if self.epoch > self.start_update else 0.0
+        keep = self.momentum if self.epoch > 0 else 0.0
         buckets = np.array([self.bucket(score) for score in mos.tolist()])
         means, variances = {}, {}
         for k in np.unique(buckets).tolist():

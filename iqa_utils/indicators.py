@@ -21,17 +21,7 @@ _CDF_97_SCALE = 1.149604398
 
 
 def measure(path: str | Path) -> dict[str, float]:
-    """Compute all indicators of one image file.
-
-    Args:
-        path: A file that `decoding.read_image` accepts.
-
-    Returns:
-        brightness, contrast, colorfulness, sharpness, bitrate (bits a pixel) and hxw (pixels).
-
-    Raises:
-        BadImageError: If the file cannot be read.
-    """
+    """Compute all indicators of one image file; bitrate in bits per pixel, hxw in pixels."""
     data = Path(path).read_bytes()
     rgb = np.asarray(decode_image(data, str(path)))
     n_pixels = rgb.shape[0] * rgb.shape[1]
@@ -46,18 +36,7 @@ def measure(path: str | Path) -> dict[str, float]:
 
 
 def measure_all(root: str | Path, names: Sequence[str]) -> pd.DataFrame:
-    """Compute all indicators of many files.
-
-    Args:
-        root: Folder that the names are relative to.
-        names: Image files, N names.
-
-    Returns:
-        N rows in the order of the names: `image` and the columns of `measure`.
-
-    Raises:
-        BadImageError: If a file cannot be read.
-    """
+    """Compute all indicators of the N files below root: `image` and the columns of `measure`."""
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(lambda name: measure(Path(root) / name), names))
     table = pd.DataFrame(rows)
@@ -66,17 +45,7 @@ def measure_all(root: str | Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """Return the luma of an image.
-
-    Args:
-        rgb: uint8, shape (H, W, 3).
-
-    Returns:
-        float64, shape (H, W), 0 (black) to 255 (white).
-
-    Raises:
-        ValueError: If the image is not 8-bit RGB.
-    """
+    """Return the luma of an image, uint8 (H, W, 3): float64, (H, W), 0 black to 255 white."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"expected uint8 of shape (H, W, 3), found {rgb.dtype} of {rgb.shape}")
     return rgb @ LUMA
@@ -90,12 +59,6 @@ def brightness(rgb: np.ndarray) -> float:
 def contrast(rgb: np.ndarray) -> float:
     """Return the root-mean-square contrast: the standard deviation of luma, in [0, 0.5].
 
-    Args:
-        rgb: uint8, shape (H, W, 3).
-
-    Returns:
-        0 for a flat image, 0.5 for half black and half white.
-
     References:
         Peli, Contrast in complex images, JOSA A 1990, equation 2.
     """
@@ -107,9 +70,6 @@ def colorfulness(rgb: np.ndarray) -> float:
 
     The spread of the two opponent channels (red - green, yellow - blue) plus 0.3 of the distance
     of their mean from grey.
-
-    Args:
-        rgb: uint8, shape (H, W, 3).
 
     Returns:
         0 for grey; channels count in [0, 1], so the authors' "extremely colourful" (109) is 0.43.
@@ -134,9 +94,6 @@ def sharpness(rgb: np.ndarray) -> float:
 
     Returns:
         0 for a flat image, about 5 to 25 for photographs, higher is sharper; noise counts too.
-
-    Raises:
-        ValueError: If the image is smaller than 8 pixels.
 
     Note:
         The span of KonIQ-10k's own column, 5.6 to 25.7, is that of this index; the data set's

@@ -21,7 +21,8 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import gammaln
 
-from iqa_utils.images.decode_once import hash_files, lock
+from iqa_utils.files import lock
+from iqa_utils.images.decode_once import hash_files
 from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
 
@@ -46,9 +47,6 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     Returns:
         Shape (36,): for each of the two sizes shape and variance of the normalised pixels, then
         for each of four neighbours shape, mean, left and right variance of the products.
-
-    Raises:
-        ValueError: If the image is flat or too small.
 
     Note:
         As in the released code, zeros lie beyond the border when pixels are normalised, and
@@ -94,10 +92,7 @@ def normalise(grey: np.ndarray, *, border: Literal["zero", "repeat"]) -> np.ndar
 
 
 def fit_ggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a zero-mean generalised Gaussian by its first two absolute moments.
-
-    Args:
-        x: Samples on the last axis, shape (..., N).
+    """Fit a zero-mean generalised Gaussian to samples (..., N) by two absolute moments.
 
     Returns:
         Shape (2 is Gaussian, 1 Laplacian; clipped to [0.2, 10]) and variance, both (...); the
@@ -112,10 +107,7 @@ def fit_ggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_aggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fit an asymmetric generalised Gaussian with its mode at zero.
-
-    Args:
-        x: Samples on the last axis, shape (..., N).
+    """Fit an asymmetric generalised Gaussian with its mode at zero to samples (..., N).
 
     Returns:
         Shape, mean, left variance and right variance, each (...); NaN where all samples are zero.
@@ -155,9 +147,6 @@ def niqe(image: np.ndarray, *, patch: int = 96) -> float:
     Returns:
         At least 0; **lower is better**, against the convention of this package: negate it before
         it is used as a prediction.
-
-    Raises:
-        ValueError: As :func:`niqe_statistics`.
 
     References:
         Mittal, Soundararajan, Bovik, Making a completely blind image quality analyzer, IEEE
@@ -220,23 +209,16 @@ def live_parameters() -> tuple[np.ndarray, np.ndarray]:
 
 
 def niqe_statistics(image: np.ndarray, *, patch: int = 96) -> np.ndarray:
-    """Compute NIQE's 36 statistics of each patch.
+    """Compute NIQE's 36 statistics of each patch; arguments as for :func:`niqe`.
 
     They describe what BRISQUE's do, by other numbers: all fits are asymmetric, and in place of
-    variances stand the scales of the fitted distribution.
-
-    Args:
-        image: As for :func:`niqe`; what is left over right and below whole patches is cut first.
-        patch: Side of a patch in pixels, even, at least 16; half of it at half size.
+    variances stand the scales of the fitted distribution. What is left over right and below whole
+    patches is cut first; at half size a patch is half as large.
 
     Returns:
         Shape (P, 36), without patches that are flat: for each of the two sizes shape and mean
         scale of the normalised pixels, then for each of four neighbours shape, mean, left and
         right scale of the products, which wrap around within the patch.
-
-    Raises:
-        ValueError: If the patch is odd or too small, the image is smaller than a patch, or every
-            patch is flat.
 
     References:
         Mittal et al., 2013, sections II-A to II-C.

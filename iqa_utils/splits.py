@@ -1,7 +1,7 @@
-"""Training, validation and test parts that share no content.
+"""Training, validation and test sets that share no reference image.
 
-The seeded split sorts contents by a hash of set, seed and name, so it is the same on every
-machine and with every library version. The official split is used where there is one.
+The seeded split sorts reference images by a hash of data set, seed and name, so it is the same on
+every machine and with every library version. The official split is used where there is one.
 """
 
 import hashlib
@@ -17,12 +17,11 @@ PARTS = ("training", "validation", "test")
 def content_split(
     frame: pd.DataFrame, *, fractions: tuple[float, ...] = (0.6, 0.2, 0.2), seed: int
 ) -> pd.Series:
-    """Split a score table by content, by seed.
+    """Split a score table by reference image, by seed.
 
-    Validation and test take the rounded share of the contents and training the rest. Where a
-    content has several images (a reference and its distortions) and there is a validation
-    part, training is rounded up at the cost of test: 29 references give 18/6/5, as in the
-    splits that feng2023 released.
+    Validation and test take the rounded share of the reference images and training the rest.
+    Where a reference has several images and there is a validation set, training is rounded up at
+    the cost of test: 29 references give 18/6/5, as in the splits that feng2023 released.
 
     Args:
         frame: A table of ``datasets.load_scores``, N rows.
@@ -33,49 +32,34 @@ def content_split(
         "training", "validation" or "test" for each row, shape (N,), with the frame's index.
 
     Raises:
-        ValueError: If the fractions are not shares, or there are fewer contents than parts.
+        ValueError: If the fractions are not shares, or there are fewer references than sets.
     """
     if len(fractions) == 2:
         fractions = (fractions[0], 0.0, fractions[1])
     if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0):
         raise ValueError(f"expected two or three shares that sum to 1, got {fractions}")
-    if seed < 0:
-        raise ValueError(f"expected a seed >= 0, got {seed}")
-    contents = frame["reference"].unique()
-    n, n_parts = len(contents), sum(share > 0 for share in fractions)
-    if n < n_parts:
-        raise ValueError(f"expected at least {n_parts} contents for {n_parts} parts, found {n}")
+    references = frame["reference"].unique()
+    n, n_sets = len(references), sum(share > 0 for share in fractions)
+    if n < n_sets:
+        raise ValueError(f"expected at least {n_sets} reference images, found {n}")
     n_validation, n_test = (max(1, round(share * n)) if share > 0 else 0 for share in fractions[1:])
     if n < len(frame) and n_validation:
         n_training = math.ceil(round(fractions[0] * n, 9))
         n_test = max(min(n_test, 1), min(n_test, n - n_validation - n_training))
     n_training = n - n_validation - n_test
     dataset = frame.attrs.get("dataset", "")
-    ordered = sorted(contents, key=lambda name: _order(dataset, seed, str(name)))
-    parts = np.repeat(PARTS, (n_training, n_validation, n_test))
-    part_of = dict(zip(ordered, parts.tolist(), strict=True))
-    return frame["reference"].map(part_of).rename("split")
+    ordered = sorted(references, key=lambda name: _order(dataset, seed, str(name)))
+    sets = np.repeat(PARTS, (n_training, n_validation, n_test))
+    return frame["reference"].map(dict(zip(ordered, sets.tolist(), strict=True))).rename("split")
 
 
 def official_split(frame: pd.DataFrame) -> pd.Series:
-    """Return the official split; 20 % of training, seed 0, is validation where there is none.
-
-    Args:
-        frame: A table of ``datasets.load_scores``, N rows.
-
-    Returns:
-        "training", "validation" or "test" for each row, shape (N,), with the frame's index.
-
-    Raises:
-        ValueError: If the set has no official split (use :func:`content_split`), or only for
-            some of its images.
-    """
-    title = frame.attrs.get("title", "this set")
-    if frame["split"].isna().any():
-        n_missing = int(frame["split"].isna().sum())
+    """Return the official split; 20 % of training, seed 0, is validation where there is none."""
+    n_missing = int(frame["split"].isna().sum())
+    if n_missing:
         raise ValueError(
-            f"{title}: expected an official split, {n_missing} of {len(frame)} images have none; "
-            "use content_split"
+            f"{frame.attrs.get('title', 'this set')}: expected an official split, {n_missing} of "
+            f"{len(frame)} images have none; use content_split"
         )
     split = frame["split"].rename("split")
     if (split == "validation").any():
@@ -86,50 +70,24 @@ def official_split(frame: pd.DataFrame) -> pd.Series:
 
 
 def official_or_content_split(frame: pd.DataFrame, *, seed: int) -> pd.Series:
-    """Return :func:`official_split` where every image has one, else :func:`content_split`.
-
-    Args:
-        frame: A table of ``datasets.load_scores``, N rows.
-        seed: Which of the content splits.
-    """
+    """Return :func:`official_split` where every image has one, else :func:`content_split`."""
     is_official = frame["split"].notna().all()
     return official_split(frame) if is_official else content_split(frame, seed=seed)
 
 
 def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
-    """Refuse a split that has one content in two parts.
-
-    Args:
-        frame: A table of ``datasets.load_scores``, N rows.
-        split: The part of each row, shape (N,), with the frame's index.
-
-    Raises:
-        ValueError: If the indexes differ, a part has an unknown name, or a content is in two.
-    """
+    """Refuse a split that has one reference image in two sets."""
     if not split.index.equals(frame.index):
-        raise ValueError(f"expected a part for each of {len(frame)} rows, got {len(split)}")
-    unknown = sorted(set(split.dropna()) - set(PARTS))
-    if unknown:
-        raise ValueError(f"expected parts {PARTS}, found {unknown}")
-    n_parts = split.groupby(frame["reference"]).nunique()
-    shared = sorted(n_parts.index[n_parts > 1])
+        raise ValueError(f"expected a set for each of {len(frame)} rows, got {len(split)}")
+    n_sets = split.groupby(frame["reference"]).nunique()
+    shared = sorted(n_sets.index[n_sets > 1])
     if shared:
-        raise ValueError(f"{len(shared)} contents are in more than one part: {shared[:5]}")
+        raise ValueError(f"{len(shared)} reference images are in more than one set: {shared[:5]}")
 
 
 def split_digest(frame: pd.DataFrame, split: pd.Series) -> str:
-    """Hash which image is in which part, so that a test can hold a split to it.
-
-    Args:
-        frame: A table of ``datasets.load_scores``, N rows.
-        split: The part of each row, shape (N,), with the frame's index.
-
-    Returns:
-        16 hexadecimal digits; the order of the rows and the folder of the images do not matter.
-    """
-    lines = sorted(
-        f"{_name(image)}\t{part}\n" for image, part in zip(frame["image"], split, strict=True)
-    )
+    """Hash which image is in which set, 16 digits; row order and image folder do not matter."""
+    lines = sorted(f"{_name(i)}\t{s}\n" for i, s in zip(frame["image"], split, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
@@ -138,7 +96,7 @@ def _name(path: str) -> str:
     return PurePosixPath(path).name.casefold()
 
 
-def _order(dataset: str, seed: int, content: str) -> tuple[str, str]:
-    """Return the sort key of a content: a hash of set, seed and name, then the content itself."""
-    key = f"{dataset}|{seed}|{_name(content)}"
-    return hashlib.sha256(key.encode()).hexdigest(), content.casefold()
+def _order(dataset: str, seed: int, reference: str) -> tuple[str, str]:
+    """Return a reference image's sort key: a hash of set, seed and name, then the name itself."""
+    key = f"{dataset}|{seed}|{_name(reference)}"
+    return hashlib.sha256(key.encode()).hexdigest(), reference.casefold()

@@ -367,7 +367,7 @@ def test_a_result_answers_its_row_and_no_other():
 def test_demo_values_are_not_even_shown():
     judged = row([result(data="demo")], method="CLIP", metric="MAE all")
     assert judged["verdict"] == "not comparable"
-    assert judged["reason"] == "demo: made data"
+    assert judged["reason"] == "demo: synthetic data"
     assert pd.isna(judged["ours"])
 
 
@@ -468,8 +468,8 @@ def test_live_answers_under_both_names_and_repeated_cells_share_a_result():
 def test_weighted_means_need_all_their_sets():
     mine = result(
         paper="feng2023", table="Table 1", method="Proposed (All databases)", dataset="weighted",
-        metric="SRCC", value=0.8924, variant="released scores", ci_low=None, ci_high=None, kind="",
-        data="live+csiq+kadid10k+bid+livec+koniq10k",
+        metric="SRCC", value=0.8924, variant="released scores", ci_low=None, ci_high=None,
+        kind="authors' predictions", data="live+csiq+kadid10k+bid+livec+koniq10k",
     )  # fmt: skip
     where = {"method": mine["method"], "dataset": "weighted", "metric": "SRCC"}
     assert row([mine], "feng2023", **where)["verdict"] == "reproduced"
@@ -565,4 +565,4 @@ def test_every_table_has_a_notebook_or_a_reason():
 
 def test_a_table_that_nobody_listed_is_named(ledger):
     with pytest.raises(ValueError, match="Table 99"):
-        claims.coverage_table(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))
+        claims.coverage(ledger.assign(table=ledger["table"].replace("Fig. 2", "Table 99")))

@@ -64,6 +64,12 @@ def test_words_gaps_columns_and_rows_that_differ_are_infinitely_far(runs, change
     assert [row[2] for row in differences(a, b) if np.isinf(row[3])] == [column]
 
 
+def test_an_empty_column_is_as_if_it_were_absent(runs):
+    a, b = runs
+    rewrite(b, lambda t: t.assign(stage=None, subset=""))
+    assert {row[3] for row in differences(a, b)} == {0.0}
+
+
 def test_a_run_without_a_partner_is_named(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match="02_cross_sampling"):
         list(differences(runs[0], tmp_path / "c"))

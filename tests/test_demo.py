@@ -141,7 +141,7 @@ def test_a_set_is_made_once_and_again_when_its_version_changes(
     monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
     demo.ensure_demo(tmp_path)
     assert len(calls) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "one"]
 
 
 def test_a_set_that_fails_leaves_nothing_behind(
@@ -154,7 +154,7 @@ def test_a_set_that_fails_leaves_nothing_behind(
     monkeypatch.setattr(demo, "SETS", {"one": fail})
     with pytest.raises(OSError, match="disk full"):
         demo.make_demo(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_wrong_names_and_scales_are_refused(tmp_path: Path) -> None:

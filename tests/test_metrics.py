@@ -80,8 +80,6 @@ def test_the_logistic_fit_recovers_the_curve_that_made_the_scores(truth):
     np.testing.assert_allclose(fit.parameters, truth, rtol=2e-3)
     assert fit.rmse < 1e-3
     assert fit.plcc > 0.999999
-    assert fit.converged
-    assert fit.monotonic
 
 
 def test_the_five_parameter_map_is_the_published_formula():
@@ -137,13 +135,6 @@ def test_the_fit_tells_whether_the_data_would_go_on_to_a_step():
     assert not metrics.fit_logistic(metrics.logistic(pred, (9, 1, 0.4, 0.2)), pred, 4).at_bound
 
 
-def test_a_poor_single_start_can_lose_to_the_multi_start_fit(noisy):
-    mos, pred = noisy
-    single = metrics.fit_logistic(mos, pred / 100, 5, start=(10, 0, 0.5, 0.1, 0.1))
-    assert len(single.start_rmse) == 1
-    assert single.rmse >= metrics.fit_logistic(mos, pred / 100, 5).rmse - 1e-9
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -178,8 +169,8 @@ def test_scores_outside_the_edges_are_refused():
 
 
 def test_ranges_sd_is_the_sample_deviation():
-    assert metrics.ranges_sd([8.64, 8.61, 6.83, 5.42, 5.54]) == pytest.approx(1.5763, abs=1e-4)
-    assert metrics.ranges_sd({"0-20": 1.0, "20-40": 3.0}) == pytest.approx(np.sqrt(2))
+    errors = {"0-20": 8.64, "20-40": 8.61, "40-60": 6.83, "60-80": 5.42, "80-100": 5.54}
+    assert metrics.ranges_sd(errors) == pytest.approx(1.5763, abs=1e-4)
     with pytest.raises(ValueError, match="finite range errors"):
         metrics.ranges_sd({"0-20": 1.0, "20-40": np.nan})
 
@@ -194,9 +185,3 @@ def test_groups_remove_what_only_differs_between_them():
     mos, pred = np.array([1, 2, 3, 11, 12, 13.0]), np.array([3, 2, 1, 13, 12, 11.0])
     assert metrics.srcc(mos, pred) > 0.5
     assert metrics.within_groups(mos, pred, list("aaabbb")) == pytest.approx({"a": -1.0, "b": -1.0})
-
-
-def test_summary_uses_the_names_of_the_results():
-    values = metrics.summary(MOS, PRED)
-    assert list(values) == ["SRCC", "PLCC", "KRCC", "RMSE", "MSE", "MAE"]
-    assert values["MAE"] == pytest.approx(0.8)

@@ -71,15 +71,18 @@ def test_a_frozen_encoder_neither_learns_nor_changes_with_the_mode():
 
 def test_encoders_that_pool_otherwise_do_not_look_the_same_to_a_cache():
     with torch.device("meta"):
-        named = {repr(ImageEncoder("mobilenetv2_035", pooling=p)) for p in ("own", "mean", "std")}
-    assert len(named) == 3
+        named = {repr(ImageEncoder("mobilenetv2_035", pooling=p)) for p in ("own", "mean_std")}
+    assert len(named) == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"library": "torchvision"}, "library must be timm or open_clip"),
-        ({"name": "ViT-B-32", "library": "open_clip", "pooling": "mean"}, "pools by itself"),
+        ({"library": "torchvision"}, "torchvision"),
+        (
+            {"name": "ViT-B-32", "library": "open_clip", "pooling": "mean_std"},
+            "library and pooling",
+        ),
         ({"name": "ViT-Z-99", "library": "open_clip"}, "no model 'ViT-Z-99'"),
         ({"name": "ViT-B-16", "library": "open_clip", "pretrained": "hub"}, "weights are known"),
         ({"name": "RN50", "library": "open_clip"}, "not a vision transformer"),
@@ -152,29 +155,32 @@ def test_smoothing_acts_before_the_last_layer_while_training_only():
     head = ClipHead(8, width=8, depth=1, neck=4, fds={"edges": EDGES, "kernel_size": 3})
     x, mos = torch.randn(60, 8), torch.linspace(0, 10, 60)
     plain = head(x, mos)
-    head.end_epoch(x, mos, batch_size=7)
+    head.end_epochs(1, x, mos)
     expected = head.last(head.fds(head.embed(x), mos)).squeeze(1)
     torch.testing.assert_close(head(x, mos), expected)
     assert (head(x, mos) - plain).abs().max() > 1e-3
     torch.testing.assert_close(head.eval()(x), plain)
 
 
-def test_the_batch_size_of_the_second_pass_does_not_matter():
-    x, mos = torch.randn(60, 8), torch.linspace(0, 10, 60)
-    means = []
-    for batch_size in (7, 1000):
-        torch.manual_seed(0)
-        head = ClipHead(8, width=8, neck=4, fds={"edges": np.arange(11.0), "kernel_size": 3})
-        head.end_epoch(x, mos, batch_size=batch_size)
-        means.append(head.fds.mean)
-    torch.testing.assert_close(*means)
+def test_an_epoch_is_shown_to_the_smoothing_layer_once():
+    x, mos = torch.randn(1500, 8), torch.linspace(0, 10, 1500)
+    head = ClipHead(8, width=8, neck=4, fds={"edges": np.arange(11.0), "kernel_size": 3})
+    head.end_epochs(0, x, mos)
+    assert head.fds.epoch == 0
+    head.end_epochs(1, x, mos)
+    means = head.fds.mean.clone()
+    expected = head.embed(x)[mos < 1].mean(0)  # over two parts of 1,024 and 476 rows
+    torch.testing.assert_close(means[0], expected)
+    head.end_epochs(1, x + 1, mos)  # resumed in the same epoch
+    assert torch.equal(head.fds.mean, means)
+    ClipHead(8, width=8, neck=4).end_epochs(1, x, mos)  # nothing to show it to
 
 
 def test_a_saved_head_comes_back_with_its_smoothing_statistics(tmp_path):
     head = ClipHead(8, width=8, neck=4, mos_mean=5.0, mos_std=2.0,
                     fds={"edges": np.arange(11.0), "kernel_size": 3})  # fmt: skip
     x, mos = torch.randn(40, 8), torch.linspace(0, 10, 40)
-    head.end_epoch(x, mos)
+    head.end_epochs(1, x, mos)
     again, metadata = load_model(save_model(tmp_path / "head.safetensors", head, METADATA))
     assert metadata["architecture"]["name"] == "clip_head"
     torch.testing.assert_close(again(x), head.eval()(x))

@@ -101,13 +101,13 @@ def plain_fit(x):
 def plain_products(pixels):
     """Products of each pixel with four neighbours, around the border, pixel by pixel."""
     height, width = pixels.shape
-    return [
-        np.array([
-            pixels[r, c] * pixels[(r + down) % height, (c + right) % width]
-            for r in range(height) for c in range(width)
-        ])
+    products = [
+        pixels[r, c] * pixels[(r + down) % height, (c + right) % width]
         for down, right in ((0, 1), (1, 0), (1, 1), (1, -1))
-    ]  # fmt: skip
+        for r in range(height)
+        for c in range(width)
+    ]
+    return np.reshape(products, (4, -1))
 
 
 def test_brisque_is_the_plain_formula_written_out_with_loops():

@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from iqa_utils.workshop import claims, paper_pages
-from iqa_utils.workshop.papers import Headline, papers
+from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT
 
 LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
 HIGHER = Headline("As good.", "05_lds_fds", {"metric": "SRCC", "method": "a"}, "higher", -0.02)
-HEADLINES = [headline for paper in papers().values() for headline in paper.HEADLINES]
-LDS = papers()["nguyen2024"].HEADLINES[0]
+HEADLINES = [headline for found in headlines().values() for headline in found]
+LDS = headlines()["nguyen2024"][0]
 
 
 def run_with(*changes, profile="biq2021"):
@@ -31,15 +31,16 @@ def run_with(*changes, profile="biq2021"):
 
 
 def test_every_paper_has_three_to_five_headlines_and_every_notebook_one_primary():
-    assert all(3 <= len(paper.HEADLINES) <= 5 for paper in papers().values())
+    assert list(headlines()) == list(papers())
+    assert all(3 <= len(found) <= 5 for found in headlines().values())
     assert len({headline.claim for headline in HEADLINES}) == len(HEADLINES)
     primary = Counter(h.notebook for h in HEADLINES if h.primary)
     assert set(primary) == {h.notebook for h in HEADLINES}
     assert set(primary.values()) == {1}
     secondary = Counter(h.notebook for h in HEADLINES if not h.primary)
     assert max(secondary.values()) <= 3
-    for paper in papers().values():
-        assert {h.notebook for h in paper.HEADLINES} <= set(paper.NOTEBOOKS)
+    for key, paper in papers().items():
+        assert {h.notebook for h in headlines()[key]} <= set(paper.NOTEBOOKS)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,22 @@ def test_the_issue_template_that_the_pages_name_offers_every_paper():
     assert choice["attributes"]["options"][:-1] == list(papers())
 
 
-def test_the_table_of_headlines_has_a_row_for_each_and_says_what_is_missing():
+def test_the_table_shows_only_headlines_with_evidence_and_counts_the_others():
     table = paper_pages.headline_table([run_with({})]).splitlines()
-    assert len(table) == 2 + len(HEADLINES)
-    assert sum("no run yet" in line for line in table) == len(HEADLINES) - 1
-    assert sum("| **" in line for line in table) == sum(h.primary for h in HEADLINES)
+    assert len(table) == 2 + 1 + 2
+    assert f"**{LDS.claim}**" in table[2]
+    assert table[-1] == f"{len(HEADLINES) - 1} more headline claims wait for a run on real data."
+
+
+def test_a_difference_the_other_way_round_counts_with_its_sign_turned():
+    turned = {"method": LDS.compare["baseline"], "baseline": LDS.compare["method"]}
+    turned |= {"value": 0.6, "ci_low": 0.3, "ci_high": 0.9}
+    (one,) = paper_pages.evidence(LDS, [run_with(turned)])
+    assert (one["value"], one["ci_low"], one["ci_high"]) == (-0.6, -0.9, -0.3)
+    assert one["says"] == "confirmed"
+
+
+def test_a_headline_may_allow_several_values_of_a_field():
+    either = LDS._replace(compare=LDS.compare | {"dataset": ["weighted", "total"]})
+    found = paper_pages.evidence(either, [run_with({"dataset": "total"}, {"dataset": "live"})])
+    assert [one["dataset"] for one in found] == ["total"]

@@ -183,10 +183,10 @@ def test_every_student_of_06_is_planned():
     assert (passes.images, passes.count) == (360_000, 8)
 
 
-def test_official_parts_and_ranges_add_up():
+def test_official_splits_and_ranges_add_up():
     for name, info in DATASETS.items():
-        assert sum(info.parts) in (0, info.n_images), name
-        assert not info.ranges or sum(info.ranges) == info.parts[0]
+        assert sum(info.split_sizes) in (0, info.n_images), name
+        assert not info.ranges or sum(info.ranges) == info.split_sizes[0]
     frame = plan.score_table("live", None)
     assert frame["reference"].nunique() == 29
     assert frame["distortion"].value_counts()[["jp2k", "jpeg"]].tolist() == [169, 175]

@@ -17,7 +17,7 @@ def axes():
 
 def test_the_smoothed_density_is_drawn_with_the_area_of_the_counts(axes):
     counts, smoothed = np.array([1, 3, 0]), np.array([10.0, 10, 20])
-    plots.plot_label_density(axes, counts, np.arange(4.0), smoothed=smoothed)
+    plots.plot_label_density(axes, counts, np.arange(4.0), smoothed=smoothed, unit="MOS")
     bars, line = (patch.get_data().values for patch in axes.patches)
     assert bars.tolist() == [1, 3, 0]
     assert line.tolist() == [1, 1, 2]
@@ -47,7 +47,7 @@ def test_errors_keep_the_order_of_the_ranges_and_leave_gaps_for_missing_ones(axe
 def test_only_differences_beyond_chance_are_filled(axes):
     table = pd.DataFrame({"method": ["a", "b"], "metric": "MAE", "value": [-1.0, 0.2]})
     table = table.assign(ci_low=-2.0, ci_high=1.0, p_holm=[0.01, 0.6])
-    plots.plot_differences(axes, table, ["MAE"], reference="vanilla")
+    plots.plot_differences(axes, table, ["MAE"], baseline="vanilla")
     filled = [line for line in axes.lines if line.get_fillstyle() == "full" and line.get_label()]
     assert any(list(line.get_xdata()) == [-1.0] for line in filled)
 

@@ -53,21 +53,19 @@ def test_a_run_without_predictions_is_named(run):
 )
 def test_orders(run, order, images):
     table = prediction_browser.load_predictions(*run)
-    shown = prediction_browser.select(table, prediction_browser.View(order=order, n=9))
+    shown = prediction_browser.select(table, order, n=9)
     assert "".join(name[0] for name in shown["image"]) == images
 
 
 def test_filters_by_range_and_set(run):
     table = prediction_browser.load_predictions(*run)
-    assert prediction_browser.select(table, prediction_browser.View(low=1.5, high=3.5))[
-        "image"
-    ].tolist() == [
+    assert prediction_browser.select(table, scores=(1.5, 3.5))["image"].tolist() == [
         "b.png",
         "c.png",
     ]
-    assert prediction_browser.select(table, prediction_browser.View(dataset="other")).empty
+    assert prediction_browser.select(table, dataset="other").empty
     with pytest.raises(ValueError, match="order must be one of"):
-        prediction_browser.select(table, prediction_browser.View(order="random"))
+        prediction_browser.select(table, "random")
 
 
 def test_without_a_front_end_there_is_one_picture(run, monkeypatch):

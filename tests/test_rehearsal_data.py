@@ -161,9 +161,8 @@ def test_a_set_that_fails_is_not_there_and_the_next_call_goes_on(
     before = (tmp_path / "bid" / "demo.json").stat().st_mtime_ns
     ensure_rehearsal_data(tmp_path, **options)
     assert (tmp_path / "bid" / "demo.json").stat().st_mtime_ns == before
-    assert sorted(path.name for path in (tmp_path / "nrtid").iterdir()) == [
-        "demo.json", "images", "scores.csv",
-    ]  # fmt: skip
+    found = sorted(path.name for path in (tmp_path / "nrtid").iterdir())
+    assert found == ["demo.json", "images", "scores.csv"]
 
 
 def test_enough_unlabelled_images_fit_the_crop_of_the_rehearsal():

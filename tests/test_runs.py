@@ -53,14 +53,12 @@ def test_metrics_appear_only_when_the_run_is_finished(repo):
     run.finish()
     metrics = json.loads((repo / "runs/test/00_x/metrics.json").read_text())
     assert metrics["stem"] == "00_x"
-    assert metrics["results"] == [
-        {
-            "paper": "p", "table": "T", "method": "m", "dataset": "d", "metric": "SRCC",
-            "value": 0.5, "ci_low": None, "ci_high": None, "n": None, "n_runs": 1, "sd": None,
-            "variant": "", "data": "demo", "network": "", "weights": "", "recipe": "",
-            "protocol": {}, "kind": "", "baseline": "", "pred_spread": None,
-        }
-    ]  # fmt: skip
+    row = {"paper": "p", "table": "T", "method": "m", "dataset": "d", "metric": "SRCC"}
+    row |= {"value": 0.5, "n_runs": 1, "data": "demo", "protocol": {}}
+    row |= dict.fromkeys(["ci_low", "ci_high", "n", "sd", "pred_spread"])
+    words = ["network", "weights", "recipe", "kind", "baseline", "variant", "subset", "stage"]
+    row |= dict.fromkeys([*words, "layer", "regressor"], "")
+    assert metrics["results"] == [row]
     assert [r["folder"].name for r in runs.find_runs(repo / "runs")] == ["00_x"]
 
 
@@ -200,7 +198,24 @@ def test_predictions_need_their_columns_and_finite_values(repo):
     with pytest.raises(ValueError, match="1 predictions are not finite"):
         run.save_predictions(frame.assign(pred=np.inf))
     run.save_predictions(frame)
-    pd.testing.assert_frame_equal(pd.read_parquet(run.dir / "predictions.parquet"), frame)
+    saved = pd.read_parquet(run.dir / "predictions.parquet")
+    pd.testing.assert_frame_equal(saved[frame.columns], frame)
+    assert saved[["reference", "subset", "stage"]].isna().all(axis=None)
+
+
+def test_predictions_say_which_reference_and_subset_an_image_belongs_to(repo):
+    run = runs.start_run("00_x", PARAMETERS)
+    table = pd.DataFrame({"image": ["a", "b"], "mos": 1.0, "reference": ["r", "s"]})
+    table.attrs = {"dataset": "d", "fingerprint": "f", "demo": True}
+    run.use_data(table.assign(subset=["ss01", "ss02"]))
+    frame = pd.DataFrame({c: ["b", "a", "a"] for c in runs.PREDICTION_COLUMNS})
+    frame = frame.assign(mos=1.0, pred=[1.0, 2.0, 3.0], dataset=["d", "d", "other"])
+    run.save_predictions(frame.assign(stage="fine-tuned"))
+    saved = pd.read_parquet(run.dir / "predictions.parquet")
+    assert saved["pred"].tolist() == [1.0, 2.0, 3.0]
+    assert saved["reference"].fillna("").tolist() == ["s", "r", ""]
+    assert saved["subset"].fillna("").tolist() == ["ss02", "ss01", ""]
+    assert set(saved["stage"]) == {"fine-tuned"}
 
 
 @pytest.mark.parametrize(
@@ -251,5 +266,5 @@ def test_demo_results_and_unfinished_runs_are_not_published(repo):
 
 @pytest.mark.parametrize("name", ["../up", "a b", "x/y"])
 def test_folder_names_are_plain(repo, name):
-    with pytest.raises(ValueError, match="RUN_NAME must be made of letters"):
+    with pytest.raises(ValueError, match="RUN_NAME may hold letters"):
         runs.run_dir("00_x", "test", name)

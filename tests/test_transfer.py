@@ -19,10 +19,10 @@ from iqa_utils.distill.unlabelled import scan_images
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store
 from iqa_utils.metrics import srcc
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.studies import teachers, throughput, transfer
+from iqa_utils.studies import teachers, transfer
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.training.checkpoints import read_metadata
-from iqa_utils.workshop import notebooks
+from iqa_utils.workshop import notebooks, throughput
 
 PLAN = transfer.Plan(40, 8, 0.05, 20, looks=4)
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}

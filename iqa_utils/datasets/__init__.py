@@ -1,6 +1,6 @@
 """Score tables of fourteen data sets, each read from its official layout.
 
-:func:`load_scores` is the one way in: one row an image, higher is better, validated before
+:func:`load_scores` is the one way in: one row per image, higher is better, validated before
 anything is computed. It works without the images; :func:`check_images` names all missing ones.
 """
 
@@ -8,45 +8,69 @@ import hashlib
 import json
 import os
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from iqa_utils.datasets.catalogue import CHECKED, DATASETS, DatasetInfo
-
-__all__ = [
-    "DATASETS",
-    "DatasetInfo",
-    "audit",
-    "check_dataset",
-    "check_images",
-    "fingerprint",
-    "load_scores",
-    "locate",
-]
+from iqa_utils.datasets import readers
+from iqa_utils.files import hash_file
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
 SPLITS = ("training", "validation", "test")
-DEMO_MARKER = "demo.json"  # lies in the folder of a made set and maps its images to their scenes
+DEMO_MARKER = "demo.json"  # lies in the folder of a synthetic set; maps its images to their scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known about a data set; ``sets.yaml`` explains the fields."""
+
+    title: str
+    kind: str
+    n_images: int  # 0 where it is not known
+    files: tuple[str, ...]
+    home: str
+    terms: str
+    scale: tuple[float, float] | None = None  # None: the span of the file
+    optional: tuple[str, ...] = ()
+    checked: dict[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ("",)  # image names are relative to one of them, the first preferred
+    pixels: tuple[int, int] = (768, 1024)
+    references: int = 0
+    split_sizes: tuple[int, ...] = ()
+    ranges: tuple[int, ...] = ()
+    verified: bool = True
+
+
+def _read_catalogue() -> dict[str, DatasetInfo]:
+    sets = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text())
+    return {
+        name: DatasetInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+        for name, entry in sets.items()
+    }
+
+
+DATASETS = _read_catalogue()
 
 
 def load_scores(name: str, root: str | Path) -> pd.DataFrame:
     """Load the score table of one data set.
 
     DMOS is flipped by the readers and nowhere else. The images need not be there; where they
-    are, ``image`` has the spelling of the disk, so that a name whose case differs from the
-    score file's still opens.
+    are, ``image`` has the spelling of the disk.
 
     Args:
         name: One of :data:`DATASETS`.
         root: The set's own folder. For ``table`` it may also be the CSV file itself.
 
     Returns:
-        One row an image, indexed 0..N-1, in the order of the score file: ``image`` (relative to
+        One row per image, indexed 0..N-1, in the order of the score file: ``image`` (relative to
         root), ``mos`` (the set's own scale, higher is better), ``mos_std`` (same scale, or NaN),
-        ``reference`` (content identity), ``distortion``, ``level``, ``split``, then the set's own
-        columns. ``attrs``: dataset, title, scale, kind, demo, fingerprint.
+        ``reference`` (the reference image, or the image itself), ``distortion``, ``level``,
+        ``split``, then the set's own columns. ``attrs``: dataset, title, scale, kind, demo,
+        fingerprint.
 
     Raises:
         KeyError: If there is no data set of that name.
@@ -58,20 +82,22 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         KonIQ's ``mos`` is the z-score MOS on 0-100; ``mos_raw`` keeps 1-5. LIVE becomes
         111.774694 - realigned DMOS and CSIQ 1 - DMOS.
     """
-    info = _info(name)
     files, root = locate(name, Path(root))
-    raw = info.read(files).reset_index(drop=True)
+    info = DATASETS[name]
+    read = getattr(readers, f"read_{name}", readers.read_table)
+    raw = read(files).reset_index(drop=True)
     raw = raw.assign(**{column: np.nan for column in COLUMNS if column not in raw})
     where = f"{root}: {', '.join(path.name for path in files.values() if path.suffix != '.txt')}"
     if len(files) == 1:
         where = str(next(iter(files.values())))
     names = _checked_names(raw["image"], where)
-    made = _demo_marker(root)
+    marker = root / DEMO_MARKER
+    synthetic = json.loads(marker.read_text()) if marker.is_file() else {}
     table = pd.DataFrame({"image": _paths_on_disk(names, root, info.folders)})
     table["mos"] = _checked_scores(raw["mos"], names, info.scale, where)
     table["mos_std"] = pd.to_numeric(raw["mos_std"]).astype(float)
-    sources = names.map(made.get("references", {})).astype(object).fillna(table["image"])
-    table["reference"] = raw["reference"].astype(object).fillna(sources)
+    scenes = names.map(synthetic.get("references", {})).astype(object).fillna(table["image"])
+    table["reference"] = raw["reference"].astype(object).fillna(scenes)
     table["distortion"] = raw["distortion"].astype(object)
     table["level"] = raw["level"].astype("Int64")
     table["split"] = raw["split"].astype(object)
@@ -86,22 +112,14 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         "title": info.title,
         "scale": info.scale or (float(table["mos"].min()), float(table["mos"].max())),
         "kind": info.kind,
-        "demo": bool(made),
+        "demo": bool(synthetic),
         "fingerprint": fingerprint(files),
     }
     return table
 
 
 def check_images(frame: pd.DataFrame, root: str | Path) -> None:
-    """Refuse a score table whose images are not all on disk, naming every missing one.
-
-    Args:
-        frame: A table of :func:`load_scores`, whole or a part.
-        root: The set's own folder.
-
-    Raises:
-        FileNotFoundError: If an image is missing; the message counts and lists them.
-    """
+    """Refuse a score table whose images are not all on disk, naming every missing one."""
     missing = _missing_images(frame, Path(root))
     if missing:
         info = DATASETS.get(frame.attrs.get("dataset", ""))
@@ -115,81 +133,77 @@ def check_images(frame: pd.DataFrame, root: str | Path) -> None:
 def check_dataset(name: str, root: str | Path) -> dict[str, object]:
     """Say whether a folder holds a data set whole.
 
-    Args:
-        name: One of :data:`DATASETS`.
-        root: The set's own folder.
-
     Returns:
         ``whole`` (bool), ``rows``, ``official_rows``, ``images_missing`` (list of paths),
         ``files`` (name -> first 16 digits of its SHA-256 and how it compares with the copy that
         was checked) and ``statistics`` (name -> value).
-
-    Raises:
-        ValueError: As :func:`load_scores` does; also KeyError and FileNotFoundError.
     """
-    info = _info(name)
     frame = load_scores(name, root)
     files, root = locate(name, Path(root))
-    hashes = {path: _sha256(path)[:16] for path in files.values()}
-    known = {path: CHECKED.get(path.name, CHECKED.get(f"{name}/{path.name}")) for path in hashes}
-    demo = frame.attrs["demo"]
-    verdict = {
-        None: "no copy to compare with",
-        True: "as checked",
-        False: "synthetic" if demo else "differs from the checked copy",
-    }
-    same = {path: None if known[path] is None else known[path] == hashes[path] for path in hashes}
+    info, demo = DATASETS[name], frame.attrs["demo"]
+    whole, told = True, {}
+    for path in files.values():
+        found, known = hash_file(path)[:16], info.checked.get(path.name)
+        verdict = "no copy to compare with" if known is None else "as checked"
+        if known not in (None, found):
+            verdict = "synthetic" if demo else "differs from the checked copy"
+            whole = demo and whole
+        told[path.name] = f"{found} ({verdict})"
     missing = _missing_images(frame, root)
     low, high = frame.attrs["scale"]
-    statistics = {
-        "scale": f"{low:g} to {high:g}, higher is better",
-        "MOS": f"{frame['mos'].min():.4f} to {frame['mos'].max():.4f}",
-        "mean and SD": f"{frame['mos'].mean():.4f}, {frame['mos'].std():.4f}",
-        "contents": frame["reference"].nunique(),
-        "distortions": frame["distortion"].nunique(),
-        "split": ", ".join(f"{k} {v}" for k, v in frame["split"].value_counts().items()) or "none",
-        "demo": demo,
-    }
-    whole = len(frame) == (info.n_images or len(frame)) and not missing
     return {
-        "whole": whole and (demo or False not in same.values()),
+        "whole": whole and len(frame) == (info.n_images or len(frame)) and not missing,
         "rows": len(frame),
         "official_rows": info.n_images,
         "images_missing": missing,
-        "files": {p.name: f"{hashes[p]} ({verdict[same[p]]})" for p in hashes},
-        "statistics": statistics,
+        "files": told,
+        "statistics": {
+            "scale": f"{low:g} to {high:g}, higher is better",
+            "MOS": f"{frame['mos'].min():.4f} to {frame['mos'].max():.4f}",
+            "mean and SD": f"{frame['mos'].mean():.4f}, {frame['mos'].std():.4f}",
+            "reference images": frame["reference"].nunique(),
+            "distortions": frame["distortion"].nunique(),
+            "split": ", ".join(f"{k} {n}" for k, n in frame["split"].value_counts().items())
+            or "none",
+            "demo": demo,
+        },
     }
 
 
 def report_lines(name: str, report: dict[str, object]) -> list[str]:
-    """Put a report of :func:`check_dataset` into words, one finding a line.
-
-    Args:
-        name: The set.
-        report: As returned.
-
-    Returns:
-        Lines for a terminal.
-    """
+    """Put a report of :func:`check_dataset` into words, one finding per line."""
     official, missing = report["official_rows"], report["images_missing"]
     synthetic = ", synthetic data" if report["statistics"]["demo"] else ""
-    lines = [f"{name}: {'whole' if report['whole'] else 'not whole'}{synthetic}"]
     against = f" of {official} in the official release" if official else ""
-    lines.append(f"  scores: {report['rows']}{against}")
     shown = f": {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}" if missing else ""
-    lines.append(f"  images missing: {len(missing)}{shown}")
-    return lines + [f"  {key}: {v}" for key, v in (report["files"] | report["statistics"]).items()]
+    return [
+        f"{name}: {'whole' if report['whole'] else 'not whole'}{synthetic}",
+        f"  scores: {report['rows']}{against}",
+        f"  images missing: {len(missing)}{shown}",
+        *(f"  {key}: {v}" for key, v in (report["files"] | report["statistics"]).items()),
+    ]
+
+
+def describe(name: str) -> str:
+    """Describe a data set in a few lines: what it is, its files, home and terms."""
+    info = DATASETS[name]
+    size = f"{info.n_images:,} images" if info.n_images else "any number of images"
+    span = "MOS {:g} to {:g}".format(*info.scale) if info.scale else "MOS on the scale of the file"
+    extra = f" ({', '.join(info.optional)} if there)" if info.optional else ""
+    lines = [
+        f"{name}: {info.title}, {info.kind}, {size}, {span}",
+        f"  files   {', '.join(info.files)}{extra}",
+        f"  images  {info.folders[0] or 'beside them'}",
+        f"  home    {info.home}",
+        f"  terms   {info.terms}",
+    ]
+    if not info.verified:
+        lines.append("  note    no official layout could be seen: a CSV with image,mos is read")
+    return "\n".join(lines)
 
 
 def audit(data_root: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Try every data set under one root.
-
-    Args:
-        data_root: Folder that holds each set in a folder of its name.
-
-    Returns:
-        The score tables that can be read, by name, and for the others the reason why not.
-    """
+    """Return the score tables that can be read below a folder, and why the others cannot."""
     tables, reasons = {}, {}
     for name in DATASETS:
         try:
@@ -199,32 +213,27 @@ def audit(data_root: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str
     return tables, reasons
 
 
-def _info(name: str) -> DatasetInfo:
-    """Look a data set up by name."""
-    if name not in DATASETS:
-        raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
-    return DATASETS[name]
-
-
 def locate(name: str, root: Path) -> tuple[dict[str, Path], Path]:
     """Find the annotation files where the official layout has them, or beside the images."""
+    if name not in DATASETS:
+        raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
     info = DATASETS[name]
+    advice = f"get it from {info.home} (data/README.md)"
     if name == "table" and root.suffix.lower() == ".csv" and root.is_file():
         return {"scores.csv": root}, root.parent
     if not root.is_dir():
         raise FileNotFoundError(
             f"{info.title}: expected a folder {root} with {', '.join(info.files)}, there is none; "
-            f"get it from {info.home} (data/README.md)"
+            f"{advice}"
         )
     found = _files_in(root, info)
     missing = [relative for relative in info.files if relative not in found]
     if missing:
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
-        inner = [folder for folder in folders if _files_in(folder, info).keys() >= set(missing)]
         there = sorted(path.name for path in root.iterdir())[:8]
-        advice = f"get it from {info.home} (data/README.md)"
-        if inner:
-            advice = f"one level down, in {inner[0]}: name that folder, or move its content up"
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            if _files_in(folder, info).keys() >= set(missing):
+                advice = f"one level down, in {folder}: name that folder, or move its content up"
+                break
         raise FileNotFoundError(
             f"{info.title}: expected {', '.join(missing)} in {root}, found {there}; {advice}"
         )
@@ -235,8 +244,10 @@ def _files_in(root: Path, info: DatasetInfo) -> dict[str, Path]:
     """Return the annotation files of a set that one folder holds, by their official place."""
     found = {}
     for relative in (*info.files, *info.optional):
-        nearby = root / (PurePosixPath(relative).name if "info.txt" not in relative else relative)
-        path = next((path for path in (root / relative, nearby) if path.is_file()), None)
+        nearby = relative if "info.txt" in relative else PurePosixPath(relative).name
+        path = next(
+            (root / place for place in (relative, nearby) if (root / place).is_file()), None
+        )
         if path is not None:
             found[relative] = path
     return found
@@ -247,15 +258,13 @@ def _checked_names(names: pd.Series, where: str) -> pd.Series:
     if names.isna().any() or (names.astype(str).str.strip() == "").any():
         raise ValueError(f"{where}: expected a name in every row, found an empty one")
     names = names.astype(str).str.strip().str.replace("\\", "/").astype(object)
-    outside = names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)|^\w:")
-    if outside.any():
+    outside = names[names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)|^\w:")]
+    if len(outside):
+        raise ValueError(f"{where}: expected names below the folder, found {outside.iloc[0]}")
+    twice = names[names.duplicated()]
+    if len(twice):
         raise ValueError(
-            f"{where}: expected names below the folder, found {names[outside].iloc[0]}"
-        )
-    if names.duplicated().any():
-        raise ValueError(
-            f"{where}: expected every image once, duplicate {names[names.duplicated()].iloc[0]} "
-            f"({int(names.duplicated().sum())} in all)"
+            f"{where}: expected every image once, duplicate {twice.iloc[0]} ({len(twice)} in all)"
         )
     folded = names.str.casefold()
     if folded.duplicated().any():
@@ -269,20 +278,19 @@ def _checked_scores(
 ) -> pd.Series:
     """Refuse scores that are missing or outside the scale (mos is already flipped)."""
     mos = pd.to_numeric(mos, errors="coerce").astype(float)
-    absent = ~np.isfinite(mos)
-    if absent.any():
+    absent = names[~np.isfinite(mos)]
+    if len(absent):
         raise ValueError(
-            f"{where}: expected a finite score for every image, {int(absent.sum())} without, "
-            f"first {names[absent].iloc[0]}"
+            f"{where}: expected a finite score for every image, {len(absent)} without, "
+            f"first {absent.iloc[0]}"
         )
     low, high = scale or (-np.inf, np.inf)
     slack = 1e-6 * (high - low) if scale else 0.0  # LIVE's published maximum is rounded
-    outside = (mos < low - slack) | (mos > high + slack)
-    if outside.any():
+    outside = mos[(mos < low - slack) | (mos > high + slack)]
+    if len(outside):
         raise ValueError(
-            f"{where}: expected scores on [{low:g}, {high:g}] (higher is better), "
-            f"{int(outside.sum())} outside, first {names[outside].iloc[0]} with "
-            f"{mos[outside].iloc[0]:g}"
+            f"{where}: expected scores on [{low:g}, {high:g}] (higher is better), {len(outside)} "
+            f"outside, first {names[outside.index[0]]} with {outside.iloc[0]:g}"
         )
     return mos
 
@@ -312,25 +320,12 @@ def _spelling(path: str, there: list[str], root: Path) -> str:
 
 
 def _missing_images(frame: pd.DataFrame, root: Path) -> list[str]:
-    """List the images of a table that are not on disk."""
     return [image for image in frame["image"] if not (root / image).is_file()]
-
-
-def _demo_marker(root: Path) -> dict[str, object]:
-    """Read the marker that a made data set carries, empty for a real one."""
-    marker = root / DEMO_MARKER
-    return json.loads(marker.read_text()) if marker.is_file() else {}
 
 
 def fingerprint(files: dict[str, Path]) -> str:
     """Hash the annotation files together, by name and content."""
     digest = hashlib.sha256()
     for path in sorted(files.values(), key=lambda path: path.name):
-        digest.update(f"{path.name}:{_sha256(path)}\n".encode())
+        digest.update(f"{path.name}:{hash_file(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    """Hash one file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

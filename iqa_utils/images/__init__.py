@@ -7,25 +7,20 @@ until they are on the device; normalisation and augmentation happen there, on wh
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from iqa_utils.images.decode_once import Fit, checksum, finished_folder, listed
-from iqa_utils.images.decoding import BadImageError
+from iqa_utils.images.decode_once import Fit, finished_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-_log = logging.getLogger(__name__)
 
 
 class ImageStore:
@@ -39,18 +34,10 @@ class ImageStore:
         sizes: Height and width of each image, shape (N, 2), pixels.
         uniform: Whether all images share one size.
         key: Hash of the files' bytes, size, fit and resampler; what feature caches are keyed by.
-        dropped: Columns `image` and `reason` of the images left out.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a finished store.
-
-        Args:
-            folder: The folder that `build_store` made, named by the key.
-
-        Raises:
-            ValueError: If the pixel file is not as long as its index says.
-        """
+        """Open the folder of a finished store, which is named by the key."""
         index = json.loads((folder / "index.json").read_text())
         pixels = folder / "pixels.bin"
         if pixels.stat().st_size != index["bytes"]:
@@ -60,23 +47,13 @@ class ImageStore:
             )
         self.folder = folder
         self.key = folder.name
-        self.dropped = pd.DataFrame(index["dropped"], columns=["image", "reason"])
-        kept = np.flatnonzero(index["sums"])
-        self.names: list[str] = [index["names"][row] for row in kept]
-        self.sizes = np.asarray(index["sizes"], dtype=np.int64).reshape(-1, 2)[kept]
+        self.names: list[str] = index["names"]
+        self.sizes = np.asarray(index["sizes"], dtype=np.int64)
         self.uniform = bool((self.sizes == self.sizes[0]).all())
-        self._starts = np.asarray(index["starts"], dtype=np.int64)[kept]
-        self._sums = np.asarray(index["sums"], dtype=np.int64)[kept]
+        self._starts = index["starts"]
         # copy-on-write: torch gets writable memory, the file never changes
         self._bytes = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c"))
-        self._resident: dict[torch.device, Tensor] = {}
         self._buffers: dict[torch.device, Tensor] = {}
-        self._slots = None
-        length = int(self.sizes[0].prod()) * 3
-        if self.uniform and not (self._starts % length).any():
-            n_slots = len(self._bytes) // length  # more than N where images were dropped
-            self._slots = self._bytes[: n_slots * length].view(n_slots, length)
-            self._rows = torch.from_numpy(self._starts // length)  # (N,)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,16 +63,9 @@ class ImageStore:
         return f"ImageStore({len(self)} images, {shape}, key {self.key[:12]})"
 
     def image(self, i: int) -> Tensor:
-        """Return one image.
-
-        Args:
-            i: Row, 0 to N - 1.
-
-        Returns:
-            uint8, shape (3, H, W), RGB; a view of the store: `clone()` it before writing to it.
-        """
+        """Return one image, uint8, shape (3, H, W), RGB: a view, `clone()` it to write to it."""
         height, width = self.sizes[i].tolist()
-        start = int(self._starts[i])
+        start = self._starts[i]
         pixels = self._bytes[start : start + height * width * 3]
         return pixels.view(height, width, 3).permute(2, 0, 1)
 
@@ -121,13 +91,9 @@ class ImageStore:
                 "use crops() or image()"
             )
         height, width = self.sizes[0].tolist()
-        if self._slots is None:  # an image of another size left a gap
-            return self.crops(indices, (height, width), device=device)
-        device = torch.device(device)
-        source = self._resident.get(device, self._slots)
-        rows = self._rows[torch.from_numpy(_row_numbers(indices))].to(source.device)  # (B,)
-        buffer = self._buffer((len(rows), source.shape[1]), source.device, device)
-        torch.index_select(source, 0, rows, out=buffer)
+        rows = torch.from_numpy(_row_numbers(indices))  # (B,)
+        buffer = self._buffer((len(rows), height * width * 3), device)
+        torch.index_select(self._bytes.view(len(self), -1), 0, rows, out=buffer)
         return buffer.to(device).view(-1, height, width, 3).permute(0, 3, 1, 2)
 
     def crops(
@@ -156,53 +122,25 @@ class ImageStore:
         room = self.sizes[indices] - (height, width)  # (B, 2)
         if (room < 0).any():
             small = indices[(room < 0).any(axis=1)][0]
-            raise ValueError(
-                f"crops of {height}x{width}: {self.names[small]} is only {{}}x{{}}".format(
-                    *self.sizes[small]
-                )
-            )
+            found = "x".join(map(str, self.sizes[small]))
+            raise ValueError(f"crops of {height}x{width}: {self.names[small]} is only {found}")
         share = 0.5
         if generator is not None:
             share = torch.rand(room.shape, dtype=torch.float64, generator=generator).numpy()
         corners = (share * (room + (generator is not None))).astype(int)
-        device = torch.device(device)
-        buffer = self._buffer((len(indices), height, width, 3), torch.device("cpu"), device)
+        buffer = self._buffer((len(indices), height, width, 3), device)
         for slot, i, (top, left) in zip(buffer, indices, corners, strict=True):
             crop = self.image(i)[:, top : top + height, left : left + width]
             slot.copy_(crop.permute(1, 2, 0))
         return buffer.to(device).permute(0, 3, 1, 2)
 
-    def load_to(self, device: str | torch.device) -> None:
-        """Keep all pixels of a uniform store on a device, where `batch` then gathers them.
-
-        Args:
-            device: A device with N * H * W * 3 bytes to spare.
-
-        Raises:
-            ValueError: If the images differ in size.
-        """
-        if self._slots is None:
-            raise ValueError("expected images of one size without gaps, found another layout")
-        self._resident[torch.device(device)] = self._slots.to(device)
-
-    def verify(self) -> None:
-        """Compare every image with the checksum taken when it was decoded.
-
-        Raises:
-            ValueError: If pixels have changed since; names the images.
-        """
-        sums = [checksum(self.image(i).permute(1, 2, 0).numpy()) for i in range(len(self))]
-        changed = [self.names[i] for i in np.flatnonzero(np.asarray(sums) != self._sums)]
-        if changed:
-            raise ValueError(f"{self.folder}: pixels changed since decoding: {listed(changed)}")
-
-    def _buffer(self, shape: tuple[int, ...], where: torch.device, target: torch.device) -> Tensor:
-        n_bytes = int(np.prod(shape))
-        kept = self._buffers.get(target)
-        if kept is None or len(kept) < n_bytes or kept.device != where:
-            pin = where.type == "cpu" and target.type == "cuda"
-            kept = torch.empty(n_bytes, dtype=torch.uint8, device=where, pin_memory=pin)
-            self._buffers[target] = kept
+    def _buffer(self, shape: tuple[int, ...], device: str | torch.device) -> Tensor:
+        """Return memory for a batch on its way to a device, pinned where that is a GPU."""
+        device, n_bytes = torch.device(device), int(np.prod(shape))
+        kept = self._buffers.get(device)
+        if kept is None or len(kept) < n_bytes:
+            pin = device.type == "cuda"
+            kept = self._buffers[device] = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pin)
         return kept[:n_bytes].view(shape)
 
 
@@ -214,7 +152,6 @@ def build_store(
     size: tuple[int, int] | int | None,
     fit: str = "squash",
     resampler: str = "bilinear",
-    on_bad_image: str = "raise",
     progress: bool = True,
 ) -> ImageStore:
     """Open the store of these images, decoding whatever it still lacks.
@@ -234,8 +171,6 @@ def build_store(
             (the longer side is rounded down); "shrink_short_side" does so without ever enlarging;
             "center_crop" cuts without resizing; "native" leaves the pixels as they are.
         resampler: Pillow's name in lower case: nearest, box, bilinear, hamming, bicubic, lanczos.
-        on_bad_image: "raise", or "drop" to leave unreadable images out, logged and listed in
-            `ImageStore.dropped`.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -243,21 +178,13 @@ def build_store(
 
     Raises:
         FileNotFoundError: If files are missing; names them.
-        BadImageError: If images cannot be read, under "raise"; names them.
+        BadImageError: If images cannot be read; names them.
         OSError: If the disk cannot hold the pixels.
         ValueError: If an option is unknown, a name is there twice, or the size is of another kind.
     """
-    root, names, treatment = Path(root), [str(name) for name in names], Fit(size, fit, resampler)
-    if on_bad_image not in ("raise", "drop"):
-        raise ValueError(f"on_bad_image: expected 'raise' or 'drop', found {on_bad_image!r}")
-    folder = finished_folder(root, names, Path(store_dir), treatment, progress=progress)
-    store = ImageStore(folder)
-    if len(store.dropped):
-        lines = [f"{image} ({reason})" for image, reason in store.dropped.itertuples(index=False)]
-        if on_bad_image == "raise":
-            raise BadImageError(f"{len(lines)} of {len(names)} images unreadable: {listed(lines)}")
-        _log.warning("%d of %d images dropped: %s", len(lines), len(names), listed(lines))
-    return store
+    treatment, names = Fit(size, fit, resampler), [str(name) for name in names]
+    folder = finished_folder(Path(root), names, Path(store_dir), treatment, progress=progress)
+    return ImageStore(folder)
 
 
 def to_float(
@@ -267,19 +194,13 @@ def to_float(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Normalise bytes on the device they are on.
+    """Normalise bytes on the device they are on: (batch / 255 - mean) / std, channels-last.
 
     Args:
         batch: uint8, shape (B, 3, H, W).
         mean: Mean of each channel, in units of full scale; 3 values.
         std: Standard deviation of each channel, likewise.
         dtype: Type of the result; the arithmetic is float32.
-
-    Returns:
-        (batch / 255 - mean) / std, shape (B, 3, H, W), channels-last.
-
-    Raises:
-        ValueError: If the batch is not bytes: floats were normalised before.
     """
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
@@ -316,9 +237,6 @@ def augment(
 
     Returns:
         uint8, new memory, same shape and memory format.
-
-    Raises:
-        ValueError: If the batch is not bytes, or a strength is negative or out of range.
 
     References:
         Lehmann, Rokita, 2023, training method 3: rotations, flips, minor contrast modifications

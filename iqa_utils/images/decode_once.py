@@ -5,7 +5,6 @@ What carries the right checksum is done; a build that died is therefore finished
 The index comes last, and the folder gets its final name only when everything is in it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from iqa_utils.files import atomic_write, lock
 from iqa_utils.images.decoding import BadImageError, image_size, read_image
 
 RESAMPLERS = {method.name.lower(): method for method in Image.Resampling}
@@ -38,27 +38,19 @@ _WORKERS = min(16, getattr(os, "process_cpu_count", os.cpu_count)() or 1)
 
 @dataclass(frozen=True)
 class Fit:
-    """How a decoded image is brought to its size.
-
-    Args:
-        size: (height, width), the shorter side, or None; pixels.
-        kind: "squash", "center_crop", "short_side", "shrink_short_side" or "native".
-        resampler: Pillow's name in lower case.
-
-    Raises:
-        ValueError: If a name is unknown, or the size is not what the kind takes.
-    """
+    """How a decoded image is brought to its size; the arguments are those of `build_store`."""
 
     size: tuple[int, int] | int | None
     kind: str
     resampler: str
 
     def __post_init__(self) -> None:
-        if self.kind not in SIZE_NUMBERS:
-            raise ValueError(f"fit: expected one of {', '.join(SIZE_NUMBERS)}, found {self.kind!r}")
-        if self.resampler not in RESAMPLERS:
-            known = ", ".join(RESAMPLERS)
-            raise ValueError(f"resampler: expected one of {known}, found {self.resampler!r}")
+        for what, value, known in (
+            ("fit", self.kind, SIZE_NUMBERS),
+            ("resampler", self.resampler, RESAMPLERS),
+        ):
+            if value not in known:
+                raise ValueError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
         numbers = [] if self.size is None else np.atleast_1d(self.size).tolist()
         wanted = SIZE_NUMBERS[self.kind]
         if len(numbers) != wanted or not all(isinstance(n, int) and n > 0 for n in numbers):
@@ -69,11 +61,6 @@ class Fit:
             object.__setattr__(self, "size", tuple(numbers) if wanted == 2 else numbers[0])
 
     @property
-    def uniform(self) -> bool:
-        """Whether the size of the result is known without the image."""
-        return SIZE_NUMBERS[self.kind] == 2
-
-    @property
     def resamples(self) -> bool:
         """Whether the resampler has a say in the pixels."""
         return self.kind not in ("center_crop", "native")
@@ -81,18 +68,14 @@ class Fit:
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the result for an image of this height and width."""
         short = min(height, width)
-        if self.uniform:
+        if SIZE_NUMBERS[self.kind] == 2:
             return self.size
         if self.kind == "native" or (self.kind == "shrink_short_side" and short <= self.size):
             return height, width
         return height * self.size // short, width * self.size // short
 
     def apply(self, image: Image.Image) -> np.ndarray:
-        """Return the fitted image, uint8, shape (height, width, 3).
-
-        Raises:
-            BadImageError: If a crop is larger than the image.
-        """
+        """Return the fitted image, uint8, shape (height, width, 3)."""
         height, width = self.target(image.height, image.width)
         if self.resamples:
             image = image.resize((width, height), RESAMPLERS[self.resampler])
@@ -106,29 +89,15 @@ class Fit:
 def finished_folder(
     root: Path, names: Sequence[str], store_dir: Path, fit: Fit, *, progress: bool
 ) -> Path:
-    """Return the folder of this store, filled by this process or by whoever came first.
-
-    Args:
-        root: Folder that the names are relative to.
-        names: Files, N different names.
-        store_dir: Folder of all stores.
-        fit: What is done to each image.
-        progress: Show a bar on a terminal.
-
-    Returns:
-        The folder, named by the key.
-
-    Raises:
-        BadImageError: If not one image can be read.
-        FileNotFoundError: If files are missing; names them.
-        OSError: If the disk cannot hold the pixels.
-        ValueError: If there is no name, or one is there twice.
-    """
-    folder = store_dir / store_key(names, hash_files(root, names, store_dir), fit)
+    """Return the folder of this store, filled by this process or by whoever came first."""
+    digests = hash_files(root, names, store_dir)
+    treatment = [fit.kind, fit.size, fit.resampler if fit.resamples else None]
+    recipe = json.dumps([_RULES, treatment, list(names), digests])
+    folder = store_dir / hashlib.blake2b(recipe.encode(), digest_size=20).hexdigest()
     with lock(folder.with_suffix(".lock")):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
-            fill_folder(partial, root, names, fit, progress=progress)
+            _fill(partial, root, names, fit, progress=progress)
             partial.rename(folder)
     return folder
 
@@ -153,8 +122,10 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"expected different image names, found more than once: {listed(twice)}")
-    _refuse_missing(root, names)
-    store_dir.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        count = f"{len(missing)} of {len(names)}"
+        raise FileNotFoundError(f"{root}: {count} images missing: {listed(missing)}")
     where = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
     memory = store_dir / f"files-{where}.json"
     known = json.loads(memory.read_text()) if memory.exists() else {}
@@ -169,57 +140,39 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
     with ThreadPoolExecutor(_WORKERS) as pool:
         entries = dict(zip(names, pool.map(entry, names), strict=True))
     if any(known.get(name) != value for name, value in entries.items()):
-        _replace(memory, json.dumps(known | entries))
+        with atomic_write(memory) as partial:
+            partial.write_text(json.dumps(known | entries))
     return [entries[name][2] for name in names]
 
 
-def store_key(names: Sequence[str], digests: Sequence[str], fit: Fit) -> str:
-    """Hash everything that decides the pixels of a store."""
-    treatment = [fit.kind, fit.size, fit.resampler if fit.resamples else None]
-    recipe = json.dumps([_RULES, treatment, list(names), list(digests)])
-    return hashlib.blake2b(recipe.encode(), digest_size=20).hexdigest()
-
-
-def fill_folder(
-    folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress: bool
-) -> None:
-    """Decode what the folder still lacks, then write its index.
-
-    Args:
-        folder: New, or left by a build that died.
-        root: Folder that the names are relative to.
-        names: Files, N different names.
-        fit: What is done to each image.
-        progress: Show a bar on a terminal.
-
-    Raises:
-        BadImageError: If not one image can be read.
-        OSError: If the disk cannot hold the pixels.
-    """
+def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress: bool) -> None:
+    """Decode what a folder, new or left by a build that died, still lacks; then write its index."""
     folder.mkdir(parents=True, exist_ok=True)
     reasons: dict[int, str] = {}
 
     def measure(row: int) -> tuple[int, int]:
         try:
-            return fit.size if fit.uniform else fit.target(*image_size(root / names[row]))
+            if SIZE_NUMBERS[fit.kind] == 2:
+                return fit.size
+            return fit.target(*image_size(root / names[row]))
         except BadImageError as error:
-            reasons[row] = str(error).removeprefix(f"{root / names[row]}: ")
+            reasons[row] = str(error)
             return 0, 0
 
     def decode(row: int) -> None:
         start, length = int(starts[row]), int(lengths[row])
         recorded = int.from_bytes(os.pread(sums, 8, 8 * row), "little")
-        if recorded and recorded == checksum(os.pread(pixels, length, start)):
+        if recorded and recorded == _checksum(os.pread(pixels, length, start)):
             return
         try:
             array = fit.apply(read_image(root / names[row]))
             if array.shape[:2] != tuple(sizes[row]):
                 raise BadImageError(f"header says {sizes[row]}, pixels are {array.shape[:2]}")
         except BadImageError as error:
-            reasons[row] = str(error).removeprefix(f"{root / names[row]}: ")
+            reasons[row] = str(error)
             return
         _write(pixels, array.tobytes(), start)
-        _write(sums, checksum(array).to_bytes(8, "little"), 8 * row)
+        _write(sums, _checksum(array).to_bytes(8, "little"), 8 * row)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         sizes = list(pool.map(measure, range(len(names))))
@@ -234,10 +187,12 @@ def fill_folder(
             for _ in tqdm(pool.map(decode, rows), total=len(rows), **bar):
                 pass
             os.fsync(pixels)
-            recorded = np.frombuffer(os.pread(sums, 8 * len(names), 0), dtype="<u8").copy()
-    if len(reasons) == len(names):
-        raise BadImageError(f"{root}: none of {len(names)} images can be read: {reasons[0]}")
-    recorded[list(reasons)] = 0
+    if reasons:
+        lines = [
+            f"{names[row]} ({reasons[row].removeprefix(f'{root / names[row]}: ')})"
+            for row in sorted(reasons)
+        ]
+        raise BadImageError(f"{len(lines)} of {len(names)} images unreadable: {listed(lines)}")
     index = {
         "pillow": PIL.__version__,
         "fit": [fit.kind, fit.size, fit.resampler],
@@ -245,24 +200,9 @@ def fill_folder(
         "names": list(names),
         "sizes": sizes,
         "starts": starts,
-        "sums": recorded.tolist(),
-        "dropped": [[names[row], reasons[row]] for row in sorted(reasons)],
     }
-    _replace(folder / "index.json", json.dumps(index))
-
-
-def checksum(pixels: bytes | np.ndarray) -> int:
-    """Return a checksum of bytes that is never 0, which stands for "not yet"."""
-    return zlib.crc32(pixels) + 1
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a file lock; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    with atomic_write(folder / "index.json") as partial:
+        partial.write_text(json.dumps(index))
 
 
 def listed(items: Sequence[str], most: int = 20) -> str:
@@ -271,20 +211,8 @@ def listed(items: Sequence[str], most: int = 20) -> str:
     return ", ".join(items[:most]) + rest
 
 
-def _refuse_missing(root: Path, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (root / name).is_file()]
-    if not missing:
-        return
-    folders = {(root / name).parent for name in missing}
-    there = {str(p).lower(): p.name for f in folders if f.is_dir() for p in f.iterdir()}
-    found = [there.get(str(root / name).lower()) for name in missing]
-    lines = [
-        f"{name} (there is {other})" if other else name
-        for name, other in zip(missing, found, strict=True)
-    ]
-    raise FileNotFoundError(
-        f"{root}: {len(missing)} of {len(names)} images missing: {listed(lines)}"
-    )
+def _checksum(pixels: bytes | np.ndarray) -> int:
+    return zlib.crc32(pixels) + 1  # never 0, which stands for "not yet"
 
 
 def _refuse_small_disk(folder: Path, total: int) -> None:
@@ -293,15 +221,6 @@ def _refuse_small_disk(folder: Path, total: int) -> None:
     free = shutil.disk_usage(folder).free
     if total - held > free:
         raise OSError(f"{folder}: the store takes {total:,} bytes, the disk has {free:,} free")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

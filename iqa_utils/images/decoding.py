@@ -8,7 +8,7 @@ input                        rule
 ============================ ===================================================================
 grey, 1-bit, palette         expanded to three channels, exactly
 CMYK, YCbCr                  Pillow's conversion; embedded colour profiles are ignored
-16 bits a channel            the high byte is kept (grey in the same way as colour)
+16 bits per channel          the high byte is kept (grey in the same way as colour)
 alpha                        dropped where every pixel is opaque, refused otherwise
 EXIF orientation             applied: pixels stand as a viewer sees them
 MPO (stereo, depth)          first picture
@@ -36,17 +36,10 @@ class BadImageError(ValueError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a file to upright 8-bit RGB.
-
-    Args:
-        path: A JPEG, PNG, BMP, TIFF or MPO file.
-
-    Returns:
-        A Pillow image of mode RGB.
+    """Decode a file to an upright 8-bit RGB image.
 
     Raises:
         BadImageError: If the file is truncated, corrupt, or outside the rules of this module.
-        FileNotFoundError: If there is no such file.
 
     Note:
         The entropy-coded part of a JPEG carries no checksum: a flipped bit there changes pixels
@@ -56,18 +49,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode the bytes of a file to upright 8-bit RGB; `read_image` without the disk.
-
-    Args:
-        data: The whole file.
-        name: What errors call it.
-
-    Returns:
-        A Pillow image of mode RGB.
-
-    Raises:
-        BadImageError: As `read_image`.
-    """
+    """Decode the bytes of a file, which errors call `name`; `read_image` without the disk."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise BadImageError(
             f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so a truncated image would pass "
@@ -87,17 +69,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the upright size from the header alone.
-
-    Args:
-        path: A file that `read_image` accepts.
-
-    Returns:
-        Height and width in pixels, after the EXIF orientation.
-
-    Raises:
-        BadImageError: If the header is corrupt or the format is not accepted.
-    """
+    """Return height and width after the EXIF orientation, from the header alone."""
     with path.open("rb") as file:
         image = _open(file, str(path))
         try:

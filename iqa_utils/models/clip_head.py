@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils.backbones import HUB, create_backbone, load_weights
-from iqa_utils.features import pool_activation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from iqa_utils.imbalance.feature_smoothing import FDS
+from iqa_utils.imbalance import FDS
 from iqa_utils.models.scores import scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
@@ -33,8 +32,8 @@ class ImageEncoder(nn.Module):
         name: timm model name (the paper's old name is accepted), or open_clip's with that library.
         library: ``timm`` or ``open_clip``. Both give the 768 values of CLIP's class token before
             the projection into the space shared with text (which would leave 512).
-        pooling: ``own`` is the trunk's own pooling (CLIP: the class token); ``mean``, ``std``,
-            ``max`` and ``mean_std`` pool the last activation over places, timm only.
+        pooling: ``own`` is the trunk's own pooling (CLIP: the class token); ``mean_std`` takes mean
+            and deviation of the last activation over places, timm only.
         pretrained: None for random weights, ``"hub"`` to download, or the path of a state dict.
 
     Attributes:
@@ -56,24 +55,23 @@ class ImageEncoder(nn.Module):
         name: str = PAPER_ENCODER,
         *,
         library: Literal["timm", "open_clip"] = "timm",
-        pooling: str = "own",
+        pooling: Literal["own", "mean_std"] = "own",
         pretrained: str | Path | None = None,
     ) -> None:
         super().__init__()
+        allowed = {"timm": ("own", "mean_std"), "open_clip": ("own",)}
+        if pooling not in allowed.get(library, ()):
+            raise ValueError(f"library and pooling: {allowed}, got {library!r} and {pooling!r}")
         name = OLD_NAMES.get(name, name)
         self.settings = {"name": name, "library": library, "pooling": pooling}
         self.pooling = pooling
         if library == "open_clip":
-            if pooling != "own":
-                raise ValueError(f"an open_clip tower pools by itself, got pooling {pooling!r}")
             self.trunk = open_clip_tower(name, pretrained=pretrained)
-            self.n_features, is_clip = self.trunk.ln_post.normalized_shape[0], True
-        elif library == "timm":
+            self.n_features = self.trunk.ln_post.normalized_shape[0]
+        else:
             self.trunk = create_backbone(name, pretrained=pretrained, num_classes=0)
             self.n_features = self.trunk.num_features * (2 if pooling == "mean_std" else 1)
-            is_clip = "clip" in name
-        else:
-            raise ValueError(f"library must be timm or open_clip, got {library!r}")
+        is_clip = library == "open_clip" or "clip" in name
         self.mean = CLIP_MEAN if is_clip else IMAGENET_MEAN
         self.std = CLIP_STD if is_clip else IMAGENET_STD
         self.requires_grad_(False)
@@ -83,7 +81,10 @@ class ImageEncoder(nn.Module):
         """Return vectors (B, D) of normalised images (B, 3, H, W)."""
         if self.pooling == "own":
             return self.trunk(images)
-        return pool_activation(self.trunk.forward_features(images), self.pooling)
+        activation = self.trunk.forward_features(images).float()
+        is_map = activation.ndim == 4  # else tokens (B, T, C)
+        places = activation.flatten(2) if is_map else activation.transpose(1, 2)  # (B, C, places)
+        return torch.cat([places.mean(2), places.std(2, correction=0)], dim=1)
 
     def extra_repr(self) -> str:
         """Tell encoders of equal weights and other pooling apart, in caches too."""
@@ -94,27 +95,13 @@ class ImageEncoder(nn.Module):
         return super().train(False)
 
 
-def open_clip_tower(name: str = "ViT-B-32", *, pretrained: str | Path | None) -> nn.Module:
-    """Return open_clip's image tower without its projection.
-
-    Args:
-        name: open_clip model name with a vision transformer.
-        pretrained: None for random weights, ``"hub"`` to download, or the path of a state dict of
-            the tower (without projection).
-
-    Returns:
-        Module from normalised images (B, 3, H, W) to vectors (B, D), D being the tower's width.
-
-    Raises:
-        ValueError: If open_clip does not know the name, has no weights for it here, or its tower
-            has no projection to leave out.
-        ConnectionError: If the weights could not be fetched.
-    """
+def open_clip_tower(name: str, *, pretrained: str | Path | None) -> nn.Module:
+    """Return open_clip's image tower (B, 3, H, W) -> (B, D) without its projection."""
     if name not in open_clip.list_models():
         raise ValueError(f"library open_clip has no model {name!r}, only e.g. ViT-B-32")
-    tag = None if pretrained != HUB else OPEN_CLIP_TAGS.get(name)
-    if pretrained == HUB and tag is None:
+    if pretrained == HUB and name not in OPEN_CLIP_TAGS:
         raise ValueError(f"weights are known for {sorted(OPEN_CLIP_TAGS)}, got {name!r}")
+    tag = OPEN_CLIP_TAGS[name] if pretrained == HUB else None
     try:
         model = open_clip.create_model(name, pretrained=tag, device=torch.get_default_device())
     except Exception as error:
@@ -132,18 +119,14 @@ def open_clip_tower(name: str = "ViT-B-32", *, pretrained: str | Path | None) ->
 
 
 class ResidualBlock(nn.Module):
-    """Add a linear layer's activation to its input.
-
-    Args:
-        width: Features in and out.
-    """
+    """Add a linear layer's activation to its input, (B, width) to (B, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, width) for (B, width)."""
+        """Return x + relu(Wx + b)."""
         return x + torch.relu(self.linear(x))
 
 
@@ -162,8 +145,7 @@ class ClipHead(nn.Module):
         neck: Features that are smoothed and enter the last layer.
         mos_mean: Mean of the training scores, on their scale.
         mos_std: Standard deviation of the training scores, > 0.
-        fds: Keyword arguments of :class:`~iqa_utils.imbalance.feature_smoothing.FDS`, or None for
-            none.
+        fds: Keyword arguments of :class:`~iqa_utils.imbalance.FDS`, or None for none.
         encoder: Settings of an :class:`ImageEncoder` (built with random weights), a ready one, or
             None for a head that takes vectors.
 
@@ -228,11 +210,7 @@ class ClipHead(nn.Module):
         self.last = nn.Linear(neck, 1)
 
     def standardise(self, vectors: Tensor) -> ClipHead:
-        """Centre and scale each input by the training vectors (N, D); constants are only centred.
-
-        Returns:
-            The head itself.
-        """
+        """Centre and scale inputs by the training vectors (N, D); constants are only centred."""
         self.input_mean.copy_(vectors.mean(0))
         std = vectors.std(0, correction=0)
         self.input_std.copy_(torch.where(std > 1e-6 * vectors.abs().amax(0), std, 1.0))
@@ -256,24 +234,17 @@ class ClipHead(nn.Module):
         return scaled_score(self.last, features, self.mos_mean, self.mos_std)
 
     @torch.no_grad()
-    def end_epoch(self, x: Tensor, mos: Tensor, *, batch_size: int = 1024) -> None:
-        """Give the smoothing layer the features of the whole training part; else do nothing.
+    def end_epochs(self, n: int, x: Tensor, mos: Tensor) -> None:
+        """Show the training set, inputs (N, ...) and scores (N,), to the smoothing layer.
 
-        Args:
-            x: Inputs of the training part, N of them.
-            mos: Their scores, shape (N,).
-            batch_size: Inputs embedded at once.
+        Call it at the start of epoch ``n`` (from 0): what has been shown already, before a training
+        was interrupted, is not shown again. Nothing happens without smoothing.
         """
-        if self.fds is not None:
-            parts = [self.embed(part) for part in x.split(batch_size)]
-            self.fds.end_epoch(torch.cat(parts), mos)
+        if self.fds is not None and self.fds.epoch < n:
+            self.fds.end_epoch(torch.cat([self.embed(part) for part in x.split(1024)]), mos)
 
     def with_encoder(self, encoder: ImageEncoder) -> ClipHead:
-        """Return a copy without smoothing that takes images: the network to save and to use.
-
-        Args:
-            encoder: The one that made the vectors this head was trained on.
-        """
+        """Return a copy that takes images, without smoothing: the network to save and to use."""
         settings = {k: v for k, v in self.architecture.items() if k != "name"}
         whole = ClipHead(**(settings | {"fds": None, "encoder": encoder}))
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("fds.")}

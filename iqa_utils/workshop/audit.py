@@ -64,16 +64,26 @@ def fact(
     return Check(paper, table, kind, what, middle, *ends, told, verdict, meaning, tuple(cells))
 
 
-def printed_interval(text: str) -> Interval:
-    """Return every value that prints as ``text``, by rounding or by truncation.
+def check_cell(
+    cell: pd.Series,
+    kind: str,
+    what: str,
+    bounds: tuple[float, float, float],
+    good: bool,
+    meanings: tuple[str, str],
+    otherwise: str = "inconsistent",
+) -> Check:
+    """Judge one ledger row by what is recomputed for it (value, low, high), and say what it means.
 
-    Args:
-        text: Number as printed: ``"0.710"`` allows [0.7095, 0.711].
-
-    Returns:
-        Lowest and highest value; half a unit of the last place on one side, a whole one on the
-        other, away from zero.
+    The first of the ``meanings`` is said where the two agree, the second where not.
     """
+    verdict, meaning = ("consistent", meanings[0]) if good else (otherwise, meanings[1])
+    place = (cell["paper"], cell["table"], kind, what)
+    return Check(*place, *bounds, cell["value"], verdict, meaning, (cell.name,))
+
+
+def printed_interval(text: str) -> Interval:
+    """Return every value that prints as ``text``, by rounding or by truncation."""
     value = Decimal(text)
     unit = Decimal(1).scaleb(int(value.as_tuple().exponent))
     if value.is_signed():
@@ -137,24 +147,16 @@ def check_mean(
     """Recompute every weighted mean over data sets from the row it stands in."""
     rows, found = rows[rows["table"] == table], []
     boxes = [w if isinstance(w, tuple) else (w, w) for w in weights.values()]
-    for index, cell in rows[rows["dataset"] == column].iterrows():
+    for _, cell in rows[rows["dataset"] == column].iterrows():
         row = rows[(rows["method"] == cell["method"]) & (rows["metric"] == cell["metric"])]
         parts = row.set_index("dataset").loc[list(weights)]
         low, high = weighted_bounds([printed_interval(t) for t in parts["printed"]], boxes)
         value = float(np.average(parts["value"], weights=[b[0] for b in boxes]))
         good = overlap((low, high), printed_interval(cell["printed"]))
         wrong = f"The row gives {value:.3f}; no set sizes or hidden digits give the printed "
-        found.append(
-            Check(
-                *(cell["paper"], table, "weighted mean"),
-                f"{cell['method']}, {cell['metric']} over sets",
-                *(value, low, high, cell["value"], "consistent" if good else "inconsistent"),
-                "The printed mean is the mean of its row."
-                if good
-                else wrong + cell["printed"] + ".",
-                (index,),
-            )
-        )
+        said = ("The printed mean is the mean of its row.", f"{wrong}{cell['printed']}.")
+        what = f"{cell['method']}, {cell['metric']} over sets"
+        found.append(check_cell(cell, "weighted mean", what, (value, low, high), good, said))
     return found
 
 
@@ -166,7 +168,7 @@ def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> lis
     """
     rows, name, found = rows[rows["table"] == table], total.split()[0], []
     weights = np.array(TEST_COUNTS) / sum(TEST_COUNTS)
-    for index, cell in rows[rows["metric"] == total].iterrows():
+    for _, cell in rows[rows["metric"] == total].iterrows():
         row = rows[rows["method"] == cell["method"]].set_index("metric")["value"]
         errors = row[[f"{name} {r}" for r in RANGES]].to_numpy()
         value = float((weights @ errors**power) ** (1 / power))
@@ -176,17 +178,11 @@ def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> lis
         slack += 0.0 if np.isnan(cell["spread"]) else cell["spread"]
         good = overlap((value - slack, value + slack), printed_interval(cell["printed"]))
         shown = "root mean squared errors" if power == 2 else "absolute errors"
-        found.append(
-            Check(
-                *(cell["paper"], table, "pooled error"),
-                f"{cell['method']}, total from five ranges",
-                *(value, value - slack, value + slack, cell["value"]),
-                "consistent" if good else "inconsistent",
-                f"Pooled as {shown} with KonIQ-10k's test shares, the ranges "
-                f"{'give' if good else 'do not give'} the printed total.",
-                (index,),
-            )
-        )
+        pooled = f"Pooled as {shown} with KonIQ-10k's test shares, the ranges"
+        said = (f"{pooled} give the printed total.", f"{pooled} do not give the printed total.")
+        bounds = (value, value - slack, value + slack)
+        what = f"{cell['method']}, total from five ranges"
+        found.append(check_cell(cell, "pooled error", what, bounds, good, said))
     return found
 
 
@@ -198,24 +194,19 @@ def check_kendall(rows: pd.DataFrame) -> list[Check]:
     """
     found = []
     spearman = rows[rows["metric"] == "SROCC"].set_index(["table", "method", "dataset"])
-    for index, cell in rows[rows["metric"] == "KROCC"].iterrows():
+    for _, cell in rows[rows["metric"] == "KROCC"].iterrows():
         partner = spearman.loc[(cell["table"], cell["method"], cell["dataset"])]
         low, high = (kendall_from_spearman(r) for r in printed_interval(partner["printed"]))
         value = kendall_from_spearman(partner["value"])
         good = printed_interval(cell["printed"])[0] <= high + KENDALL_BAND
         above = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
-        found.append(
-            Check(
-                *(cell["paper"], cell["table"], "Kendall against Spearman"),
-                f"{cell['method']}, {cell['dataset']}",
-                *(value, low - KENDALL_BAND, high + KENDALL_BAND, cell["value"]),
-                "consistent" if good else "implausible",
-                "Close to what its rank correlation predicts."
-                if good
-                else f"{above}predictions stay within 0.03.",
-                (index,),
-            )
+        said = (
+            "Close to what its rank correlation predicts.",
+            f"{above}predictions stay within 0.03.",
         )
+        place = "Kendall against Spearman", f"{cell['method']}, {cell['dataset']}"
+        bounds = (value, low - KENDALL_BAND, high + KENDALL_BAND)
+        found.append(check_cell(cell, *place, bounds, good, said, "implausible"))
     return found
 
 
@@ -264,16 +255,10 @@ def check_repeats(rows: pd.DataFrame) -> list[Check]:
         cell, other = rows.loc[index], rows.loc[source]
         bounds = printed_interval(other["printed"])
         good = overlap(bounds, printed_interval(cell["printed"]))
-        found.append(
-            Check(
-                *(cell["paper"], cell["table"], "repeated cell"),
-                f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}",
-                *(other["value"], *bounds, cell["value"]),
-                "consistent" if good else "inconsistent",
-                "The same number in both places." if good else "The two places differ.",
-                (index,),
-            )
-        )
+        said = "The same number in both places.", "The two places differ."
+        what = f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}"
+        bounds = (other["value"], *bounds)
+        found.append(check_cell(cell, "repeated cell", what, bounds, good, said))
     return found
 
 
@@ -301,14 +286,7 @@ def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
 
 
 def run(claims: pd.DataFrame) -> pd.DataFrame:
-    """Run every check on the ledger and the texts.
-
-    Args:
-        claims: From `claims.load_claims`.
-
-    Returns:
-        One row a check, with the fields of `Check`, in the order of papers and tables.
-    """
+    """Run every check on the ledger and the texts."""
     found = []
     for key, paper in papers().items():
         rows = claims[claims["paper"] == key]

@@ -17,7 +17,6 @@ from scipy.stats import t as student
 
 from iqa_utils.workshop import audit as _audit
 from iqa_utils.workshop.audit import Interval, overlap, printed_interval
-from iqa_utils.workshop.coverage import coverage_table, still_needed
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.runs import ROOT
 
@@ -37,15 +36,10 @@ CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
 
 
 def load_claims(path: Path = LEDGER) -> pd.DataFrame:
-    """Read the ledger.
+    """Read the ledger: one row per published number.
 
-    Args:
-        path: CSV with the columns of `COLUMNS`; ``role`` is "mirrored", "diagonal", "repeated" or
-            empty for the first place of a quantity, ``place`` where in the paper it stands.
-
-    Returns:
-        One row per published number, indexed 0..N-1; ``printed`` holds the digits as printed,
-        ``value`` and ``spread`` are float64.
+    ``role`` is "mirrored", "diagonal", "repeated" or empty for the first place of a quantity,
+    ``place`` where in the paper it stands, ``printed`` the digits as printed.
 
     Raises:
         ValueError: If a column is missing, a paper is unknown, a value is not finite, a row stands
@@ -79,12 +73,7 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
 
 
 def audit() -> pd.DataFrame:
-    """Run every check that needs no data; see `iqa_utils.workshop.audit`.
-
-    Returns:
-        One row per check: paper, table, kind, what, recomputed, low, high, printed, verdict,
-        meaning and the ledger rows (``cells``) that the verdict is about.
-    """
+    """Run every check that needs no data: one row each, with the fields of `audit.Check`."""
     return _audit.run(load_claims())
 
 
@@ -223,23 +212,14 @@ def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kind_of(result: Mapping[str, Any]) -> str:
-    """What kind of number a result says it is.
-
-    Runs from before that field are read by their form where it leaves no doubt.
-    """
-    if result.get("kind"):
-        return result["kind"]
-    if result.get("variant") == "released scores":
-        return "authors' predictions"
-    if result["metric"].startswith(("pearson with", "count")):
-        return "re-tabulated"
-    return "arithmetic" if result["data"] == "none" else ""
+    """What kind of number a result says it is; empty where it does not."""
+    return result.get("kind") or ""
 
 
 def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Name the first field in which a result is not the equal of its ledger row, if any."""
     if result["data"] == "demo":
-        return "demo: made data"
+        return "demo: synthetic data"
     paper, kind, dataset = papers()[claim["paper"]], kind_of(result), claim["dataset"]
     expected = getattr(paper, "DATA", {}).get(dataset, {dataset})
     used = {name.strip() for name in result["data"].split("+")}
@@ -293,28 +273,26 @@ def _answers(
 def compare(
     results: Iterable[Mapping[str, Any]], paper: str | None = None, *, matched_only: bool = False
 ) -> pd.DataFrame:
-    """Put every published number beside ours, with a verdict.
+    """Put every published number of one paper or all beside ours, with a verdict.
 
     A row that the audit finds inconsistent or implausible keeps that verdict whatever we measured.
     Values from demo data are left out: they say nothing about a paper.
 
     Args:
         results: Dictionaries with the keys of `iqa_utils.workshop.runs.RESULT_COLUMNS`.
-        paper: Ledger key; all papers by default.
+        paper: Ledger key.
         matched_only: Leave out rows that no result answers.
 
     Returns:
         One row per ledger row and kind of answer (the authors' predictions and a retraining stand
-        side by side), indexed as the ledger: paper, table, method, dataset, metric, paper value
-        (as printed), ours, ci, n, n_runs, data, kind, verdict, reason, variant, variants (all real
-        answers of that kind), role and place.
+        side by side), indexed as the ledger; ``variants`` lists all real answers of that kind.
     """
     claims, pool = load_claims(), {}
     if paper is not None and paper not in PAPERS:
         raise ValueError(f"paper must be one of {PAPERS}, got {paper!r}")
     for result in results:
         pool.setdefault(tuple(result[k] for k in KEYS), []).append(dict(result))
-    records, lacking, rows = claims.to_dict("records"), still_needed(claims), []
+    records, lacking, rows = claims.to_dict("records"), _still_needed(claims), []
     for index, claim in enumerate(records):
         if paper not in (None, claim["paper"]):
             continue
@@ -370,13 +348,6 @@ def counts(board: pd.DataFrame) -> pd.DataFrame:
 
     Mirrored, diagonal and repeated rows are the same quantity again and are left out. A quantity
     that the authors' predictions and a retraining answer counts once under each.
-
-    Args:
-        board: From `compare`.
-
-    Returns:
-        One row per paper and kind ("not said" where a run does not tell it, "no result" last), one
-        column per verdict.
     """
     first = board[board["role"] == ""]
     unsaid = np.where(first["ours"].isna(), "no result", "not said")
@@ -388,6 +359,42 @@ def counts(board: pd.DataFrame) -> pd.DataFrame:
     return table[table.sum(axis=1) > 0]
 
 
-def coverage() -> pd.DataFrame:
-    """List every table of the ledger with the notebook that answers it or the reason why not."""
-    return coverage_table(load_claims())
+def coverage(claims: pd.DataFrame | None = None) -> pd.DataFrame:
+    """List every table of the ledger with the notebook that answers it or the reason why not.
+
+    Returns:
+        One row per table: paper, table, claims, covered (rows that the notebook produces),
+        notebook, reason, needs.
+
+    Raises:
+        ValueError: If a table of the ledger is not listed, or one is listed that it does not hold.
+    """
+    claims = load_claims() if claims is None else claims
+    rows, listed = [], _coverage_list()
+    present = list(dict.fromkeys(zip(claims["paper"], claims["table"], strict=True)))
+    if lost := set(present) ^ set(listed):
+        raise ValueError(f"the ledger and its coverage differ in {sorted(lost)}")
+    for key in present:
+        entry = listed[key]
+        part = claims[(claims["paper"] == key[0]) & (claims["table"] == key[1])]
+        covered = part["method"].str.startswith(entry["methods"]).sum() if entry["notebook"] else 0
+        rows.append({**entry, "claims": len(part), "covered": int(covered)})
+    columns = ["paper", "table", "claims", "covered", "notebook", "reason", "needs"]
+    return pd.DataFrame(rows)[columns]
+
+
+def _coverage_list() -> dict[tuple[str, str], dict[str, Any]]:
+    """The reviewed list of who answers which table, ``data/coverage.csv``, by paper and table."""
+    table = pd.read_csv(ROOT / "data" / "coverage.csv", keep_default_na=False)
+    table["methods"] = table["methods"].str.split("; ").map(tuple)  # beginnings; empty means all
+    return {(row["paper"], row["table"]): row for row in table.to_dict("records")}
+
+
+def _still_needed(claims: pd.DataFrame) -> dict[int, str]:
+    """Say of each ledger row what it waits for: the needs of a run, or why there is none."""
+    listed, found = _coverage_list(), {}
+    for index, claim in zip(claims.index, claims.to_dict("records"), strict=True):
+        entry = listed[claim["paper"], claim["table"]]
+        ours = entry["notebook"] and claim["method"].startswith(entry["methods"])
+        found[index] = f"{entry['notebook']} needs {entry['needs']}" if ours else entry["reason"]
+    return found

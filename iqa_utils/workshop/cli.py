@@ -185,7 +185,7 @@ def demo(
 @data_app.command(name="list")
 def data_list() -> None:
     """Show what each data set is, its terms and where it comes from."""
-    from iqa_utils.datasets.catalogue import DATASETS, describe
+    from iqa_utils.datasets import DATASETS, describe
 
     print("\n\n".join(describe(name) for name in DATASETS))
 
@@ -225,7 +225,7 @@ def data_cut(
     ] = None,
 ) -> None:
     """Cut out the 2,000 images that our real results are shown on."""
-    from iqa_utils.workshop.downloads.cuts import cut_biq2021
+    from iqa_utils.workshop.downloads import cut_biq2021
 
     if name != "biq2021":
         raise ValueError(f"only biq2021 has a small set, found {name!r}")
@@ -240,7 +240,7 @@ def write_report(
 ) -> None:
     """Turn the runs into one offline HTML site."""
     from iqa_utils.workshop import report
-    from iqa_utils.workshop.report.readme import update_readme
+    from iqa_utils.workshop.readme import update_readme
 
     if readme:
         print("README updated" if update_readme() else "README was up to date")

@@ -54,18 +54,11 @@ def find(root: Path) -> dict[str, Path]:
 
 
 def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
-    """Compare two runs, or all runs of two folders.
-
-    Args:
-        a: A run folder, or a folder of runs.
-        b: The same.
+    """Compare two runs, or all runs of two folders; a run without a partner is an error.
 
     Yields:
         Run, file, column and the largest difference relative to the larger value; infinite where
         words, missing values or the number of rows differ.
-
-    Raises:
-        FileNotFoundError: If a folder holds no finished run, or a run lacks a partner.
     """
     ours, theirs = find(a), find(b)
     if not ours or set(ours) != set(theirs):
@@ -82,13 +75,12 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
 
 
 def _largest(a: pd.DataFrame, b: pd.DataFrame, column: str) -> float:
-    if column not in a or column not in b:
-        return float("inf")
+    a, b = (t if column in t else t.assign(**{column: ""}) for t in (a, b))  # absent: empty
     left, right = (pd.to_numeric(t[column], errors="coerce").to_numpy(float) for t in (a, b))
     text = np.isnan(left) & np.isnan(right)
     if (np.isnan(left) != np.isnan(right)).any():
         return float("inf")
-    words = [[str(value) for value in table[column][text]] for table in (a, b)]
+    words = [["" if pd.isna(v) is True else str(v) for v in t[column][text]] for t in (a, b)]
     if words[0] != words[1]:
         return float("inf")
     scale = np.maximum(np.maximum(np.abs(left), np.abs(right)), np.finfo(float).tiny)

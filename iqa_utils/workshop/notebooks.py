@@ -32,20 +32,12 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def notebook_stems() -> list[str]:
-    """List the notebooks in their order.
-
-    Returns:
-        Names without ending, sorted: ``00_claims_audit`` first.
-    """
+    """List the notebooks by their names without ending, in order."""
     return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def find_notebook(stem: str) -> Path:
-    """Return the notebook of a stem, or of its number (``02``).
-
-    Raises:
-        ValueError: If none or several fit; names those there are.
-    """
+    """Return the notebook of a stem, or of its number (``02``)."""
     fitting = [s for s in notebook_stems() if s == stem or s.split("_")[0] == stem]
     if len(fitting) != 1:
         raise ValueError(f"no notebook {stem!r}; there are {', '.join(notebook_stems())}")
@@ -80,31 +72,15 @@ def read_overlay() -> dict[str, dict[str, Any]]:
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
-    """Read the parameters that a notebook declares.
+    """Read the parameters that a notebook declares: name to annotation as written.
 
     papermill's own inspection does not see a parameter annotated ``str | None``.
-
-    Args:
-        notebook: A notebook with one cell tagged ``parameters``.
-
-    Returns:
-        Name to annotation as written, in order.
-
-    Raises:
-        ValueError: If no cell, or more than one, is tagged.
     """
     return {n.target.id: ast.unparse(n.annotation) for n in _declarations(notebook)}
 
 
 def default_parameters(notebook: Path) -> dict[str, Any]:
-    """Read the values that a notebook declares, which are those of the demo.
-
-    Args:
-        notebook: As for :func:`declared_parameters`.
-
-    Returns:
-        Name to value, in order.
-    """
+    """Read the values that a notebook declares, which are those of the demo."""
     return {n.target.id: ast.literal_eval(n.value) for n in _declarations(notebook)}
 
 
@@ -117,24 +93,12 @@ def _declarations(notebook: Path) -> list[ast.AnnAssign]:
 
 
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
-    """Hold values against the notebook's declared parameters, before any kernel starts.
-
-    Args:
-        notebook: The notebook.
-        values: Name to value.
-
-    Raises:
-        ValueError: If a name is not declared, or a value is not of the declared type. All such
-            names are listed, with the names there are.
-    """
+    """Refuse values whose names or types the notebook does not declare; all of them are listed."""
     declared = declared_parameters(notebook)
     known = ", ".join(declared)
     problems = [f"{name} is not one of {known}" for name in values if name not in declared]
-    kinds = {  # annotations of our own notebook
-        name: eval(kind, {"Any": Any}) for name, kind in declared.items() if name in values
-    }
-    problems += wrong_types(kinds, values)
-    if problems:
+    kinds = {k: eval(kind, {"Any": Any}) for k, kind in declared.items() if k in values}  # our own
+    if problems := problems + wrong_types(kinds, values):
         raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
 
 
@@ -157,8 +121,7 @@ def run_notebook(
         The finished run's folder, which holds the executed notebook too.
 
     Raises:
-        ValueError: If a parameter is unknown or of the wrong type, or data, weights or disk would
-            not do; nothing has been started then.
+        ValueError: If parameters, data, weights or disk would not do; nothing has been started.
         RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
     """
     notebook = find_notebook(stem)
@@ -223,18 +186,7 @@ def run_notebooks(
     publish_results: bool = False,
     workers: int = 1,
 ) -> list[str]:
-    """Run several notebooks with the same parameters; see :func:`run_jobs`.
-
-    Args:
-        stems: Notebooks, by name or number; all of them if empty.
-        profile: As for :func:`run_notebook`.
-        parameters: As for :func:`run_notebook`.
-        publish_results: As for :func:`run_notebook`.
-        workers: Notebooks at a time.
-
-    Returns:
-        One line for each notebook that failed; empty if all went well.
-    """
+    """Run several notebooks, or all, by :func:`run_jobs`; returns one line per failure."""
     chosen = [find_notebook(stem).stem for stem in stems or notebook_stems()]
     jobs = [(stem, parameters or {}) for stem in chosen]
     outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
@@ -248,20 +200,13 @@ def run_jobs(
     publish_results: bool = False,
     workers: int = 1,
 ) -> list[Outcome]:
-    """Run notebooks, with a line when each ends, and go on past one that fails.
+    """Run notebooks, ``workers`` at a time, and go on past one that fails.
 
-    Args:
-        jobs: Stem and parameters of each run. The scoreboard, which reads what the others leave,
-            starts when all others have ended.
-        profile: As for :func:`run_notebook`.
-        publish_results: As for :func:`run_notebook`.
-        workers: Notebooks at a time.
+    The scoreboard, which reads what the others leave, starts when all others have ended. Parameters
+    are checked before anything starts; the rest is as for :func:`run_notebook`.
 
     Returns:
         How each run ended, in the order of ``jobs``.
-
-    Raises:
-        ValueError: If a parameter is unknown or of the wrong type; nothing has been started then.
     """
     for stem, parameters in jobs:
         check_parameters(find_notebook(stem), {**read_profile(stem, profile), **parameters})

@@ -1,11 +1,12 @@
 """What our runs say about each paper: evidence for its headlines, and a page for its authors."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
-from iqa_utils.workshop.papers import Headline, papers
+from iqa_utils.workshop.papers import Headline, headlines, papers
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 
@@ -13,9 +14,7 @@ POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % p
 def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Find the results of real runs that a headline names, with what they say.
 
-    Args:
-        headline: Of a paper.
-        runs: From `iqa_utils.workshop.runs.find_runs`.
+    A difference the other way round (``baseline`` minus ``method``) counts with its sign turned.
 
     Returns:
         Results with ``profile``, ``says`` and ``detectable``, the smallest difference that such a
@@ -23,54 +22,62 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     """
     found: dict[str, dict[str, Any]] = {}
     wanted = {"baseline": ""} | dict(headline.compare)
+    mirrored = wanted | {"method": wanted["baseline"], "baseline": wanted["method"]}
     for run in runs:
         for result in run["results"] if run["stem"] == headline.notebook else ():
-            same = all((result.get(key) or "") == value for key, value in wanted.items())
-            if same and result["data"] != "demo" and result["ci_low"] is not None:
-                low, high = result["ci_low"], result["ci_high"]
-                told = {"profile": run["profile"], "says": headline.says(low, high)}
-                told["detectable"] = POWER * (high - low) / 2
-                found.setdefault(repr((run["profile"], result)), result | told)
+            if result["data"] == "demo" or result["ci_low"] is None:
+                continue
+            value, low, high = result["value"], result["ci_low"], result["ci_high"]
+            if wanted["baseline"] and _fits(result, mirrored):
+                value, low, high = -value, -high, -low
+            elif not _fits(result, wanted):
+                continue
+            told = {"value": value, "ci_low": low, "ci_high": high, "profile": run["profile"]}
+            told |= {"says": headline.says(low, high), "detectable": POWER * (high - low) / 2}
+            found.setdefault(repr((run["profile"], result)), result | told)
     return list(found.values())
 
 
+def _fits(result: dict[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(
+        (result.get(key) or "") in (value if isinstance(value, list) else [value])
+        for key, value in wanted.items()
+    )
+
+
 def headline_table(runs: list[dict[str, Any]]) -> str:
-    """Write every headline with its evidence as a Markdown table, the primary ones in bold."""
+    """Write the headlines that a run speaks to as a Markdown table, the primary ones in bold."""
     lines = ["| paper | claim | data | ours [95 %] | runs | seen with 80 % power | says |"]
     lines.append("| --- " * 7 + "|")
+    waiting = 0
     for paper in papers().values():
         title = paper.TITLE.split(":")[0]
-        for headline in paper.HEADLINES:
+        for headline in headlines()[paper.KEY]:
             claim = f"**{headline.claim}**" if headline.primary else headline.claim
-            for one in evidence(headline, runs) or [None]:
-                cells = [title, claim, *(_cells(one) if one else ["", "no run yet", "", "", ""])]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            found = evidence(headline, runs)
+            waiting += not found
+            lines += [f"| {' | '.join([title, claim, *_cells(one)])} |" for one in found]
+    told = f"{waiting} more headline claims wait for a run on real data."
+    return "\n".join([*lines, "", told] if waiting else lines)
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
     value = f"{one['value']:+.3f} [{one['ci_low']:+.3f}, {one['ci_high']:+.3f}]"
-    data = f"{one['data']}, {one['profile']}"
+    which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
+    data = ", ".join(filter(None, [one["data"], one["profile"], *which]))
     return [data, value, str(one["n_runs"]), f"{one['detectable']:.3f}", one["says"]]
 
 
 def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str:
-    """Write what we can say about a paper, for its authors to read first.
+    """Write as Markdown what we can say about a paper, for its authors to read first.
 
-    Args:
-        key: Ledger key.
-        runs: From `iqa_utils.workshop.runs.find_runs`.
-        board: From `claims.compare` on the results of those runs.
-
-    Returns:
-        Markdown: headline claims with their tests and evidence, the numbers by kind and verdict,
-        contradictions with their place, what was easy and difficult, how to answer.
+    ``board`` is what `claims.compare` makes of the results of ``runs``.
     """
     paper, lines = papers()[key], []
     source = f", [doi:{paper.DOI}](https://doi.org/{paper.DOI})" if paper.DOI else ""
     lines += [f"# {paper.TITLE}", "", f"Notebooks {', '.join(paper.NOTEBOOKS)}{source}.", ""]
     lines += ["## Headline claims", ""]
-    for headline in paper.HEADLINES:
+    for headline in headlines()[key]:
         lines += [f"### {headline.claim}", "", headline.test(), ""]
         for one in evidence(headline, runs):
             data, value, n_runs, seen, says = _cells(one)
@@ -87,14 +94,8 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     trained = part[part.index == "trained here"].reindex(columns=COMPARED, fill_value=0)
     lines += [f"Numbers of trained networks compared so far: {int(trained.to_numpy().sum())}.", ""]
     lines += ["## Contradictions", "", *_contradictions(key), ""]
-    lines += [
-        "## Easy and difficult",
-        "",
-        f"Easy: {paper.EASY}",
-        "",
-        f"Difficult: {paper.DIFFICULT}",
-    ]
-    lines += ["", "## How to answer", ""]
+    lines += ["## Easy and difficult", "", f"Easy: {paper.EASY}", ""]
+    lines += [f"Difficult: {paper.DIFFICULT}", "", "## How to answer", ""]
     lines += [
         "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
         f"answer*, name `{key}` and the place of the cell, and say what the number should be "

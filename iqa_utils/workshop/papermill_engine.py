@@ -36,16 +36,10 @@ class IQAEngine(NBClientEngine):
 
 @contextmanager
 def lease_gpu(*, poll_seconds: float = 1.0) -> Iterator[str | None]:
-    """Hold one GPU for the processes started inside, waiting until one is free.
+    """Hold one GPU for the processes started inside, waiting until one is free; yields its index.
 
-    The lease is an ``flock`` on one file a GPU, so it ends with its process however that dies.
+    The lease is an ``flock`` on one file per GPU, so it ends with its process however that dies.
     Where ``CUDA_VISIBLE_DEVICES`` is set (Slurm does), that choice stands and nothing is leased.
-
-    Args:
-        poll_seconds: How often to look again while every GPU is taken.
-
-    Yields:
-        The index leased, or None where there is nothing to lease.
     """
     gpus = [] if "CUDA_VISIBLE_DEVICES" in os.environ else _gpu_indices()
     if not gpus:

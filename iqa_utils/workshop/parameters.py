@@ -12,15 +12,9 @@ _EXPONENT = re.compile(r"'[-+]?[\d.]+e[-+]?\d+'", re.IGNORECASE)  # in the repr 
 
 
 def wrong_types(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Say which values are not of the type they were declared with.
+    """Say in one sentence per value which are not of the type they were declared with.
 
-    Args:
-        kinds: Name to type, as annotated.
-        values: Name to value, for every name of ``kinds``.
-
-    Returns:
-        One sentence a wrong value, in the order of ``kinds``; empty if all are right. YAML takes
-        ``1e-3`` for text: where such a value stands, the sentence says how to write the number.
+    YAML takes ``1e-3`` for text: the sentence then says how to write the number.
     """
     wrong = []
     for name, kind in kinds.items():
@@ -38,16 +32,7 @@ def wrong_types(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> list[str
 def check_overrides(
     overrides: Mapping[str, Mapping[str, Any]], names: Collection[str], kinds: Mapping[str, Any]
 ) -> None:
-    """Refuse settings of single trainings that no training would read.
-
-    Args:
-        overrides: Training to setting to value, as in ``OVERRIDES`` of a notebook.
-        names: Trainings there are.
-        kinds: Setting to type.
-
-    Raises:
-        ValueError: If a training or setting is unknown, or a value is of the wrong type.
-    """
+    """Refuse ``OVERRIDES`` with unknown trainings or settings, or values of the wrong type."""
     for name, values in overrides.items():
         if name not in names:
             raise ValueError(f"OVERRIDES: no training {name!r}, there are {', '.join(names)}")

@@ -58,11 +58,11 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     mos = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "mos": mos})
     frame["reference"] = frame["image"]
-    if info.contents:
-        frame["reference"] = [f"i{i % info.contents:03d}.bmp" for i in range(n)]
+    if info.references:
+        frame["reference"] = [f"i{i % info.references:03d}.bmp" for i in range(n)]
     frame["split"], frame["distortion"] = None, "jpeg"
-    if info.parts:
-        frame["split"] = np.repeat(PARTS, info.parts)
+    if info.split_sizes:
+        frame["split"] = np.repeat(PARTS, info.split_sizes)
     if info.ranges:
         fifth = (high - low) / len(info.ranges)
         middle = low + fifth * (np.arange(len(info.ranges)) + 0.5)
@@ -135,15 +135,7 @@ def missing(stem: str, values: Values) -> list[str]:
 
 
 def preflight(stem: str, values: Values) -> list[str]:
-    """List what would stop a run: missing data and weights, and a disk too small for its images.
-
-    Args:
-        stem: Notebook.
-        values: All its parameters.
-
-    Returns:
-        One sentence a problem. Images that earlier runs have decoded count as done.
-    """
+    """List what would stop a run: missing data and weights, and a disk too small for its images."""
     root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
     if problems or root == ROOT / "data" / "demo":
         return problems
@@ -176,12 +168,9 @@ def make_plan(
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile.
 
-    Args:
-        stem: Notebook, by name or number.
-        profile: Any profile of it.
-        rate: Images/s of every training, in place of measured or computed ones.
-        official: Use the official numbers even where score tables are at hand.
-        rates: As :func:`measured`, whose published ones are the default.
+    Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
+    :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
+    score tables at hand.
 
     Returns:
         ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),

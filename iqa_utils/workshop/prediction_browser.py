@@ -7,8 +7,8 @@ one picture of the same view and nothing else.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,43 +25,12 @@ ORDERS = ("largest error", "smallest error", "highest prediction", "lowest predi
 ANY = "(any)"
 
 
-@dataclass(frozen=True)
-class View:
-    """What to show.
-
-    Attributes:
-        order: One of ``ORDERS``.
-        method: Method of the run, or ``"(any)"``.
-        dataset: Data set, or ``"(any)"``.
-        distortion: Distortion name, or ``"(any)"``.
-        low: Lowest opinion score shown, on the scale of the run.
-        high: Highest.
-        n: Images shown.
-    """
-
-    order: str = ORDERS[0]
-    method: str = ANY
-    dataset: str = ANY
-    distortion: str = ANY
-    low: float = -np.inf
-    high: float = np.inf
-    n: int = 6
-
-
 def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
-    """Read a run's predictions and join what their data sets know of each image.
-
-    Args:
-        run: Folder of a finished run.
-        data_root: Folder that holds each set in a folder of its name; sets that are not there are
-            left without votes and distortions.
+    """Read a run's predictions and join what the data sets below ``data_root`` know of each image.
 
     Returns:
         ``predictions.parquet`` with ``error`` (prediction minus opinion), ``distortion``, the vote
-        counts ``c1..c5`` (NA where a set has none) and ``path`` (empty where no image is there).
-
-    Raises:
-        FileNotFoundError: If the run has no predictions.
+        counts ``c1..c5`` (NA where unknown) and ``path`` (empty where no image is there).
     """
     file = Path(run) / "predictions.parquet"
     if not file.is_file():
@@ -87,47 +56,35 @@ def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
     return joined.assign(path=paths)
 
 
-def select(predictions: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Filter and order predictions.
+def select(
+    predictions: pd.DataFrame,
+    order: str = ORDERS[0],
+    scores: tuple[float, float] = (-np.inf, np.inf),
+    n: int = 6,
+    **wanted: str,
+) -> pd.DataFrame:
+    """Order the predictions of images within ``scores``; at most ``n``, each image once.
 
-    Args:
-        predictions: From :func:`load_predictions`.
-        view: What to show.
-
-    Returns:
-        At most ``view.n`` rows, each image once.
-
-    Raises:
-        ValueError: If the order is unknown.
+    ``wanted`` chooses a value of ``method``, ``dataset`` or ``distortion``.
     """
-    rows = predictions[predictions["mos"].between(view.low, view.high)]
-    for column in ("method", "dataset", "distortion"):
-        wanted = getattr(view, column)
-        if wanted != ANY:
-            rows = rows[rows[column] == wanted]
+    rows = predictions[predictions["mos"].between(*scores)]
+    for column, value in wanted.items():
+        if value != ANY:
+            rows = rows[rows[column] == value]
     keys = {
         ORDERS[0]: -rows["error"].abs(),
         ORDERS[1]: rows["error"].abs(),
         ORDERS[2]: -rows["pred"],
         ORDERS[3]: rows["pred"],
     }
-    if view.order not in keys:
-        raise ValueError(f"order must be one of {ORDERS}, got {view.order!r}")
-    rows = rows.loc[keys[view.order].sort_values(kind="stable").index]
-    return rows.drop_duplicates(["dataset", "image"]).head(view.n)
+    if order not in keys:
+        raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+    rows = rows.loc[keys[order].sort_values(kind="stable").index]
+    return rows.drop_duplicates(["dataset", "image"]).head(n)
 
 
 def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int = 3) -> Figure:
-    """Draw images with their votes, opinion score and prediction.
-
-    Args:
-        rows: From :func:`select`.
-        other: Predictions of a second run, shown beside the first where the image is in both.
-        columns: Images a line.
-
-    Returns:
-        The figure: a picture and a bar of votes (where the set has them) an image.
-    """
+    """Draw images with their votes, opinion score and prediction, and that of another run."""
     lines = max(1, -(-len(rows) // columns))
     figure = plt.figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
     cells = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines)
@@ -177,17 +134,9 @@ def _draw_votes(axes: Axes, row: pd.Series) -> None:
 
 
 def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
-    """Show the browser, or one picture where no front end listens.
-
-    Args:
-        predictions: From :func:`load_predictions`.
-        other: A second run to compare with.
-
-    Returns:
-        The picture where there is no front end; None where the controls are shown.
-    """
+    """Show the browser, or return one picture where no front end listens."""
     if not _has_front_end():
-        return draw(select(predictions, View()), other=other)
+        return draw(select(predictions), other=other)
     import ipywidgets as widgets
 
     choices = {
@@ -199,9 +148,8 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
     scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
     n = widgets.IntSlider(value=6, min=3, max=24, step=3, description="images")
 
-    def show(scores: tuple[float, float], **options: object) -> None:
-        view = View(low=scores[0], high=scores[1], **options)
-        figure = draw(select(predictions, view), other=other)
+    def show(**options: Any) -> None:
+        figure = draw(select(predictions, **options), other=other)
         display(figure)
         plt.close(figure)
 

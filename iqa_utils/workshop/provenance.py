@@ -48,6 +48,17 @@ def packages() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
+def environment() -> dict[str, Any]:
+    """Describe what runs the code: Python, platform, packages, machine, device."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": packages(),
+        "machine": machine(),
+        "device": device_name(),
+    }
+
+
 def table_digest(frame: pd.DataFrame) -> str:
     """Digest of a parsed score table: 0.709 and 0.7090 in the file are the same."""
     text = frame.to_csv(index=False, float_format="%.10g")
@@ -61,12 +72,7 @@ def code_files() -> dict[str, str]:
 
 
 def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
-    """Keep the files that this process has imported, and add the notebook's code.
-
-    Args:
-        stem: Notebook name.
-        files: From `code_files`, taken when the run started.
-    """
+    """Keep those of the `code_files` that this process has imported; add the notebook's code."""
     loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     used = {name: digest for name, digest in files.items() if str(ROOT / name) in loaded}
     notebook = ROOT / "notebooks" / f"{stem}.ipynb"
@@ -75,10 +81,7 @@ def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_current(provenance: Mapping[str, Any]) -> bool:
-    """Tell whether every file that a run depended on is still what it was.
-
-    Runs from before files were recorded are not current.
-    """
+    """Tell whether every file that a run depended on was recorded and is still what it was."""
     files = provenance.get("files") or {"": ""}
     return all(
         (ROOT / name).is_file() and _digest(ROOT / name) == digest for name, digest in files.items()

@@ -19,17 +19,11 @@ PROFILE = "rehearsal"
 
 
 def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """List the runs of a rehearsal: a notebook, and the values that make it a run of its own.
-
-    Args:
-        stems: Notebooks, by name or number; all that the overlay names if empty.
+    """List the runs of a rehearsal of some notebooks, or of all that the overlay names.
 
     Returns:
         Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``: what
         stands under ``STEM`` does not count there.
-
-    Raises:
-        ValueError: If a notebook has no rehearsal.
     """
     overlay = notebooks.read_overlay()
     runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
@@ -53,13 +47,7 @@ def rehearse(
 ) -> list[str]:
     """Run the notebooks of a rehearsal and add to ``runs/rehearsal/times.json`` what each took.
 
-    Args:
-        stems: As for :func:`rehearsals`.
-        annotations: Folder with real annotation files, in place of generated scores.
-        workers: Notebooks at a time.
-
-    Returns:
-        One line for each notebook that failed.
+    Real files in ``annotations`` take the place of generated scores. Returns one line per failure.
     """
     from iqa_utils.workshop.rehearsal_data import ensure_rehearsal_data
 

@@ -6,10 +6,9 @@ of synthetic data, and no result on it can pass for a real one.
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,32 +19,20 @@ from scipy import ndimage
 
 from iqa_utils.datasets import DEMO_MARKER, fingerprint, load_scores, locate
 from iqa_utils.datasets.readers import LIVE_FOLDERS
-from iqa_utils.images.decode_once import lock
+from iqa_utils.files import atomic_folder, atomic_write, lock
 from iqa_utils.indicators import measure
-from iqa_utils.workshop.demo import layouts
 from iqa_utils.workshop.demo.distortions import as_image
+from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Picture, Studio, generator, range_qualities
 from iqa_utils.workshop.demo.scenes import dead_leaves
+from iqa_utils.workshop.downloads import link_or_copy
 
 VERSION = 2  # of what is made here; a folder of another version is made again
 SIDES, NETWORK_SIDES = (72, 96), (128, 128)  # height and width of a labelled picture, px
 N_SCENES, N_LEVELS = 8, 64  # of the pool
 # unlabelled images: 3,420 to learn from, 180 kept aside, and what the crop leaves out
 OPEN_SHAPES = {(48, 64): 3640, (43, 64): 40, (64, 48): 20, (30, 40): 1}
-SETS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
-    "koniq10k": layouts.make_koniq10k,
-    "live": layouts.make_live,
-    "csiq": layouts.make_csiq,
-    "tid2013": layouts.make_tid2013,
-    "tid2008": layouts.make_tid2008,
-    "kadid10k": layouts.make_kadid10k,
-    "bid": layouts.make_bid,
-    "livec": layouts.make_livec,
-    "spaq": layouts.make_spaq,
-    "flive": layouts.make_flive,
-    "htid": layouts.make_htid,
-    "nrtid": layouts.make_nrtid,
-}
+SETS = {name: write for name, write in WRITERS.items() if name != "unlabelled"}
 NETWORK_SETS = ("tid2013", "tid2008", "csiq", "live")
 LEVELS = {"tid2008": 4}  # of a distortion; 5 elsewhere
 UNEVEN = {  # images of a distortion where not every reference has every level
@@ -65,9 +52,9 @@ def ensure_rehearsal_data(
     """Make the sets that are not there yet, or were made otherwise; each appears whole or not.
 
     Args:
-        root: Folder that gets one folder a set, ``open_images`` without scores, and ``networks``
+        root: Folder that gets one folder per set, ``open_images`` without scores, and ``networks``
             with 60 images of five references for each set of notebook 04.
-        annotations: Folder with one folder a set; the score files that lie there are used.
+        annotations: Folder with one folder per set; the score files that lie there are used.
         progress: Whether to print a line for each set that is made.
         sets: Those to make; all if empty.
         share: Part of the official number of images.
@@ -76,7 +63,6 @@ def ensure_rehearsal_data(
         Image files by set, as listed in its score files.
     """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
     names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
     counts = {}
     with lock(root / ".lock"):
@@ -99,23 +85,17 @@ def ensure_rehearsal_data(
 
 
 def _make(root: Path, name: str, real: dict[str, Path], share: float, marker: dict) -> int:
-    """Make one set beside its place, and put it there."""
-    folder = root / f".making-{name.replace('/', '-')}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir()
     few = name.startswith("networks/")
     linker = Linker(pool=root / f".pool-{VERSION}", share=share, few=few)
-    if name == "open_images":
-        n = _make_open_images(folder, root / "koniq10k", share)
-    elif real:
-        n = _link_real(name, folder, real, linker)
-    else:
-        n = len(SETS[name.removeprefix("networks/")](folder, linker))
-    content = {"made_by": "iqa rehearse", **marker, "images": n}
-    (folder / DEMO_MARKER).write_text(json.dumps(content))
-    shutil.rmtree(root / name, ignore_errors=True)
-    (root / name).parent.mkdir(exist_ok=True)
-    os.replace(folder, root / name)
+    with atomic_folder(root / name) as folder:
+        if name == "open_images":
+            n = _make_open_images(folder, root / "koniq10k", share)
+        elif real:
+            n = _link_real(name, folder, real, linker)
+        else:
+            n = len(SETS[name.removeprefix("networks/")](folder, linker))
+        content = {"made_by": "iqa rehearse", **marker, "images": n}
+        (folder / DEMO_MARKER).write_text(json.dumps(content))
     return n
 
 
@@ -123,10 +103,8 @@ def _make(root: Path, name: str, real: dict[str, Path], share: float, marker: di
 class Linker(Studio):
     """Links the pictures of a set to those of a pool, by their scene and quality.
 
-    Attributes:
-        pool: Folder of the pool.
-        share: Part of the official number of images.
-        few: Whether a synthetic set has 60 images of five references.
+    `share` is the part of the official number of images; with `few`, a synthetic set has 60 images
+    of five references.
     """
 
     scale: float = 64.0
@@ -184,12 +162,7 @@ class Linker(Studio):
 
     def save(self, picture: Picture, path: Path, **options: object) -> None:
         """Link a file to the pool's picture of this scene and quality."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source = self._source(picture, path.suffix)
-        try:
-            os.link(source, path)
-        except OSError:  # a file system without links, or without room for another
-            shutil.copyfile(source, path)
+        link_or_copy(self._source(picture, path.suffix), path)
 
     def measure(self, picture: Picture, path: Path) -> dict[str, float]:
         """Measure the indicators of a picture of the pool, once."""
@@ -201,10 +174,8 @@ class Linker(Studio):
         place, level = scene % N_SCENES, min(N_LEVELS - 1, int(picture.quality * N_LEVELS))
         source = self.pool / f"{size[0]}-{place}-{level:02d}{suffix.lower()}"
         if not source.exists():
-            self.pool.mkdir(exist_ok=True)
-            started = source.with_stem("making")
-            as_image(_spoilt(_scene(place, size), (level + 0.5) / N_LEVELS)).save(started)
-            os.replace(started, source)
+            with atomic_write(source) as partial:
+                as_image(_spoilt(_scene(place, size), (level + 0.5) / N_LEVELS)).save(partial)
         return source
 
 

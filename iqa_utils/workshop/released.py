@@ -16,28 +16,25 @@ from iqa_utils import metrics
 from iqa_utils.metrics import Metric, size_weighted
 
 SETS = {  # our name: name in the files and full size of the set, its weight in the paper's means
-    "live": ("live", 779), "csiq": ("csiq", 866), "kadid10k": ("kadid10k", 10125),
-    "bid": ("bid", 586), "livec": ("clive", 1162), "koniq10k": ("koniq10k", 10073),
-}  # fmt: skip
+    "live": ("live", 779),
+    "csiq": ("csiq", 866),
+    "kadid10k": ("kadid10k", 10125),
+    "bid": ("bid", 586),
+    "livec": ("clive", 1162),
+    "koniq10k": ("koniq10k", 10073),
+}
 SIZES = {name: size for name, (_, size) in SETS.items()}
 ALL_SETS = "+".join(SETS)
 METRICS: Mapping[str, Metric] = {
-    "SRCC": metrics.srcc, "PLCC": metrics.plcc, "PLCC logistic": metrics.plcc_logistic,
+    "SRCC": metrics.srcc,
+    "PLCC": metrics.plcc,
+    "PLCC logistic": metrics.plcc_logistic,
     "PLCC logistic 4": lambda mos, pred: metrics.plcc_logistic(mos, pred, 4),
-}  # fmt: skip
+}
 
 
 def load_released(root: Path) -> pd.DataFrame:
-    """Read ``scores1.mat`` to ``scores10.mat`` of the authors' repository, fzp0424/MonotonicIQA.
-
-    Returns:
-        One row a test image: ``split`` (1 to 10), ``dataset``, ``mos`` (the set's own scale, higher
-        is better), ``pred`` (regressor) and ``transformed`` (transformer, 0 to 10 in training).
-
-    Raises:
-        FileNotFoundError: If files are missing; all are named.
-        ValueError: If a file lacks a variable or a set, or lengths differ within it.
-    """
+    """Read ``scores1.mat`` to ``scores10.mat`` of the authors' repository, fzp0424/MonotonicIQA."""
     paths = [root / f"scores{k}.mat" for k in range(1, 11)]
     if lost := [p.name for p in paths if not p.is_file()]:
         raise FileNotFoundError(f"{root} must hold scores1.mat to scores10.mat, lacks {lost}")
@@ -58,7 +55,7 @@ def load_released(root: Path) -> pd.DataFrame:
 
 
 def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
-    """Make a table of the same form without the files: gains and scores are invented."""
+    """Make a synthetic table of the same form, for want of the files."""
     parts = []
     for split in range(1, 11):
         rng = np.random.default_rng([seed, split])
@@ -72,7 +69,7 @@ def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
 
 def _attributed(parts: list[pd.DataFrame], fingerprint: str, *, demo: bool) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
-    title = "made scores" if demo else "released scores of feng2023"
+    title = "synthetic scores" if demo else "released scores of feng2023"
     frame.attrs = {"dataset": "monotoniciqa_scores", "title": title}
     frame.attrs |= {"demo": demo, "fingerprint": fingerprint}
     return frame
@@ -102,10 +99,6 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
 
     As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
     weighted means, which is another number, stands beside it as ``median of weighted``.
-
-    Returns:
-        One row per set and metric: ``dataset``, ``metric``, ``value``, ``ci_low``, ``ci_high``,
-        ``n`` (images of all splits), ``n_runs`` and ``sd`` over splits.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -130,13 +123,7 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each learned transformer does: its gain, transformed over regressor output.
-
-    Returns:
-        One row per split and set: ``gain`` (median), ``deviation`` (largest relative distance of an
-        image's gain from it) and ``not_positive`` (images with a regressor output of 0 or less,
-        where alone the curve may bend).
-    """
+    """What each learned transformer does: its gain, transformed over regressor output."""
     rows = []
     for (split, name), part in frame.groupby(["split", "dataset"], sort=False):
         positive = part[part["pred"] > 0]

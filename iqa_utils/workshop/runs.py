@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop import provenance
 from iqa_utils.workshop.parameters import wrong_types
 
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
-RESULT_COLUMNS = (
-    "paper", "table", "method", "dataset", "metric", "value",
-    "ci_low", "ci_high", "n", "n_runs", "sd", "variant", "data",
-    "network", "weights", "recipe", "protocol", "kind", "baseline", "pred_spread",
-)  # fmt: skip
+NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
+WORDS = ("baseline", "variant", "subset", "stage", "layer", "regressor")  # empty where not said
+PLACE = ("paper", "table", "method", "dataset", "metric", "data")
+RESULT_COLUMNS = (*PLACE, *NUMBERS, *DESCRIBED, *WORDS)
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
+GROUPS = ("reference", "subset", "stage")  # of a prediction; NA where unknown
 _ATTEMPTS = "attempts.json"
 
 
@@ -47,27 +48,16 @@ def resolve(path: str | Path) -> Path:
 
 
 def cache_dir(name: str = "") -> Path:
-    """Return the folder of what can be computed again (image stores, features), making it."""
+    """Make and return the folder of what can be computed again (image stores, features)."""
     folder = ROOT / "runs" / "cache" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect a notebook's parameters and hold each to the type it was declared with.
+    """Collect a notebook's annotated UPPER_CASE parameters from its ``globals()``.
 
-    The parameters cell declares annotated UPPER_CASE literals; papermill writes other values after
-    it. Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here.
-
-    Args:
-        namespace: ``globals()`` of the notebook.
-
-    Returns:
-        Name to value, in the order of declaration.
-
-    Raises:
-        KeyError: If a parameter that every notebook has is not declared.
-        TypeError: If a value is not of its declared type; all such parameters are named.
+    Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here, by name.
     """
     declared = {k: v for k, v in namespace.get("__annotations__", {}).items() if k.isupper()}
     absent = [name for name in REQUIRED if name not in declared]
@@ -79,54 +69,25 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_dir(stem: str, profile: str, run_name: str = "") -> Path:
-    """Return the folder of a finished run: ``runs/PROFILE/STEM[-RUN_NAME]``.
-
-    Args:
-        stem: Notebook name without its ending.
-        profile: Profile name.
-        run_name: Tells several runs of one notebook and profile apart.
-
-    Raises:
-        ValueError: If a part holds anything but letters, digits, ``.``, ``_`` and ``-``.
-    """
+    """Return the folder of a finished run, ``runs/PROFILE/STEM[-RUN_NAME]``, of plain names."""
     for label, part in (("stem", stem), ("PROFILE", profile), ("RUN_NAME", run_name)):
         plain = part.replace("-", "").replace("_", "").replace(".", "")
         if (part and not plain.isalnum()) or (not part and label != "RUN_NAME"):
-            raise ValueError(
-                f"{label} must be made of letters, digits, '.', '_' and '-', got {part!r}"
-            )
+            raise ValueError(f"{label} may hold letters, digits, '.', '_' and '-', got {part!r}")
     return ROOT / "runs" / profile / (f"{stem}-{run_name}" if run_name else stem)
 
 
 def start_run(stem: str, parameters: Mapping[str, Any], *, paper: str = "") -> Run:
     """Open the folder of a run, seed every generator and start its clock.
 
-    Args:
-        stem: Notebook name without its ending.
-        parameters: From :func:`notebook_parameters`.
-        paper: Ledger key that results belong to unless they say otherwise.
-
-    Returns:
-        The run. Work that an earlier, killed run of the same name left (its checkpoints) is found
-        again in ``run.checkpoints_dir``.
-
-    Raises:
-        ValueError: If the folder name would not be plain.
-        RuntimeError: If another process works on the same run.
+    Checkpoints of an earlier, killed run are found again; a run that another process works on is
+    refused. Results belong to ``paper`` (a ledger key) unless they say otherwise.
     """
     return Run(stem, dict(parameters), paper)
 
 
 class Run:
-    """What one execution of a notebook leaves behind.
-
-    Attributes:
-        stem: Notebook name.
-        parameters: As given.
-        paper: Default ledger key of results.
-        dir: Folder being written: hidden until :meth:`finish`, final afterwards.
-        results: One dictionary a result, with the keys of ``RESULT_COLUMNS``.
-    """
+    """What one execution of a notebook leaves in ``dir``, which is hidden until it finishes."""
 
     def __init__(self, stem: str, parameters: dict[str, Any], paper: str) -> None:
         self.stem, self.parameters, self.paper = stem, parameters, paper
@@ -135,6 +96,7 @@ class Run:
         self.results: list[dict[str, Any]] = []
         self.fingerprints: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, str]] = {}
+        self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
         self.dir.mkdir(parents=True, exist_ok=True)
         _take_lock(self.dir / "lock")
@@ -152,50 +114,26 @@ class Run:
 
     @property
     def figures_dir(self) -> Path:
-        """Folder of figures."""
+        """Folder of the figures."""
         return self.dir / "figures"
 
     def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
-        """Note in the provenance which score table was used, and which pixels.
-
-        Args:
-            frame: From :func:`iqa_utils.datasets.load_scores`.
-            pixels: Key of the image store that holds its images, where they are read.
-
-        Returns:
-            The same table.
-        """
+        """Note in the provenance which score table was used, and the image store of its pixels."""
         attrs = frame.attrs
-        self.fingerprints[attrs["dataset"]] = {
-            "rows": len(frame),
-            "fingerprint": attrs["fingerprint"],
-            "table": provenance.table_digest(frame),
-            "pixels": pixels,
-            "demo": bool(attrs["demo"]),
-        }
+        self._tables[attrs["dataset"]] = frame
+        seen = {"rows": len(frame), "fingerprint": attrs["fingerprint"], "pixels": pixels}
+        seen |= {"table": provenance.table_digest(frame), "demo": bool(attrs["demo"])}
+        self.fingerprints[attrs["dataset"]] = seen
         return frame
 
     def use_weights(self, name: str, *, source: str, digest: str) -> None:
-        """Note in the provenance which weights a network started from.
-
-        Args:
-            name: Of the network.
-            source: Where they came from: ``"hub"``, ``"shipped"``, ``"random"`` or a file.
-            digest: From :func:`iqa_utils.backbones.weights_hash`.
-        """
+        """Note in the provenance which weights a network started from, and their hash."""
         self.weights[name] = {"source": Path(source).name, "digest": digest}
 
     def save_figure(self, figure: Figure, name: str, *, photographs: bool = False) -> Path:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
 
-        Args:
-            figure: Matplotlib figure.
-            name: File name without its ending.
-            photographs: True where the figure shows images of a data set; such a figure is named
-                ``private-...`` and never published.
-
-        Returns:
-            Path of the PNG.
+        One that shows ``photographs`` of a data set is named ``private-...`` and never published.
         """
         name = f"private-{name}" if photographs else name
         png = self.figures_dir / f"{name}.png"
@@ -214,11 +152,8 @@ class Run:
                 ``recipe`` (``"paper"``, ``"released"`` or another named variant), ``protocol``, a
                 mapping (``split``, ``select``, ``epochs`` or ``steps``, ``crops``, ...), and
                 ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"`` or
-                ``"trained here"``. Words that equal the paper's stand in ANSWERS of
-                ``iqa_utils/workshop/papers/KEY.py``; a result is judged only where they agree.
-
-        Raises:
-            ValueError: If a field is unknown.
+                ``"trained here"``. A result is judged only where they are the words of ANSWERS in
+                ``papers/KEY.py``.
         """
         if unknown := sorted(set(fields) - set(DESCRIBED)):
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
@@ -234,28 +169,27 @@ class Run:
         value: float,
         data: str,
         n_runs: int = 1,
-        variant: str = "",
-        baseline: str = "",
         paper: str | None = None,
         **more: Any,
     ) -> None:
         """Add one number.
 
         Args:
-            table: Table, figure or ``"text"`` of the paper, spelt as in the ledger; a word of our
-                own (``"control"``) for numbers the paper does not have.
-            method: Row of that table, spelt as in the ledger.
-            dataset: Data set, spelt as in the ledger.
+            table: Table, figure or ``"text"`` of the paper; a word of our own (``"control"``) for
+                numbers the paper does not have. It, ``method`` and ``dataset`` are spelt as in the
+                ledger.
+            method: Row of that table.
+            dataset: Data set.
             metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
             value: The number, finite.
             data: ``"demo"`` or the name of the real set it was measured on.
             n_runs: Runs or splits behind the number.
-            variant: ``"paper"``, ``"released"``, ``"corrected"`` or another named option.
-            baseline: Method that was subtracted, where the number is a difference.
             paper: Ledger key, where it is not the run's own.
             **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
                 ``pred_spread`` (SD of the predictions over that of the scores, zero where they are
-                constant) and the fields of :meth:`describe`; None is as if not given.
+                constant), the fields of :meth:`describe` and :data:`WORDS`: ``baseline``, the
+                method that was subtracted, ``variant``, ``subset``, ``stage``, ``layer`` and
+                ``regressor``; None is as if not given.
 
         Raises:
             TypeError: If a further name is unknown.
@@ -264,17 +198,16 @@ class Run:
         given = {key: v for key, v in more.items() if v is not None}
         if unknown := sorted(set(given) - set(RESULT_COLUMNS)):
             raise TypeError(f"a result has the fields {RESULT_COLUMNS}, got {unknown}")
-        row = dict.fromkeys(RESULT_COLUMNS) | self.described | given
+        row = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys((*DESCRIBED, *WORDS), "")
+        row |= {"protocol": {}} | self.described | given
         row |= {"table": table, "method": method, "dataset": dataset, "metric": metric}
-        row |= {"value": value, "n_runs": int(n_runs), "variant": variant, "baseline": baseline}
         row |= {"data": data, "paper": self.paper if paper is None else paper}
-        row["n"] = None if row["n"] is None else int(row["n"])
-        for key in ("value", "ci_low", "ci_high", "sd", "pred_spread"):
-            if row[key] is not None and not math.isfinite(row[key]):
-                raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
-            row[key] = None if row[key] is None else float(row[key])
-        for key in DESCRIBED:
-            row[key] = row[key] or ({} if key == "protocol" else "")
+        row |= {"value": value, "n_runs": n_runs}
+        for key in NUMBERS:
+            if row[key] is not None:
+                if not math.isfinite(row[key]):
+                    raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
+                row[key] = int(row[key]) if key in ("n", "n_runs") else float(row[key])
         self.results.append({key: row[key] for key in RESULT_COLUMNS})
 
     def add_results(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> None:
@@ -289,52 +222,52 @@ class Run:
         self._earlier["seconds"] += seconds
 
     def save_predictions(self, frame: pd.DataFrame) -> None:
-        """Write ``predictions.parquet``: everything figures can be drawn from again.
+        """Write ``predictions.parquet``, one row per prediction with ``PREDICTION_COLUMNS``.
 
-        Args:
-            frame: One row a prediction with ``PREDICTION_COLUMNS``; further columns are kept.
-
-        Raises:
-            ValueError: If a column is missing or a prediction is not finite.
+        Of ``GROUPS``, what a frame lacks is taken from the score tables in use, else left empty.
         """
-        absent = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
-        if absent:
+        if absent := [c for c in PREDICTION_COLUMNS if c not in frame.columns]:
             raise ValueError(f"predictions lack the columns {absent}")
         bad = frame.index[~np.isfinite(frame["pred"].to_numpy(dtype=float))]
         if len(bad):
             raise ValueError(f"{len(bad)} predictions are not finite, first {frame.loc[bad[0]]}")
-        _write_parquet(frame, self.dir / "predictions.parquet")
+        with atomic_write(self.dir / "predictions.parquet") as file:
+            self._with_groups(frame).to_parquet(file, index=False)
+
+    def _with_groups(self, frame: pd.DataFrame) -> pd.DataFrame:
+        import pandas as pd
+
+        lacking = [name for name in GROUPS if name not in frame]
+        tables = self._tables.items()
+        known = [t.assign(dataset=name) for name, t in tables if {"image", "reference"} <= {*t}]
+        if known and lacking:
+            keys = ["dataset", "image"]
+            known = pd.concat(known).reindex(columns=[*keys, *lacking])
+            frame = frame.merge(known, on=keys, how="left", validate="m:1")
+        return frame.assign(**dict.fromkeys(lacking)) if not len(known) else frame
 
     def save_history(self, frame: pd.DataFrame) -> None:
-        """Write ``history.parquet``: one row an epoch of every training."""
-        _write_parquet(frame, self.dir / "history.parquet")
+        """Write ``history.parquet``: one row per epoch of every training."""
+        with atomic_write(self.dir / "history.parquet") as file:
+            frame.to_parquet(file, index=False)
 
     def finish(self) -> Path:
-        """Write provenance and ``metrics.json``, then put the run in its place.
+        """Write provenance and ``metrics.json``, then put the run in its place; returns its folder.
 
         The seconds are those of this execution and of earlier ones that were killed, each up to the
         last file it left: a run that found its checkpoints again was not fast.
-
-        Returns:
-            The final folder.
         """
         seconds = round(self._earlier["seconds"] + time.perf_counter() - self._started, 1)
         write_json(self.dir / "provenance.json", self._provenance(seconds))
-        metrics = {
-            "stem": self.stem,
-            "profile": self.parameters["PROFILE"],
-            "parameters": portable(self.parameters),
-            "results": self.results,
-        }
+        metrics = {"stem": self.stem, "profile": self.parameters["PROFILE"]}
+        metrics |= {"parameters": portable(self.parameters), "results": self.results}
         write_json(self.dir / "metrics.json", metrics)
         if self.dir != self.final_dir:
             (self.dir / "lock").unlink()
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
-        print(
-            f"{self.stem}: {len(self.results)} results in {seconds:.0f} s -> {_relative(self.dir)}"
-        )
+        print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {_relative(self.dir)}")
         return self.dir
 
     def _provenance(self, seconds: float) -> dict[str, Any]:
@@ -344,11 +277,7 @@ class Run:
             "commit": self._commit[0],
             "clean": self._commit[1],
             "files": provenance.used_files(self.stem, self._files),
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "packages": provenance.packages(),
-            "machine": provenance.machine(),
-            "device": provenance.device_name(),
+            **provenance.environment(),
             "seed": self.parameters["SEED"],
             "parameters": portable(self.parameters),
             "data": self.fingerprints,
@@ -376,60 +305,47 @@ def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name and move it into place; NaN is refused."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n")
-    partial.replace(path)
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all, ``results`` one on a line; NaN is refused."""
+    plain = partial(json.dumps, allow_nan=False, default=np.generic.item)
+    text = plain({k: v for k, v in content.items() if k != "results"}, indent=1)
+    if "results" in content:
+        rows = ",\n".join(plain(row, separators=(",", ":")) for row in content["results"])
+        text = f'{text[:-2]},\n "results": [\n{rows}\n ]\n}}'
+    with atomic_write(path) as file:
+        file.write_text(text + "\n")
 
 
 def publish(folder: Path) -> Path:
-    """Copy what may be public of a run on real data to ``figures/STEM/PROFILE``.
+    """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
 
-    Args:
-        folder: A finished run.
-
-    Returns:
-        The folder written: PNG figures, ``metrics.json`` and ``provenance.json``. Figures that show
-        photographs stay behind.
-
-    Raises:
-        FileNotFoundError: If the run has not finished.
-        ValueError: If it ran on demo data only.
+    That is ``metrics.json``, ``provenance.json`` and PNG figures without photographs.
     """
+    name = _relative(folder)
     if not (folder / "metrics.json").is_file():
-        raise FileNotFoundError(
-            f"{_relative(folder)} holds no metrics.json: the run did not finish"
-        )
-    provenance = json.loads((folder / "provenance.json").read_text())
-    if provenance["demo"]:
-        raise ValueError(f"{_relative(folder)} ran on demo data; only real results are published")
+        raise FileNotFoundError(f"{name} holds no metrics.json: the run did not finish")
+    if json.loads((folder / "provenance.json").read_text())["demo"]:
+        raise ValueError(f"{name} ran on demo data; only real results are published")
     metrics = json.loads((folder / "metrics.json").read_text())
     if metrics["profile"] == "rehearsal":
-        raise ValueError(f"{_relative(folder)} is a rehearsal; only real results are published")
+        raise ValueError(f"{name} is a rehearsal; only real results are published")
     target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    new = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     for figure in sorted((folder / "figures").glob("*.png")):
         if not figure.name.startswith("private-"):
-            shutil.copy(figure, partial)
+            shutil.copy(figure, new)
     for name in ("metrics.json", "provenance.json"):
-        shutil.copy(folder / name, partial)
-    _replace_folder(partial, target)
+        shutil.copy(folder / name, new)
+    _replace_folder(new, target)
     return target
 
 
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
-    """Read every ``metrics.json`` below some folders.
+    """Read each ``metrics.json`` below ``runs`` and ``figures``, or other folders, with its folder.
 
-    Args:
-        *roots: Folders to look through; ``runs`` and ``figures`` of the repository by default.
-        rehearsal: Read the runs of a rehearsal and no others, instead of all but those.
-
-    Returns:
-        Their contents with ``folder`` added, sorted by folder; hidden and half-finished runs are
-        left out.
+    With ``rehearsal`` the runs of a rehearsal are read and no others, instead of all but those.
     """
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):
@@ -475,23 +391,9 @@ def _killed_attempts(folder: Path) -> dict[str, float]:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it lives, and is another user's
     return True
-
-
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _relative(path: Path) -> str:

@@ -21,26 +21,20 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from iqa_utils.statistics import holm, wilcoxon_splits
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, run_dir, write_json
+from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir, write_json
 
 REPEATS = ("SEED", "SPLIT")
 PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
 COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SEED, SEED + 1, ...
-KEYS = ["paper", "table", "method", "dataset", "metric", "variant", "data", *DESCRIBED, "baseline"]
+KEYS = ["paper", "table", "method", "dataset", "metric", "data", *DESCRIBED, *WORDS]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid.
+    """One run of a grid: its notebook, its values and its name (``grid.SEED-1.SPLIT-0``).
 
-    Attributes:
-        stem: Notebook.
-        run_name: Says which values it has: ``grid.SEED-1.SPLIT-0``.
-        parameters: Those values.
-        after: Notebooks whose jobs must finish first.
-        gpus: GPUs to hold.
+    The jobs of the notebooks ``after`` finish first; it holds ``gpus`` GPUs.
     """
 
     stem: str
@@ -51,15 +45,11 @@ class Job:
 
 
 def read_grid(path: str | Path) -> list[Job]:
-    """Expand a grid file into its jobs.
+    """Expand a grid file into its jobs: every combination, in the order of the file.
 
     Args:
         path: YAML: notebook stem to ``grid`` (parameter to list of values), and optionally
             ``after`` (stems) and ``gpus``.
-
-    Returns:
-        Every combination, in the order of the file; a run is named after the parameters that have
-        more than one value.
 
     Raises:
         FileNotFoundError: If there is no such file; names the grids there are.
@@ -93,18 +83,10 @@ def read_grid(path: str | Path) -> list[Job]:
 
 
 def check_seeds(jobs: Sequence[Job], profile: str) -> None:
-    """Refuse runs that are put together as repeats although they share seeds.
+    """Refuse runs that would be aggregated as repeats although they share seeds.
 
     A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
     1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
-
-    Args:
-        jobs: Jobs of a grid.
-        profile: Profile that gives the parameters that the jobs do not.
-
-    Raises:
-        FileNotFoundError: If a notebook has no such profile.
-        ValueError: If two jobs that differ only in ``SEED`` share one; names both.
     """
     ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for job in jobs:
@@ -125,32 +107,18 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:
-    """Name a run after its values; equal values give equal names.
-
-    Args:
-        parameters: Name to value.
-
-    Returns:
-        ``grid.NAME-value`` for each, joined by dots, with anything but letters, digits and ``-``
-        replaced by ``_``.
-    """
+    """Name a run after its values: ``grid.NAME-value...``, of letters, digits, ``-`` and ``_``."""
     parts = [f"{name}-{value}" for name, value in parameters.items()]
     plain = ["".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts]
     return ".".join(["grid", *(plain or ["all"])])
 
 
 def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
-    """Put the finished runs of a grid together.
-
-    Args:
-        stem: Notebook.
-        profile: Profile that ran.
-        jobs: Jobs of the grid; those of other notebooks are ignored.
+    """Aggregate the finished runs of one notebook in a grid.
 
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
-        t interval, ``n_runs`` repeats), ``aggregate.csv`` (mean, SD, median and n besides) and
-        ``tests.csv`` (Wilcoxon over repeats between methods of a table, Holm within the table). A
+        t interval, ``n_runs`` repeats) and ``aggregate.csv`` (mean, SD, median and n besides). A
         method in several lists of ``METHODS``, with the same seed, counts once.
 
     Raises:
@@ -166,7 +134,6 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / "aggregate.csv", index=False)
-    compare_methods(rows).to_csv(folder / "tests.csv", index=False)
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
@@ -213,45 +180,11 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
 
 
-def compare_methods(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test every two methods of a table against each other over the repeats they share.
-
-    Args:
-        rows: Results with ``repeat``.
-
-    Returns:
-        One row a pair and metric: the mean difference, the number of repeats, Wilcoxon's p and p
-        after Holm within the table; empty where nothing repeats.
-    """
-    found = []
-    keys = ["paper", "table", "dataset", "metric", "data"]
-    for key, part in rows.groupby(keys, sort=False, dropna=False):
-        label = part["method"] + part["variant"].map(lambda v: f" [{v}]" if v else "")
-        wide = part.assign(label=label).pivot_table(index="repeat", columns="label", values="value")
-        for a, b in itertools.combinations(wide.columns, 2):
-            both = wide[[a, b]].dropna()
-            if len(both) < 2:
-                continue
-            difference = float((both[a] - both[b]).mean())
-            p = wilcoxon_splits(both[a], both[b]).p
-            found.append([*key, a, b, difference, len(both), p])
-    columns = [*keys, "a", "b", "difference", "n_runs", "p"]
-    tests = pd.DataFrame(found, columns=columns)
-    adjusted = tests.groupby(["paper", "table"])["p"].transform(lambda p: holm(p.to_numpy()))
-    return tests.assign(p_holm=adjusted if len(tests) else [])
-
-
 def typed(given: Any) -> Any:
-    """Read values that went through a command line as YAML.
+    """Read every text in values that went through a command line as YAML.
 
     Snakemake parses ``--config parameters='{"EPOCHS": 3}'`` itself, and every number in it stays
-    text; from a file of settings it may come as one string. Either way it becomes what it says.
-
-    Args:
-        given: Text, or mappings and lists of text.
-
-    Returns:
-        The same with every text read as YAML; what is empty or not text is left alone.
+    text; from a file of settings it may come as one string.
     """
     if isinstance(given, str):
         return yaml.safe_load(given) if given else given
@@ -261,14 +194,9 @@ def typed(given: Any) -> Any:
 
 
 def command_line(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as options of ``iqa run``, which reads them back as they are.
+    """Write parameters as ``-p NAME VALUE`` of ``iqa run``, quoted for a shell.
 
-    Args:
-        parameters: Name to value.
-
-    Returns:
-        ``-p NAME VALUE`` for each, quoted for a shell. Values are YAML in one line: ``1e-05``, as
-        JSON has it, would be read as text.
+    Values are YAML in one line: ``1e-05``, as JSON has it, would be read as text.
     """
     line = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
     values = {k: yaml.safe_dump([v], **line).strip()[1:-1] for k, v in parameters.items()}

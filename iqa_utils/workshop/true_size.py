@@ -52,13 +52,9 @@ def true_size(
         publish: Copy the file to ``figures/true_size/CARD.json``, where plans find it.
 
     Returns:
-        ``card``, ``steps``, ``scale``, ``peak`` (measured TFLOP/s of matrix products, by
-        precision), ``rows`` (one a kind: ``images_per_s``, ``waiting``, the share of a step that
-        waits for input, ``peak_bytes``, ``of_peak``, the share of the matrix peak that is reached)
-        and ``hours`` of each notebook. The same is in ``runs/true_size/true_size.json``.
-
-    Raises:
-        ValueError: If a small or CPU run was to be published.
+        What is in ``runs/true_size/true_size.json``: ``peak`` is the measured TFLOP/s of matrix
+        products by precision, ``waiting`` the share of a step that waits for input, ``of_peak`` the
+        share of the matrix peak that is reached.
     """
     on_gpu = torch.cuda.is_available()
     if publish and not (on_gpu and scale == 1.0):

@@ -6,28 +6,17 @@ scene, so that no split by content leaks. Scores come from the model of raters s
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
-from iqa_utils.workshop.demo import layouts as demo_layouts
+from iqa_utils.files import atomic_folder, lock
+from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Studio
 
-VERSION = 2  # of the made data; a folder of another version is made again
+VERSION = 2  # of the synthetic data; a folder of another version is made again
 DEMO_ROOT = Path(__file__).resolve().parents[3] / "data" / "demo"
-SETS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
-    "koniq10k": demo_layouts.make_koniq10k,
-    "live": demo_layouts.make_live,
-    "csiq": demo_layouts.make_csiq,
-    "kadid10k": demo_layouts.make_kadid10k,
-    "bid": demo_layouts.make_bid,
-    "livec": demo_layouts.make_livec,
-    "tid2013": demo_layouts.make_tid2013,
-    "unlabelled": demo_layouts.make_unlabelled,
-}
+NAMES = ("koniq10k", "live", "csiq", "kadid10k", "bid", "livec", "tid2013", "unlabelled")
+SETS = {name: WRITERS[name] for name in NAMES}
 
 
 def make_demo(
@@ -40,7 +29,7 @@ def make_demo(
     """Make demo data sets; each appears whole or not at all.
 
     Args:
-        root: Folder that gets one folder a set.
+        root: Folder that gets one folder per set.
         scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
             set has about its official number of images, from 9 on their real side.
         seed: Root seed; an image depends on seed, set and its number alone.
@@ -48,68 +37,38 @@ def make_demo(
 
     Returns:
         Number of images made, by set.
-
-    Raises:
-        KeyError: If a set cannot be made.
-        ValueError: If the scale is not positive.
     """
-    unknown = [name for name in sets if name not in SETS]
-    if unknown:
-        raise KeyError(
-            f"no demo of {', '.join(unknown)}; there are {', '.join(SETS)} "
-            "(for real data give its folder as DATA_ROOT)"
-        )
     if not 0 < scale <= 64:
         raise ValueError(f"expected a scale in (0, 64], got {scale}")
-    root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    made = {}
-    for name in sets or SETS:
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
-        try:
-            references = SETS[name](folder, Studio(scale, seed))
-            marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
-            text = json.dumps(marker | {"references": references}, indent=0)
-            (folder / DEMO_MARKER).write_text(text)
-            _replace(folder, root / name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        made[name] = len(references)
-    return made
+    with lock(Path(root) / ".lock"):
+        return {name: _make(Path(root), name, scale, seed) for name in sets or SETS}
 
 
 def ensure_demo(root: str | Path = DEMO_ROOT, *, sets: tuple[str, ...] = ()) -> Path:
-    """Make the demo sets that are not there yet, at scale 1 and seed 0.
-
-    Args:
-        root: Folder that holds one folder a set.
-        sets: Names out of :data:`SETS`, all if empty.
-
-    Returns:
-        The folder. A set that is there, at whatever scale, is left as it is.
-    """
-    root = Path(root)
-    absent = tuple(name for name in sets or SETS if not _is_current(root / name))
-    if absent:
-        make_demo(root, sets=absent)
+    """Make the demo sets that are not there yet, at scale 1 and seed 0; returns the folder."""
+    root, names = Path(root), sets or tuple(SETS)
+    if not all(_is_current(root / name) for name in names):
+        with lock(root / ".lock"):
+            for name in names:
+                if not _is_current(root / name):
+                    _make(root, name, 1.0, 0)
     return root
 
 
+def _make(root: Path, name: str, scale: float, seed: int) -> int:
+    if name not in SETS:
+        raise KeyError(
+            f"no demo of {name}; there are {', '.join(SETS)} "
+            "(for real data give its folder as DATA_ROOT)"
+        )
+    with atomic_folder(root / name) as folder:
+        references = SETS[name](folder, Studio(scale, seed))
+        marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
+        text = json.dumps(marker | {"references": references}, indent=0)
+        (folder / DEMO_MARKER).write_text(text)
+    return len(references)
+
+
 def _is_current(folder: Path) -> bool:
-    """Say whether a folder holds a made set of this version."""
     marker = folder / DEMO_MARKER
     return marker.is_file() and json.loads(marker.read_text()).get("version") == VERSION
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put a finished folder in its place; one that another process made meanwhile is kept."""
-    new.chmod(0o755)
-    if old.exists():
-        doomed = old.with_name(f".{old.name}-{os.getpid()}-old")
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
-    try:
-        os.replace(new, old)
-    except OSError:
-        if not _is_current(old):
-            raise

@@ -25,9 +25,6 @@ def distort(pixels: np.ndarray, name: str, level: float, rng: np.random.Generato
 
     Returns:
         RGB in [0, 1], shape (H, W, 3), float32.
-
-    Raises:
-        KeyError: If there is no such distortion.
     """
     key = ALIASES.get(name, name)
     if key not in DISTORTIONS:
@@ -36,16 +33,7 @@ def distort(pixels: np.ndarray, name: str, level: float, rng: np.random.Generato
 
 
 def encode(pixels: np.ndarray, file_format: str, **options: object) -> np.ndarray:
-    """Encode and decode a picture.
-
-    Args:
-        pixels: RGB in [0, 1], shape (H, W, 3).
-        file_format: "JPEG" or "JPEG2000".
-        **options: Passed on to Pillow's ``save``.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3).
-    """
+    """Encode and decode a picture as "JPEG" or "JPEG2000"; the options are those of Pillow."""
     stream = io.BytesIO()
     as_image(pixels).save(stream, file_format, **options)
     return np.asarray(Image.open(stream).convert("RGB"), np.float32) / 255

@@ -8,7 +8,9 @@ annotation files. Votes, means, deviations and z-scores follow from the raters' 
 import io
 import re
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -38,14 +40,35 @@ KONIQ_PARTS = {  # images of the official split in each MOS range
 }
 
 
+def _quality(pictures: list[Picture]) -> np.ndarray:
+    return np.array([picture.quality for picture in pictures])
+
+
+def _answers(
+    studio: Studio, name: str, pictures: list[Picture], n: int, noise: float = 0.12
+) -> np.ndarray:
+    """Let n raters answer; shape (N, n)."""
+    rng = made.generator(studio.seed, f"{name} raters")
+    return made.answers(_quality(pictures), n, rng, noise)
+
+
+def _save_all(
+    studio: Studio, folder: Path, names: Sequence[str], pictures: list[Picture], **options: int
+) -> dict[str, str]:
+    """Save pictures under their names; returns their scenes by name."""
+    for name, picture in zip(names, pictures, strict=True):
+        studio.save(picture, folder / name, **options)
+    return {name: p.reference for name, p in zip(names, pictures, strict=True)}
+
+
 def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KonIQ-10k: three CSV files that agree, each with its own convention and order."""
     rng = made.generator(studio.seed, "koniq10k raters")
     n = studio.count(10073, 240)
     pictures = studio.authentic("koniq10k", n, (768, 1024))
     ids = np.sort(rng.choice(10**10, n, replace=False))
-    quality = np.array([picture.quality for picture in pictures])
-    answers = np.clip(np.rint(1 + 4 * made.answers(quality, 160, rng, 0.15)), 1, 5)  # (N, R)
+    answers = 1 + 4 * made.answers(_quality(pictures), 160, rng, 0.15)  # (N, R)
+    answers = np.clip(np.rint(answers), 1, 5)
     asked = rng.permuted(np.tile(np.arange(160), (n, 1)), axis=1) < rng.integers(93, 158, (n, 1))
     answers = np.where(asked, answers, np.nan)
     counts = np.stack([(answers == k).sum(axis=1) for k in range(1, 6)], axis=1)  # (N, 5)
@@ -97,7 +120,7 @@ def _official_ranges(scores: pd.Series, rng: np.random.Generator) -> tuple[pd.Se
 
 
 def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Series:
-    """Deal scenes to the parts, 70/10/20, so that every MOS range is in every part it can be."""
+    """Deal scenes to the sets, 70/10/20, so that every MOS range is in every set it can be."""
     pattern = ["training", "test", "validation", "training", "training", "test"]
     pattern += ["training"] * 4
     scene = table["image_name"].map(references)
@@ -121,11 +144,9 @@ def _indicators(
 
 def make_live(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE release 2: five folders with originals among the images, realigned DMOS."""
-    rng = made.generator(studio.seed, "live raters")
     layout = {"official": 29, "scenes": 8, "per_pair": 3}
     pictures = studio.synthetic("live", list(LIVE_FOLDERS), (512, 768), **layout)
-    quality = np.array([picture.quality for picture in pictures])
-    answers = 100 * (1.02 - made.answers(quality, 23, rng))
+    answers = 100 * (1.02 - _answers(studio, "live", pictures, 23))
     dmos = np.clip(answers.mean(axis=1), LIVE_TOP - 114.4, LIVE_TOP)
     std = answers.std(axis=1, ddof=1) / 23**0.5
     rows, references = [], {}
@@ -157,11 +178,10 @@ def make_live(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
-    rng = made.generator(studio.seed, "csiq raters")
     types = {folder: (kind, token) for kind, (folder, token) in CSIQ_TYPES.items()}
     layout = {"official": 30, "scenes": 8, "per_pair": 2}
     pictures = studio.synthetic("csiq", list(types), (512, 512), **layout)
-    answers = 1 - made.answers(np.array([picture.quality for picture in pictures]), 25, rng)
+    answers = 1 - _answers(studio, "csiq", pictures, 25)
     dmos = np.clip(answers.mean(axis=1), 0, 1)
     scenes = list(dict.fromkeys(picture.reference for picture in pictures))
     names = {scene: 1600 if i == 0 else scene for i, scene in enumerate(scenes)}
@@ -187,39 +207,23 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KADID-10k: whole answers from 1 to 5, their mean called dmos and their variance."""
-    rng = made.generator(studio.seed, "kadid10k raters")
     layout = {"official": 81, "scenes": 6, "per_pair": 1}
     pictures = studio.synthetic("kadid10k", KADID_TYPES, (384, 512), **layout)
-    quality = np.array([picture.quality for picture in pictures])
-    answers = np.clip(np.rint(1 + 4 * made.answers(quality, 30, rng)), 1, 5)
+    answers = np.clip(np.rint(1 + 4 * _answers(studio, "kadid10k", pictures, 30)), 1, 5)
     coded = _coded(pictures, KADID_TYPES)
     table = pd.DataFrame({"dist_img": [f"I{i:02d}_{j:02d}_{k:02d}.png" for i, j, k in coded]})
     table["ref_img"] = [f"I{i:02d}.png" for i, _, _ in coded]
     table["dmos"] = answers.mean(axis=1).round(2)
     table["var"] = answers.var(axis=1).round(3)
     table.to_csv(root / "dmos.csv", index=False)
-    for name, picture in zip(table["dist_img"], pictures, strict=True):
-        studio.save(picture, root / "images" / name)
-    return {n: p.reference for n, p in zip(table["dist_img"], pictures, strict=True)}
+    return _save_all(studio, root / "images", table["dist_img"], pictures)
 
 
-def make_tid2013(root: Path, studio: Studio) -> dict[str, str]:
-    """Write TID2013: lines `score name`, spelt in mixed case as the real file is."""
-    return _make_tid(root, studio, "tid2013", TID_TYPES)
-
-
-def make_tid2008(root: Path, studio: Studio) -> dict[str, str]:
-    """Write TID2008, which lacks the last seven types of TID2013."""
-    return _make_tid(root, studio, "tid2008", TID_TYPES[:17])
-
-
-def _make_tid(root: Path, studio: Studio, name: str, types: list[str]) -> dict[str, str]:
-    """Write one of the two sets from Tampere."""
-    rng = made.generator(studio.seed, f"{name} raters")
+def make_tid(root: Path, studio: Studio, name: str, types: list[str]) -> dict[str, str]:
+    """Write TID2008 or TID2013: lines `score name`, spelt in mixed case as the real files are."""
     layout = {"official": 25, "scenes": 6, "per_pair": 1}
     pictures = studio.synthetic(name, types, (384, 512), **layout)
-    quality = np.array([picture.quality for picture in pictures])
-    mos = np.clip(0.3 + 7 * made.answers(quality, 20, rng).mean(axis=1), 0, 9)
+    mos = np.clip(0.3 + 7 * _answers(studio, name, pictures, 20).mean(axis=1), 0, 9)
     lines, references = [], {}
     for (i, j, k), picture, score in zip(_coded(pictures, types), pictures, mos, strict=True):
         stem = f"{'I' if j == 1 else 'i'}{i:02d}_{j:02d}_{k}"
@@ -243,28 +247,21 @@ def make_bid(root: Path, studio: Studio) -> dict[str, str]:
     rng = made.generator(studio.seed, "bid raters")
     n = studio.count(586, 80)
     pictures = studio.authentic("bid", n, (960, 1280))
-    quality = np.array([picture.quality for picture in pictures])
-    grades = np.clip(5 * made.answers(quality, 20, rng), 0, 5)
+    grades = np.clip(5 * made.answers(_quality(pictures), 20, rng), 0, 5)
     numbers = [number for number in range(1, n + 5) if number not in (2, 7, 11, 13)][:n]
     n_grades = rng.integers(10, 21, n)
-    rows, references = [], {}
-    for i, number in enumerate(numbers):
-        given = grades[i, : n_grades[i]]
-        rows.append([number, given.mean(), int(n_grades[i]), *given])
-        name = f"DatabaseImage{number:04d}.JPG"
-        studio.save(pictures[i], root / "ImageDatabase" / name, quality=92)
-        references[name] = pictures[i].reference
+    given = [row[:k] for row, k in zip(grades, n_grades, strict=True)]
+    rows = [[i, g.mean(), len(g), *g] for i, g in zip(numbers, given, strict=True)]
     _write_bid_sheet(root / "DatabaseGrades.xls", rows)
-    return references
+    names = [f"DatabaseImage{number:04d}.JPG" for number in numbers]
+    return _save_all(studio, root / "ImageDatabase", names, pictures, quality=92)
 
 
 def make_livec(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE In the Wild: three MATLAB lists that start with seven training images."""
-    rng = made.generator(studio.seed, "livec raters")
     n = studio.count(1162, 96)
     pictures = studio.authentic("livec", n + 7, (500, 500))
-    quality = np.array([picture.quality for picture in pictures])
-    answers = np.clip(100 * made.answers(quality, 175, rng, 0.17), 0, 100)
+    answers = np.clip(100 * _answers(studio, "livec", pictures, 175, 0.17), 0, 100)
     names = [f"t{i + 1}.bmp" for i in range(7)]
     names += [f"{100 + i}.{('bmp', 'JPG')[i % 2]}" for i in range(n)]
     for name, picture in zip(names, pictures, strict=True):
@@ -284,22 +281,18 @@ def make_livec(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_spaq(root: Path, studio: Studio) -> dict[str, str]:
     """Write SPAQ: one sheet with the mean score and the scores of five attributes."""
-    rng = made.generator(studio.seed, "spaq raters")
     names = [f"{i + 1:05d}.jpg" for i in range(studio.count(11125, 100))]
     pictures = studio.authentic("spaq", len(names), (768, 1024))
-    quality = np.array([picture.quality for picture in pictures])
-    answers = np.clip(100 * made.answers(quality, 6, rng), 0, 100)
+    answers = np.clip(100 * _answers(studio, "spaq", pictures, 6), 0, 100)
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     attributes = ["Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness"]
     sheet.append(["Image name", "MOS", *attributes])
-    for name, picture, row in zip(names, pictures, answers.round(2), strict=True):
-        studio.save(picture, root / "TestImage" / name)
+    for name, row in zip(names, answers.round(2), strict=True):
         sheet.append([name, row.mean().round(2), *row[:5]])
-    path = root / "Annotations" / "MOS and Image attribute scores.xlsx"
-    path.parent.mkdir()
-    _write_book(path, book)
-    return {n: p.reference for n, p in zip(names, pictures, strict=True)}
+    (root / "Annotations").mkdir()
+    _write_book(root / "Annotations" / "MOS and Image attribute scores.xlsx", book)
+    return _save_all(studio, root / "TestImage", names, pictures)
 
 
 def make_flive(root: Path, studio: Studio) -> dict[str, str]:
@@ -308,48 +301,54 @@ def make_flive(root: Path, studio: Studio) -> dict[str, str]:
     folders = ["EE371R"] * 3 + ["blur_dataset"] * round(n * 999 / 39810)
     folders += ["voc_emotic_ava"] * (n - len(folders))
     names = [f"{folder}/{i:06d}.jpg" for i, folder in enumerate(folders)]
-    return _make_table(root, studio, "flive", names, "labels_image.csv", "name")
+    return make_table(root, studio, "flive", names, "labels_image.csv", "name")
 
 
-def make_htid(root: Path, studio: Studio) -> dict[str, str]:
-    """Write HTID as a plain table: its official layout is not known."""
-    names = [f"images/{i:04d}.jpg" for i in range(studio.count(2880, 100))]
-    return _make_table(root, studio, "htid", names, "scores.csv", "image")
+def make_unknown(
+    root: Path, studio: Studio, name: str, official: int, ending: str
+) -> dict[str, str]:
+    """Write a set whose official layout is not known as a plain table."""
+    names = [f"images/{i:04d}.{ending}" for i in range(studio.count(official, 100))]
+    return make_table(root, studio, name, names, "scores.csv", "image")
 
 
-def make_nrtid(root: Path, studio: Studio) -> dict[str, str]:
-    """Write NRTID as a plain table: neither its official layout nor its size is known."""
-    names = [f"images/{i:04d}.bmp" for i in range(studio.count(500, 100))]
-    return _make_table(root, studio, "nrtid", names, "scores.csv", "image")
-
-
-def _make_table(
+def make_table(
     root: Path, studio: Studio, name: str, names: list[str], file: str, column: str
 ) -> dict[str, str]:
     """Write a set whose annotation is one CSV file of names and scores on 0-100."""
-    rng = made.generator(studio.seed, f"{name} raters")
     pictures = studio.authentic(name, len(names), (768, 1024))
-    quality = np.array([picture.quality for picture in pictures])
-    mos = np.clip(100 * made.answers(quality, 35, rng).mean(axis=1), 0, 100)
-    for image, picture in zip(names, pictures, strict=True):
-        studio.save(picture, root / image)
+    mos = np.clip(100 * _answers(studio, name, pictures, 35).mean(axis=1), 0, 100)
     table = pd.DataFrame({column: names, "mos": mos.round(4)})
     table.to_csv(root / file, index=False, lineterminator="\r\n")
-    return {n: p.reference for n, p in zip(names, pictures, strict=True)}
+    return _save_all(studio, root, names, pictures)
 
 
 def make_unlabelled(root: Path, studio: Studio) -> dict[str, str]:
     """Write photographs without scores, upright ones among them."""
     scale = studio.scale
     n = studio.count(360_000, 160) if scale > 1 else max(5, round(160 * scale))
-    references = {}
-    for i, picture in enumerate(studio.authentic("unlabelled", n, (768, 1024))):
-        name = f"{i:06d}.jpg"
-        if i % 5 == 4:
-            picture = replace(picture, pixels=np.swapaxes(picture.pixels, 0, 1))
-        studio.save(picture, root / name, quality=90)
-        references[name] = picture.reference
-    return references
+    pictures = [
+        replace(picture, pixels=np.swapaxes(picture.pixels, 0, 1)) if i % 5 == 4 else picture
+        for i, picture in enumerate(studio.authentic("unlabelled", n, (768, 1024)))
+    ]
+    return _save_all(studio, root, [f"{i:06d}.jpg" for i in range(n)], pictures, quality=90)
+
+
+WRITERS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
+    "koniq10k": make_koniq10k,
+    "live": make_live,
+    "csiq": make_csiq,
+    "tid2013": partial(make_tid, name="tid2013", types=TID_TYPES),
+    "tid2008": partial(make_tid, name="tid2008", types=TID_TYPES[:17]),
+    "kadid10k": make_kadid10k,
+    "bid": make_bid,
+    "livec": make_livec,
+    "spaq": make_spaq,
+    "flive": make_flive,
+    "htid": partial(make_unknown, name="htid", official=2880, ending="jpg"),
+    "nrtid": partial(make_unknown, name="nrtid", official=500, ending="bmp"),
+    "unlabelled": make_unlabelled,
+}
 
 
 def _write_bid_sheet(path: Path, rows: list[list[float]]) -> None:

@@ -1,6 +1,6 @@
 """Pictures of the demo data with a known quality, and raters who answer about them.
 
-The model, which every page that shows made data refers to:
+The model, which every page that shows synthetic data refers to:
 
 - the quality q of an image lies in [0, 1]. In a synthetic set it falls with the measured
   difference D from its reference, q = exp(-D); in an authentic set it is drawn first, from
@@ -30,7 +30,7 @@ BESIDES = ("darken", "brighten", "contrast change", "white noise", "jpeg")
 
 @dataclass(frozen=True)
 class Picture:
-    """One made image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1].
+    """One synthetic image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1].
 
     A picture that is only to be linked has no pixels.
     """
@@ -62,12 +62,7 @@ def range_qualities(n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Studio:
-    """Makes and saves the pictures of the demo sets.
-
-    Attributes:
-        scale: As of ``demo.make_demo``.
-        seed: Root seed.
-    """
+    """Makes and saves the pictures of the demo sets; scale and seed as of ``demo.make_demo``."""
 
     scale: float
     seed: int
@@ -79,15 +74,9 @@ class Studio:
         return min(official, at_scale)
 
     def authentic(self, name: str, n: int, size: tuple[int, int]) -> list[Picture]:
-        """Draw qualities from KonIQ-10k's range counts and spoil scenes accordingly.
+        """Draw n qualities from KonIQ-10k's range counts and spoil scenes accordingly.
 
-        Args:
-            name: The set.
-            n: Images.
-            size: Real height and width, pixels.
-
-        Returns:
-            n pictures in random order of quality; those of the two rare ranges are dead leaves.
+        The real size is in pixels; pictures of the two rare ranges are dead leaves.
         """
         qualities = range_qualities(n)
         order = generator(self.seed, name).permutation(n)
@@ -118,16 +107,8 @@ class Studio:
     ) -> list[Picture]:
         """Make every type of distortion on every reference, at some of the five levels.
 
-        Args:
-            name: The set.
-            types: Names of distortions.
-            size: Real height and width, pixels.
-            official: References of the official set.
-            scenes: References at scale 1.
-            per_pair: Levels of each type and reference at scale 1.
-
-        Returns:
-            Pictures, by reference, type and level; their quality follows from what is seen.
+        There are `official` references in the official set and `scenes` at scale 1, where each type
+        and reference has `per_pair` levels.
         """
         per_pair = min(5, max(per_pair, round(self.scale)))
         pictures = []
@@ -160,12 +141,6 @@ class Studio:
 def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:
     """Take a photograph for every other scene, dead leaves between; each by its number.
 
-    Args:
-        name: The set.
-        i: Number of the scene.
-        size: Height and width, pixels.
-        seed: Root seed.
-
     Returns:
         Name of the source (a photograph gives several scenes) and RGB in [0, 1], (H, W, 3).
     """
@@ -182,13 +157,6 @@ def difference(clean: np.ndarray, other: np.ndarray) -> float:
 
     The deviation of the similarity of gradient magnitudes (edges), and the mean difference of
     the low-passed colours (exposure, casts), each in units of a clearly visible step.
-
-    Args:
-        clean: RGB in [0, 1], shape (H, W, 3).
-        other: The same size.
-
-    Returns:
-        A number >= 0.
     """
     small = [ndimage.uniform_filter(picture, (2, 2, 1)) for picture in (clean, other)]
     edges = [ndimage.gaussian_gradient_magnitude(picture.mean(axis=2), 0.6) for picture in small]
@@ -200,17 +168,7 @@ def difference(clean: np.ndarray, other: np.ndarray) -> float:
 def answers(
     quality: np.ndarray, n_raters: int, rng: np.random.Generator, noise: float = 0.12
 ) -> np.ndarray:
-    """Let raters answer on [0, 1] and beyond: bias + gain * quality + noise.
-
-    Args:
-        quality: In [0, 1], shape (N,).
-        n_raters: R.
-        rng: The generator.
-        noise: SD of one answer.
-
-    Returns:
-        Answers, shape (N, R).
-    """
+    """Let R raters answer on [0, 1] and beyond: bias + gain * quality + noise; (N,) -> (N, R)."""
     bias = rng.normal(0, 0.06, n_raters)
     gain = rng.normal(1, 0.08, n_raters)
     spread = rng.normal(0, noise, (len(quality), n_raters))

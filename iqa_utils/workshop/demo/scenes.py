@@ -11,23 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-PHOTOGRAPHS = (
-    "astronaut", "chelsea", "coffee", "rocket", "china", "flower", "hubble_deep_field", "camera",
-    "grass", "gravel", "brick", "moon",
-)  # fmt: skip
+PHOTOGRAPHS = (  # noqa: SIM905
+    "astronaut chelsea coffee rocket china flower hubble_deep_field camera grass gravel brick moon"
+).split()
 N_LEAVES = 180
 
 
 @cache
 def photograph(name: str) -> Image.Image:
-    """Open one of the shipped photographs as RGB.
-
-    Args:
-        name: One of :data:`PHOTOGRAPHS`.
-
-    Returns:
-        The photograph; do not change it in place.
-    """
+    """Open one of the shipped photographs as RGB; do not change it in place."""
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
@@ -39,11 +31,6 @@ def photograph(name: str) -> Image.Image:
 
 def crop_photograph(name: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Cut a random part out of a photograph, half of its side at least, perhaps mirrored.
-
-    Args:
-        name: One of :data:`PHOTOGRAPHS`.
-        size: Height and width of the result, pixels.
-        rng: Chooses place, zoom and mirroring.
 
     Returns:
         RGB in [0, 1], shape (H, W, 3), float32.
@@ -60,15 +47,7 @@ def crop_photograph(name: str, size: tuple[int, int], rng: np.random.Generator) 
 
 
 def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Pile leaves on a sky until the picture is full.
-
-    Args:
-        size: Height and width of the result, pixels.
-        rng: Chooses everything.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3), float32.
-    """
+    """Pile leaves on a sky until the picture is full: RGB in [0, 1], (H, W, 3), float32."""
     height, width = size
     labels = Image.new("I", (width, height), 0)
     draw = ImageDraw.Draw(labels)

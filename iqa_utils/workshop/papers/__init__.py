@@ -1,11 +1,12 @@
 """One file a paper, found by its name: what only that paper knows.
 
 A module here has KEY, TITLE, DOI, NOTEBOOKS, LEDGER (number and digest of its rows in
-``data/claims.csv``), METRICS (our names of its metrics, where they differ), ANSWERS, HEADLINES,
+``data/claims.csv``), METRICS (our names of its metrics, where they differ), ANSWERS,
 EASY and DIFFICULT, ``checks(rows)``, which recomputes what no other paper has, and ``facts(rows)``,
 what it computes for the numbers of the prose. ALIASES and DATA are needed only where a data set of
 the ledger bears another name in our results or stands for several. What is only data lies beside
-the ledger: ``coverage.csv``, ``repeats.csv``, ``audit_facts.csv``, ``layer_shapes.csv``.
+the ledger: ``headlines.yaml``, ``coverage.csv``, ``repeats.csv``, ``audit_facts.csv`` and
+``layer_shapes.csv``.
 """
 
 import pkgutil
@@ -14,6 +15,10 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from iqa_utils.workshop.provenance import ROOT
 
 
 class Answer(NamedTuple):
@@ -34,12 +39,13 @@ class Headline(NamedTuple):
     """What a reader takes home from a paper, and the one result that would confirm or refute it.
 
     It is confirmed where the whole 95 % interval lies beyond ``margin`` on the side of ``expect``,
-    refuted where it lies on the other side. ``compare`` names fields of the result.
+    refuted where it lies on the other side. ``compare`` names fields of the result; a list allows
+    any of its values.
     """
 
     claim: str
     notebook: str
-    compare: Mapping[str, str]
+    compare: Mapping[str, str | list[str]]
     expect: Literal["higher", "lower"]
     margin: float = 0.0
     primary: bool = False
@@ -61,6 +67,13 @@ class Headline(NamedTuple):
             f"Confirmed where the 95 % interval of {what} lies {side} {self.margin:g}, refuted "
             f"where it lies {other}."
         )
+
+
+@cache
+def headlines() -> dict[str, list[Headline]]:
+    """Read the headline claims of each paper, ``data/headlines.yaml``."""
+    entries = yaml.safe_load((ROOT / "data" / "headlines.yaml").read_text())
+    return {key: [Headline(**entry) for entry in found] for key, found in entries.items()}
 
 
 @cache

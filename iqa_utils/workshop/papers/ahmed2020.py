@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils.workshop.audit import SLACK, Check, Facts, Interval, printed_interval
-from iqa_utils.workshop.papers import Answer, Headline
+from iqa_utils.workshop.papers import Answer
 
 KEY = "ahmed2020"
 TITLE = "Ahmed & Asif 2020: deep features and Gaussian processes"
@@ -65,34 +65,6 @@ ANSWERS = (
     *(
         Answer(f"Table {k}", {"trained here": WHOLE | {"protocol": {"crops": 10}}}, methods)
         for k, methods in ((4, ("",)), (5, ("",)), (6, ("",)), (7, ("",)), (8, ("Proposed",)))
-    ),
-)
-EARLIER = {"metric": "SRCC", "method": "earlier layer", "baseline": "last layer"}
-HEADLINES = (
-    Headline(
-        "Fine-tuned, the last layer of a network serves quality better than an earlier one.",
-        "04_deep_features_gpr",
-        EARLIER | {"variant": "fine-tuned strict"},
-        "lower",
-        primary=True,
-    ),
-    Headline(
-        "Not fine-tuned, an earlier layer serves better than the last.",
-        "04_deep_features_gpr",
-        EARLIER | {"variant": "pre-trained"},
-        "higher",
-    ),
-    Headline(
-        "A Gaussian process predicts better from deep features than a linear support vector.",
-        "04_deep_features_gpr",
-        {"metric": "SRCC", "method": "GPR", "baseline": "SVR"},
-        "higher",
-    ),
-    Headline(
-        "Deep features predict better than hand-crafted ones.",
-        "04_deep_features_gpr",
-        {"metric": "SRCC", "method": "deep features", "baseline": "BRISQUE"},
-        "higher",
     ),
 )
 EASY = "Layers are named with their sizes, so that most taps can be found without doubt."

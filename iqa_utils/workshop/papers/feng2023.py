@@ -3,7 +3,7 @@
 import pandas as pd
 
 from iqa_utils.workshop.audit import Check, Facts, Interval, check_mean
-from iqa_utils.workshop.papers import Answer, Headline
+from iqa_utils.workshop.papers import Answer
 
 KEY = "feng2023"
 TITLE = "Feng et al. 2023: one regressor, monotonic transformers"
@@ -53,34 +53,6 @@ ROWS = {  # method of the notebook -> table and row
     "single:koniq10k": {"Table 1": "KonCept512 (KonIQ-10k)"},
     "niqe": {"Table 1": "NIQE"},
 }
-WHERE = {"metric": "SRCC", "method": "released", "dataset": "weighted"}
-HEADLINES = (
-    Headline(
-        "Monotone curves learned with the network rank better than linear re-scaling of scores.",
-        "03_mixed_datasets",
-        WHERE | {"baseline": "linear"},
-        "higher",
-        primary=True,
-    ),
-    Headline(
-        "They rank better than training on pairs of images.",
-        "03_mixed_datasets",
-        WHERE | {"baseline": "ranking"},
-        "higher",
-    ),
-    Headline(
-        "Five constrained layers are better than three.",
-        "03_mixed_datasets",
-        WHERE | {"baseline": "released-3"},
-        "higher",
-    ),
-    Headline(
-        "Six mixed sets teach more than KonIQ-10k alone.",
-        "03_mixed_datasets",
-        WHERE | {"baseline": "single:koniq10k"},
-        "higher",
-    ),
-)
 EASY = "The authors released code and ten files of predictions: the medians follow digit by digit."
 DIFFICULT = (
     "Splits are neither shipped nor seeded, the printed loss is not the one the code trains, rows "

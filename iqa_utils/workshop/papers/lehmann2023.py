@@ -8,13 +8,14 @@ from iqa_utils.workshop.audit import (
     SLACK,
     Check,
     Facts,
+    check_cell,
     check_pooling,
     deviation_bounds,
     overlap,
     printed_interval,
     smallest_deviation,
-)  # fmt: skip
-from iqa_utils.workshop.papers import Answer, Headline
+)
+from iqa_utils.workshop.papers import Answer
 
 KEY = "lehmann2023"
 TITLE = "Lehmann & Rokita 2023: dual-Xception and cross-sampling"
@@ -40,34 +41,6 @@ ANSWERS = (
     Answer("Tab. 6", {"trained here": KONCEPT | {"network": "BRISQUE"}}, ("BRISQUE",)),
     Answer("Tab. 6", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "total"}}}, OURS),
 )
-HEADLINES = (
-    Headline(
-        "Method 3 of cross-sampling makes the error even over the range of scores.",
-        "02_cross_sampling",
-        {"metric": "RMSE ranges SD", "method": "method3", "baseline": "none"},
-        "lower",
-        primary=True,
-    ),
-    Headline(
-        "It does so by erring less on the worst photographs.",
-        "02_cross_sampling",
-        {"metric": "RMSE 0-20", "method": "method3", "baseline": "none"},
-        "lower",
-    ),
-    Headline(
-        "Method 2 needs a fraction of the images of an epoch at no loss of rank correlation.",
-        "02_cross_sampling",
-        {"metric": "SRCC", "method": "method2", "baseline": "none"},
-        "higher",
-        margin=-0.02,
-    ),
-    Headline(
-        "A second branch that reads measured indicators ranks better than the image alone.",
-        "02_cross_sampling",
-        {"metric": "SRCC", "method": "dual", "baseline": "images"},
-        "higher",
-    ),
-)
 EASY = (
     "The class counts and the correlation matrix follow from the released tables to the last digit."
 )
@@ -90,7 +63,7 @@ def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
     convex), so a printed value below the population form is impossible under any reading.
     """
     found = []
-    for index, cell in rows[rows["metric"] == "Ranges standard deviation"].iterrows():
+    for _, cell in rows[rows["metric"] == "Ranges standard deviation"].iterrows():
         row = rows[(rows["table"] == "Tab. 4") & (rows["method"] == cell["method"])]
         parts = row.set_index("metric").loc[[f"MSE {r}" for r in RANGES]]
         boxes = [printed_interval(t) for t in parts["printed"]]
@@ -99,16 +72,10 @@ def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
         high = float(np.hypot(high, parts["spread"].max()))  # runs may scatter on top
         good = overlap((low, high), printed_interval(cell["printed"]))
         wrong = f"The column's own deviation is {value:.2f}: the claim of even quality over the "
-        found.append(
-            Check(
-                *(KEY, "Tab. 4", "ranges deviation", f"{cell['method']}, SD of five ranges"),
-                *(value, low, high, cell["value"], "consistent" if good else "inconsistent"),
-                "The deviation of the five printed errors, rounded or cut."
-                if good
-                else f"{wrong}range rests on this cell.",
-                (index,),
-            )
-        )
+        right = "The deviation of the five printed errors, rounded or cut."
+        said = right, f"{wrong}range rests on this cell."
+        place = "ranges deviation", f"{cell['method']}, SD of five ranges"
+        found.append(check_cell(cell, *place, (value, low, high), good, said))
     return found
 
 

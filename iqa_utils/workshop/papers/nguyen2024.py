@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils.workshop.audit import RANGES, Check, Facts, Interval, check_pooling, printed_interval
-from iqa_utils.workshop.papers import Answer, Headline
+from iqa_utils.workshop.papers import Answer
 
 KEY = "nguyen2024"
 TITLE = "Nguyen et al. 2024: CLIP with label and feature smoothing"
@@ -19,33 +19,6 @@ KONIQ_COUNTS = np.array([183, 1189, 3081, 5408, 212])  # whole set, ranges of 20
 CLIP = {"network": "vit_base_patch32_clip_224", "weights": "laion2b", "recipe": "paper"}
 NEEDS = {"trained here": CLIP | {"protocol": {"epochs": 200}}}
 ANSWERS = (Answer("Table 1", NEEDS), Answer("Table 2", NEEDS))
-HEADLINES = (
-    Headline(
-        "Label distribution smoothing errs less on rare low scores.",
-        "05_lds_fds",
-        {"metric": "MAE 0-20 and 20-40", "method": "LDS", "baseline": "vanilla"},
-        "lower",
-        primary=True,
-    ),
-    Headline(
-        "It errs less over all scores too.",
-        "05_lds_fds",
-        {"metric": "MAE", "method": "LDS", "baseline": "vanilla"},
-        "lower",
-    ),
-    Headline(
-        "Feature distribution smoothing on top of it lowers the error further.",
-        "05_lds_fds",
-        {"metric": "MAE", "method": "LDS, then FDS", "baseline": "LDS"},
-        "lower",
-    ),
-    Headline(
-        "The regression head fits the embeddings better than a linear map, ridge.",
-        "05_lds_fds",
-        {"metric": "SRCC", "method": "LDS", "baseline": "ridge"},
-        "higher",
-    ),
-)
 EASY = "The encoder is public and frozen: features are cached once and a training takes seconds."
 DIFFICULT = (
     "Split, loss, batch size and the head are not given, the learning rate of 0.1 kills heads that "

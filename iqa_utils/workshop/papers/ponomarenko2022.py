@@ -5,7 +5,7 @@ import pandas as pd
 
 from iqa_utils.metrics import TEACHER_WEIGHTS
 from iqa_utils.workshop.audit import Check, Facts, check_mean
-from iqa_utils.workshop.papers import Answer, Headline
+from iqa_utils.workshop.papers import Answer
 
 KEY = "ponomarenko2022"
 TITLE = "Ponomarenko et al. 2022: distillation over unlabelled images"
@@ -35,36 +35,6 @@ ANSWERS = (
     Answer("Table 3", {"trained here": TAUGHT}, ("IMQNet pre-trained",)),
     Answer("Table 4", {"trained here": KONCEPT | FIVE}, ("K5",)),
     Answer("Table 4", {"trained here": TAUGHT}, ("IMQNet",)),
-)
-TARGET = {"metric": "SRCC", "method": "distilled"}
-HEADLINES = (
-    Headline(
-        "Taught over images without scores, a network ranks better than one trained on the scores, "
-        "at equal passes over the images.",
-        "06_distillation",
-        TARGET | {"baseline": "direct, same passes"},
-        "higher",
-        primary=True,
-    ),
-    Headline(
-        "It does so at an equal number of steps too.",
-        "06_distillation",
-        TARGET | {"baseline": "direct, same steps"},
-        "higher",
-    ),
-    Headline(
-        "The student follows its teacher on images that it has not seen.",
-        "06_distillation",
-        {"metric": "SRCC with teacher", "method": "IMQNet"},
-        "higher",
-        margin=0.85,
-    ),
-    Headline(
-        "It ranks better than a linear map of frozen features, ridge.",
-        "06_distillation",
-        TARGET | {"baseline": "ridge"},
-        "higher",
-    ),
 )
 EASY = "The teacher's architecture is public, and every weighted mean follows from its row."
 DIFFICULT = (

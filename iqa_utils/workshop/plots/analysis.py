@@ -15,19 +15,20 @@ from iqa_utils.workshop.plots.common import PALETTE
 
 
 def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
-    """Draw a correlation matrix with its numbers at two decimals.
-
-    Args:
-        axes: Where to draw.
-        matrix: Symmetric, shape (K, K), in [-1, 1].
-
-    Returns:
-        The axes.
-    """
+    """Draw a correlation matrix with its numbers at two decimals."""
     sns.heatmap(
-        matrix, annot=True, fmt=".2f", vmin=-1, vmax=1, cmap="vlag", square=True, ax=axes,
-        annot_kws={"size": 8}, linewidths=0.5, cbar_kws={"label": "Pearson correlation"},
-    )  # fmt: skip
+        matrix,
+        annot=True,
+        fmt=".2f",
+        vmin=-1,
+        vmax=1,
+        cmap="vlag",
+        square=True,
+        ax=axes,
+        annot_kws={"size": 8},
+        linewidths=0.5,
+        cbar_kws={"label": "Pearson correlation"},
+    )
     axes.tick_params(axis="x", rotation=40)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
@@ -35,16 +36,7 @@ def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
 
 
 def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None = None) -> Axes:
-    """Draw the images in each MOS range, and the printed counts as open diamonds.
-
-    Args:
-        axes: Where to draw.
-        counts: Images, indexed by range.
-        printed: The paper's counts, same index, or None.
-
-    Returns:
-        The axes; the count axis is logarithmic.
-    """
+    """Draw the images in each MOS range, and the printed counts as open diamonds."""
     bars = axes.bar(counts.index, counts.to_numpy(), color=PALETTE[0], label="here")
     axes.bar_label(bars, fmt="{:.0f}", padding=3, size=9)
     if printed is not None:
@@ -57,15 +49,7 @@ def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None =
 
 
 def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
-    """Draw the share of each MOS range in each part of a split.
-
-    Args:
-        axes: Where to draw.
-        shares: One row a part, one column a range; rows sum to 1.
-
-    Returns:
-        The axes.
-    """
+    """Draw the share of each MOS range in each part of a split."""
     width = 0.8 / len(shares)
     for i, (part, row) in enumerate(shares.iterrows()):
         place = np.arange(len(row)) + (i - (len(shares) - 1) / 2) * width
@@ -79,19 +63,14 @@ def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
 
 
 def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
-    """Draw the labels on 0-5 in bins of 0.1, with the ranges that nguyen2024 names.
-
-    Args:
-        axes: Where to draw.
-        mos: Z-score MOS on 0-100, shape (N,).
-
-    Returns:
-        The axes.
-    """
+    """Draw the labels on 0-5 in bins of 0.1, with the ranges that nguyen2024 names."""
     spans = (
-        (0, 1, 4, "called zero-shot"), (4.2, 5, 4, ""),
-        (1, 2, 1, "called few-shot"), (3.9, 4.2, 1, ""), (2.2, 3.9, 2, "called concentrated"),
-    )  # fmt: skip
+        (0, 1, 4, "called zero-shot"),
+        (4.2, 5, 4, ""),
+        (1, 2, 1, "called few-shot"),
+        (3.9, 4.2, 1, ""),
+        (2.2, 3.9, 2, "called concentrated"),
+    )
     for low, high, colour, label in spans:
         shade = {"color": PALETTE[colour], "alpha": 0.16, "linewidth": 0}
         axes.axvspan(low, high, label=label or None, **shade)
@@ -102,16 +81,7 @@ def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
 
 
 def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
-    """Draw the two MOS of KonIQ-10k against each other, with the best line.
-
-    Args:
-        axes: Where to draw.
-        raw: MOS on 1-5, shape (N,).
-        z_score: Z-score MOS on 0-100, shape (N,).
-
-    Returns:
-        The axes.
-    """
+    """Draw the two MOS of KonIQ-10k against each other, with the best line."""
     slope, offset = np.polyfit(raw, z_score, 1)
     ends = np.array([np.min(raw), np.max(raw)])
     axes.scatter(raw, z_score, s=5, alpha=0.3, linewidths=0, rasterized=True)
@@ -123,16 +93,7 @@ def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
 
 
 def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axes:
-    """Draw how much raters disagree about an image against its MOS.
-
-    Args:
-        axes: Where to draw.
-        mos: MOS on 1-5, shape (N,).
-        deviation: Sample SD of the votes, shape (N,).
-
-    Returns:
-        The axes, with the largest SD that votes on 1-5 allow.
-    """
+    """Draw how much raters disagree about an image against its MOS."""
     axes.scatter(mos, deviation, s=5, alpha=0.3, linewidths=0, rasterized=True)
     grid = np.linspace(1, 5, 100)
     axes.plot(grid, np.sqrt((grid - 1) * (5 - grid)), "--", color="0.3", label="largest possible")
@@ -142,16 +103,7 @@ def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axe
 
 
 def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
-    """Draw how well the mean of a few votes predicts the others, and the ceiling of a model.
-
-    Args:
-        axes: Where to draw.
-        curve: Columns ``votes``, ``srcc``.
-        ceiling: SRCC that no model can pass.
-
-    Returns:
-        The axes; the vote axis is logarithmic.
-    """
+    """Draw how well the mean of a few votes predicts the others, and the ceiling of a model."""
     axes.semilogx(curve["votes"], curve["srcc"], "o-", label="mean of n votes")
     axes.axhline(ceiling, color=PALETTE[3], linestyle="--", label=f"ceiling {ceiling:.3f}")
     axes.set_xticks(curve["votes"], [str(n) for n in curve["votes"]])
@@ -162,15 +114,7 @@ def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
 
 
 def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Draw the scores of every data set as shares of its own scale.
-
-    Args:
-        axes: Where to draw.
-        tables: Score tables by name.
-
-    Returns:
-        The axes: one box a set (quartiles, whiskers from the 1st to the 99th percentile).
-    """
+    """Draw the scores of every data set as shares of its own scale."""
     shares = []
     for frame in tables.values():
         low, high = frame.attrs["scale"]
@@ -196,16 +140,7 @@ def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
 
 
 def plot_gallery(axes: Sequence[Axes], frame: pd.DataFrame, root: str | Path) -> Sequence[Axes]:
-    """Show images with their scores; never to be published.
-
-    Args:
-        axes: One for each row.
-        frame: Rows of a score table.
-        root: The set's folder.
-
-    Returns:
-        The axes.
-    """
+    """Show images with their scores; never to be published."""
     for panel, (_, row) in zip(axes, frame.iterrows(), strict=True):
         with Image.open(Path(root) / row["image"]) as picture:
             picture.draft("RGB", (512, 512))

@@ -46,24 +46,11 @@ def set_theme() -> None:
     )
 
 
-def plot_scatter(
-    axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS", label: str | None = None
-) -> Axes:
-    """Draw predictions against opinion scores with the line of equality.
-
-    Args:
-        axes: Where to draw.
-        mos: Opinion scores, shape (N,).
-        pred: Predictions on the same scale, shape (N,).
-        unit: Name and scale of the scores, for both axes.
-        label: Legend entry of the points.
-
-    Returns:
-        The axes.
-    """
+def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> Axes:
+    """Draw predictions against opinion scores with the line of equality."""
     low, high = float(min(mos.min(), pred.min())), float(max(mos.max(), pred.max()))
     axes.plot([low, high], [low, high], color="0.4", linewidth=1, linestyle="--", zorder=0)
-    axes.scatter(mos, pred, s=12, alpha=0.55, linewidths=0, label=label)
+    axes.scatter(mos, pred, s=12, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
     return axes
 
@@ -74,22 +61,9 @@ def plot_intervals(
     *,
     label: str = "method",
     group: str | None = None,
-    reference: str | None = None,
     xlabel: str = "SRCC",
 ) -> Axes:
-    """Draw one value with its 95 % interval a row, and the paper's value where there is one.
-
-    Args:
-        axes: Where to draw.
-        table: Columns ``value``, ``ci_low``, ``ci_high`` and those named below, one row a mark.
-        label: Column with the row's name; rows of one name share a line.
-        group: Column that sets colour and marker.
-        reference: Column with the paper's value, drawn as an open diamond.
-        xlabel: Quantity and unit.
-
-    Returns:
-        The axes.
-    """
+    """Draw one value with its 95 % interval per row; ``group`` sets colour and marker."""
     names = list(dict.fromkeys(table[label]))
     groups = list(dict.fromkeys(table[group])) if group else [None]
     markers = "osD^vP*X"
@@ -102,8 +76,6 @@ def plot_intervals(
         axes.hlines(y, low, high, color=colour, linewidth=1.6)
         mark = markers[g % len(markers)]
         axes.plot(part["value"], y, mark, color=colour, markersize=5, label=name)
-        if reference:
-            axes.plot(part[reference], y, "D", color="0.2", markersize=5, fillstyle="none")
     axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -121,19 +93,7 @@ def plot_curves(
     xlabel: str = "epoch",
     ylabel: str | None = None,
 ) -> Axes:
-    """Draw learning curves: mean over runs as a line, their spread as a band.
-
-    Args:
-        axes: Where to draw.
-        history: One row an epoch and run, with ``epoch``, the column ``y`` and ``group``.
-        y: Quantity to draw.
-        group: Column that sets colour and line style.
-        xlabel: Unit of the epochs.
-        ylabel: Quantity and unit; ``y`` by default.
-
-    Returns:
-        The axes.
-    """
+    """Draw learning curves: mean over runs as a line, their spread as a band."""
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel=xlabel, ylabel=ylabel or y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -141,15 +101,7 @@ def plot_curves(
 
 
 def plot_verdicts(axes: Axes, counts: pd.DataFrame) -> Axes:
-    """Draw stacked bars: how many claims of each row got which verdict.
-
-    Args:
-        axes: Where to draw.
-        counts: One row a bar (its name is the index), one column a verdict.
-
-    Returns:
-        The axes.
-    """
+    """Draw stacked bars: how many claims of each row got which verdict."""
     left = np.zeros(len(counts))
     for verdict in [v for v in VERDICT_COLOURS if v in counts.columns]:
         width = counts[verdict].to_numpy(dtype=float)
@@ -169,13 +121,7 @@ def plot_verdicts(axes: Axes, counts: pd.DataFrame) -> Axes:
 def mark_demo(
     figure: plt.Figure, *, demo: bool, note: str = "demo data: shows the machinery"
 ) -> None:
-    """Write on a figure that its numbers come from made data.
-
-    Args:
-        figure: The figure.
-        demo: Nothing is written where this is False.
-        note: What to write.
-    """
+    """Write on a figure that its numbers come from synthetic data."""
     if demo:
         style = {"size": 7, "color": "0.35", "style": "italic"}
         figure.text(0.995, -0.005, note, ha="right", va="top", **style)  # below everything
@@ -184,16 +130,7 @@ def mark_demo(
 def grid_figure(
     n: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.2)
 ) -> Sequence[Axes]:
-    """Make a figure of equal panels and hide those beyond ``n``.
-
-    Args:
-        n: Panels wanted.
-        columns: Panels a row.
-        size: Width and height of a panel, inches.
-
-    Returns:
-        The first ``n`` axes; their figure is ``axes[0].figure``.
-    """
+    """Make a figure of equal panels and hide those beyond ``n``."""
     columns = min(columns, n)
     rows = -(-n // columns)
     _, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows))

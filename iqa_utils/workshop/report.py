@@ -13,18 +13,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import latex2mathml.converter
 import matplotlib
 
 matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 from great_tables import GT, loc, style
+from jinja2 import pass_context
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from traitlets.config import Config
 
 from iqa_utils.workshop.claims import COMPARED, KINDS, PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
 from iqa_utils.workshop.provenance import is_current
-from iqa_utils.workshop.report.pages import write_notebook_page
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 TITLES = {key: paper.TITLE for key, paper in papers().items()}
@@ -32,19 +37,12 @@ SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n
 
 
 def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results that were measured on real data.
-
-    Args:
-        runs: From :func:`iqa_utils.workshop.runs.find_runs`.
-
-    Returns:
-        Results in the order of the runs, each once though a published run is found twice.
-    """
+    """Collect the results on real data, each once though a published run is found twice."""
     return _unique(result for run in runs for result in run["results"] if result["data"] != "demo")
 
 
 def demo_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results that were measured on made data, each once."""
+    """Collect the results that were on synthetic data, each once."""
     return _unique(result for run in runs for result in run["results"] if result["data"] == "demo")
 
 
@@ -68,11 +66,7 @@ def compared_by_kind(board: pd.DataFrame) -> str:
 
 
 def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
-    """Draw where each paper stands: one bar per paper and kind of answer, one colour per verdict.
-
-    Args:
-        board: From :func:`iqa_utils.workshop.claims.compare`.
-    """
+    """Draw where each paper stands: a bar per paper and kind of answer, a colour per verdict."""
     set_theme()
     table = counts(board)
     table.index = [f"{TITLES[paper].split(':')[0]}, {kind}" for paper, kind in table.index]
@@ -83,15 +77,7 @@ def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
 
 
 def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | None = None) -> Path:
-    """Write the site.
-
-    Args:
-        folder: Where to; ``runs/report`` by default. It is replaced.
-        runs: From :func:`iqa_utils.workshop.runs.find_runs`, all of them by default.
-
-    Returns:
-        ``index.html``.
-    """
+    """Write the site, by default of all runs and to ``runs/report``; returns its ``index.html``."""
     folder = folder or ROOT / "runs" / "report"
     runs = find_runs() if runs is None else runs
     runs = [run for run in runs if folder not in run["folder"].parents]
@@ -216,7 +202,9 @@ def _provenance_line(folder: Path) -> str:
     if not path.is_file():
         return ""
     seen = json.loads(path.read_text())
-    data = "made data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    data = (
+        "synthetic data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    )
     text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
     text += "its code is unchanged." if is_current(seen) else "its code has changed since."
     return html.escape(text)
@@ -230,6 +218,53 @@ def _demo_section(results: list[dict[str, Any]], folder: Path) -> str:
     counts = table.groupby("paper").size()
     lines = "".join(f"<li>{html.escape(str(p))}: {n} values</li>" for p, n in counts.items())
     return f'<ul>{lines}</ul><p><a href="tables/demo.csv">CSV</a></p>'
+
+
+_REMOTE_SCRIPT = re.compile(
+    r"<script[^>]*\bsrc=\"(?:|https?:[^\"]*)\"[^>]*>\s*</script>|<link[^>]*href=\"https?:[^>]*>"
+)
+_REMOTE_MODULE = re.compile(
+    r"<script type=\"(?:module|text/x-mathjax-config)\">.*?</script>|"
+    r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->",
+    re.DOTALL,
+)
+_HEAD = """<style>
+ main, .jp-Notebook { max-width: 1100px; margin: 0 auto }
+ .iqa-back { font: 15px system-ui, sans-serif; margin: 1rem auto; max-width: 1100px }
+ img { max-width: 100%; height: auto }
+ @media (max-width: 700px) { .jp-InputPrompt, .jp-OutputPrompt { display: none } }
+</style></head>"""
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown renderer that writes formulas as MathML, which browsers draw themselves."""
+
+    def inline_math(self, body: str) -> str:
+        return latex2mathml.converter.convert(body)
+
+    def block_math(self, body: str) -> str:
+        return latex2mathml.converter.convert(body, display="block")
+
+
+class _Exporter(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+
+
+def write_notebook_page(notebook: Path, page: Path) -> None:
+    """Turn an executed notebook into one self-contained HTML file with a link to the index."""
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    exporter = _Exporter(config=Config({"HTMLExporter": {"embed_images": True}}))
+    for address in ("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url"):
+        setattr(exporter, address, "")
+    body, _ = exporter.from_notebook_node(content, {"metadata": {"name": notebook.stem}})
+    body = _REMOTE_MODULE.sub("", _REMOTE_SCRIPT.sub("", body))
+    body = body.replace("</head>", _HEAD, 1)
+    link = '<p class="iqa-back"><a href="index.html">&larr; all papers and notebooks</a></p>'
+    body = re.sub(r"(<body[^>]*>)", lambda match: match[0] + link, body, count=1)
+    page.write_text(body, encoding="utf-8")
 
 
 _PAGE = """<!doctype html>
@@ -248,7 +283,7 @@ _PAGE = """<!doctype html>
  article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>Five papers on no-reference image quality, rebuilt, with a verdict on every number</h1>
-<p>{compared} None from made data. Verdicts: {counts}.</p>
+<p>{compared} None from synthetic data. Verdicts: {counts}.</p>
 <a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
 {papers}
 <h2>What nothing has tested yet</h2>
@@ -256,8 +291,8 @@ _PAGE = """<!doctype html>
 <h2>Runs</h2>
 {runs}
 <h2>Demo results</h2>
-<p>Made data, small networks, random weights: these show that the machinery works, and are never
-compared with a paper.</p>
+<p>Synthetic data, small networks, random weights: these show that the machinery works, and are
+never compared with a paper.</p>
 {demo}
 </body></html>
 """

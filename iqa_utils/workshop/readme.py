@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,6 @@ from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.report import TITLES, compared_by_kind, real_results
 from iqa_utils.workshop.runs import ROOT, find_runs
 
-_BEST_LAYER = re.compile(  # results of iqa_utils.studies.layer_scores.against_handcrafted
-    r"(\S+) (\S+), (\w+) minus BRISQUE, \w+, (pre-trained|fine-tuned)(?: (\w+))?$"
-)
-
 
 def headlines(runs: list[dict[str, Any]] | None = None) -> str:
     """Write every paper's headline claims with what the published runs say, as Markdown."""
@@ -28,44 +23,31 @@ def headlines(runs: list[dict[str, Any]] | None = None) -> str:
 def layer_table(runs: list[dict[str, Any]] | None = None) -> str:
     """Write as Markdown which layer of each network carries most quality, on real photographs.
 
-    Args:
-        runs: Runs to read; those under ``figures`` by default.
-
-    Returns:
-        One row a network and stage: layer and regressor of the smallest cross-validated error on
-        the training images, and their SRCC on the test part, in total and within subsets.
+    Layer and regressor have the smallest cross-validated error on the training images; their SRCC
+    is of the test images.
     """
     runs = find_runs(ROOT / "figures") if runs is None else runs
-    place = ("04_deep_features_gpr", "biq2021")
     lines = ["| network | state | best layer in cross-validation | SRCC | within subsets |"]
     lines.append("| --- " * 5 + "|")
+    fields = ("network", "stage", "variant", "layer", "regressor")
     for run in runs:
-        if (run["stem"], run["profile"]) != place:
+        if (run["stem"], run["profile"]) != ("04_deep_features_gpr", "biq2021"):
             continue
-        values = {(r["method"], r["variant"], r["metric"]): r for r in run["results"]}
-        for method, _, measure in values:
-            if not (found := _BEST_LAYER.match(method)) or measure != "SRCC difference":
-                continue
-            network, layer, regressor, stage, variant = found.groups(default="")
-            name = f"{network} / {layer} ({stage}, {regressor})"
+        told = [(tuple(r[f] for f in fields), r) for r in run["results"]]
+        levels = {(place, r["metric"]): r for place, r in told if not r["baseline"]}
+        best = [place for place, r in told if (r["baseline"], r["metric"]) == ("BRISQUE", "SRCC")]
+        for place in best:
+            network, stage, variant, layer, regressor = place
             cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
-            for metric in ("SRCC", "SRCC within subsets"):
-                row = values[name, variant, metric]
+            for metric in ("SRCC", "SRCC within subset"):
+                row = levels[place, metric]
                 cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write the README's results as Markdown, from published runs only.
-
-    Args:
-        runs: Runs to tell; those under ``figures`` by default.
-
-    Returns:
-        How many distinct quantities were compared, by kind, and a table of verdicts per paper and
-        kind of answer.
-    """
+    """Write as Markdown how many quantities were compared, and verdicts per paper and kind."""
     runs = find_runs(ROOT / "figures") if runs is None else runs
     board = compare(real_results(runs))
     table = counts(board)
@@ -80,14 +62,7 @@ def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
 
 
 def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write the README's list of notebooks as Markdown.
-
-    Args:
-        runs: Runs whose time is told; those under ``figures`` by default.
-
-    Returns:
-        One row a notebook: title, the question it asks, and its published runs with their time.
-    """
+    """Write as Markdown the notebooks, the question each asks, and its published runs."""
     runs = find_runs(ROOT / "figures") if runs is None else runs
     lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
@@ -112,13 +87,8 @@ def _run_line(run: dict[str, Any]) -> str:
 def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
     """Write the published measurements of ``make bench`` as Markdown.
 
-    Args:
-        folder: JSON files of the benchmarks.
-
-    Returns:
-        One row a leg that is not the naive one: what, both times, the ratio (with the goal where
-        it is missed), and the largest difference between the results beside the one allowed.
-        Below, the machine.
+    One row per implementation: both times, the ratio (with the goal where it is missed), and the
+    largest difference between the results beside the one allowed.
     """
     lines = ["| what | naive | ours | ratio | difference, allowed |", "| --- " * 5 + "|"]
     machines = []
@@ -181,24 +151,17 @@ def needs_table() -> str:
 
 
 PARTS = {
-    "notebooks": notebook_table, "results": readme_tables, "headlines": headlines,
+    "notebooks": notebook_table,
+    "results": readme_tables,
+    "headlines": headlines,
     "layers": layer_table,
-    "speed": speed_table, "needs": needs_table,
-}  # fmt: skip
+    "speed": speed_table,
+    "needs": needs_table,
+}
 
 
 def update_readme(path: Path | None = None) -> bool:
-    """Put the current tables between the README's markers.
-
-    Args:
-        path: The README, the repository's by default.
-
-    Returns:
-        Whether anything changed.
-
-    Raises:
-        ValueError: If the markers are not there, once each.
-    """
+    """Put the current tables between the README's markers; returns whether anything changed."""
     path = path or ROOT / "README.md"
     old = text = path.read_text(encoding="utf-8")
     for part, table in PARTS.items():

@@ -29,17 +29,7 @@ VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Correlate MOS and indicators pair by pair (Pearson), as Fig. 2 of lehmann2023 does.
-
-    Args:
-        frame: Score table of KonIQ-10k with its indicators, N rows.
-
-    Returns:
-        Symmetric matrix, shape (8, 8), with the figure's names; NaN where a column is constant.
-
-    Raises:
-        ValueError: If an indicator is missing.
-    """
+    """Correlate MOS and indicators pair by pair (Pearson), as Fig. 2 of lehmann2023 does."""
     table = frame[list(VARIABLES.values())]
     if table.isna().any(axis=None):
         absent = table.columns[table.isna().any()].tolist()
@@ -48,14 +38,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_results(matrix: pd.DataFrame) -> list[dict[str, object]]:
-    """List each pair of a correlation matrix once, in the words of the ledger.
-
-    Args:
-        matrix: As :func:`correlations` returns it.
-
-    Returns:
-        One dictionary a pair: ``method``, ``metric`` ("pearson with ..."), ``value``.
-    """
+    """List each pair of a correlation matrix once, in the words of the ledger."""
     names = list(matrix)
     return [
         {"method": row, "metric": f"pearson with {column}", "value": matrix.loc[row, column]}
@@ -92,14 +75,7 @@ def range_counts(
 
 
 def conventions(frame: pd.DataFrame) -> pd.DataFrame:
-    """Count KonIQ-10k's ranges under each convention that is in use.
-
-    Args:
-        frame: Score table of KonIQ-10k.
-
-    Returns:
-        One row a convention, one column a range; the first row is ours and the papers'.
-    """
+    """Count KonIQ-10k's ranges under each convention that is in use."""
     stretched = (frame["mos_raw"] - 1) / 4 * 100
     return pd.DataFrame(
         {
@@ -111,28 +87,14 @@ def conventions(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def constant_floor(frame: pd.DataFrame) -> pd.Series:
-    """Return the MAE of always answering the median, in all and by range: what chance reaches.
-
-    Args:
-        frame: Score table on 0-100.
-
-    Returns:
-        MAE in points, indexed "all", "0-20", ...; NaN for a range of fewer than two images.
-    """
+    """Return the MAE of always answering the median, in all and by range: what chance reaches."""
     mos = frame["mos"].to_numpy()
     median = np.full_like(mos, np.median(mos))
     return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, EDGES)})
 
 
 def label_regimes(mos: Sequence[float] | np.ndarray) -> pd.DataFrame:
-    """Hold the sentences of nguyen2024 about its Fig. 3 against the scores.
-
-    Args:
-        mos: Z-score MOS on 0-100, shape (N,); the figure divides it by 20.
-
-    Returns:
-        One row a sentence: ``sentence``, ``measured`` (text), ``holds`` (bool).
-    """
+    """Hold the sentences of nguyen2024 about its Fig. 3 against the scores."""
     label = np.asarray(mos, float) / 20
     filled = np.histogram(label, np.linspace(0, 5, 51))[0]
     main = float(((label >= 2.2) & (label < 3.9)).mean())
@@ -157,13 +119,6 @@ def rater_noise(frame: pd.DataFrame) -> dict[str, float]:
     The mean of n votes has variance SD^2 / n; what is left of the variance of MOS is quality.
     A model that knew the quality exactly would correlate with MOS at the root of the share that
     is quality, and miss it by the noise.
-
-    Args:
-        frame: Score table of KonIQ-10k with ``sd_raw``, ``mos_raw``, ``votes``, N rows.
-
-    Returns:
-        ``noise`` (SD of MOS from sampling raters, on 1-5), ``noise_points`` (the same on 0-100),
-        ``reliability`` (share of variance that is quality) and ``plcc_ceiling``.
 
     Note:
         Votes count as independent; whatever raters share (screens, a habit) is not in it, so the
@@ -210,17 +165,7 @@ def draw_votes(
 
 
 def vote_curve(frame: pd.DataFrame, sizes: Sequence[int], *, seed: int) -> pd.DataFrame:
-    """Correlate the mean of a few votes with the mean of the image's other votes.
-
-    Args:
-        frame: Score table of KonIQ-10k with ``c1..c5``, N rows.
-        sizes: Numbers of votes to draw; those above half of the fewest are left out, because
-            the votes that remain would be too few to compare with.
-        seed: Root seed.
-
-    Returns:
-        One row a size: ``votes``, ``srcc``, ``plcc``.
-    """
+    """Correlate the mean of a few votes with the mean of the image's other votes."""
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
     grades, rows = np.arange(1, 6), []
     for size in (size for size in sizes if size <= counts.sum(axis=1).min() // 2):
@@ -237,14 +182,6 @@ def split_half_ceiling(
 
     Two halves correlate at r; by Spearman and Brown the whole has reliability 2r / (1 + r), and
     the noise-free scores correlate with the observed ones at its root.
-
-    Args:
-        frame: Score table of KonIQ-10k with ``c1..c5``, N rows.
-        n_splits: Random halvings, at least 2.
-        seed: Root seed.
-
-    Returns:
-        "SRCC" and "PLCC" -> mean, lowest and highest ceiling over the halvings.
     """
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
     total, grades, found = counts.sum(axis=1), np.arange(1, 6), []
@@ -258,16 +195,7 @@ def split_half_ceiling(
 
 
 def audit_table(tables: Mapping[str, pd.DataFrame], data_root: str | Path) -> pd.DataFrame:
-    """Put every data set that was found on one page.
-
-    Args:
-        tables: Score tables by name, as ``datasets.audit`` returns them.
-        data_root: Folder that holds each set in a folder of its name.
-
-    Returns:
-        One row a set: kind, rows, official rows, images on disk, contents, scale, mean, SD and
-        skewness of MOS, official split (training/validation/test), made.
-    """
+    """Put every data set that was found on one page."""
     rows = {}
     for name, frame in tables.items():
         mos, (low, high) = frame["mos"], frame.attrs["scale"]
@@ -291,16 +219,7 @@ def audit_table(tables: Mapping[str, pd.DataFrame], data_root: str | Path) -> pd
 
 
 def indicator_agreement(frame: pd.DataFrame, root: str | Path, n_images: int) -> pd.DataFrame:
-    """Correlate our indicators of the images with the columns that come with the set.
-
-    Args:
-        frame: Score table of KonIQ-10k with its indicators.
-        root: The set's folder, with images.
-        n_images: Images to measure, evenly out of all.
-
-    Returns:
-        One row an indicator: ``pearson``, ``spearman``, ``n``.
-    """
+    """Correlate our indicators of the images with the columns that come with the set."""
     rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, n_images).astype(int))]
     ours = measure_all(root, rows["image"].tolist())
     names = ["brightness", "contrast", "colorfulness", "sharpness", "bitrate"]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from iqa_utils import ratings
 from iqa_utils.datasets import load_scores
-from iqa_utils.studies import analysis
 from iqa_utils.workshop import runs
 from iqa_utils.workshop.claims import compare
 from iqa_utils.workshop.notebooks import find_notebook
@@ -38,47 +38,48 @@ def votes_table(n_images: int, n_votes: int, seed: int) -> tuple[pd.DataFrame, n
 
 def test_an_image_on_an_edge_goes_to_the_range_that_is_closed_there() -> None:
     mos = [0, 20, 39.9, 40, 60, 100]
-    assert analysis.range_counts(mos).tolist() == [1, 2, 1, 1, 1]
-    assert analysis.range_counts(mos, closed="right").tolist() == [2, 2, 1, 0, 1]
+    assert ratings.range_counts(mos).tolist() == [1, 2, 1, 1, 1]
+    assert ratings.range_counts(mos, closed="right").tolist() == [2, 2, 1, 0, 1]
     with pytest.raises(ValueError, match=r"edges only \[0, 100\]"):
-        analysis.range_counts([101.0])
+        ratings.range_counts([101.0])
     with pytest.raises(ValueError, match="got 'both'"):
-        analysis.range_counts(mos, closed="both")
+        ratings.range_counts(mos, closed="both")
 
 
 def test_the_real_counts_tell_the_conventions_apart(koniq: pd.DataFrame) -> None:
-    table = analysis.conventions(koniq)
+    table = ratings.conventions(koniq)
     assert table.iloc[0].tolist() == [183, 1189, 3081, 5408, 212]
     assert table.iloc[1].tolist() == [183, 1190, 3081, 5407, 212]
     assert table.iloc[2, [0, 4]].tolist() == [208, 3]
 
 
 def test_every_correlation_of_the_paper_is_reproduced(koniq: pd.DataFrame) -> None:
-    pairs = analysis.pair_results(analysis.correlations(koniq))
+    pairs = ratings.pair_results(ratings.correlations(koniq))
     assert len(pairs) == 28
     shared = {"paper": "lehmann2023", "table": "Fig. 2", "dataset": "koniq10k", "data": "koniq10k"}
+    shared["kind"] = "re-tabulated"
     board = compare([pair | shared for pair in pairs], "lehmann2023", matched_only=True)
     assert board["verdict"].value_counts().to_dict() == {"reproduced": 64}
 
 
 def test_raw_scores_would_miss_a_printed_correlation(koniq: pd.DataFrame) -> None:
-    raw = analysis.correlations(koniq.assign(mos=koniq["mos_raw"]))
+    raw = ratings.correlations(koniq.assign(mos=koniq["mos_raw"]))
     assert round(raw.loc["MOS Z-Score", "Resolution"], 2) == 0.16  # printed 0.17
 
 
 def test_missing_indicators_are_named(koniq: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match=r"missing values in \['hxw'\]"):
-        analysis.correlations(koniq.assign(hxw=np.nan))
+        ratings.correlations(koniq.assign(hxw=np.nan))
 
 
 def test_the_median_alone_reaches_twelve_points(koniq: pd.DataFrame) -> None:
-    floor = analysis.constant_floor(koniq)
+    floor = ratings.constant_floor(koniq)
     assert floor["all"] == pytest.approx(12.17, abs=0.005)
     assert floor.idxmax() == "0-20"
 
 
 def test_sentences_about_the_labels_are_held_against_the_scores(koniq: pd.DataFrame) -> None:
-    table = analysis.label_regimes(koniq["mos"]).set_index("sentence")
+    table = ratings.label_regimes(koniq["mos"]).set_index("sentence")
     assert table["holds"].tolist() == [True, True, False, False, False, False]
     assert table.loc["no sample from 0 to 1", "measured"] == "183 images"
     assert table.loc["no sample above about 4.2", "measured"] == "21 images"
@@ -87,34 +88,34 @@ def test_sentences_about_the_labels_are_held_against_the_scores(koniq: pd.DataFr
 def test_the_ceiling_is_the_correlation_with_the_true_scores() -> None:
     frame, truth = votes_table(2000, 20, seed=0)
     actual = np.corrcoef(truth, frame["mos_raw"])[0, 1]
-    assert analysis.rater_noise(frame)["plcc_ceiling"] == pytest.approx(actual, abs=0.01)
-    mean, low, high = analysis.split_half_ceiling(frame, n_splits=5, seed=0)["PLCC"]
+    assert ratings.rater_noise(frame)["plcc_ceiling"] == pytest.approx(actual, abs=0.01)
+    mean, low, high = ratings.split_half_ceiling(frame, n_splits=5, seed=0)["PLCC"]
     assert low <= mean <= high
     assert mean == pytest.approx(actual, abs=0.01)
-    points = analysis.rater_noise(frame)["noise_points"]
+    points = ratings.rater_noise(frame)["noise_points"]
     assert points == pytest.approx(25 * np.std(truth - frame["mos_raw"]), rel=0.05)
 
 
 def test_drawn_votes_are_votes_of_the_image() -> None:
     counts = np.array([[3, 0, 2, 0, 5], [0, 10, 0, 0, 0]])
-    drawn = analysis.draw_votes(counts, 4, np.random.default_rng(0))
+    drawn = ratings.draw_votes(counts, 4, np.random.default_rng(0))
     assert drawn.sum(axis=1).tolist() == [4, 4]
     assert (drawn <= counts).all()
-    assert analysis.draw_votes(counts, 10, np.random.default_rng(0)).tolist() == counts.tolist()
+    assert ratings.draw_votes(counts, 10, np.random.default_rng(0)).tolist() == counts.tolist()
     with pytest.raises(ValueError, match="at least 11 votes an image, found 10"):
-        analysis.draw_votes(counts, 11, np.random.default_rng(0))
+        ratings.draw_votes(counts, 11, np.random.default_rng(0))
 
 
 def test_more_votes_predict_better() -> None:
     frame, _ = votes_table(400, 30, seed=1)
-    curve = analysis.vote_curve(frame, [1, 3, 10, 29], seed=0)
+    curve = ratings.vote_curve(frame, [1, 3, 10, 29], seed=0)
     assert curve["votes"].tolist() == [1, 3, 10]  # 29 leave too few to compare with
     assert curve["srcc"].is_monotonic_increasing
 
 
 def test_the_page_of_all_sets_counts_rows_and_images(real_data: Path) -> None:
     frame = load_scores("biq2021", real_data / "biq2021")
-    page = analysis.audit_table({"biq2021": frame}, real_data).loc["biq2021"]
+    page = ratings.audit_table({"biq2021": frame}, real_data).loc["biq2021"]
     assert page[["scores", "official", "images"]].tolist() == [2000, 12000, 2000]
     assert page["split"] == "1600/0/400"
 
@@ -127,7 +128,7 @@ def test_indicators_are_compared_image_by_image(tmp_path: Path) -> None:
         rows.append({"image": f"{i}.png", "brightness": 20.0 * (i + 1)})
     frame = pd.DataFrame(rows)
     frame[["contrast", "colorfulness", "sharpness", "bitrate"]] = rng.normal(size=(6, 4))
-    table = analysis.indicator_agreement(frame, tmp_path, 6)
+    table = ratings.indicator_agreement(frame, tmp_path, 6)
     assert table.loc["brightness", "pearson"] > 0.999
     assert abs(table.loc["contrast", "pearson"]) < 0.999
     assert (table["n"] == 6).all()
@@ -135,7 +136,7 @@ def test_indicators_are_compared_image_by_image(tmp_path: Path) -> None:
 
 def test_the_pictures_draw_what_they_are_given(koniq: pd.DataFrame) -> None:
     figure, axes = plt.subplots()
-    counts = analysis.range_counts(koniq["mos"])
+    counts = ratings.range_counts(koniq["mos"])
     plots.plot_range_counts(axes, counts, counts)
     assert [bar.get_height() for bar in axes.patches] == counts.tolist()
     axes.clear()

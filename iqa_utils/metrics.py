@@ -1,0 +1,338 @@
+"""Agreement between predicted and human scores.
+
+Every metric takes ``(mos, pred)`` in this order, both of shape (N,), higher is better, and
+returns one float. Nothing here rescales a score; a correlation of a constant array is undefined
+and comes back as NaN, so that a network which has collapsed is seen in its results.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import kendalltau, rankdata
+
+Metric = Callable[[ArrayLike, ArrayLike], float]
+# of data sets in the weighted correlation by which ponomarenko2022 chooses its teacher, Eq. (1)
+TEACHER_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
+SLOPES = (0.05, 10.0)  # bounds of a logistic map, per standard deviation of the predictions
+REACH = 3.0  # standard deviations that its centre may lie outside the predictions
+
+
+def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return both score arrays as float64 of shape (N,), or refuse them.
+
+    Raises:
+        ValueError: If an array is not one-dimensional, the lengths differ, fewer than two scores
+            are given, or a score is not finite.
+    """
+    mos, pred = np.asarray(mos, dtype=np.float64), np.asarray(pred, dtype=np.float64)
+    if mos.ndim != 1 or mos.shape != pred.shape:
+        raise ValueError(
+            f"mos and pred must both have shape (N,), got {mos.shape} and {pred.shape}"
+        )
+    if len(mos) < 2:
+        raise ValueError(f"at least 2 scores are needed, got {len(mos)}")
+    for name, values in (("mos", mos), ("pred", pred)):
+        if not np.isfinite(values).all():
+            bad = np.sum(~np.isfinite(values))
+            raise ValueError(f"{name} must be finite, {bad} of {len(values)} are not")
+    return mos, pred
+
+
+def plcc(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant."""
+    return _pearson(*check_pair(mos, pred))
+
+
+def srcc(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Spearman rank correlation with average ranks for ties; NaN if either is constant.
+
+    Example:
+        >>> round(srcc([1, 2, 3, 4], [10, 30, 20, 40]), 3)
+        0.8
+    """
+    mos, pred = check_pair(mos, pred)
+    return _pearson(rankdata(mos), rankdata(pred))
+
+
+def krcc(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant."""
+    return float(kendalltau(*check_pair(mos, pred)).statistic)
+
+
+def mse(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Mean squared error, in squared units of ``mos``."""
+    mos, pred = check_pair(mos, pred)
+    return float(np.mean((mos - pred) ** 2))
+
+
+def rmse(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Root mean squared error, in units of ``mos``."""
+    return float(np.sqrt(mse(mos, pred)))
+
+
+def mae(mos: ArrayLike, pred: ArrayLike) -> float:
+    """Mean absolute error, in units of ``mos``."""
+    mos, pred = check_pair(mos, pred)
+    return float(np.mean(np.abs(mos - pred)))
+
+
+def plcc_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> float:
+    """Pearson correlation after the logistic map of :func:`fit_logistic`, in [0, 1]."""
+    return fit_logistic(mos, pred, n_parameters).plcc
+
+
+METRICS: dict[str, Metric] = {
+    "SRCC": srcc,
+    "PLCC": plcc,
+    "PLCC logistic": plcc_logistic,
+    "KRCC": krcc,
+    "RMSE": rmse,
+    "MSE": mse,
+    "MAE": mae,
+}
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    # a constant array of non-dyadic values leaves rounding noise behind, which is not a signal
+    norms = np.linalg.norm(a), np.linalg.norm(b)
+    if min(norms) <= 1e-14 * max(1.0, *norms):
+        return float("nan")
+    return float(np.clip(a @ b / (norms[0] * norms[1]), -1.0, 1.0))
+
+
+# Ranges of scores, sets and groups
+
+
+def range_names(edges: Sequence[float]) -> list[str]:
+    """Names of the ranges between edges: ``[0, 20, 40]`` gives ``["0-20", "20-40"]``."""
+    return [f"{low:g}-{high:g}" for low, high in pairwise(edges)]
+
+
+def range_index(mos: ArrayLike, edges: Sequence[float]) -> np.ndarray:
+    """Index of the range that holds each score, closed on the left, the last range on both sides.
+
+    Args:
+        mos: Scores, shape (N,).
+        edges: Increasing, K + 1 values.
+
+    Returns:
+        Integers in [0, K - 1], shape (N,).
+
+    Raises:
+        ValueError: If the edges do not increase or a score lies outside them.
+    """
+    mos, edges = np.asarray(mos, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+    if len(edges) < 2 or (np.diff(edges) <= 0).any():
+        raise ValueError(f"edges must increase and be two or more, got {edges.tolist()}")
+    if not ((mos >= edges[0]) & (mos <= edges[-1])).all():
+        raise ValueError(
+            f"scores span [{mos.min():g}, {mos.max():g}], edges only [{edges[0]:g}, {edges[-1]:g}]"
+        )
+    return np.minimum(np.searchsorted(edges, mos, side="right") - 1, len(edges) - 2)
+
+
+def per_range(
+    mos: ArrayLike,
+    pred: ArrayLike,
+    metric: Metric = rmse,
+    edges: Sequence[float] = (0, 20, 40, 60, 80, 100),
+) -> dict[str, float]:
+    """A metric within each range of the human score.
+
+    Args:
+        mos: Human scores, shape (N,), within the edges.
+        pred: Predictions, shape (N,).
+        metric: Any function of this module.
+        edges: As for :func:`range_index`.
+
+    Returns:
+        Range name such as ``"0-20"`` to value; NaN where a range holds fewer than two images.
+
+    References:
+        Lehmann and Rokita, MGV 2023, section 3 (five ranges of KonIQ-10k).
+    """
+    mos, pred = check_pair(mos, pred)
+    inside = range_index(mos, edges)
+    values = {}
+    for k, name in enumerate(range_names(edges)):
+        rows = inside == k
+        values[name] = metric(mos[rows], pred[rows]) if rows.sum() > 1 else float("nan")
+    return values
+
+
+def ranges_sd(values: Mapping[str, float]) -> float:
+    """Sample standard deviation (n - 1) of per-range errors: how uneven a model is over the scale.
+
+    Ranges without images (NaN) are an error: leave them out knowingly.
+    """
+    errors = np.array(list(values.values()), dtype=float)
+    if len(errors) < 2 or not np.isfinite(errors).all():
+        raise ValueError(f"two or more finite range errors are needed, got {errors.tolist()}")
+    return float(np.std(errors, ddof=1))
+
+
+def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
+    """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1)."""
+    if set(values) != set(sizes):
+        raise ValueError(f"values name {sorted(values)}, sizes name {sorted(sizes)}")
+    return float(np.average(list(values.values()), weights=[sizes[name] for name in values]))
+
+
+def within_groups(
+    mos: ArrayLike, pred: ArrayLike, groups: Sequence[str] | np.ndarray, metric: Metric = srcc
+) -> dict[str, float]:
+    """A metric inside each group; NaN where a group holds fewer than two images."""
+    mos, pred = check_pair(mos, pred)
+    rows = {str(name): np.asarray(groups) == name for name in np.unique(groups)}
+    return {k: metric(mos[r], pred[r]) if r.sum() > 1 else float("nan") for k, r in rows.items()}
+
+
+# Logistic maps, which the field fits to predictions before it reports PLCC and RMSE
+
+
+class LogisticFit(NamedTuple):
+    """A fitted logistic map from predictions to scores, with what is needed to distrust it.
+
+    Attributes:
+        parameters: (4,) or (5,), in the units of the raw scores, in the order of the formula.
+        plcc: Pearson correlation of the mapped predictions with ``mos``.
+        rmse: Their root mean squared error, in units of ``mos``.
+        start_rmse: RMSE reached from each start; a wide spread means a hard surface.
+        at_bound: Whether slope or centre lies on its bound: the data alone would go on to a step.
+    """
+
+    parameters: np.ndarray
+    plcc: float
+    rmse: float
+    start_rmse: tuple[float, ...]
+    at_bound: bool
+
+
+def logistic(pred: ArrayLike, parameters: ArrayLike) -> np.ndarray:
+    """Evaluate the logistic map with four or five parameters.
+
+    With ``s`` the sigmoid, four: ``b2 + (b1 - b2) * s((x - b3) / b4)``; five:
+    ``b1 * (s(b2 * (x - b3)) - 1/2) + b4 * x + b5``.
+
+    Args:
+        pred: Predictions, shape (N,).
+        parameters: Shape (4,) or (5,).
+
+    References:
+        VQEG, final report FR-TV phase II, 2003 (four); Sheikh et al., A Statistical Evaluation of
+        Recent Full Reference Image Quality Assessment Algorithms, TIP 2006 (five).
+    """
+    x, b = np.asarray(pred, dtype=np.float64), np.asarray(parameters, dtype=np.float64)
+    if len(b) == 4:
+        return b[1] + (b[0] - b[1]) * expit((x - b[2]) / b[3])
+    return b[0] * (expit(b[1] * (x - b[2])) - 0.5) + b[3] * x + b[4]
+
+
+def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> LogisticFit:
+    """Fit the logistic map that the field applies before PLCC and RMSE.
+
+    Both maps are linear in all but centre and slope, so the search runs over these two only: a grid
+    is screened, four starts descend, and the lowest end is kept.
+
+    Args:
+        mos: Human scores, shape (N,), N above ``n_parameters``.
+        pred: Predictions, shape (N,), not constant; their scale does not matter.
+        n_parameters: 4 or 5.
+
+    Returns:
+        The fit with its diagnostics.
+
+    Raises:
+        ValueError: If ``n_parameters`` is neither 4 nor 5, there are too few scores, or an array is
+            constant.
+
+    Note:
+        The slope stays within 0.05 and 10 per standard deviation of ``pred``, the centre within
+        three of the predictions: below, the map is a straight line; above, it is a step between
+        two neighbouring images, with which five parameters can always lower the error a little
+        more. ``at_bound`` tells where the optimum lies there.
+    """
+    mos, pred = check_pair(mos, pred)
+    if n_parameters not in (4, 5):
+        raise ValueError(f"n_parameters must be 4 or 5, got {n_parameters}")
+    if len(mos) <= n_parameters:
+        raise ValueError(
+            f"{n_parameters} parameters need more than {n_parameters} scores, got {len(mos)}"
+        )
+    if np.ptp(mos) == 0 or np.ptp(pred) == 0:
+        raise ValueError("mos and pred must not be constant")
+    shift, scale = pred.mean(), pred.std()
+    x, y = (pred - shift) / scale, (mos - mos.mean()) / mos.std()
+    search = _Search(x, y, n_parameters)
+    how = {"jac": True, "method": "L-BFGS-B", "bounds": search.bounds}
+    how["options"] = {"ftol": 1e-12, "gtol": 1e-6}
+    ends = [minimize(search, start, **how) for start in search.starts()]
+    best = min(ends, key=lambda end: end.fun)
+    slope, middle = np.exp(best.x[1]) / scale, shift + scale * best.x[0]  # in raw units
+    u = slope * (pred - middle)
+    height = mos.std() * search.project(expit(u) if best.x[0] > 0 else -expit(-u))[0]
+    rest = mos - height * (expit(u) - 0.5)
+    if n_parameters == 4:
+        base = rest.mean()
+        parameters = np.array([base + height / 2, base - height / 2, middle, 1 / slope])
+    else:
+        parameters = np.array([height, slope, middle, *np.polyfit(pred, rest, 1)])
+    fitted, bounds = logistic(pred, parameters), np.array(search.bounds)  # (N,), (2, 2)
+    return LogisticFit(
+        parameters=parameters,
+        plcc=_pearson(mos, fitted),
+        rmse=float(np.sqrt(np.mean((mos - fitted) ** 2))),
+        start_rmse=tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends),
+        at_bound=bool((np.abs(best.x[:, None] - bounds) < 1e-6).any()),
+    )
+
+
+class _Search:
+    """Residual of the best linear weights at a given centre and log slope, on standardised scores.
+
+    The map is linear in all but these two (variable projection).
+
+    References:
+        Golub and Pereyra, The differentiation of pseudo-inverses and nonlinear least squares
+        problems whose variables separate, SIAM J. Numer. Anal. 1973.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, n_parameters: int) -> None:
+        lines = [np.ones_like(x), x] if n_parameters == 5 else [np.ones_like(x)]
+        self.x, self.lines = x, np.linalg.qr(np.stack(lines, axis=1))[0]  # (N, K)
+        self.y = y - self.lines @ (self.lines.T @ y)
+        self.bounds = [(x.min() - REACH, x.max() + REACH), tuple(np.log(SLOPES))]
+
+    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum of squares left, and its gradient."""
+        slope, shifted = np.exp(theta[1]), self.x - theta[0]
+        up, down = expit(slope * shifted), expit(-slope * shifted)
+        weight, left = self.project(up if theta[0] > 0 else -down)
+        bell = weight * slope * up * down * left
+        return left @ left, np.array([2 * bell.sum(), -2 * (bell @ shifted)])
+
+    def project(self, step: np.ndarray) -> tuple[float, np.ndarray]:
+        """Best weight of a step, its constant does not matter, and what is left of the scores."""
+        step = step - self.lines @ (self.lines.T @ step)
+        weight = (self.y @ step) / max(step @ step, 1e-28)  # over two values a line leaves none
+        return weight, self.y - weight * step
+
+    def starts(self) -> np.ndarray:
+        """The four best of eight slopes, each with its best centre; shape (4, 2)."""
+        rows = np.argsort(self.x)[:: max(1, len(self.x) // 400)]  # enough to find a start
+        x, y, lines = self.x[rows], self.y[rows], self.lines[rows]
+        found = []
+        for slope in SLOPES[1] / 2.0 ** np.arange(8):
+            centres = np.arange(*self.bounds[0], 0.5 / slope)  # (C,)
+            step = expit(slope * (x - centres[:, None])) - 0.5  # (C, N)
+            norm = (step**2).sum(axis=1) - ((step @ lines) ** 2).sum(axis=1)
+            explained = (step @ y) ** 2 / np.maximum(norm, 1e-9)
+            best = explained.argmax()
+            found.append((explained[best], centres[best], np.log(slope)))
+        return np.array(sorted(found, reverse=True))[:4, 1:]

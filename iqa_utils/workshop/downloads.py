@@ -1,0 +1,283 @@
+"""Fetch the data sets that are openly served, and say what to do about the others.
+
+Only addresses that public documentation confirms stand here. pooch fetches: it compares length and
+hash, where one was published, and tries again where a connection broke. Archives come from others:
+every entry is checked before a byte is written, and files appear only when all could be read.
+"""
+
+import csv
+import filecmp
+import os
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import pooch
+
+from iqa_utils.datasets import DATASETS
+from iqa_utils.files import hash_file, lock
+from iqa_utils.images.decode_once import listed
+
+MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
+_ALWAYS_ALLOWED = 100 * 2**20  # bytes
+BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
+BIQ2021_CUT = Path(__file__).resolve().parents[2] / "data" / "splits" / "biq2021-mini.csv"
+_KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that a data set is served as.
+
+    Attributes:
+        url: Where it is served.
+        target: Its name under the data set's folder, or None for an archive to be unpacked there.
+        strip: Folder inside an archive that holds everything, cut from its names.
+        sha256: Hash, where it is known.
+    """
+
+    url: str
+    target: str | None = None
+    strip: str = ""
+    sha256: str | None = None
+
+
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "koniq10k": (
+        Source(
+            "https://raw.githubusercontent.com/subpic/koniq/master/metadata/"
+            "koniq10k_distributions_sets.csv",
+            target="koniq10k_distributions_sets.csv",
+            sha256="d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a",
+        ),
+        Source(f"{_KONSTANZ}/koniq10k_scores_and_distributions.zip"),
+        Source(f"{_KONSTANZ}/koniq10k_indicators.zip"),
+        Source(f"{_KONSTANZ}/koniq10k_512x384.zip"),
+        Source(f"{_KONSTANZ}/koniq10k_1024x768.zip"),
+    ),
+    "kadid10k": (
+        Source(
+            f"{_KONSTANZ}/kadid10k.zip",
+            strip="kadid10k/",
+            sha256="fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c",
+        ),
+    ),
+    "biq2021": (
+        Source(
+            "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip",
+            strip="BIQ2021-main/",
+        ),
+    ),
+}
+
+
+class ArchiveError(ValueError):
+    """An archive that is broken or not safe to unpack; the message names the entry."""
+
+
+def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print) -> bool:
+    """Bring a data set into its official layout, or say how the user can.
+
+    What was fetched and unpacked before is not fetched again.
+
+    Args:
+        name: One of :data:`~iqa_utils.datasets.DATASETS`.
+        root: Folder of this data set; made if it is missing.
+        tell: Receives each line meant for the user.
+
+    Returns:
+        Whether the data set was fetched; False if the user has to act.
+
+    Raises:
+        KeyError: If there is no such data set.
+        OSError: If a server does not deliver.
+        ValueError: If a file is not what it should be, or an archive is not safe to unpack.
+    """
+    if name not in DATASETS:
+        raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+    info, root = DATASETS[name], Path(root)
+    tell(f"{info.title}: {info.home}; terms: {info.terms}")
+    if name not in SOURCES:
+        folders = " or ".join(folder or "the folder itself" for folder in info.folders)
+        tell(
+            f"No open address of {info.title} could be confirmed. Get it from {info.home}, unpack\n"
+            f"it into {root}, so that it holds {', '.join(info.files)}\n"
+            f"and the images in {folders}; then: iqa data check {name} {root}"
+        )
+        return False
+    work = root / ".downloads"
+    with lock(work / "lock"):
+        for stray in work.glob("tmp*"):  # pooch's, of a process that was killed
+            stray.unlink()
+        for source in SOURCES[name]:
+            file_name = source.target or Path(urlsplit(source.url).path).name
+            done = work / f"{file_name}.done"
+            if source.target:
+                fetch(source, root / file_name)
+            elif not done.exists():
+                archive = fetch(source, work / file_name)
+                try:
+                    tell(f"{file_name}: {extract_zip(archive, root, strip=source.strip)} files")
+                except ArchiveError:
+                    archive.unlink()  # the next call fetches it anew
+                    raise
+                done.write_text(f"{source.url} {hash_file(archive)}\n")
+                archive.unlink()
+    tell(f"check it with: iqa data check {name} {root}")
+    return True
+
+
+def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4) -> Path:
+    """Download one file whole or not at all, unless it is there."""
+    if path.exists():
+        if source.sha256 not in (None, hash_file(path)):
+            raise ValueError(f"{path}: there is another file of this name; move it away")
+        return path
+    shop = pooch.create(
+        path.parent,
+        base_url="",
+        registry={path.name: source.sha256},
+        urls={path.name: source.url},
+        retry_if_failed=retries,
+    )
+    bar = sys.stderr.isatty()
+    client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
+    return Path(shop.fetch(path.name, downloader=client))
+
+
+def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
+    """Unpack a zip archive into a folder.
+
+    Args:
+        archive: The zip file.
+        root: Folder that receives the files; made if it is missing.
+        strip: Leading folder that is cut from every name; entries outside of it are refused.
+
+    Returns:
+        Files unpacked.
+
+    Raises:
+        ArchiveError: If the archive is damaged or encrypted, or an entry has an absolute path, a
+            `..`, a link, a device, a name twice, or if it expands beyond reason.
+        FileExistsError: If another file of that name is there already.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = _checked_entries(opened, archive, strip)
+            work = root / ".downloads" / f"{archive.name}.unpacked"
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+            for target, info in entries.items():
+                (work / target).parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(info) as source, (work / target).open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ArchiveError(f"{archive}: damaged, or not a zip archive ({error})") from error
+    for target in entries:
+        place = root / target
+        if place.exists() and not filecmp.cmp(work / target, place, shallow=False):
+            raise FileExistsError(f"{place}: there is another file of this name; move it away")
+    for target in entries:
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        (work / target).replace(root / target)
+    shutil.rmtree(work)
+    return len(entries)
+
+
+def _checked_entries(
+    opened: zipfile.ZipFile, archive: Path, strip: str
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Target -> entry of every file; refuses the archive as a whole."""
+    entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for info in opened.infolist():
+        where, path = f"{archive}: entry {info.filename!r}", PurePosixPath(info.filename)
+        if path.is_absolute() or "\\" in info.filename or ":" in info.filename:
+            raise ArchiveError(f"{where} has an absolute path, a drive or a foreign separator")
+        if ".." in path.parts:
+            raise ArchiveError(f"{where} climbs out of its folder")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ArchiveError(f"{where} is a link or a device")
+        if info.flag_bits & 1:
+            raise ArchiveError(f"{where} is encrypted")
+        if info.is_dir():
+            continue
+        if not info.filename.startswith(strip):
+            raise ArchiveError(f"{where} is outside of {strip!r}")
+        target = PurePosixPath(info.filename.removeprefix(strip))
+        if target in entries:
+            raise ArchiveError(f"{where} is there twice")
+        entries[target] = info
+    total = sum(info.file_size for info in entries.values())
+    most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
+    if total > most:
+        raise ArchiveError(f"{archive}: expands to {total:,} bytes, more than {most:,}")
+    return entries
+
+
+def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT) -> dict[str, int]:
+    """Cut the 2,000 images that our real results are shown on out of the full BIQ2021.
+
+    Scores are taken from the official files, line by line, so that the cut is the same for all.
+
+    Args:
+        root: Folder of the full BIQ2021, with its two score files and `Images`.
+        out: Folder of the small set; made if it is missing. Images are hard links where the file
+            system can, copies otherwise.
+        names: Table with the columns `image` and `part`.
+
+    Returns:
+        Number of training and of test images.
+
+    Raises:
+        FileNotFoundError: If a score file or the folder of images is missing; names them.
+        ValueError: If `out` is `root`, or images are missing from the full set; names them.
+    """
+    root, out = Path(root), Path(out)
+    if out.resolve() == root.resolve():
+        raise ValueError(f"expected another folder than the full set's, found {out}")
+    absent = [name for name in (*BIQ2021_FILES.values(), "Images") if not (root / name).exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"BIQ2021: expected {', '.join(absent)} in {root}, found nothing of that name; "
+            f"get it with: iqa data download biq2021 {root}"
+        )
+    with names.open(newline="") as file:
+        split = {row["image"].lower(): row["part"] for row in csv.DictReader(file)}
+    headers, lines = {}, {}
+    for part, file_name in BIQ2021_FILES.items():
+        headers[part], *rows = (root / file_name).read_bytes().splitlines(keepends=True)
+        lines |= {row.decode().split(",")[0].strip().lower(): row for row in rows}
+    on_disk = {path.name.lower(): path for path in (root / "Images").iterdir()}
+    missing = [image for image in split if image not in lines or image not in on_disk]
+    if missing:
+        raise ValueError(f"{root}: {len(missing)} images have no file or score: {listed(missing)}")
+    for image in split:
+        link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)
+    counts = {}
+    for part, file_name in BIQ2021_FILES.items():
+        chosen = [lines[image] for image in split if split[image] == part]
+        counts[part] = len(chosen)
+        # the two official files differ in stray commas: each line takes the form of its new file
+        stray = b"," * (headers[part].count(b",") - 1)
+        with (out / file_name).open("wb") as file:
+            file.write(headers[part])
+            for line in chosen:
+                text = line.rstrip(b"\r\n")
+                ending = line[len(text) :] or b"\n"
+                file.write(b",".join(text.split(b",")[:2]) + stray + ending)
+    return counts
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links to spare."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

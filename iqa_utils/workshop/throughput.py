@@ -1,0 +1,128 @@
+"""How fast a large set can be labelled and learned from, step by step, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.benchmark import Timer
+
+from iqa_utils.distill import Teacher
+from iqa_utils.distill.unlabelled import UnlabelledSet, central_crop, crop_batches
+from iqa_utils.images import to_float
+
+
+def label_naively(teacher: Teacher, paths: Iterable[Path], crop: tuple[int, int]) -> np.ndarray:
+    """Score (N,) image after image, what the teacher pass is compared with."""
+    device = next(teacher.model.parameters()).device
+    scores = []
+    for path in paths:
+        pixels = torch.from_numpy(central_crop(path, crop).copy()).permute(2, 0, 1)[None]
+        scores.append(teacher.score(pixels, device=device).item())
+    return np.array(scores)
+
+
+def label_in_batches(
+    teacher: Teacher,
+    paths: list[Path],
+    crop: tuple[int, int],
+    *,
+    batch_size: int,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Score (N,) as the teacher pass does, without storing."""
+    device = next(teacher.model.parameters()).device
+    groups = np.split(np.arange(len(paths)), range(batch_size, len(paths), batch_size))
+    batches = crop_batches(paths, groups, crop)
+    scores = [teacher.score(crops, device=device, precision=precision) for _, crops, _ in batches]
+    return torch.cat(scores).double().cpu().numpy()
+
+
+def measure_rates(
+    teacher: Teacher,
+    student: nn.Module,
+    images: UnlabelledSet,
+    *,
+    n: int = 64,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> pd.Series:
+    """Time each step of the pipeline alone and together on the first ``n`` images of a set.
+
+    Returns:
+        Images per second: ``read`` (bytes of the files), ``decode`` (and crop; all cores),
+        ``network`` (teacher on crops in memory), ``pass`` (all three together), ``student step``
+        (forward and backward; its weights stay as they are); and ``bytes``, the mean size of a
+        file.
+    """
+    n = min(n, len(images))
+    batch_size = min(batch_size, n)
+    paths, device = images.images["path"].tolist()[:n], next(student.parameters()).device
+    teacher.model.to(device).eval()
+    groups = np.split(np.arange(n), range(batch_size, n, batch_size))
+    _, crops, _ = next(crop_batches(paths, groups[:1], images.crop))
+    crops = crops.clone().to(device)
+    target = torch.zeros(len(crops), device=device)
+
+    def step() -> None:
+        pixels = to_float(crops, mean=teacher.mean, std=teacher.std)
+        F.mse_loss(student(pixels), target).backward()
+        student.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        teacher.score(crops, device=device, precision=precision)
+
+    def whole_pass() -> None:
+        label_in_batches(teacher, paths, images.crop, batch_size=batch_size, precision=precision)
+
+    student.train()
+    steps: dict[str, tuple[Callable[[], object], int]] = {
+        "read": (lambda: [path.read_bytes() for path in paths], n),
+        "decode": (lambda: [None for _ in crop_batches(paths, groups, images.crop)], n),
+        "network": (forward, len(crops)),
+        "pass": (whole_pass, n),
+        "student step": (step, len(crops)),
+    }
+    rates = {name: count / _seconds(function) for name, (function, count) in steps.items()}
+    rates["bytes"] = float(images.images["bytes"].iloc[:n].mean())
+    return pd.Series(rates, name="images/s")
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
+    return timer.timeit(5).mean  # after a warm-up; the device's work is waited for
+
+
+def plans(rates: pd.Series) -> pd.DataFrame:
+    """Work out what large sets take on some hardware, from rates measured here.
+
+    Decoding is taken to scale with cores, networks with devices; decoding and teacher run beside
+    each other, so the slower one decides. The student shows 2.8 times as many images as there are,
+    as in the paper, and decodes them again.
+
+    Returns:
+        One row per case: ``images``, ``cores``, ``devices``, minutes of ``decode``, ``teacher`` and
+        ``student``, the ``bottleneck`` of labelling, ``minutes`` in all, and ``reading`` in MB/s
+        while labelling. In the last row cores and devices are what a day needs.
+    """
+    here = len(os.sched_getaffinity(0))
+    per_core, day = rates["decode"] / here, 9_000_000 / 86_400
+    cases = [(360_000, here, 1), (360_000, 16, 1), (360_000, 64, 4), (9_000_000, 64, 4)]
+    cases.append((9_000_000, day / per_core, day / rates["network"]))
+    table = pd.DataFrame(cases, columns=["images", "cores", "devices"])
+    n = table["images"]
+    table["decode"] = n / (per_core * table["cores"]) / 60
+    table["teacher"] = n / (rates["network"] * table["devices"]) / 60
+    learning = n / (rates["student step"] * table["devices"]) / 60
+    table["student"] = 2.8 * np.maximum(learning, table["decode"])
+    table["bottleneck"] = np.where(table["decode"] >= table["teacher"], "decode", "teacher")
+    labelling = table[["decode", "teacher"]].max(axis=1)
+    table["minutes"] = labelling + table["student"]
+    table["reading"] = n * rates["bytes"] / 1e6 / (labelling * 60)
+    return table
