@@ -21,7 +21,8 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import gammaln
 
-from iqa_utils.images.decode_once import hash_files, lock
+from iqa_utils.files import lock
+from iqa_utils.images.decode_once import hash_files
 from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from iqa_utils.backbones import create_backbone
+from iqa_utils.files import lock
 from iqa_utils.images import build_store
-from iqa_utils.images.decode_once import lock
 from iqa_utils.mixed_sets import rescale, rescale_sets, split_sets
 from iqa_utils.models.monotonic import MonotonicIQA
 from iqa_utils.training import save_model
