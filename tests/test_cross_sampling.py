@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from iqa_utils.features.frozen_stem import stem_activations, stem_batches
 from iqa_utils.images import build_store
 from iqa_utils.indicators import NAMES, standardise
 from iqa_utils.models.pooled_trunk import PooledTrunk
+from iqa_utils.training.frozen_trunk import stem_activations, stem_batches
 from iqa_utils.workshop import notebooks
 from tests.conftest import ROOT
 

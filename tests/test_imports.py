@@ -75,7 +75,6 @@ def broken_rules(imports: dict[str, set[str]]) -> list[str]:
     return found
 
 
-@pytest.mark.xfail(reason="distill, models.clip_head and studies import what they must not yet")
 def test_imports_point_one_way():
     assert broken_rules(imports_of()) == []
 
