@@ -7,8 +7,9 @@ import time
 import nbformat
 import papermill
 import pytest
+from typer.testing import CliRunner
 
-from iqa_utils.workshop import notebooks
+from iqa_utils.workshop import cli, notebooks
 
 PARAMETERS = """
 PROFILE: str = "demo"
@@ -187,3 +188,18 @@ def is_running(process):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["label", ".", "--teacher", "t", "--out", "o", "--batch-size", "-1"],
+        ["label", ".", "--teacher", "t", "--out", "o", "--part-size", "0"],
+        ["label", ".", "--teacher", "t", "--out", "o", "--crop", "0", "5"],
+        ["score", ".", "--checkpoint", "c", "--batch-size", "0"],
+    ],
+)
+def test_a_size_below_one_is_refused_before_anything_is_read(arguments):
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 2
+    assert "greater than or" in done.output

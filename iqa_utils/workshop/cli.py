@@ -118,9 +118,12 @@ def label(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
     teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
     out: Annotated[Path, typer.Option(help="Folder for the scores (parquet).")],
-    crop: Annotated[tuple[int, int], typer.Option(help="Height and width.")] = (768, 1024),
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 64,
-    part_size: Annotated[int, typer.Option(help="Images a parquet file.")] = 1024,
+    crop: Annotated[tuple[int, int], typer.Option(min=1, help="Height, width.")] = (
+        768,
+        1024,
+    ),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    part_size: Annotated[int, typer.Option(min=1, help="Images per parquet file.")] = 1024,
     drop_bad: Annotated[bool, typer.Option(help="Note undecodable images and go on.")] = False,
 ) -> None:
     """Score images without scores; resumes, and shares them under torchrun."""
@@ -252,7 +255,7 @@ def score(
     paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     checkpoint: Annotated[Path, typer.Option(help="A model.safetensors of a run.")],
     out: Annotated[Path, typer.Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
 ) -> None:
     """Score images with a model trained here: a CSV and a contact sheet, best first; resumes."""
