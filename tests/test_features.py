@@ -399,7 +399,7 @@ def test_a_disk_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
     store = made_store(folder, tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match="7 images at 1 layers need"):
-        layer_grams(made_network(), store, ["0", "4"], cache_dir=tmp_path / "c")
+        layer_grams(made_network(), store, POOLED, cache_dir=tmp_path / "c")
 
 
 def test_a_disk_that_holds_one_layer_takes_a_pass_a_layer(folder, tmp_path, monkeypatch):
