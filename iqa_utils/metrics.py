@@ -204,6 +204,7 @@ class LogisticFit(NamedTuple):
         plcc: Pearson correlation of the mapped predictions with ``mos``.
         rmse: Their root mean squared error, in units of ``mos``.
         start_rmse: RMSE reached from each start; a wide spread means a hard surface.
+        converged: Whether the search from the best start ended by its own criterion.
         at_bound: Whether slope or centre lies on its bound: the data alone would go on to a step.
     """
 
@@ -211,6 +212,7 @@ class LogisticFit(NamedTuple):
     plcc: float
     rmse: float
     start_rmse: tuple[float, ...]
+    converged: bool
     at_bound: bool
 
 
@@ -289,6 +291,7 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
         plcc=_pearson(mos, fitted),
         rmse=float(np.sqrt(np.mean((mos - fitted) ** 2))),
         start_rmse=tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends),
+        converged=bool(best.success),
         at_bound=bool((np.abs(best.x[:, None] - bounds) < 1e-6).any()),
     )
 

@@ -107,7 +107,7 @@ def _lines(path):
 
 def test_a_killed_batch_goes_on_without_losing_or_repeating_work(copy):
     write_grid(copy, "kill", seconds=1.0)
-    process = snakemake(copy, "kill", start_new_session=True)
+    process = snakemake(copy, "kill", "--cores", "1", start_new_session=True)
     log = copy / "kill/log.txt"
     deadline = time.monotonic() + 240
     while len(_lines(log)) < 2 and time.monotonic() < deadline:
