@@ -10,12 +10,12 @@ READY := .venv/.ready
 .PHONY: help demo test rehearse lab report bench batch lint clean
 
 help:
-	@echo "make demo    run every notebook on small made data (8 minutes on two cores)"
+	@echo "make demo    run every notebook on small synthetic data (minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make report  build the offline site from the runs there are"
-	@echo "make bench   measure speed, each against a naive leg"
+	@echo "make bench   measure speed, each against a naive implementation"
 	@echo "make batch   rerun a grid with Snakemake (PROFILE=demo, biq2021, paper)"
 	@echo "make lint    check style and that notebooks are stored without outputs"
 	@echo "make clean   delete runs/, checkpoints and feature caches included"

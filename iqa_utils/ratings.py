@@ -109,7 +109,7 @@ def label_regimes(mos: Sequence[float] | np.ndarray) -> pd.DataFrame:
         ("no sample above about 4.2", f"{high} images", high == 0),
         ("few samples in 1-2 and 3.5-4.2", f"{few:.1%} of all", few < 0.1),
         ("right-skewed", f"skewness {skew:+.2f}", skew > 0),
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=["sentence", "measured", "holds"])
 
 

@@ -21,7 +21,7 @@ CELL |= {"metric": "count MOS 0-20", "kind": "re-tabulated"}
 
 @pytest.fixture
 def runs(tmp_path):
-    """One run on real data that reproduces a count, one on made data that has another value."""
+    """One run on real data that reproduces a count, one on synthetic data with another value."""
     claims = (ROOT / "data/claims.csv").read_text().splitlines()
     row = next(line for line in claims if "count MOS 0-20" in line).split(",")
     cell = CELL | {"method": row[2], "value": float(row[5])}

@@ -73,10 +73,19 @@ class DualXception(nn.Module):
         super().__init__()
         _check(inputs=inputs, fusion=fusion, variant=variant, pooling=pooling)
         self.architecture: dict[str, Any] = {
-            "name": "dual_xception", "backbone": backbone, "inputs": inputs, "fusion": fusion,
-            "variant": variant, "width": width, "plane_size": plane_size, "pooling": pooling,
-            "activation": activation, "frozen": frozen, "mos_mean": mos_mean, "mos_std": mos_std,
-        }  # fmt: skip
+            "name": "dual_xception",
+            "backbone": backbone,
+            "inputs": inputs,
+            "fusion": fusion,
+            "variant": variant,
+            "width": width,
+            "plane_size": plane_size,
+            "pooling": pooling,
+            "activation": activation,
+            "frozen": frozen,
+            "mos_mean": mos_mean,
+            "mos_std": mos_std,
+        }
         options = {"variant": variant, "width": width, "pooling": pooling}
         self.image_branch = self.parameter_branch = None
         n_features = 0

@@ -60,9 +60,14 @@ class KonCept(nn.Module):
         if len(widths) != len(DROPOUT):
             raise ValueError(f"widths must be {len(DROPOUT)} numbers, got {tuple(widths)}")
         self.architecture: dict[str, Any] = {
-            "name": "koncept", "backbone": backbone, "pooling": pooling, "widths": list(widths),
-            "frozen": frozen, "mos_mean": mos_mean, "mos_std": mos_std,
-        }  # fmt: skip
+            "name": "koncept",
+            "backbone": backbone,
+            "pooling": pooling,
+            "widths": list(widths),
+            "frozen": frozen,
+            "mos_mean": mos_mean,
+            "mos_std": mos_std,
+        }
         how = "mean" if pooling == "global" else pooling
         self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)
         if frozen is not None:

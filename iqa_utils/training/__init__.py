@@ -36,9 +36,20 @@ from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
 from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 
 __all__ = [
-    "Batch", "FitResult", "constant_then_halved", "cosine", "fit", "freeze_batch_statistics",
-    "load_model", "mean_loss", "predict", "save_model", "staged", "store_batches", "tensor_batches",
-]  # fmt: skip
+    "Batch",
+    "FitResult",
+    "constant_then_halved",
+    "cosine",
+    "fit",
+    "freeze_batch_statistics",
+    "load_model",
+    "mean_loss",
+    "predict",
+    "save_model",
+    "staged",
+    "store_batches",
+    "tensor_batches",
+]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

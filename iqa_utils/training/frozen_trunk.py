@@ -100,6 +100,12 @@ def stem_batches(
     twice = np.tile(mos, 2)
     inputs = (activations,) if extra_inputs is None else (activations, extra_inputs.repeat(2, 1))
     yield from tensor_batches(
-        inputs, rows, twice, batch_size=batch_size, seed=seed, epoch=epoch, device=device,
+        inputs,
+        rows,
+        twice,
+        batch_size=batch_size,
+        seed=seed,
+        epoch=epoch,
+        device=device,
         names=None if names is None else [*names, *names],
-    )  # fmt: skip
+    )

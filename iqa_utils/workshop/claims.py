@@ -27,7 +27,7 @@ PAPERS = tuple(papers())
 COMPARED = ("reproduced", "close", "better", "worse")
 VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
 KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
-# which variant of a result stands beside the paper: the nearest to what the authors did
+# which variant of a result is compared with the paper: the nearest to what the authors did
 VARIANTS = (
     *("released scores", "paper", "as written", "as_written", "released", "released_agedb", ""),
     "corrected",

@@ -1,4 +1,4 @@
-"""Run notebooks in batches: parameters checked first, one line a notebook, nothing lost.
+"""Run notebooks in batches: parameters checked first, one line per notebook, nothing lost.
 
 papermill itself exits 0 on a misspelt parameter, which then silently runs the default; here every
 name and type is checked before a kernel starts.

@@ -98,7 +98,7 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
     """Median over splits per set and metric, with a bootstrap interval over splits.
 
     As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
-    weighted means, which is another number, stands beside it as ``median of weighted``.
+    weighted means, which is another number, is given as ``median of weighted``.
     """
     rng = np.random.default_rng(seed)
     rows = []

@@ -49,7 +49,7 @@ def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None =
 
 
 def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
-    """Draw the share of each MOS range in each part of a split."""
+    """Draw the share of each MOS range in each set of a split."""
     width = 0.8 / len(shares)
     for i, (part, row) in enumerate(shares.iterrows()):
         place = np.arange(len(row)) + (i - (len(shares) - 1) / 2) * width
