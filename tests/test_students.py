@@ -4,6 +4,7 @@ import ast
 import json
 from functools import partial
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from iqa_utils.scorer import Scorer
 from iqa_utils.training import fit, predict, tensor_batches
 from iqa_utils.training.checkpoints import data_digest
 from iqa_utils.workshop import notebooks, throughput
+from iqa_utils.workshop.parameters import check_overrides
 
 PLAN = [40, 8, 0.05, 20, 4]  # steps, batch, rate, halved every, looks
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
@@ -144,3 +146,17 @@ def test_a_plan_names_the_step_that_is_the_bottleneck(monkeypatch):
     last = table.iloc[-1]
     assert last["cores"] == pytest.approx(9e6 / 86_400 / 100)
     assert last["decode"] == pytest.approx(24 * 60)
+
+
+@pytest.mark.parametrize(("looks", "refused"), [(2, False), (7, True), (0, True)])
+def test_looks_of_a_single_training_must_divide_the_steps_of_the_plans(looks, refused):
+    notebook = nbformat.read(notebooks.find_notebook("06"), as_version=4)
+    source = next(c.source for c in notebook.cells if c.source.startswith("choices = "))
+    space = {"TEACHER": "a.safetensors", "N_UNLABELLED": [34], "check_overrides": check_overrides}
+    space |= dict.fromkeys(("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"), [20, 10, 1e-3, 5, 1])
+    space["OVERRIDES"] = {"distilled, 34 images": {"EPOCHS": looks}}
+    if refused:
+        with pytest.raises(ValueError, match=f"must divide the steps of every plan, got {looks}"):
+            exec(source, space)
+    else:
+        exec(source, space)
