@@ -152,8 +152,9 @@ def test_a_plan_names_the_step_that_is_the_bottleneck(monkeypatch):
 def test_looks_of_a_single_training_must_divide_the_steps_of_the_plans(looks, refused):
     notebook = nbformat.read(notebooks.find_notebook("06"), as_version=4)
     source = next(c.source for c in notebook.cells if c.source.startswith("choices = "))
-    space = {"TEACHER": "a.safetensors", "N_UNLABELLED": [34], "check_overrides": check_overrides}
-    space |= dict.fromkeys(("TEACHER_PLAN", "STUDENT_PLAN", "CONTROL_PLAN"), [20, 10, 1e-3, 5, 1])
+    space = {"TEACHER": "a.safetensors", "N_UNLABELLED": [34], "main": 34}
+    space |= {f"{who}_PLAN": [20, 10, 1e-3, 5, 1] for who in ("TEACHER", "STUDENT", "CONTROL")}
+    space["check_overrides"] = check_overrides
     space["OVERRIDES"] = {"distilled, 34 images": {"EPOCHS": looks}}
     if refused:
         with pytest.raises(ValueError, match=f"must divide the steps of every plan, got {looks}"):
