@@ -22,8 +22,8 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     """List the runs of a rehearsal of some notebooks, or of all that the overlay names.
 
     Returns:
-        Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``: what
-        stands under ``STEM`` does not count there.
+        Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``; what
+        neither of them sets (``SAVE_SECONDS``) comes from ``STEM``.
     """
     overlay = notebooks.read_overlay()
     runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
