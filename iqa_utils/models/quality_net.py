@@ -1,0 +1,56 @@
+"""The network of the default quality model: one trunk, looked at from its edges to its objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from iqa_utils.backbones import create_backbone, freeze_batch_statistics
+
+TRUNK = "tf_efficientnet_lite0"
+TAPS = (1, 2, 3, 4, 6)  # blocks whose maps are pooled: stride 4 to 32
+
+
+class QualityNet(nn.Module):
+    """EfficientNet-Lite0 and one linear layer on the pooled maps of five blocks and the last layer.
+
+    Noise and blocking are plain in early maps and lost in late ones, so the score reads both: mean
+    and standard deviation of every map over the image, standardised by the training photographs.
+
+    Args:
+        pretrained: Weights of the trunk, as for :func:`iqa_utils.backbones.create_backbone`.
+        n_axes: Directions in which the distance to the training photographs is measured.
+    """
+
+    def __init__(self, *, pretrained: str | Path | None = None, n_axes: int = 48) -> None:
+        super().__init__()
+        self.architecture = {"name": "quality", "n_axes": n_axes}
+        self.trunk = create_backbone(TRUNK, pretrained=pretrained, num_classes=0, global_pool="")
+        freeze_batch_statistics(self.trunk).eval()
+        with torch.no_grad():
+            n_features = self.pooled(torch.zeros(1, 3, 32, 32)).shape[1]
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
+        self.register_buffer("axes", torch.zeros(n_features, n_axes))  # whitened
+        self.head = nn.Linear(n_features, 1)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Pool the maps of normalised images (B, 3, H, W) to (B, F)."""
+        maps, pooled = self.trunk.bn1(self.trunk.conv_stem(images)), []
+        for number, block in enumerate(self.trunk.blocks):
+            maps = block(maps)
+            if number in TAPS:
+                spread, mean = torch.var_mean(maps.float(), dim=(2, 3), correction=0)
+                pooled += [mean, (spread + 1e-6).sqrt()]
+        last = self.trunk.bn2(self.trunk.conv_head(maps))
+        return torch.cat([*pooled, last.float().mean(dim=(2, 3))], 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Standardise :meth:`pooled` by mean and spread of the training photographs."""
+        return (self.pooled(images) - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score normalised images (B, 3, H, W); (B,), higher is better."""
+        return self.head(self.features(images)).squeeze(1)
