@@ -51,6 +51,10 @@ class QualityNet(nn.Module):
         """Standardise :meth:`pooled` by mean and spread of the training photographs."""
         return (self.pooled(images) - self.mean) / self.std
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Score normalised images (B, 3, H, W); (B,), higher is better."""
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the log odds of the score, (B,): unbounded, for training."""
         return self.head(self.features(images)).squeeze(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score normalised images (B, 3, H, W) in (0, 1), higher is better; (B,)."""
+        return self.logits(images).sigmoid()
