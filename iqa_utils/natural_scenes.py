@@ -27,6 +27,7 @@ from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
 
 N_STATISTICS = 36
+BRISQUE_FILE = Path(__file__).with_name("brisque_biq2021.npz")
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, both diagonals
 _SHAPES = np.arange(0.2, 10.0, 0.001)
 # (E|x|)^2 / E x^2 of a generalised Gaussian, which rises with its shape
@@ -40,6 +41,10 @@ _CODE = inspect.getsource(sys.modules[__name__])  # as it was loaded
 def brisque_statistics(image: np.ndarray) -> np.ndarray:
     """Compute BRISQUE's statistics of an image at full and at half size.
 
+    As in the released code, zeros lie beyond the border when pixels are normalised, and products
+    wrap around it; the paper (Mittal, Moorthy, Bovik, IEEE TIP 2012, section III-A and table I)
+    mentions neither.
+
     Args:
         image: RGB, uint8, shape (H, W, 3), or grey levels 0 to 255, shape (H, W); at least 16
             pixels each way.
@@ -47,14 +52,6 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     Returns:
         Shape (36,): for each of the two sizes shape and variance of the normalised pixels, then
         for each of four neighbours shape, mean, left and right variance of the products.
-
-    Note:
-        As in the released code, zeros lie beyond the border when pixels are normalised, and
-        products wrap around it; the paper mentions neither.
-
-    References:
-        Mittal, Moorthy, Bovik, No-reference image quality assessment in the spatial domain, IEEE
-        TIP 2012, section III-A and table I.
     """
     grey = _grey_levels(image)
     if min(grey.shape) < 16:
@@ -70,18 +67,36 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+def brisque(image: np.ndarray) -> float:
+    """Score an image by BRISQUE's statistics and the regressor of 1,600 photographs of BIQ2021.
+
+    Higher is better, about 0 to 100; the released model is the other way round.
+    """
+    statistics = brisque_statistics(image)
+    if not np.isfinite(statistics).all():
+        raise ValueError("expected pixels that vary at both sizes, found flat ones")
+    return brisque_score(statistics)
+
+
+def brisque_score(statistics: np.ndarray) -> float:
+    """Apply the shipped regressor to BRISQUE's statistics, shape (36,)."""
+    fit = _brisque_regressor()
+    z = (statistics - fit["mean"]) / fit["std"]
+    kernel = np.exp(-fit["gamma"] * ((fit["vectors"] - z) ** 2).sum(axis=1))
+    return float(kernel @ fit["weights"] + fit["intercept"])
+
+
+@cache
+def _brisque_regressor() -> dict[str, np.ndarray]:
+    with np.load(BRISQUE_FILE) as file:
+        return dict(file)
+
+
 def normalise(grey: np.ndarray, *, border: Literal["zero", "repeat"]) -> np.ndarray:
-    """Subtract the local mean and divide by the local spread plus one grey level.
+    """Subtract the local mean and divide by the local spread plus one grey level; (H, W).
 
-    Args:
-        grey: Grey levels 0 to 255, shape (H, W).
-        border: What lies beyond the image: ``zero`` for BRISQUE, ``repeat`` for NIQE, as released.
-
-    Returns:
-        Shape (H, W). The window is a 7x7 Gaussian of standard deviation 7/6 pixels.
-
-    References:
-        Mittal et al., 2012, equations 1 to 3.
+    Beyond the image lie zeros for BRISQUE and its edge for NIQE, as released. The window is a 7x7
+    Gaussian of standard deviation 7/6 pixels (Mittal et al., 2012, equations 1 to 3).
     """
     mode = {"zero": "constant", "repeat": "nearest"}[border]
     mean = _blurred(grey, mode)
@@ -94,13 +109,8 @@ def normalise(grey: np.ndarray, *, border: Literal["zero", "repeat"]) -> np.ndar
 def fit_ggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit a zero-mean generalised Gaussian to samples (..., N) by two absolute moments.
 
-    Returns:
-        Shape (2 is Gaussian, 1 Laplacian; clipped to [0.2, 10]) and variance, both (...); the
-        shape is NaN where all samples are zero.
-
-    References:
-        Sharifi, Leon-Garcia, Estimation of shape parameter for generalized Gaussian
-        distributions in subband decompositions of video, IEEE TCSVT 1995.
+    Returns shape (2 is Gaussian, 1 Laplacian; clipped to [0.2, 10], NaN where all samples are zero)
+    and variance, both (...). Sharifi, Leon-Garcia, IEEE TCSVT 1995.
     """
     variance = np.mean(x**2, axis=-1)
     return _shape_of(np.mean(np.abs(x), axis=-1), variance), variance
@@ -109,16 +119,11 @@ def fit_ggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fit_aggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit an asymmetric generalised Gaussian with its mode at zero to samples (..., N).
 
-    Returns:
-        Shape, mean, left variance and right variance, each (...); NaN where all samples are zero.
+    Returns shape, mean, left variance and right variance, each (...); NaN where all samples are
+    zero (Mittal et al., 2012, equations 10 to 17).
 
-    Note:
-        Zeros count to the right. In saturated areas the released code multiplies rounding errors of
-        one sign, so its products lie there too; in a photograph they can be a fifth of all.
-
-    References:
-        Lasmar, Stitou, Berthoumieu, Multiscale skewed heavy tailed model for texture analysis,
-        ICIP 2009; Mittal et al., 2012, equations 10 to 17.
+    Zeros count to the right. In saturated areas the released code multiplies rounding errors of
+    one sign, so its products lie there too; in a photograph they can be a fifth of all.
     """
     left, right = (
         np.sum(np.square(x, where=side, out=np.zeros_like(x)), axis=-1)
@@ -137,21 +142,16 @@ def fit_aggd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def niqe(image: np.ndarray, *, patch: int = 96) -> float:
-    """Return the distance of an image from pristine ones, whose parameters are LIVE's.
+    """Return the distance of an image from pristine ones; at least 0, **lower is better**.
+
+    That is against the convention of this package: negate it before it is used as a prediction.
+    Mittal, Soundararajan, Bovik, IEEE Signal Processing Letters 2013, equation 10; the parameters
+    are of the authors' software release, see `niqe_live_NOTICE.txt`.
 
     Args:
         image: RGB, uint8, shape (H, W, 3), or grey levels 0 to 255, shape (H, W); at least one
             patch each way.
         patch: Side of a patch in pixels; the published parameters are those of 96.
-
-    Returns:
-        At least 0; **lower is better**, against the convention of this package: negate it before
-        it is used as a prediction.
-
-    References:
-        Mittal, Soundararajan, Bovik, Making a completely blind image quality analyzer, IEEE
-        Signal Processing Letters 2013, equation 10; the parameters are of the authors' software
-        release, see `niqe_live_NOTICE.txt`.
     """
     rows = niqe_statistics(image, patch=patch)
     mean, covariance = live_parameters()
@@ -171,18 +171,10 @@ def niqe_of_files(
     patch: int = 96,
     save_seconds: float = 60.0,
 ) -> np.ndarray:
-    """Measure NIQE of some rows of a list of files, each image once for all runs.
+    """Measure NIQE of some rows of a list of N files below a folder, each image once for all runs.
 
-    Args:
-        root: Folder that the names are relative to.
-        images: File names, N different ones.
-        rows: Rows wanted.
-        cache_dir: Where values are kept by the bytes of the images.
-        patch: As for :func:`niqe`.
-        save_seconds: Time between saves: a killed run continues where it stopped.
-
-    Returns:
-        Shape (N,); NaN for rows that were never asked for.
+    Values are kept in ``cache_dir`` by the bytes of the images and saved every so many seconds: a
+    killed run continues there. Returns shape (N,); NaN for rows that were never asked for.
     """
     recipe = [_CODE, str(patch), *(a.tobytes().hex() for a in live_parameters())]
     recipe += hash_files(root, images, cache_dir / "stores")
@@ -211,17 +203,10 @@ def live_parameters() -> tuple[np.ndarray, np.ndarray]:
 def niqe_statistics(image: np.ndarray, *, patch: int = 96) -> np.ndarray:
     """Compute NIQE's 36 statistics of each patch; arguments as for :func:`niqe`.
 
-    They describe what BRISQUE's do, by other numbers: all fits are asymmetric, and in place of
-    variances stand the scales of the fitted distribution. What is left over right and below whole
-    patches is cut first; at half size a patch is half as large.
-
-    Returns:
-        Shape (P, 36), without patches that are flat: for each of the two sizes shape and mean
-        scale of the normalised pixels, then for each of four neighbours shape, mean, left and
-        right scale of the products, which wrap around within the patch.
-
-    References:
-        Mittal et al., 2013, sections II-A to II-C.
+    They describe what BRISQUE's do, by other numbers (Mittal et al., 2013, sections II-A to II-C):
+    all fits are asymmetric, and in place of variances stand the scales of the fitted distribution.
+    What is left over right and below whole patches is cut first; at half size a patch is half as
+    large, and products wrap around within it. Returns shape (P, 36), without flat patches.
     """
     if patch % 2 or patch < 16:
         raise ValueError(f"patch: expected an even side of at least 16 pixels, found {patch}")

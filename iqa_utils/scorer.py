@@ -21,7 +21,6 @@ from torchvision.transforms.v2 import functional as tv
 from iqa_utils.backbones import weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
 from iqa_utils.images.decode_once import Fit
-from iqa_utils.images.decoding import BadImageError, read_image
 from iqa_utils.training.checkpoints import load_model
 
 AS_IS = Fit(None, "native", "bilinear")  # pixels go in as they are
@@ -39,6 +38,10 @@ class Scorer:
         saw: Scores it was trained on, as ``"dataset/training"``.
         gain: What the output is multiplied by to be on the scale of the scores.
         offset: What is added then.
+        range: Of the scores, in words.
+        percentiles: Scores at 0, 1, ... 100 % of what models like it, trained on other photographs,
+            gave the training photographs.
+        far: Distance to the training photographs beyond which an image is unlike them.
         hash: 16 digits of weights, architecture, pixels and scale, computed here.
     """
 
@@ -49,6 +52,9 @@ class Scorer:
     saw: tuple[str, ...] = ()
     gain: float = 1.0
     offset: float = 0.0
+    range: str = ""
+    percentiles: Sequence[float] = ()
+    far: float | None = None
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,10 +67,7 @@ class Scorer:
     def load(cls, path: str | Path) -> Scorer:
         """Read a file of :func:`iqa_utils.training.checkpoints.save_model`.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no model of this project, was altered, does not say how its pixels
-                were made, or needs more than pixels.
+        Refused: what was altered, does not say how its pixels were made, or needs more than pixels.
         """
         model, facts = load_model(path)
         name, given = Path(path).name, facts["preprocessing"]
@@ -77,39 +80,52 @@ class Scorer:
         size, saw = given["size"], facts["scores_seen"]
         fit = Fit(tuple(size) if isinstance(size, list) else size, given["fit"], given["resampler"])
         saw = (saw,) if isinstance(saw, str) else tuple(saw)
-        scale = {key: given[key] for key in ("gain", "offset") if key in given}
-        return cls(model, fit, given["mean"], given["std"], saw, **scale)
+        more = {key: given[key] for key in ("gain", "offset", "range") if key in given}
+        more |= {key: facts[key] for key in ("percentiles", "far") if key in facts}
+        return cls(model, fit, given["mean"], given["std"], saw, **more)
 
-    def read(self, path: Path) -> np.ndarray | str:
-        """Decode and fit a file: uint8 (H, W, 3), or the reason why that cannot be done."""
-        try:
-            return self.fit.apply(read_image(path))
-        except (BadImageError, OSError) as error:
-            return str(error)
+    @property
+    def scale(self) -> str:
+        """Range and direction of the scores."""
+        return f"{self.range or 'that of the training scores'}, higher is better"
+
+    def percentile(self, score: float) -> float:
+        """Return the share of training photographs below a score, 0 to 100; NaN if not known."""
+        if not self.percentiles:
+            return float("nan")
+        return float(np.interp(score, self.percentiles, np.linspace(0, 100, len(self.percentiles))))
 
     @torch.inference_mode()
     def score(
         self, images: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
     ) -> Tensor:
-        """Score a batch; what has not its size yet is resized on the device, antialiased.
+        """Score uint8 RGB (B, 3, H, W) on the network's device; float64, (B,).
 
-        Args:
-            images: uint8 RGB, shape (B, 3, H, W).
-            device: Where the network is.
-            precision: ``"fp32"`` or ``"bf16"`` (autocast).
-
-        Returns:
-            float64 scores on the device, shape (B,).
+        What has not its size yet is resized there, antialiased; ``"bf16"`` is autocast.
         """
-        images = images.to(device)
+        images = self._ready(images.to(device))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = self.model(images).reshape(-1)
+        return output.double() * self.gain + self.offset
+
+    @torch.inference_mode()
+    def look(
+        self, images: Tensor, *, device: str | torch.device = "cpu"
+    ) -> tuple[list[float], list[bool]]:
+        """Score a batch as :meth:`score` does, and tell which images are unlike the training."""
+        if self.far is None:
+            return self.score(images, device=device).tolist(), [False] * len(images)
+        output, distance = self.model.with_distance(self._ready(images.to(device)))
+        scores = output.double() * self.gain + self.offset
+        return scores.tolist(), (distance > self.far).tolist()
+
+    def _ready(self, images: Tensor) -> Tensor:
+        """Resize, where that is still to be done, and normalise."""
         size = self.fit.target(*images.shape[-2:]) if self.fit.resamples else images.shape[-2:]
         if tuple(size) != tuple(images.shape[-2:]):
             how = InterpolationMode(self.fit.resampler)
             images = tv.resize(images, list(size), interpolation=how, antialias=True)
-        images = to_float(images, mean=self.mean, std=self.std)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = self.model(images).reshape(-1)
-        return output.double() * self.gain + self.offset
+        return to_float(images, mean=self.mean, std=self.std)
 
     def score_store(
         self,

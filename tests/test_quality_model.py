@@ -2,10 +2,23 @@
 trained; none of these pictures was trained on or looked at for a choice.
 """
 
-import default_model as recipe
-import pytest
+import json
+import subprocess
 
+import default_model as recipe
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from iqa_utils.backbones import create_backbone
+from iqa_utils.files import hash_file
+from iqa_utils.natural_scenes import BRISQUE_FILE
 from iqa_utils.scorer import Scorer
+from iqa_utils.training.checkpoints import load_model, read_metadata
+from iqa_utils.workshop import cli
 
 PICTURES = ("astronaut", "camera", "chelsea", "rocket", "motorcycle_left", "grass")
 LEVELS = {
@@ -27,3 +40,76 @@ def falls():
 def test_the_score_falls_between_neighbouring_levels_of_distorted_photographs(falls):
     assert len(falls) == 6 * 4 * 5  # from the original to level 1, to level 2, ...
     assert falls["falls"].mean() >= 0.95, falls[~falls["falls"]]
+
+
+def test_the_strongest_level_of_every_distortion_scores_low(falls):
+    strongest = falls[falls["level"] == 5].groupby("distortion")["score"].max()
+    assert (strongest < 60).all(), strongest
+
+
+def test_it_is_the_only_weights_file_that_is_tracked():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=recipe.ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    endings = (".safetensors", ".pt", ".pth", ".ckpt", ".onnx", ".bin", ".h5", ".tflite", ".pkl")
+    found = [name for name in listed.stdout.split("\0") if name.endswith(endings)]
+    assert found == ["iqa_utils/weights/quality.safetensors"]
+    assert recipe.MODEL.stat().st_size <= 10e6
+    assert BRISQUE_FILE.stat().st_size < 1e6
+
+
+def test_its_card_is_what_the_recipe_writes_from_its_numbers():
+    facts = json.loads((recipe.DOCS / "model_card.json").read_text())
+    assert facts["sha256"] == hash_file(recipe.MODEL)
+    assert (recipe.DOCS / "model_card.md").read_text(encoding="utf-8") == recipe.card(facts)
+    assert read_metadata(recipe.MODEL)["scores_seen"] == ["biq2021/training"]
+
+
+def test_its_trunk_is_what_shipped_weights_are():
+    trunk = create_backbone("tf_efficientnet_lite0", pretrained="shipped", num_classes=0)
+    own = load_model(recipe.MODEL)[0].trunk.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in trunk.state_dict().items())
+
+
+def test_scores_lie_between_0_and_100_whatever_the_size_and_unlike_images_are_told():
+    scorer, rng = Scorer.load(recipe.MODEL), np.random.default_rng(0)
+    noise = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    stripes = np.tile(np.repeat([[[255, 0, 0]], [[0, 0, 255]]], 8, axis=0), (16, 256, 1))
+    drawn = np.full((256, 256, 3), 200, np.uint8)
+    drawn[60:200, 80:120] = (10, 200, 30)
+    [photograph] = recipe.photographs(["coffee"], side=256).values()
+    batch = np.stack([noise, stripes.astype(np.uint8), drawn, photograph])
+    scores, unlike = scorer.look(torch.from_numpy(batch).permute(0, 3, 1, 2))
+    assert all(0 < score < 100 for score in scores)
+    assert unlike == [True, True, True, False]
+    for side in (24, 600):
+        [small] = scorer.score(torch.zeros(1, 3, side, side, dtype=torch.uint8)).tolist()
+        assert 0 < small < 100
+
+
+def test_percentiles_are_those_of_the_training_photographs_by_a_model_that_saw_others():
+    scorer = Scorer.load(recipe.MODEL)
+    assert len(scorer.percentiles) == 101
+    assert list(scorer.percentiles) == sorted(scorer.percentiles)
+    assert scorer.percentile(scorer.percentiles[37]) == pytest.approx(37)
+    assert (scorer.percentile(-5), scorer.percentile(105)) == (0, 100)
+    assert scorer.scale == "0 to 100, higher is better"
+    assert scorer.knows("biq2021", "test") == "held-out"
+
+
+def test_iqa_score_needs_no_checkpoint_and_tells_scale_percentile_and_warning(tmp_path):
+    [photograph] = recipe.photographs(["coffee"], side=256).values()
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    Image.new("RGB", (200, 200), "orange").save(tmp_path / "drawn.png")
+    done = CliRunner().invoke(cli.app, ["score", str(tmp_path), "--out", str(tmp_path / "s")])
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(tmp_path / "s.csv", index_col="image")
+    photo, drawn = rows.loc[str(tmp_path / "photo.png")], rows.loc[str(tmp_path / "drawn.png")]
+    assert photo["scale"] == "0 to 100, higher is better"
+    assert 0 <= photo["percentile"] <= 100
+    assert photo["warning"] != photo["warning"]  # none
+    assert "drawn" in drawn["warning"]
+    assert f"{photo['score']:6.1f}  {photo['percentile']:4.0f} %" in done.output
+    assert "0 to 100, higher is better" in done.output

@@ -1,16 +1,19 @@
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from skimage import data
 
+from iqa_utils import natural_scenes
 from iqa_utils.images import build_store, to_float
-from iqa_utils.images.decoding import find_images
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import load_model, save_model
@@ -64,18 +67,6 @@ def test_a_model_of_synthetic_data_says_so_above_its_scores(checkpoint, folder, 
     assert f"<p>{note}</p>" in (tmp_path / "sheet.html").read_text()
 
 
-def test_a_model_that_does_not_tell_its_data_is_refused(checkpoint, tmp_path):
-    with safe_open(checkpoint, framework="pt") as file:
-        header = json.loads(file.metadata()["iqa_utils"])
-    header["training_data"] = ["made"]
-    path = tmp_path / "silent.safetensors"
-    save_file(load_file(checkpoint), path, metadata={"iqa_utils": json.dumps(header)})
-    with pytest.raises(
-        ValueError, match=r"silent\.safetensors must tell the data set .*\['made'\]"
-    ):
-        scoring.describe_model(path)
-
-
 def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
     (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     scores = scoring.score_images([folder], checkpoint, progress=False)
@@ -85,15 +76,116 @@ def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
     assert np.isnan(alone)
 
 
-def test_files_may_be_named_one_by_one_and_twice(folder, checkpoint):
-    paths = [folder / "b.png", folder, folder / "b.png"]
-    assert len(find_images(paths)) == 5
+def test_files_may_be_named_one_by_one_and_twice(folder):
+    files, left_out = scoring.list_files([folder / "b.png", folder, folder / "b.png"])
+    assert len(files) == 5
+    assert not left_out
     with pytest.raises(FileNotFoundError, match=r"nothing at .*missing"):
-        find_images([folder / "missing"])
+        scoring.list_files([folder / "missing"])
     empty = folder / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match="no image"):
-        find_images([empty])
+        scoring.list_files([empty])
+
+
+def test_what_looks_like_an_image_and_is_none_is_reported(folder, checkpoint):
+    (folder / "x.png").mkdir()
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    Image.fromarray(np.zeros((90, 90), np.uint8)).save(folder / "still.gif")
+    (folder / "notes.txt").write_text("no image")
+    scores = scoring.score_images([folder], checkpoint, progress=False)
+    errors = dict(zip(scores["image"], scores["error"], strict=True))
+    assert errors.pop(str(folder / "x.png")) == "a folder, not an image"
+    assert errors.pop(str(folder / "gone.jpg")) == "a link to nothing"
+    assert errors.pop(str(folder / "still.gif")) == ".gif is not read; convert it to PNG"
+    assert list(errors.values()) == [""] * 5
+
+
+def test_an_image_larger_than_the_limit_is_refused_before_it_is_decoded(
+    folder, checkpoint, monkeypatch
+):
+    read = []
+    real = scoring.read_image
+    monkeypatch.setattr(scoring, "read_image", lambda path: read.append(path) or real(path))
+    Image.new("L", (2000, 1500)).save(folder / "bomb.png")
+    scores = scoring.score_images([folder], checkpoint, max_megapixels=1, progress=False)
+    [error] = scores.loc[scores["error"] != "", "error"]
+    assert error.endswith("bomb.png: 3 megapixels, the limit is 1 (--max-megapixels)")
+    assert len(read) == 5
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"batch_size": -1}, {"max_megapixels": 0}, {"method": "x"}]
+)
+def test_options_out_of_bounds_are_refused_by_name(folder, checkpoint, wrong):
+    [name] = wrong
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        scoring.score_images([folder], checkpoint, progress=False, **wrong)
+
+
+def test_the_next_batch_is_decoded_while_the_network_works(folder, checkpoint, monkeypatch):
+    events, decoded = [], threading.Event()
+    real_read, real_look = scoring.read_image, Scorer.look
+
+    def read(path):
+        events.append("read")
+        if len(events) == 5:
+            decoded.set()
+        return real_read(path)
+
+    def look(self, *args, **options):
+        assert decoded.wait(5)  # would never come if decoding waited for the first batch
+        return real_look(self, *args, **options)
+
+    for i in range(4):
+        Image.fromarray(np.full((70, 90, 3), i, np.uint8)).save(folder / f"z{i}.png")
+    monkeypatch.setattr(scoring, "read_image", read)
+    monkeypatch.setattr(Scorer, "look", look)
+    scores = scoring.score_images([folder], checkpoint, batch_size=3, progress=False)
+    assert scores["error"].eq("").all()
+
+
+def test_unusual_images_get_a_warning(folder):
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    assert scoring.unusual(Image.fromarray(noisy)) == ""
+    assert scoring.unusual(Image.fromarray(noisy[:100])) == "tiny (300x100)"
+    assert scoring.unusual(Image.fromarray(noisy[..., 0]).convert("RGB")) == "grey"
+    long = np.tile(noisy[:200], (1, 18, 1))
+    assert scoring.unusual(Image.fromarray(long)) == "huge (5400x200)"
+    drawn = Image.new("RGB", (300, 300), "orange")
+    ImageDraw.Draw(drawn).ellipse((40, 40, 200, 250), fill="navy")
+    assert scoring.unusual(drawn).startswith("large areas of one colour: drawn")
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_quoted_in_the_csv_only(
+    folder, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    (folder / "b.png").rename("=cmd.png")
+    scores, _ = scoring.score_to_files(["=cmd.png"], checkpoint, tmp_path / "s", progress=False)
+    assert scores["image"].tolist() == ["=cmd.png"]
+    [back] = pd.read_csv(tmp_path / "s.csv")["image"]
+    assert back == "'=cmd.png"
+
+
+def test_niqe_and_brisque_need_no_network(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Scorer, "load", lambda *_: pytest.fail("a network was loaded"))
+    photograph = Image.fromarray(data.coffee()[:200, :240])
+    blurred = photograph.filter(ImageFilter.GaussianBlur(3))
+    photograph.save(tmp_path / "clean.png")
+    blurred.save(tmp_path / "blurred.png")
+    job = {"progress": False}
+    best = {}
+    for method, measure in (("niqe", natural_scenes.niqe), ("brisque", natural_scenes.brisque)):
+        scores, note = scoring.score_to_files(
+            [tmp_path], None, tmp_path / "s", method=method, **job
+        )
+        best[method] = scores["image"].iloc[0]
+        expected = [measure(np.asarray(image)) for image in (photograph, blurred)]
+        assert sorted(scores["score"]) == sorted(expected)
+        assert ("lower is better" in note) == (method == "niqe")
+    assert set(best.values()) == {str(tmp_path / "clean.png")}
 
 
 def test_a_foreign_and_an_altered_model_file_are_refused_by_name(folder, checkpoint, tmp_path):
@@ -153,15 +245,15 @@ def test_a_folder_that_is_missing_is_found_before_anything_is_scored(
 
 
 def test_a_killed_run_goes_on_with_what_it_had_scored(folder, checkpoint, tmp_path, monkeypatch):
-    score, seen = Scorer.score, []
+    look, seen = Scorer.look, []
 
     def once(self, batch, **options):
         seen.append(len(batch))
         if len(seen) == 3:
             raise RuntimeError("killed")
-        return score(self, batch, **options)
+        return look(self, batch, **options)
 
-    monkeypatch.setattr(Scorer, "score", once)
+    monkeypatch.setattr(Scorer, "look", once)
     (folder / "b.png").write_bytes(b"no image")  # of the first batch, which holds a.jpg too
     job = {"batch_size": 2, "progress": False}
     with pytest.raises(RuntimeError, match="killed"):

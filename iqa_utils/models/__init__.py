@@ -16,6 +16,7 @@ MODELS = {
     "monotonic": ("monotonic", "MonotonicIQA"),
     "clip_head": ("clip_head", "ClipHead"),
     "imqnet": ("imqnet", "IMQNet"),
+    "quality": ("quality_net", "QualityNet"),
 }
 
 

@@ -103,7 +103,9 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         ) from error
 
 
-def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) -> Path:
+def save_model(
+    path: str | Path, model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False
+) -> Path:
     """Write a network for use: weights, and in the header how it was made.
 
     Args:
@@ -113,6 +115,7 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
         metadata: JSON types. Must tell ``preprocessing`` (size, mean, std), ``training_data`` (a
             mapping with at least ``dataset`` and ``demo``, whether its images are made),
             ``scores_seen`` (data set and part whose human scores it was fitted to) and ``metrics``.
+        half: Round matrices and kernels to float16, in the network too; half the size.
 
     Returns:
         The path.
@@ -129,12 +132,19 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) 
     told = metadata["training_data"]
     if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
         raise ValueError(f"training_data must tell dataset and demo, got {told!r}")
+    if half:
+        with torch.no_grad():
+            for value in model.parameters():
+                value.copy_(value.half()) if value.ndim > 1 else None
     header = {"architecture": dict(model.architecture), **metadata}
     header["weights_hash"] = weights_hash(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     state = {k: v.detach().to("cpu").contiguous().clone() for k, v in model.state_dict().items()}
+    if half:
+        matrices = {key for key, value in model.named_parameters() if value.ndim > 1}
+        state = {k: v.half() if k in matrices else v for k, v in state.items()}
     save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
     partial.replace(path)
     return path

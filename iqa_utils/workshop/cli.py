@@ -253,18 +253,27 @@ def write_report(
 @app.command()
 def score(
     paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors of a run.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A model.safetensors of a run; else the shipped model.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="model or brisque (0-100, higher is better); niqe (lower is better)."),
+    ] = "model",
     out: Annotated[Path, typer.Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 4,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.01, max=178, help="Larger images are refused undecoded.")
+    ] = 100,
 ) -> None:
-    """Score images with a model trained here: a CSV and a contact sheet, best first; resumes."""
+    """Score images: a table, a CSV (full precision) and a contact sheet, best first; resumes."""
     from iqa_utils.workshop import scoring
 
-    scores, note = scoring.score_to_files(
-        paths, checkpoint, out, batch_size=batch_size, device=device
-    )
+    options = {"batch_size": batch_size, "device": device, "max_megapixels": max_megapixels}
+    scores, note = scoring.score_to_files(paths, checkpoint, out, method=method, **options)
     bad = scores[scores["error"] != ""]
+    print(scoring.text_table(scores))
     print(note)
     print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
     for row in bad.itertuples():

@@ -1,16 +1,19 @@
-"""Score your images with any model trained here: a CSV and a contact sheet, best first.
+"""Score your images with the shipped model, any other trained here, NIQE or BRISQUE.
 
-One bad file never stops the others.
+Results are a CSV and a contact sheet, best first. One bad file never stops the others.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +23,213 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from iqa_utils import natural_scenes
+from iqa_utils.backbones import SHIPPED_FILE
 from iqa_utils.files import atomic_write
-from iqa_utils.images.decoding import find_images, read_image
+from iqa_utils.images.decoding import ENDINGS, BadImageError, image_size, read_image
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
 
+METHODS = ("model", "niqe", "brisque")
+MAX_MEGAPIXELS = 100.0
+UNREAD = (".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".psd", ".svg", ".dng", ".jxl")
+SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
 THUMBNAIL = 220  # px, longest side
+COLUMNS = ["image", "score", "percentile", "warning", "error"]
+Row = tuple[float, float, str, str]  # score, percentile, warning, error
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run such a name
+
+
+@dataclass(frozen=True)
+class Rater:
+    """What scores: ``prepare`` runs where images are decoded, ``rate`` on batches of one size."""
+
+    hash: str
+    scale: str
+    lower_is_better: bool
+    note: str
+    prepare: Callable[[Image.Image], Any]  # pixels; without rate, the score itself
+    rate: Callable[[np.ndarray], list[tuple[float, float, str]]] | None = None
+
+
+def open_method(
+    method: str, checkpoint: str | Path | None = None, device: str | None = None
+) -> Rater:
+    """Open a model file (the shipped one without a name), NIQE or BRISQUE."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
+    if method != "model":
+        if checkpoint is not None:
+            raise ValueError(f"method {method!r} takes no checkpoint")
+        measure, key = getattr(natural_scenes, method), f"{method} {natural_scenes._CODE}"
+        lower = method == "niqe"
+        scale = "0 and above, lower is better" if lower else "about 0 to 100, higher is better"
+        key = hashlib.sha256(key.encode()).hexdigest()[:16]
+        note = f"Scores by {method.upper()}. Scale: {scale}."
+        return Rater(key, scale, lower, note, lambda image: measure(np.asarray(image)))
+    checkpoint = checkpoint or SHIPPED_FILE
+    scorer = Scorer.load(checkpoint)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if hasattr(scorer.model, "fold"):
+        scorer.model.fold()
+    scorer.model.to(device).eval()
+
+    def rate(images: np.ndarray) -> list[tuple[float, float, str]]:
+        scores, unlike = scorer.look(torch.from_numpy(images).permute(0, 3, 1, 2), device=device)
+        return [
+            (score, scorer.percentile(score), "unlike the training photographs" * far)
+            for score, far in zip(scores, unlike, strict=True)
+        ]
+
+    note = f"{describe_model(checkpoint)} Scale: {scorer.scale}."
+    return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate)
+
+
+def list_files(paths: Sequence[str | Path]) -> tuple[list[Path], dict[Path, str]]:
+    """List image files, each once, in the order of names, and what looks like one and is none.
+
+    Returns:
+        Files to read (those named one by one whatever their ending) and, with its reason, what is
+        left out: folders with the name of an image, dangling links, formats that are not read.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or none holds an image.
+    """
+    found: dict[Path, str] = {}
+    for given in map(Path, paths):
+        if not given.exists() and not given.is_symlink():
+            raise FileNotFoundError(f"nothing at {given}")
+        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
+            ending = path.suffix.lower()
+            if path != given and ending not in (*ENDINGS, *UNREAD):
+                continue
+            if path.is_dir():
+                found[path] = "a folder, not an image"
+            elif not path.exists():
+                found[path] = "a link to nothing"
+            elif path != given and ending in UNREAD:
+                found[path] = f"{ending} is not read; convert it to PNG"
+            else:
+                found[path] = ""
+    if not any(reason == "" for reason in found.values()):
+        more = "".join(f"; {path}: {reason}" for path, reason in list(found.items())[:3])
+        where = ", ".join(map(str, paths))
+        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {where}{more}")
+    return [p for p, reason in found.items() if not reason], {p: r for p, r in found.items() if r}
 
 
 def score_images(
     paths: Sequence[str | Path],
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     *,
+    method: str = "model",
     partial: str | Path | None = None,
-    batch_size: int = 16,
+    batch_size: int = 4,
     device: str | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Predict the quality of image files.
 
     Args:
         paths: Files and folders.
-        checkpoint: Model file of :func:`iqa_utils.training.checkpoints.save_model`.
-        partial: File that rows are appended to as they are scored: files that a killed run with the
-            same model has scored are read from there, unless they have changed since.
+        checkpoint: Model file; the shipped one if None.
+        method: ``"model"``, ``"niqe"`` or ``"brisque"``.
+        partial: File that rows are appended to as they are scored: files that a killed run of the
+            same method has scored are read from there, unless they have changed since.
         batch_size: Images per forward pass; images of different sizes are never put together.
         device: Torch device; the first GPU, else the CPU.
+        max_megapixels: Larger images are refused before they are decoded, up to 178.
         progress: Show a bar on a terminal.
 
     Returns:
-        One row per file in the order found: ``image``, ``score`` (on the scale the model was
-        trained on, higher is better; NaN where the file is bad) and ``error`` (empty where it is
-        good).
-
-    Raises:
-        FileNotFoundError: If a path or the checkpoint does not exist.
-        ValueError: As :meth:`iqa_utils.scorer.Scorer.load`.
+        One row per file in the order found: ``image``, ``score`` (NaN where the file is bad),
+        ``percentile`` (among the predictions for the training photographs by models that had not
+        seen them; NaN where the model does not tell), ``warning`` (what is unusual about the image)
+        and ``error`` (empty where it was scored).
     """
-    scorer, files = Scorer.load(checkpoint), find_images(paths)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    scorer.model.to(device).eval()
-    scores, errors = np.full(len(files), np.nan), [""] * len(files)
-    done = _read_partial(Path(partial), scorer.hash) if partial else {}
-    stamps = [_stamp(path) for path in files]
-    for i, stamp in enumerate(stamps):
-        scores[i], errors[i] = done.get(stamp, (np.nan, ""))
-    todo = [i for i, stamp in enumerate(stamps) if stamp not in done]
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
+    if not 0 < max_megapixels <= 178:  # Pillow refuses what is larger
+        raise ValueError(f"max_megapixels: expected 0 to 178, found {max_megapixels}")
+    rater, (files, left_out) = open_method(method, checkpoint, device), list_files(paths)
+    known = _read_partial(Path(partial), rater.hash) if partial else {}
+    stamps = {path: _stamp(path) for path in files}
+    done: dict[Path, Row] = {p: known[stamps[p]] for p in files if stamps[p] in known}
+    todo = [path for path in files if path not in done]
     quiet = None if progress else True
-    bar = tqdm(total=len(files), initial=len(files) - len(todo), unit="image", disable=quiet)
-    with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(todo), batch_size):
-            part = todo[start : start + batch_size]
-            read = list(pool.map(scorer.read, [files[i] for i in part]))
-            pixels = {i: one for i, one in zip(part, read, strict=True) if not isinstance(one, str)}
-            for i, one in zip(part, read, strict=True):
-                errors[i] = "" if i in pixels else one
-            rows = np.array(list(pixels))
-            for same in same_size([one.shape for one in pixels.values()], batch_size):
-                batch = torch.from_numpy(np.stack([pixels[i] for i in rows[same]]))
-                scores[rows[same]] = scorer.score(batch.permute(0, 3, 1, 2), device=device).cpu()
+    with tqdm(total=len(files), initial=len(done), unit="image", disable=quiet) as bar:
+        for part, read in _decoded(todo, rater.prepare, batch_size, max_megapixels):
+            rows = dict(zip(part, _rate(rater, read), strict=True))
             if partial:
-                _append(
-                    Path(partial), [[scorer.hash, stamps[i], scores[i], errors[i]] for i in part]
-                )
+                _append(Path(partial), [[rater.hash, stamps[p], *row] for p, row in rows.items()])
+            done |= rows
             bar.update(len(part))
-    return pd.DataFrame({"image": map(str, files), "score": scores, "error": errors})
+    done |= {path: (np.nan, np.nan, "", reason) for path, reason in left_out.items()}
+    order = [*files, *left_out]
+    table = pd.DataFrame([(str(path), *done[path]) for path in order], columns=COLUMNS)
+    table.attrs = {"scale": rater.scale, "note": rater.note, "ascending": rater.lower_is_better}
+    return table
+
+
+def _decoded(
+    files: list[Path], prepare: Callable[[Image.Image], Any], size: int, max_megapixels: float
+) -> Iterator[tuple[list[Path], list[tuple[Any, str]]]]:
+    """Yield batches; the next one is decoded while its taker works, so two are in memory."""
+
+    def read(path: Path) -> tuple[Any, str]:
+        try:
+            height, width = image_size(path)
+            if height * width > max_megapixels * 1e6:
+                raise BadImageError(
+                    f"{path}: {height * width / 1e6:.0f} megapixels, the limit is "
+                    f"{max_megapixels:g} (--max-megapixels)"
+                )
+            image = read_image(path)
+            return prepare(image), unusual(image)
+        except (ValueError, OSError) as error:
+            return None, str(error)
+
+    parts = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor() as pool:
+        ahead = deque(maxlen=2)
+        for part in [*parts, []]:
+            ahead.append((part, [pool.submit(read, path) for path in part]))
+            if len(ahead) == 2:
+                now, futures = ahead.popleft()
+                yield now, [future.result() for future in futures]
+
+
+def _rate(rater: Rater, read: list[tuple[Any, str]]) -> list[Row]:
+    """Score what was decoded; (None, reason) stays an error."""
+    rows: list[Row] = [(np.nan, np.nan, "", text) for _, text in read]
+    good = [i for i, (value, _) in enumerate(read) if value is not None]
+    if rater.rate is None:
+        for i in good:
+            rows[i] = (float(read[i][0]), np.nan, read[i][1], "")
+    elif good:
+        for same in same_size([read[i][0].shape for i in good], len(read)):
+            rated = rater.rate(np.stack([read[good[k]][0] for k in same]))
+            for k, (score, percentile, far) in zip(same, rated, strict=True):
+                warning = "; ".join(filter(None, (read[good[k]][1], far)))
+                rows[good[k]] = (score, percentile, warning, "")
+    return rows
+
+
+def unusual(image: Image.Image) -> str:
+    """Say what tells an image from the photographs that models and people are used to."""
+    found, size = [], f"{image.width}x{image.height}"
+    if min(image.size) < SMALL:
+        found.append(f"tiny ({size})")
+    if max(image.size) > LARGE:
+        found.append(f"huge ({size})")
+    image.thumbnail((1600, 1600), Image.Resampling.NEAREST)  # no colour is mixed
+    pixels = np.asarray(image).astype(np.int16)
+    if np.abs(pixels - pixels.mean(axis=2, keepdims=True)).max() < 3:
+        found.append("grey")
+    if (np.diff(pixels, axis=1) == 0).all(axis=2).mean() > 0.4:
+        found.append("large areas of one colour: drawn, or over- or underexposed")
+    return "; ".join(found)
 
 
 def _stamp(path: Path) -> str:
@@ -97,94 +242,95 @@ def _append(partial: Path, rows: list[list[Any]]) -> None:
         file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
 
-def _read_partial(path: Path, key: str) -> dict[str, tuple[float, str]]:
-    """Read what one model has scored; drop the half line that a kill may have left at the end."""
+def _read_partial(path: Path, key: str) -> dict[str, Row]:
+    """Read what one method has scored; drop the half line that a kill may have left at the end."""
     if not path.is_file():
         return {}
     whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
     if rest:
         path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
     rows = [json.loads(line) for line in whole.splitlines()]
-    return {stamp: (score, error) for known, stamp, score, error in rows if known == key}
+    return {stamp: tuple(row) for known, stamp, *row in rows if known == key}
 
 
 def describe_model(checkpoint: str | Path) -> str:
-    """Say in a sentence or two what a model file was trained on, and whether that was synthetic.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, not one of ours, or does not tell.
-    """
+    """Say in a sentence or two what a model file was trained on, and whether that was synthetic."""
     metadata = read_metadata(checkpoint)
-    told, seen = metadata["training_data"], metadata["scores_seen"]
-    if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
-        raise ValueError(
-            f"model {Path(checkpoint).name} must tell the data set it was trained on and whether "
-            f"that is synthetic, found training_data {told!r}"
-        )
+    seen, told = metadata["scores_seen"], metadata["training_data"]
     seen = seen if isinstance(seen, str) else "; ".join(seen)
     text = f"Scores by {metadata['architecture']['name']}, trained on {told['dataset']} ({seen})."
-    synthetic = " These images are synthetic: the numbers say nothing about quality."
-    return text + (
-        synthetic if told["demo"] else " Higher is better, on the scale of the training."
+    return text + told["demo"] * (
+        " These images are synthetic: the numbers say nothing about quality."
     )
-
-
-def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
-    """Write one HTML file with every image, best first, bad files at the end, below a note."""
-    good = scores[scores["error"] == ""].sort_values("score", ascending=False)
-    bad = "".join(
-        f"<li><code>{html.escape(row.image)}</code> {html.escape(row.error)}</li>"
-        for row in scores[scores["error"] != ""].itertuples()
-    )
-    page = _PAGE.format(
-        n=len(good),
-        note=html.escape(note),
-        cards="\n".join(_card(row.image, row.score) for row in good.itertuples()),
-        bad=f"<h2>Not scored</h2><ul>{bad}</ul>" if bad else "",
-    )
-    with atomic_write(path) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def score_to_files(
-    paths: Sequence[str | Path], checkpoint: str | Path, out: str | Path, **options: Any
+    paths: Sequence[str | Path], checkpoint: str | Path | None, out: str | Path, **options: Any
 ) -> tuple[pd.DataFrame, str]:
     """Score image files into ``OUT.csv`` and the contact sheet ``OUT.html``, both best first.
 
     Until all are scored, what is done lies in ``OUT.csv.partial``, where a killed run goes on.
-    Options are those of :func:`score_images`.
-
-    Returns:
-        The table, bad files at its end, and what :func:`describe_model` says.
-
-    Raises:
-        FileNotFoundError: If the folder, a path or the checkpoint does not exist.
-        ValueError: As :func:`score_images`.
+    Options are those of :func:`score_images`. Returns the table, bad files at its end, and what
+    the scores are.
     """
-    note, table = describe_model(checkpoint), Path(f"{out}.csv")
+    table = Path(f"{out}.csv")
     if not table.parent.is_dir():
         raise FileNotFoundError(f"folder for the scores: nothing at {table.parent}")
+    if table.is_dir():
+        raise ValueError(f"file for the scores: {table} is a folder")
     partial = Path(f"{table}.partial")
     scores = score_images(paths, checkpoint, partial=partial, **options)
-    scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    ascending = scores.attrs["ascending"]
+    scores = scores.sort_values("score", ascending=ascending, kind="stable", ignore_index=True)
+    safe = scores.assign(scale=scores.attrs["scale"])
+    for column in ("image", "error"):
+        safe[column] = [f"'{text}" if text.startswith(_FORMULA) else text for text in safe[column]]
     with atomic_write(table) as temporary:
-        scores.to_csv(temporary, index=False)
-    write_contact_sheet(scores, Path(f"{out}.html"), note=note)
-    partial.unlink()
-    return scores, note
+        safe.to_csv(temporary, index=False)
+    write_contact_sheet(scores, Path(f"{out}.html"), note=scores.attrs["note"])
+    partial.unlink(missing_ok=True)
+    return scores, scores.attrs["note"]
 
 
-def _card(name: str, score: float) -> str:
-    picture = read_image(Path(name))
+def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
+    """Write one HTML file with every image in order, bad files at the end, below a note."""
+    good, bad = scores[scores["error"] == ""], scores[scores["error"] != ""]
+    listed = "".join(
+        f"<li><code>{html.escape(row.image)}</code> {html.escape(row.error)}</li>"
+        for row in bad.itertuples()
+    )
+    head, foot = _PAGE.format(n=len(good), note=html.escape(note)).split("CARDS")
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(head)
+        file.writelines(_card(row) for row in good.itertuples())
+        file.write(f"{foot}<h2>Not scored</h2><ul>{listed}</ul>" if listed else foot)
+
+
+def text_table(scores: pd.DataFrame, *, most: int = 40) -> str:
+    """List scores with one decimal, at most so many of the best and worst."""
+    good = scores[scores["error"] == ""]
+    rows = [
+        f"{row.score:6.1f}  {'' if np.isnan(row.percentile) else f'{row.percentile:4.0f} %':6}  "
+        f"{row.image}{f'  ({row.warning})' if row.warning else ''}"
+        for row in good.itertuples()
+    ]
+    if len(rows) > most:
+        left = f"   ... {len(rows) - most} more in the file"
+        rows = [*rows[: most // 2], left, *rows[-(most // 2) :]]
+    return "\n".join([" score  pctile  image", *rows])
+
+
+def _card(row: Any) -> str:
+    picture = read_image(Path(row.image))
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
-    label = html.escape(name)
+    label, warning = html.escape(row.image), html.escape(row.warning)
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
-        f"<figcaption><b>{score:.3f}</b> {html.escape(Path(name).name)}</figcaption></figure>"
+        f"<figcaption><b>{row.score:.1f}</b> {html.escape(Path(row.image).name)} {warning}"
+        "</figcaption></figure>\n"
     )
 
 
@@ -201,8 +347,5 @@ _PAGE = """<!doctype html>
 <h1>{n} images, best first</h1>
 <p>{note}</p>
 <main>
-{cards}
-</main>
-{bad}
-</html>
+CARDS</main>
 """
