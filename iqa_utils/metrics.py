@@ -166,31 +166,11 @@ def per_range(
     return values
 
 
-def ranges_sd(values: Mapping[str, float]) -> float:
-    """Sample standard deviation (n - 1) of per-range errors: how uneven a model is over the scale.
-
-    Ranges without images (NaN) are an error: leave them out knowingly.
-    """
-    errors = np.array(list(values.values()), dtype=float)
-    if len(errors) < 2 or not np.isfinite(errors).all():
-        raise ValueError(f"two or more finite range errors are needed, got {errors.tolist()}")
-    return float(np.std(errors, ddof=1))
-
-
 def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
     """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1)."""
     if set(values) != set(sizes):
         raise ValueError(f"values name {sorted(values)}, sizes name {sorted(sizes)}")
     return float(np.average(list(values.values()), weights=[sizes[name] for name in values]))
-
-
-def within_groups(
-    mos: ArrayLike, pred: ArrayLike, groups: Sequence[str] | np.ndarray, metric: Metric = srcc
-) -> dict[str, float]:
-    """A metric inside each group; NaN where a group holds fewer than two images."""
-    mos, pred = check_pair(mos, pred)
-    rows = {str(name): np.asarray(groups) == name for name in np.unique(groups)}
-    return {k: metric(mos[r], pred[r]) if r.sum() > 1 else float("nan") for k, r in rows.items()}
 
 
 # Logistic maps, which the field fits to predictions before it reports PLCC and RMSE

@@ -85,12 +85,6 @@ def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
         raise ValueError(f"{len(shared)} reference images are in more than one set: {shared[:5]}")
 
 
-def split_digest(frame: pd.DataFrame, split: pd.Series) -> str:
-    """Hash which image is in which set, 16 digits; row order and image folder do not matter."""
-    lines = sorted(f"{_name(i)}\t{s}\n" for i, s in zip(frame["image"], split, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
-
-
 def _name(path: str) -> str:
     """Return a file's name without folder and case: KonIQ comes in two folders."""
     return PurePosixPath(path).name.casefold()
