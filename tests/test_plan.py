@@ -248,13 +248,13 @@ def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
 
 def test_weights_of_the_hub_are_looked_for_in_its_caches(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("iqa_utils.workshop.jobs.try_to_load_from_cache", lambda *_: None)
     values = plan.values_of("02", "paper")
     assert to_fetch(values) == ["legacy_xception", "inception_resnet_v2"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "xception-43020ad28.pth").touch()
     assert to_fetch(values) == ["inception_resnet_v2"]
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "a file")
+    monkeypatch.setattr("iqa_utils.workshop.jobs.try_to_load_from_cache", lambda *_: "a file")
     assert to_fetch(values) == []
     assert to_fetch(values | {"PRETRAINED": None}) == []
 
