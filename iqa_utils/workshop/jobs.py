@@ -243,11 +243,11 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             name=f"{name}, {mode}",
             network=name,
             count=count,
-            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained=None)),
+            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained="random")),
             size=size(name, "TUNING_SIDE"),
         )
     for name, n in passes.items():
-        build = partial(create_network, name, pretrained=None)
+        build = partial(create_network, name, pretrained="random")
         how = {"network": name, "build": build, "size": size(name, "SIDE")}
         yield Job(name=f"{name}, layers and crops", batch=32, images=n, **how)
     sizes = {name: [layer.size for layer in layers_of(name)] for name in tapped}
