@@ -18,8 +18,8 @@ from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.workshop import notebooks, plan
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
+from iqa_utils.workshop.plan import Job, footprint, kind, seconds
 
 
 def job(build, size, **more):
@@ -217,7 +217,7 @@ def test_a_folder_of_weights_is_looked_through(tmp_path):
     (tmp_path / "squeezenet-imagenet.pth").touch()
     changes = {"NETWORKS_TAPPED": ["squeezenet", "vgg16"], "FINAL": ["squeezenet", "logits"]}
     values = plan.values_of("04", "demo") | {**changes, "PRETRAINED": str(tmp_path)}
-    assert plan.missing("04", values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
+    assert plan.missing(values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
 
 
 def test_a_full_disk_is_noticed_before_decoding(tmp_path, monkeypatch):

@@ -33,8 +33,7 @@ from iqa_utils.models.koncept import KonCept, PooledHead
 from iqa_utils.models.monotonic import VARIANTS, MonotonicIQA
 from iqa_utils.samplers import METHODS, range_quotas
 from iqa_utils.splits import official_or_content_split
-from iqa_utils.workshop.footprint import Job
-from iqa_utils.workshop.plan import Tables, Values, stored_bytes
+from iqa_utils.workshop.plan import Job, Tables, Values, stored_bytes
 
 
 class Disk(NamedTuple):
