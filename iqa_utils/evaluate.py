@@ -75,7 +75,7 @@ def score(
         >>> score(table, ["method"], ["MAE"])[["method", "metric", "value", "n"]].values.tolist()
         [['ridge', 'MAE', 0.5, 4]]
     """
-    rows = []
+    rows, predictions = [], predictions.reset_index(drop=True)
     for key, group in predictions.groupby(list(by), sort=False, dropna=False):
         runs = _Runs(group, over, resample, n_resamples, seed, edges, combine)
         for metric in metrics:
@@ -129,6 +129,7 @@ def compare(
         [['B', 0.5]]
     """
     (column, reference), rows = *baseline.items(), []
+    predictions = predictions.reset_index(drop=True)
     groups = predictions.groupby(list(by), sort=False) if by else [((), predictions)]
     options = (over, resample, n_resamples, seed, edges, combine)
     for key, group in groups:

@@ -91,6 +91,16 @@ def test_intervals_cover_in_95_percent_of_cases():
     assert abs(outside - 0.05) < 3 * np.sqrt(0.05 * 0.95 / n_cases)
 
 
+def test_tables_that_were_put_together_may_repeat_their_index(predictions):
+    repeated = predictions.set_axis(predictions.index % 120)
+    for table in (evaluate.score, evaluate.compare):
+        argument = ["method"] if table is evaluate.score else {"method": "none"}
+        options = {"metrics": ["MAE"], "n_resamples": 20}
+        pd.testing.assert_frame_equal(
+            table(repeated, argument, **options), table(predictions, argument, **options)
+        )
+
+
 def test_the_seed_decides_the_interval(predictions):
     ends = [
         evaluate.score(predictions, ["method"], ["MAE"], n_resamples=50, seed=s)["ci_low"].tolist()

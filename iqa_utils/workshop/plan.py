@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from iqa_utils.datasets import DATASETS, SPLITS, check_images, load_scores
+from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.runs import ROOT, resolve
 
