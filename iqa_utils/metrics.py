@@ -44,7 +44,12 @@ def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 
 def plcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant."""
+    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant.
+
+    Example:
+        >>> round(plcc([1, 2, 3], [2, 4, 9]), 3)
+        0.971
+    """
     return _pearson(*check_pair(mos, pred))
 
 
@@ -60,7 +65,12 @@ def srcc(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def krcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant."""
+    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant.
+
+    Example:
+        >>> round(krcc([1, 2, 3, 4], [10, 30, 20, 40]), 3)
+        0.667
+    """
     return float(kendalltau(*check_pair(mos, pred)).statistic)
 
 
@@ -71,7 +81,12 @@ def mse(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def rmse(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Root mean squared error, in units of ``mos``."""
+    """Root mean squared error, in units of ``mos``.
+
+    Example:
+        >>> rmse([1, 2], [2, 5])
+        2.23606797749979
+    """
     return float(np.sqrt(mse(mos, pred)))
 
 
@@ -110,7 +125,12 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def range_names(edges: Sequence[float]) -> list[str]:
-    """Names of the ranges between edges: ``[0, 20, 40]`` gives ``["0-20", "20-40"]``."""
+    """Names of the ranges between edges: ``[0, 20, 40]`` gives ``["0-20", "20-40"]``.
+
+    Example:
+        >>> range_names([0, 20, 40])
+        ['0-20', '20-40']
+    """
     return [f"{low:g}-{high:g}" for low, high in pairwise(edges)]
 
 
@@ -156,6 +176,10 @@ def per_range(
 
     References:
         Lehmann and Rokita, MGV 2023, section 3 (five ranges of KonIQ-10k).
+
+    Example:
+        >>> per_range([10, 15, 30, 35], [12, 13, 30, 34], mae, [0, 20, 40])
+        {'0-20': 2.0, '20-40': 0.5}
     """
     mos, pred = check_pair(mos, pred)
     inside = range_index(mos, edges)
