@@ -339,7 +339,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Tell a plan as text."""
     lines = [f"{plan['stem']}, profile {plan['profile']}"]
     if not plan["jobs"]:
-        lines.append("  trains nothing: reads annotation files, or what other runs left")
+        lines.append("  lists no trainings: reads annotation files, or what other runs left")
     else:
         table = pd.DataFrame([*plan["jobs"], {**plan, "name": "in all"}])
         table["GB"] = table["memory"] / 1e9

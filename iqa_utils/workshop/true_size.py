@@ -208,9 +208,9 @@ def matrix_peak(precision: str, device: torch.device) -> float:
     before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("high")
     timer = Timer("a @ a", globals={"a": a}, num_threads=threads)
-    times = timer.repeat(5, number=1)  # waits for the device
+    seconds = timer.timeit(5).mean  # after a warm-up; the device is waited for
     torch.set_float32_matmul_precision(before)
-    return 2 * n**3 / min(times)
+    return 2 * n**3 / seconds
 
 
 def _shrunk(job: Job, scale: float) -> Job:

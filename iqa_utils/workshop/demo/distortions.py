@@ -15,21 +15,9 @@ Distortion = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
 def distort(pixels: np.ndarray, name: str, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Distort a picture.
-
-    Args:
-        pixels: RGB in [0, 1], shape (H, W, 3).
-        name: A key of :data:`DISTORTIONS` or :data:`ALIASES`.
-        level: Strength from 1 (hardly visible) to 5 (bad); fractions are allowed.
-        rng: Chooses noise and places.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3), float32.
-    """
-    key = ALIASES.get(name, name)
-    if key not in DISTORTIONS:
-        raise KeyError(f"no distortion {name!r}; there are {', '.join(sorted(DISTORTIONS))}")
-    return np.clip(DISTORTIONS[key](pixels, level, rng), 0, 1).astype(np.float32)
+    """Distort RGB in [0, 1], shape (H, W, 3), from level 1 (hardly visible) to 5 (bad)."""
+    distortion = DISTORTIONS[ALIASES.get(name, name)]
+    return np.clip(distortion(pixels, level, rng), 0, 1).astype(np.float32)
 
 
 def encode(pixels: np.ndarray, file_format: str, **options: object) -> np.ndarray:
