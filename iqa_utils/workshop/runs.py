@@ -13,6 +13,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -289,12 +290,11 @@ class Run:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    import torch
-
+    """Seed Python, NumPy and, in a notebook that has imported it, torch."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
-    torch.manual_seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
 
 def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
