@@ -7,6 +7,7 @@ import pandas as pd
 
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.tables import markdown
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 
@@ -90,7 +91,7 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     table = counts(board[board["paper"] == key])
     part = table.droplevel("paper").loc[:, table.sum() > 0]
     lines += ["## The printed numbers", "", "Distinct quantities; repeated cells count once.", ""]
-    lines += [_markdown(part.reset_index()), ""]
+    lines += [markdown(part.reset_index()), ""]
     trained = part[part.index == "trained here"].reindex(columns=COMPARED, fill_value=0)
     lines += [f"Numbers of trained networks compared so far: {int(trained.to_numpy().sum())}.", ""]
     lines += ["## Contradictions", "", *_contradictions(key), ""]
@@ -115,8 +116,3 @@ def _contradictions(key: str) -> list[str]:
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
     return lines or ["None found."]
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "| --- " * table.shape[1] + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in table.to_numpy())])

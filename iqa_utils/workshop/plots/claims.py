@@ -1,12 +1,16 @@
 """Pictures of the audit of published numbers."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
-from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS
+from iqa_utils.workshop.claims import counts
+from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS, set_theme
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),
@@ -176,3 +180,26 @@ def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.legend(loc="lower left", fontsize=8)
     return axes
+
+
+def draw_scoreboard(board: pd.DataFrame) -> Figure:
+    """Draw where each paper stands: a bar per paper and kind of answer, a colour per verdict."""
+    set_theme()
+    table = counts(board)
+    titles = [f"{papers()[paper].TITLE.split(':')[0]}, {kind}" for paper, kind in table.index]
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
+    left = np.zeros(len(table))
+    for verdict in [v for v in VERDICT_COLOURS if table[v].any()]:
+        width = table[verdict].to_numpy(dtype=float)
+        bars = axes.barh(range(len(table)), width, left=left, color=VERDICT_COLOURS[verdict])
+        bars.set_label(verdict)
+        for row, (start, size) in enumerate(zip(left, width, strict=True)):
+            if size >= 0.04 * table.to_numpy().sum(axis=1).max():
+                axes.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", size=8)
+        left = left + width
+    axes.set(xlabel="distinct quantities", yticks=range(len(table)), yticklabels=titles)
+    axes.set_title("Which printed numbers have been checked?", x=-0.3)
+    axes.invert_yaxis()
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.16), fontsize=8)
+    axes.grid(axis="y", visible=False)
+    return figure

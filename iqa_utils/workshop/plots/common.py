@@ -100,24 +100,6 @@ def plot_curves(
     return axes
 
 
-def plot_verdicts(axes: Axes, counts: pd.DataFrame) -> Axes:
-    """Draw stacked bars: how many claims of each row got which verdict."""
-    left = np.zeros(len(counts))
-    for verdict in [v for v in VERDICT_COLOURS if v in counts.columns]:
-        width = counts[verdict].to_numpy(dtype=float)
-        bars = axes.barh(range(len(counts)), width, left=left, color=VERDICT_COLOURS[verdict])
-        bars.set_label(verdict)
-        for row, (start, size) in enumerate(zip(left, width, strict=True)):
-            if size >= 0.04 * counts.to_numpy().sum(axis=1).max():
-                axes.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", size=8)
-        left = left + width
-    axes.set(xlabel="published numbers", yticks=range(len(counts)), yticklabels=counts.index)
-    axes.invert_yaxis()
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
-    axes.grid(axis="y", visible=False)
-    return axes
-
-
 def mark_demo(
     figure: plt.Figure, *, demo: bool, note: str = "demo data: shows the machinery"
 ) -> None:
