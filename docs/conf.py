@@ -11,7 +11,7 @@ project = "Five image-quality papers, number by number"
 copyright = "the iqa-utils maintainers, Apache-2.0"  # noqa: A001 - Sphinx's name
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["generated", "*.py"]
-suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "config.cache"]
+suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "autodoc"]
 
 html_theme = "furo"
 html_title = project
@@ -28,6 +28,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 myst_update_mathjax = False
 
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.tables import markdown
+from iqa_utils.workshop.result_tables import markdown
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 

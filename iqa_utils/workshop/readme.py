@@ -11,8 +11,7 @@ from iqa_utils.workshop.claims import audit, compare, counts
 from iqa_utils.workshop.notebooks import notebook_stems
 from iqa_utils.workshop.paper_pages import evidence
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.runs import ROOT, find_runs
-from iqa_utils.workshop.tables import (
+from iqa_utils.workshop.result_tables import (
     address,
     compared_by_kind,
     markdown,
@@ -20,6 +19,7 @@ from iqa_utils.workshop.tables import (
     real_results,
     speed_line,
 )
+from iqa_utils.workshop.runs import ROOT, find_runs
 
 
 def paper_rows(runs: Sequence[dict[str, Any]]) -> str:
@@ -86,13 +86,13 @@ def _numbers(headline: Headline | None, runs: Sequence[dict[str, Any]]) -> str:
     found = evidence(headline, list(runs)) if headline else []
     if not found:
         return "no run on real data yet"
-    metric, versus = found[0]["metric"], f"{found[0]['method']} minus {found[0]['baseline']}"
+    compare, n = headline.compare, sorted({one["n_runs"] for one in found})
     values = [f"{r['value']:+.3f} [{r['ci_low']:+.3f}, {r['ci_high']:+.3f}]" for r in found[:2]]
     more = f" and {len(found) - 2} more" * (len(found) > 2)
-    n = sorted({r["n_runs"] for r in found})
-    runs_text = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-    plural = "" if n[-1] == 1 else "s"
-    return f"{metric}, {versus}: {'; '.join(values)}{more}; {runs_text} run{plural}"
+    counted = f"{' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))} run{'s' * (n[-1] > 1)}"
+    versus = f" minus {compare['baseline']}" if "baseline" in compare else ""
+    said = f"{compare['metric']}, {compare['method']}{versus}: {'; '.join(values)}{more}"
+    return f"{said}; {counted}"
 
 
 def _executed(run: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ carries the same meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -14,8 +15,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from pandas.io.formats.style import Styler
 
+from iqa_utils.datasets import DATASETS
+
+WORDS = {
+    "as_written": "as written",
+    "sqrt_inv": "square root of the inverse",
+    "method1": "method 1",
+    "method2": "method 2",
+    "method3": "method 3",
+}
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLOURS = {
     "reproduced": PALETTE[2],
@@ -44,6 +56,34 @@ def set_theme() -> None:
             "svg.hashsalt": "iqa",
         }
     )
+
+
+def text_table(table: pd.DataFrame) -> Styler:
+    """Show a table without its index, numbers at four decimals, sentences left-aligned."""
+    words = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    styler = table.style.hide().format(precision=4, na_rep="")
+    return styler.set_properties(subset=words, **{"text-align": "left"})
+
+
+def plain_name(key: object) -> str:
+    """Name a data set by its title and any other key by its words."""
+    text = str(key)
+    if text in DATASETS:
+        return DATASETS[text].title
+    return WORDS.get(text) or re.sub(r"\bss0(\d)", r"subset \1", text)
+
+
+def plain_log(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, 1, 2 and 5 of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend_above(axes: Axes, columns: int = 3, title: str | None = None) -> None:
+    """Put the legend above the axes, where no curve runs."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "columnspacing": 1.2}
+    axes.legend(fontsize=8, ncols=columns, title=title, title_fontsize=8, **place)
 
 
 def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> Axes:
@@ -75,12 +115,13 @@ def plot_intervals(
         low, high = part["ci_low"].astype(float), part["ci_high"].astype(float)
         axes.hlines(y, low, high, color=colour, linewidth=1.6)
         mark = markers[g % len(markers)]
-        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=name)
-    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
+        label = None if name is None else plain_name(name)
+        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=label)
+    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=map(plain_name, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     if group:
-        axes.legend(loc="best", fontsize=8)
+        legend_above(axes)
     return axes
 
 
@@ -97,6 +138,7 @@ def plot_curves(
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel=xlabel, ylabel=ylabel or y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(axes)
     return axes
 
 
