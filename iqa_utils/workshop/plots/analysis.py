@@ -32,6 +32,7 @@ def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
     axes.tick_params(axis="x", rotation=40)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
+    axes.set_title("Which indicators go with MOS, and with each other?")
     return axes
 
 
@@ -61,6 +62,7 @@ def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
     axes.set_xticks(range(shares.shape[1]), shares.columns)
     axes.legend()
     axes.grid(axis="x", visible=False)
+    axes.set_title("Does the split treat the ranges alike?")
     return axes
 
 
@@ -79,6 +81,7 @@ def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
     axes.hist(np.asarray(mos) / 20, bins=np.linspace(0, 5, 51), color=PALETTE[0])
     axes.set(xlabel="MOS / 20, bins of 0.1", ylabel="images", xlim=(0, 5))
     axes.legend(loc="upper left")
+    axes.set_title("Where do the labels lie?")
     return axes
 
 
@@ -91,6 +94,7 @@ def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
     axes.plot(ends, 25 * (ends - 1), "--", color="0.2", label="(MOS - 1) / 4 * 100")
     axes.set(xlabel="MOS on 1-5", ylabel="z-score MOS, points")
     axes.legend()
+    axes.set_title("Is one scale a copy of the other?")
     return axes
 
 
@@ -101,6 +105,7 @@ def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axe
     axes.plot(grid, np.sqrt((grid - 1) * (5 - grid)), "--", color="0.3", label="largest possible")
     axes.set(xlabel="MOS on 1-5", ylabel="SD of the votes", xlim=(1, 5), ylim=(0, 2.1))
     axes.legend(loc="upper right")
+    axes.set_title("How much do raters disagree?")
     return axes
 
 
@@ -112,6 +117,7 @@ def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
     axes.minorticks_off()
     axes.set(xlabel="votes drawn", ylabel="SRCC with the other votes")
     axes.legend(loc="lower right")
+    axes.set_title("How well do a few votes predict the others?")
     return axes
 
 
@@ -138,6 +144,7 @@ def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
     axes.invert_yaxis()
     axes.set(xlabel="MOS, share of the set's scale (blue authentic, orange synthetic)", xlim=(0, 1))
     axes.grid(axis="y", visible=False)
+    axes.set_title("Which part of its scale does each set use?")
     return axes
 
 

@@ -94,6 +94,7 @@ def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_xlabel("mean correlation over data sets")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3)
+    axes.set_title("Can the printed means come from their own rows?", pad=26)
     return axes
 
 
@@ -123,6 +124,7 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
         axes.annotate(text, (row.x, row.printed), (column, row.place), **style)
     axes.set(xlabel="SRCC", ylabel="KRCC", xlim=(0.6, 1), ylim=(0.4, 0.95))
     axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("Do the printed rank correlations agree with each other?")
     return axes
 
 
@@ -143,6 +145,7 @@ def plot_floors(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_xlabel("printed error / least error that the printed correlation allows")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=8)
+    axes.set_title("Are the printed errors possible with the printed correlations?", pad=26)
     return axes
 
 
@@ -161,6 +164,7 @@ def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set(xticks=x, xticklabels=wide.columns, ylabel="gain, transformer / regressor output")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", visible=False)
+    axes.set_title("Does every image of a set get the same gain?")
     return axes
 
 
@@ -179,6 +183,7 @@ def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="SRCC")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.legend(loc="lower left", fontsize=8)
+    axes.set_title("How far do splits scatter around the printed medians?")
     return axes
 
 

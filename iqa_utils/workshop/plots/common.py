@@ -80,10 +80,9 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend_above(axes: Axes, columns: int = 3, title: str | None = None) -> None:
-    """Put the legend above the axes, where no curve runs."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "columnspacing": 1.2}
-    axes.legend(fontsize=8, ncols=columns, title=title, title_fontsize=8, **place)
+def legend_beside(axes: Axes, title: str | None = None) -> None:
+    """Put the legend to the right of the axes, where no curve runs."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=8)
 
 
 def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> Axes:
@@ -121,7 +120,7 @@ def plot_intervals(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     if group:
-        legend_above(axes)
+        legend_beside(axes)
     return axes
 
 
@@ -138,7 +137,7 @@ def plot_curves(
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel=xlabel, ylabel=ylabel or y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(axes)
+    legend_beside(axes)
     return axes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.workshop.plots.common import PALETTE, legend_above, plain_log, plain_name
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 DASHES = ("-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)))
 
@@ -45,7 +45,7 @@ def plot_histograms(
         }
         axes.hist(values, edges, density=True, **style)
     axes.set(xlabel=unit, ylabel="density")
-    legend_above(axes, 2)
+    legend_beside(axes)
 
 
 def plot_learning(axes: Axes, history: pd.DataFrame, *, unit: str, scale: float = 1.0) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from iqa_utils.models.costs import SIZES
-from iqa_utils.workshop.plots.common import PALETTE, legend_above, plain_log, plain_name
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -99,5 +99,5 @@ def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_ylabel("image, width x height in pixels")
     plain_log(axes.xaxis)
     axes.invert_yaxis()
-    legend_above(axes, 2)
+    legend_beside(axes)
     return axes

@@ -32,7 +32,7 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
     axes.set(xticks=range(len(counts.columns)), xticklabels=counts.columns, yscale="log")
     axes.set(xlabel="range of MOS", ylabel="images per epoch")
     common.plain_log(axes.yaxis)
-    common.legend_above(axes, n_bars)
+    common.legend_beside(axes)
     return axes
 
 
@@ -58,7 +58,7 @@ def plot_range_errors(
         )
     axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS")
     axes.set(ylabel="RMSE, MOS points", ylim=(0, None))
-    common.legend_above(axes)
+    common.legend_beside(axes)
     return axes
 
 
@@ -92,7 +92,7 @@ def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
     axes.set(xscale="log", yscale="log", xlabel="images per epoch", ylabel="seconds per epoch")
     common.plain_log(axes.xaxis)
     common.plain_log(axes.yaxis)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    common.legend_beside(axes)
     return axes
 
 
