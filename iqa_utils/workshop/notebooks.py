@@ -26,7 +26,8 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iqa_utils.workshop.parameters import wrong_types
-from iqa_utils.workshop.runs import ROOT, publish, resolve, run_dir
+from iqa_utils.workshop.publishing import publish
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
 
