@@ -129,7 +129,7 @@ def regress(
     if regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
         within = distances[np.ix_(train, train)]
-        process = fit_gaussian_process(within, mos, tolerance=1e-5, device=device)
+        process = fit_gaussian_process(within, mos, device=device)
         pred, sd = process.predict(distances[np.ix_(test, train)])
         missed = cross_validated_residuals(process, fold_numbers(len(mos), **folds))
         cv_rmse = float(np.sqrt(np.mean(missed**2)))
@@ -313,7 +313,7 @@ def predict_final(
         search = search_noise(within, task.mos, n_trials=n_trials, device=device, **task.folds)
         process = search.process
     else:
-        process = fit_gaussian_process(within, task.mos, tolerance=1e-7, device=device)
+        process = fit_gaussian_process(within, task.mos, device=device)
     pred, sd = average_crops(process, between)
     labels = {"network": layer.network, "layer": layer.name, "regressor": "GPR"}
     return task.table(pred, sd=sd, **labels), search
