@@ -13,11 +13,17 @@ from iqa_utils.workshop import provenance, runs
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PARAMETERS = {"PROFILE": "test", "DATA_ROOT": "x", "PRETRAINED": None, "RUN_NAME": "", "SEED": 3}
+PARAMETERS = {
+    "PROFILE": "test",
+    "DATA_ROOT": "x",
+    "PRETRAINED": "random",
+    "RUN_NAME": "",
+    "SEED": 3,
+}
 TYPES = {
     "PROFILE": str,
     "DATA_ROOT": str,
-    "PRETRAINED": str | None,
+    "PRETRAINED": str,
     "RUN_NAME": str,
     "SEED": int,
 }
@@ -268,3 +274,18 @@ def test_demo_results_and_unfinished_runs_are_not_published(repo):
 def test_folder_names_are_plain(repo, name):
     with pytest.raises(ValueError, match="RUN_NAME may hold letters"):
         runs.run_dir("00_x", "test", name)
+
+
+@pytest.mark.parametrize(
+    ("given", "loaded", "said"),
+    [
+        ("random", "random", "random"),
+        ("shipped", "shipped", "shipped"),
+        ("hub", "hub", "imagenet"),
+        ("data/weights/net-imagenet.pth", "{root}/data/weights/net-imagenet.pth", "net-imagenet"),
+    ],
+)
+def test_words_of_weights_stay_words_and_paths_are_resolved(repo, given, loaded, said):
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": given})
+    assert run.pretrained == loaded.format(root=repo)
+    assert run.weights_source == said
