@@ -61,7 +61,8 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
     Args:
         network: Any module.
         layers: Names as in ``network.named_modules()``; ``"name:input"`` taps what enters a layer
-            instead (a list of tensors is concatenated over channels, as DenseNet does itself).
+            instead, in its last call (a list of tensors is concatenated over channels, as DenseNet
+            does itself); ``"name+name"`` joins two, the later one last.
 
     Yields:
         A dictionary that holds the activations of the latest forward pass by these names.
@@ -74,25 +75,31 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
         torch.Size([1, 8, 3, 3])
     """
     modules = dict(network.named_modules())
-    unknown = [layer for layer in layers if layer.partition(":")[0] not in modules]
+    parts = {layer: layer.split("+") for layer in layers}
+    ends = dict.fromkeys(part for names in parts.values() for part in names)
+    unknown = [end for end in ends if end.partition(":")[0] not in modules]
     if unknown:
         near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
         raise ValueError(f"{type(network).__name__} has no layer {unknown[0]!r}; nearest: {near}")
     taps: dict[str, torch.Tensor] = {}
+    pieces: dict[str, torch.Tensor] = {}
 
-    def keep(layer: str, value: Any) -> None:
-        taps[layer] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+    def keep(end: str, value: Any) -> None:
+        pieces[end] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+        for layer, names in parts.items():
+            if end == names[-1]:
+                taps[layer] = torch.cat([pieces[n] for n in names], 1) if names[1:] else pieces[end]
 
     handles = []
-    for layer in layers:
-        name, _, end = layer.partition(":")
-        if end == "input":
+    for end in ends:
+        name, _, side = end.partition(":")
+        if side == "input":
             hook = modules[name].register_forward_pre_hook(
-                lambda _, inputs, layer=layer: keep(layer, inputs[0])
+                lambda _, inputs, end=end: keep(end, inputs[0])
             )
         else:
             hook = modules[name].register_forward_hook(
-                lambda _, __, output, layer=layer: keep(layer, output)
+                lambda _, __, output, end=end: keep(end, output)
             )
         handles.append(hook)
     try:
