@@ -1,7 +1,7 @@
 """The map of the paper's layers, sizes checked on the meta device."""
 
 import csv
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -133,11 +133,7 @@ def test_the_depth_profile_taps_every_block_before_and_after_its_activation(name
     with torch.no_grad(), tap_layers(network, modules) as taps:
         for n in (2, 1):  # what an earlier pass left is not joined
             network(torch.randn(n, 3, 64, 64))
-    pairs = [
-        (a.module, b.module)
-        for a, b in zip(layers, layers[1:], strict=False)
-        if a.name.endswith(", before")
-    ]
+    pairs = [(a.module, b.module) for a, b in pairwise(layers) if a.name.endswith(", before")]
     assert all(torch.equal(taps[a].relu(), taps[b]) for a, b in pairs)
     assert len(pairs) == sum(row.name.endswith(", after") for row in layers)
     assert all(len(taps[module]) == 1 for module in modules)
