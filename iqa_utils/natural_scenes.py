@@ -52,6 +52,11 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     Returns:
         Shape (36,): for each of the two sizes shape and variance of the normalised pixels, then
         for each of four neighbours shape, mean, left and right variance of the products.
+
+    Example:
+        >>> noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+        >>> brisque_statistics(noise).shape
+        (36,)
     """
     grey = _grey_levels(image)
     if min(grey.shape) < 16:
