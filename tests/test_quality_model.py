@@ -75,11 +75,11 @@ def test_its_trunk_is_what_shipped_weights_are():
 
 def test_scores_lie_between_0_and_100_whatever_the_size_and_unlike_images_are_told():
     scorer, rng = Scorer.load(recipe.MODEL), np.random.default_rng(0)
-    noise = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
-    stripes = np.tile(np.repeat([[[255, 0, 0]], [[0, 0, 255]]], 8, axis=0), (16, 256, 1))
-    drawn = np.full((256, 256, 3), 200, np.uint8)
+    noise = rng.integers(0, 255, (384, 384, 3), dtype=np.uint8)
+    stripes = np.tile(np.repeat([[[255, 0, 0]], [[0, 0, 255]]], 8, axis=0), (24, 384, 1))
+    drawn = np.full((384, 384, 3), 200, np.uint8)
     drawn[60:200, 80:120] = (10, 200, 30)
-    [photograph] = recipe.photographs(["coffee"], side=256).values()
+    [photograph] = recipe.photographs(["coffee"]).values()
     batch = np.stack([noise, stripes.astype(np.uint8), drawn, photograph])
     scores, unlike = scorer.look(torch.from_numpy(batch).permute(0, 3, 1, 2))
     assert all(0 < score < 100 for score in scores)
@@ -100,7 +100,7 @@ def test_percentiles_are_those_of_the_training_photographs_by_a_model_that_saw_o
 
 
 def test_iqa_score_needs_no_checkpoint_and_tells_scale_percentile_and_warning(tmp_path):
-    [photograph] = recipe.photographs(["coffee"], side=256).values()
+    [photograph] = recipe.photographs(["coffee"]).values()
     Image.fromarray(photograph).save(tmp_path / "photo.png")
     Image.new("RGB", (200, 200), "orange").save(tmp_path / "drawn.png")
     done = CliRunner().invoke(cli.app, ["score", str(tmp_path), "--out", str(tmp_path / "s")])

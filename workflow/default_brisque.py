@@ -11,14 +11,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from default_model import agreement
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.svm import SVR
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.images.decoding import read_image
-from iqa_utils.metrics import plcc, srcc
 from iqa_utils.natural_scenes import BRISQUE_FILE, N_STATISTICS, brisque_score, brisque_statistics
-from iqa_utils.statistics import bootstrap_ci
 
 ROOT = Path(__file__).parents[1]
 GRID = {"C": [1, 3, 10, 30, 100], "gamma": [0.003, 0.01, 0.03, 0.1], "epsilon": [1, 3, 6]}
@@ -54,10 +53,8 @@ def main() -> None:
         intercept=best.intercept_[0],
     )
     pred, test = np.array([brisque_score(row) for row in held]), mos[unseen]
-    found = {"chosen": search.best_params_, "n": len(test), "SRCC": srcc(test, pred)}
-    found |= {"PLCC": plcc(test, pred), "SRCC_interval": bootstrap_ci(test, pred, srcc)}
-    subset = frame["subset"].to_numpy()[unseen]
-    found["within"] = {s: srcc(test[subset == s], pred[subset == s]) for s in np.unique(subset)}
+    subset = frame["subset"].to_numpy(str)[unseen]
+    found = {"chosen": search.best_params_, "test": agreement(test, pred, subset)}
     (ROOT / "docs" / "brisque.json").write_text(json.dumps(found, indent=1, default=float) + "\n")
     print(found)
 

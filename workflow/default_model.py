@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from iqa_utils.backbones import SHIPPED_FILE
 from iqa_utils.datasets import load_scores
+from iqa_utils.evaluate import score
 from iqa_utils.files import hash_file
 from iqa_utils.images.decoding import read_image
-from iqa_utils.metrics import plcc, srcc
+from iqa_utils.metrics import srcc
 from iqa_utils.models.quality_net import QualityNet
 from iqa_utils.scorer import Scorer
-from iqa_utils.statistics import bootstrap_ci
 from iqa_utils.training.checkpoints import save_checkpoint, save_model
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.scenes import dead_leaves
@@ -114,8 +114,8 @@ def falling_pairs(scorer: Scorer, pictures: Mapping[str, np.ndarray], *, seed: i
             versions = [clean, *(distorted(clean, kind, value, rng) for value in strengths)]
             batch = torch.from_numpy(np.stack(versions)).permute(0, 3, 1, 2)
             scores = scorer.score(batch).tolist()
-            for level, (above, score) in enumerate(itertools.pairwise(scores), 1):
-                rows.append((name, kind, level, score, score < above))
+            for level, (above, value) in enumerate(itertools.pairwise(scores), 1):
+                rows.append((name, kind, level, value, value < above))
     return pd.DataFrame(rows, columns=["picture", "distortion", "level", "score", "falls"])
 
 
@@ -290,15 +290,14 @@ def cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def agreement(mos: np.ndarray, pred: np.ndarray, subset: np.ndarray) -> dict[str, Any]:
-    """SRCC and PLCC with intervals, in total and within each subset."""
-    groups = {"all": np.full(len(mos), True)} | {s: subset == s for s in np.unique(subset)}
-    found = {}
-    for name, rows in groups.items():
-        pair = (mos[rows], pred[rows])
-        found[name] = {"n": int(rows.sum())}
-        for metric in (srcc, plcc):
-            low, high = bootstrap_ci(*pair, metric)
-            found[name][metric.__name__.upper()] = [metric(*pair), low, high]
+    """SRCC and PLCC with 95 % intervals over images, in total and within each subset."""
+    own = pd.DataFrame({"mos": mos, "pred": pred, "photographs": subset, "seed": 0})
+    own["image"] = np.arange(len(own))
+    rows = pd.concat([own.assign(photographs="all"), own])
+    found: dict[str, Any] = {}
+    for row in score(rows, ["photographs"], ["SRCC", "PLCC"]).itertuples():
+        entry = found.setdefault(row.photographs, {"n": int(row.n)})
+        entry[row.metric] = [row.value, row.ci_low, row.ci_high]
     return found
 
 
@@ -347,8 +346,8 @@ def card(facts: Mapping[str, Any]) -> str:
         (f"{kind}: {', '.join(map(str, LEVELS[kind]))}", *(f"{100 * v:.0f}" for v in row))
         for kind, row in facts["falls"]["test"]["by level"].items()
     ]
-    brisque = facts["brisque"]
-    inside = ", ".join(f"{name} {value:.3f}" for name, value in brisque["within"].items())
+    brisque = facts["brisque"]["test"]
+    inside = ", ".join(f"{k} {v['SRCC'][0]:.3f}" for k, v in brisque.items() if k != "all")
     return (
         Path(__file__)
         .with_name("model_card.in.md")
@@ -366,7 +365,8 @@ def card(facts: Mapping[str, Any]) -> str:
             ),
             choice=f"{100 * facts['falls']['choice']['share']:.1f} %",
             procedural=f"{100 * facts['falls']['procedural']['share']:.1f} %",
-            brisque="{:.3f} [{:.3f}, {:.3f}]".format(brisque["SRCC"], *brisque["SRCC_interval"]),
+            brisque=values(brisque["all"], "SRCC")[0],
+            brisque_n=brisque["all"]["n"],
             brisque_within=inside,
         )
     )
