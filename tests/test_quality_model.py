@@ -34,6 +34,7 @@ def falls():
     assert recipe.LEVELS == LEVELS
     assert recipe.TEST_PICTURES == PICTURES
     scorer = Scorer.load(recipe.MODEL)
+    scorer.model.fold()
     return recipe.falling_pairs(scorer, recipe.photographs(PICTURES), seed=0)
 
 
@@ -77,13 +78,11 @@ def test_scores_lie_between_0_and_100_whatever_the_size_and_unlike_images_are_to
     scorer, rng = Scorer.load(recipe.MODEL), np.random.default_rng(0)
     noise = rng.integers(0, 255, (384, 384, 3), dtype=np.uint8)
     stripes = np.tile(np.repeat([[[255, 0, 0]], [[0, 0, 255]]], 8, axis=0), (24, 384, 1))
-    drawn = np.full((384, 384, 3), 200, np.uint8)
-    drawn[60:200, 80:120] = (10, 200, 30)
-    [photograph] = recipe.photographs(["coffee"]).values()
-    batch = np.stack([noise, stripes.astype(np.uint8), drawn, photograph])
-    scores, unlike = scorer.look(torch.from_numpy(batch).permute(0, 3, 1, 2))
-    assert all(0 < score < 100 for score in scores)
-    assert unlike == [True, True, True, False]
+    pictures = recipe.photographs(["page", "text", "coffee", "astronaut"])
+    batches = [noise, stripes.astype(np.uint8), *pictures.values()]
+    found = [scorer.look(torch.tensor(one.transpose(2, 0, 1).copy())[None]) for one in batches]
+    assert all(0 < score < 100 for [score], _ in found)
+    assert [unlike for _, [unlike] in found] == [True, True, True, True, False, False]
     for side in (24, 600):
         [small] = scorer.score(torch.zeros(1, 3, side, side, dtype=torch.uint8)).tolist()
         assert 0 < small < 100

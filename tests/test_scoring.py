@@ -169,7 +169,7 @@ def test_a_name_that_a_spreadsheet_would_run_is_quoted_in_the_csv_only(
     assert back == "'=cmd.png"
 
 
-def test_niqe_and_brisque_need_no_network(folder, tmp_path, monkeypatch):
+def test_niqe_and_brisque_need_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(Scorer, "load", lambda *_: pytest.fail("a network was loaded"))
     photograph = Image.fromarray(data.coffee()[:200, :240])
     blurred = photograph.filter(ImageFilter.GaussianBlur(3))
