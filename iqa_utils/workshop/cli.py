@@ -277,7 +277,8 @@ def score(
     print(note)
     print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
     for row in bad.itertuples():
-        print(f"iqa: not scored: {row.image}: {row.error}", file=sys.stderr)
+        reason = row.error.removeprefix(f"{row.image}: ")
+        print(f"iqa: not scored: {row.image}: {reason}", file=sys.stderr)
     if len(bad):
         raise typer.Exit(1)
 
