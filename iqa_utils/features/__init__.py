@@ -210,19 +210,11 @@ def frozen_layers(
     rows: Sequence[int] | np.ndarray | None = None,
     **options: Any,
 ) -> dict[str | None, np.ndarray]:
-    """Encode images at several layers in one pass, or read the cached result.
+    """Encode N images at several layers in one pass, or read the cached result.
 
-    Args:
-        backbone: Network, on the device to use.
-        store: Decoded images.
-        layers: Names for :func:`tap_layers`, or ``[None]``; only those not cached are computed.
-        pooling: For :func:`pool_activation`.
-        cache_dir: Folder of the cache; None computes and keeps nothing.
-        rows: Images to encode, N of them in this order; None for the whole store.
-        **options: For :func:`iterate_layers` (``crop``, ``batch_size``, ``mean``, ``std``, ...).
-
-    Returns:
-        Layer to float32 array of shape (N, D).
+    Images, layers and ``options`` are those of :func:`iterate_layers`, ``pooling`` that of
+    :func:`pool_activation`. Layers that are cached in ``cache_dir`` are not computed; None keeps
+    nothing. Returns layer to float32 array of shape (N, D).
 
     Note:
         Every batch is kept at once, so a pass that was killed goes on where it stopped. Cached and
@@ -257,13 +249,7 @@ def frozen_layers(
 def frozen_features(
     backbone: nn.Module, store: ImageStore, *, layer: str | None = None, **options: Any
 ) -> np.ndarray:
-    """Encode images once, shape (N, D): :func:`frozen_layers` for one layer (None: the last).
-
-    Example:
-        >>> frozen_features(create_backbone("resnet18", pretrained="hub"), store,
-        ...     pooling="mean", cache_dir="cache").shape  # doctest: +SKIP
-        (10073, 512)
-    """
+    """Encode images once, shape (N, D): :func:`frozen_layers` for one layer (None: the last)."""
     return frozen_layers(backbone, store, [layer], **options)[layer]
 
 
