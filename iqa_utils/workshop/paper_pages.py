@@ -81,8 +81,9 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
         lines += [f"### {headline.claim}", "", headline.test(), ""]
         for one in evidence(headline, runs):
             data, value, n_runs, seen, says = _cells(one)
+            counted = f"{n_runs} run{'s' * (n_runs != '1')}"
             lines.append(
-                f"- {data}: {value}, {n_runs} run{'s' * (n_runs != '1')}; **{says}**. Such a run sees differences from "
+                f"- {data}: {value}, {counted}; **{says}**. Such a run sees differences from "
                 f"{seen} on in four of five cases."
             )
         lines += [] if lines[-1].startswith("-") else ["No run has measured this yet."]
