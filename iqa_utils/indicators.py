@@ -23,7 +23,7 @@ _CDF_97_SCALE = 1.149604398
 
 def measure(path: str | Path) -> dict[str, float]:
     """Compute all indicators of one image file; bitrate in bits per pixel, hxw in pixels."""
-    from iqa_utils.images.decoding import decode_image  # with torch, which tables do not need
+    from iqa_utils.images.decoding import decode_image  # may load torch, which tables do not need
 
     data = Path(path).read_bytes()
     rgb = np.asarray(decode_image(data, str(path)))

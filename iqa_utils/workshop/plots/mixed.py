@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.workshop.plots.common import PALETTE, plain_name
+from iqa_utils.models.costs import SIZES
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
