@@ -35,6 +35,13 @@ def repo(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("word", ["random", "hub", "shipped"])
+def test_a_word_for_weights_is_no_path_and_a_path_is_resolved(repo, word):
+    assert runs.start_run("02_x", {**PARAMETERS, "PRETRAINED": word}).pretrained == word
+    given = runs.start_run("02_x", {**PARAMETERS, "PRETRAINED": "a/b.safetensors"}).pretrained
+    assert given == str(repo / "a/b.safetensors")
+
+
 def test_parameters_keep_their_order_and_values():
     namespace = {"__annotations__": TYPES, **PARAMETERS, "SCRATCH": 1}
     assert runs.notebook_parameters(namespace) == PARAMETERS
