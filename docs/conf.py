@@ -20,6 +20,7 @@ html_css_files = ["site.css"]
 html_js_files = ["scoreboard.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_domain_indices = False
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
