@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 project = "Five image-quality papers, number by number"
 copyright = "the iqa-utils maintainers, Apache-2.0"  # noqa: A001 - Sphinx's name
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["generated", "*.py"]
+exclude_patterns = ["_build", "generated", "*.py"]
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "autodoc"]
 
 html_theme = "furo"
@@ -20,6 +20,7 @@ html_css_files = ["site.css"]
 html_js_files = ["scoreboard.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_domain_indices = False
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils.files import atomic_write
-from iqa_utils.images.decoding import decode_image
 
 NAMES = ("brightness", "contrast", "sharpness", "bitrate")  # what dual-Xception sees
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of gamma-corrected channels
@@ -24,6 +23,8 @@ _CDF_97_SCALE = 1.149604398
 
 def measure(path: str | Path) -> dict[str, float]:
     """Compute all indicators of one image file; bitrate in bits per pixel, hxw in pixels."""
+    from iqa_utils.images.decoding import decode_image  # may load torch, which tables do not need
+
     data = Path(path).read_bytes()
     rgb = np.asarray(decode_image(data, str(path)))
     n_pixels = rgb.shape[0] * rgb.shape[1]

@@ -81,9 +81,10 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
         lines += [f"### {headline.claim}", "", headline.test(), ""]
         for one in evidence(headline, runs):
             data, value, n_runs, seen, says = _cells(one)
+            counted = f"{n_runs} run{'s' * (n_runs != '1')}"
             lines.append(
-                f"- {data}: {value}, {n_runs} run{'s' * (n_runs != '1')}; **{says}**. Such a run "
-                f"sees differences from {seen} on in four of five cases."
+                f"- {data}: {value}, {counted}; **{says}**. Such a run sees differences from "
+                f"{seen} on in four of five cases."
             )
         lines += [] if lines[-1].startswith("-") else ["No run has measured this yet."]
         lines.append("")

@@ -16,9 +16,9 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from iqa_utils.datasets import load_scores
-from iqa_utils.images.decoding import BadImageError, read_image
 from iqa_utils.workshop.plots.common import PALETTE
 
 ORDERS = {
@@ -108,10 +108,9 @@ def _draw_image(axes: Axes, row: pd.Series, second: float | None) -> None:
     title += "" if second is None else f", other run {second:.2f}"
     axes.set_title(f"{Path(row['image']).name}\n{title}", fontsize=8)
     try:
-        picture = read_image(Path(row["path"])) if row["path"] else None
-    except BadImageError:
-        picture = None
-    if picture is None:
+        with Image.open(row["path"]) as stored:
+            picture = ImageOps.exif_transpose(stored).convert("RGB")
+    except (OSError, ValueError):  # no path, no file, or no image
         axes.text(0.5, 0.5, "image not here", ha="center", transform=axes.transAxes)
         return
     picture.thumbnail((480, 480))

@@ -59,17 +59,22 @@ def _verdict(headline: Headline, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def notebook_rows(runs: Sequence[dict[str, Any]]) -> str:
-    """One row per notebook: its question, and the headline number of its published runs."""
+    """One row per notebook that answers a question of its own; the scoreboard's counts below."""
     board, rows = compare(real_results(runs)), []
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
     for stem in notebook_stems():
+        if stem == "07_scoreboard":
+            continue
         title, question = notebook_head(stem)
-        said = {"00": _audit_line, "01": _counts_line, "07": compared_by_kind}.get(stem[:2])
-        text = said(board) if said else _numbers(by_notebook.get(stem), runs)
         links = [_executed(run) for run in runs if run["stem"] == stem]
+        said = {"00": _audit_line, "01": _counts_line}.get(stem[:2])
+        text = said(board) if said else _numbers(by_notebook.get(stem), runs)
+        if stem not in by_notebook and not said and links:
+            text = "in the executed notebook"
         cells = [f"[{title}](notebooks/{stem}.ipynb)", question, text, ", ".join(links)]
         rows.append(cells)
-    return markdown(pd.DataFrame(rows, columns=["notebook", "question", "so far", "executed"]))
+    table = markdown(pd.DataFrame(rows, columns=["notebook", "question", "so far", "executed"]))
+    return f"{table}\n\n[Scoreboard](notebooks/07_scoreboard.ipynb): {compared_by_kind(board)}"
 
 
 def _audit_line(board: pd.DataFrame) -> str:

@@ -43,19 +43,20 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     folder = folder or ROOT / "runs" / "report"
     runs = find_runs() if runs is None else runs
     runs = [run for run in runs if folder not in run["folder"].parents]
-    source, partial = (folder.with_name(f".{folder.name}.{kind}") for kind in ("source", "partial"))
-    for old in (source, partial):
-        shutil.rmtree(old, ignore_errors=True)
+    source = folder.with_name(f".{folder.name}.source")
+    built = source / "_build" / "site"
+    shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
     board = compare(tables.real_results(runs))
     _write_pages(source, runs, board)
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(partial)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-d", f"{source}/_build/trees"]
+    command += ["-b", "html", str(source), str(built)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"Sphinx did not build the site: {done.stderr.strip()[-2000:]}")
-    (partial / "warnings.txt").write_text(done.stderr)
+    (built / "warnings.txt").write_text(done.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    built.rename(folder)
     shutil.rmtree(source)
     return folder / "index.html"
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
 from iqa_utils.workshop.claims import counts
 from iqa_utils.workshop.papers import papers
-from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS, set_theme
+from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS, plain_name, set_theme
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),
@@ -161,7 +161,8 @@ def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
     for k, name in enumerate(wide.columns):
         axes.scatter(np.full(len(wide), k), wide[name], s=22, color=PALETTE[k], linewidths=0)
         axes.hlines(wide[name].median(), k - 0.25, k + 0.25, color=PALETTE[k], linewidth=2.5)
-    axes.set(xticks=x, xticklabels=wide.columns, ylabel="gain, transformer / regressor output")
+    axes.set(ylabel="gain, transformer / regressor output")
+    axes.set_xticks(x, map(plain_name, wide.columns), rotation=20, ha="right")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", visible=False)
     axes.set_title("Does every image of a set get the same gain?")
@@ -180,7 +181,8 @@ def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
     axes.vlines(medians, y - 0.3, y + 0.3, **line)
     diamond = {"color": "0.15", "markersize": 6, "fillstyle": "none", "linestyle": "none"}
     axes.plot(printed[names], y, "D", label="printed", **diamond)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="SRCC")
+    axes.set_yticks(range(len(names)), map(plain_name, names))
+    axes.set_xlabel("SRCC")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.legend(loc="lower left", fontsize=8)
     axes.set_title("How far do splits scatter around the printed medians?")
