@@ -14,20 +14,22 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pooch
 
-from iqa_utils.datasets import DATASETS
+from iqa_utils.datasets import DATASETS, DEMO_MARKER
 from iqa_utils.files import hash_file, lock
 from iqa_utils.images.decode_once import listed
+from iqa_utils.workshop.checkout import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
 _ALWAYS_ALLOWED = 100 * 2**20  # bytes
 BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
-BIQ2021_CUT = Path(__file__).resolve().parents[2] / "data" / "splits" / "biq2021-mini.csv"
+BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
+NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
 
 
@@ -46,6 +48,17 @@ class Source:
     target: str | None = None
     strip: str = ""
     sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the file that is fetched."""
+        return self.target or Path(urlsplit(self.url).path).name
+
+    def on(self, mirror: str) -> "Source":
+        """Take the file of the same name from another server."""
+        if urlsplit(mirror).scheme not in ("http", "https"):
+            raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
+        return replace(self, url=f"{mirror.rstrip('/')}/{self.name}")
 
 
 SOURCES: dict[str, tuple[Source, ...]] = {
@@ -81,7 +94,9 @@ class ArchiveError(ValueError):
     """An archive that is broken or not safe to unpack; the message names the entry."""
 
 
-def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print) -> bool:
+def download(
+    name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
+) -> bool:
     """Bring a data set into its official layout, or say how the user can.
 
     What was fetched and unpacked before is not fetched again.
@@ -89,6 +104,7 @@ def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print
     Args:
         name: One of :data:`~iqa_utils.datasets.DATASETS`.
         root: Folder of this data set; made if it is missing.
+        mirror: Address of a folder with files of the same names, in place of the official server.
         tell: Receives each line meant for the user.
 
     Returns:
@@ -111,12 +127,12 @@ def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print
             f"and the images in {folders}; then: iqa data check {name} {root}"
         )
         return False
-    work = root / ".downloads"
+    work = root / NOTES
     with lock(work / "lock"):
         for stray in work.glob("tmp*"):  # pooch's, of a process that was killed
             stray.unlink()
         for source in SOURCES[name]:
-            file_name = source.target or Path(urlsplit(source.url).path).name
+            source, file_name = source.on(mirror) if mirror else source, source.name
             done = work / f"{file_name}.done"
             if source.target:
                 fetch(source, root / file_name)
@@ -134,7 +150,7 @@ def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print
 
 
 def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4) -> Path:
-    """Download one file whole or not at all, unless it is there."""
+    """Download one file whole or not at all, unless it is there; a web page is not kept."""
     if path.exists():
         if source.sha256 not in (None, hash_file(path)):
             raise ValueError(f"{path}: there is another file of this name; move it away")
@@ -148,7 +164,15 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
     )
     bar = sys.stderr.isatty()
     client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
-    return Path(shop.fetch(path.name, downloader=client))
+
+    def get(url: str, file: str, shop: pooch.Pooch) -> None:
+        client(url, file, shop)
+        with Path(file).open("rb") as opened:
+            start = opened.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            raise OSError(f"{url} answered with a web page, perhaps a log-in; fetch it by hand")
+
+    return Path(shop.fetch(path.name, downloader=get))
 
 
 def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
@@ -170,7 +194,7 @@ def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = _checked_entries(opened, archive, strip)
-            work = root / ".downloads" / f"{archive.name}.unpacked"
+            work = root / NOTES / f"{archive.name}.unpacked"
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
             for target, info in entries.items():
                 (work / target).parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +235,8 @@ def _checked_entries(
         target = PurePosixPath(info.filename.removeprefix(strip))
         if target in entries:
             raise ArchiveError(f"{where} is there twice")
+        if target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER:
+            raise ArchiveError(f"{where} has a name that this program gives its own notes")
         entries[target] = info
     total = sum(info.file_size for info in entries.values())
     most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
