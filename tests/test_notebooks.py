@@ -73,6 +73,17 @@ def test_unknown_names_and_wrong_types_are_all_listed_before_anything_starts(rep
     assert not (repository / "runs").exists()
 
 
+def test_a_profile_comes_with_its_values_and_a_named_run_is_not_published(repository):
+    with pytest.raises(ValueError, match="a profile brings its values with it; use --prof"):
+        notebooks.run_notebook("90", parameters={"PROFILE": "paper"})
+    with pytest.raises(ValueError, match="RUN_NAME is 'two', and published figures are those"):
+        notebooks.run_notebooks(["90"], parameters={"RUN_NAME": "two"}, publish_results=True)
+    (repository / "notebooks/params/90_small.paper.yaml").write_text("# all to come\n")
+    with pytest.raises(ValueError, match=r"90_small\.paper\.yaml: expected names and values"):
+        notebooks.run_notebook("90", profile="paper")
+    assert not (repository / "runs").exists()
+
+
 def test_a_run_leaves_its_executed_notebook_with_coalesced_output(repository):
     folder = notebooks.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
     executed = nbformat.read(folder / "90_small.ipynb", as_version=4)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(os.environ.get("IQA_ROOT") or Path(__file__).resolve().parents[2]).resolve()
+IS_CHECKOUT = (ROOT / "notebooks").is_dir()
 VARIABLES = {
     "IQA_ROOT": "the clone to work in, where the package is installed elsewhere",
     "IQA_TEST_DATA": "folder of real data sets for the tests",
@@ -16,7 +17,7 @@ class NoCheckoutError(RuntimeError):
 
 def need_checkout() -> Path:
     """Return the repository's folder, or say that there is none."""
-    if not (ROOT / "notebooks").is_dir():
+    if not IS_CHECKOUT:
         raise NoCheckoutError(
             f"this needs a clone of the repository and {ROOT} is none: work inside one, or name it "
             "with IQA_ROOT"

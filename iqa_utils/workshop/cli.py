@@ -1,7 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``plan``, ``report``, ``score``, ``label``.
-
-Each command calls one function of the package; modules are imported when a command needs them.
-"""
+"""The ``iqa`` command: each command calls one function of the package, imported when needed."""
 
 from __future__ import annotations
 
@@ -11,14 +8,46 @@ from typing import Annotated
 
 import typer
 
+from iqa_utils.workshop.checkout import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
+
+VARIABLES_TOLD = [f"{name}: {meaning}" for name, meaning in VARIABLES.items()]
+HUB_TOLD = "HF_ENDPOINT: another server for weights from the hub"
 app = typer.Typer(
     help="Re-run five papers on no-reference image quality assessment.",
+    epilog="Variables. " + "; ".join([*VARIABLES_TOLD, HUB_TOLD]) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-data_app = typer.Typer(help="List, check, download and cut data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="List, check, split, download and cut data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+DataRoot = Annotated[Path, typer.Option(help="Folder with one folder per data set.")]
+DATA_ROOT = (ROOT if IS_CHECKOUT else Path()) / "data"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from iqa_utils import __version__
+
+        print(f"iqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command(name="list")
+def list_all(data_root: DataRoot = DATA_ROOT) -> None:
+    """Show the notebooks with their profiles and runs, and which data and weights are here."""
+    need_checkout()
+    from iqa_utils.workshop import overview
+
+    print("\n".join(overview.lines(data_root)))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -34,6 +63,7 @@ def run(
     publish: Annotated[bool, typer.Option(help="Copy real results to figures/.")] = False,
 ) -> None:
     """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
+    need_checkout()
     from iqa_utils.workshop import notebooks
 
     stems, parameters = _split_parameters(arguments)
@@ -63,6 +93,7 @@ def rehearse(
     publish: Annotated[bool, typer.Option(help="Copy the times to figures/true_size/.")] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    need_checkout()
     if true_size:
         from iqa_utils.workshop import true_size as timed
 
@@ -83,6 +114,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")] = False,
 ) -> None:
     """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
+    need_checkout()
     from json import dumps
 
     from iqa_utils.workshop.notebooks import notebook_stems
@@ -170,9 +202,9 @@ def demo(
     scale: Annotated[float, typer.Option(help="1 is small; 64 has the official sizes.")] = 1.0,
 ) -> None:
     """Make the demo data, run every notebook on it and build the report."""
+    need_checkout()
     from iqa_utils.workshop import notebooks, report
     from iqa_utils.workshop.demo import DEMO_ROOT, make_demo
-    from iqa_utils.workshop.runs import ROOT
 
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
@@ -186,11 +218,30 @@ def demo(
 
 
 @data_app.command(name="list")
-def data_list() -> None:
-    """Show what each data set is, its terms and where it comes from."""
-    from iqa_utils.datasets import DATASETS, describe
+def data_list(data_root: DataRoot = DATA_ROOT) -> None:
+    """Show what each data set is, its terms, and whether it is here or where it comes from."""
+    from iqa_utils.workshop import overview
 
-    print("\n\n".join(describe(name) for name in DATASETS))
+    print("\n\n".join(overview.catalogue(data_root)))
+
+
+@data_app.command(name="splits")
+def data_splits(
+    name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
+    data_root: DataRoot = DATA_ROOT,
+    seed: Annotated[int, typer.Option(min=0, help="Where there is no official split.")] = 0,
+    csv: Annotated[bool, typer.Option("--csv", help="Print image,split as CSV.")] = False,
+) -> None:
+    """Show the split of a data set: the official one, or 60/20/20 by reference image."""
+    from iqa_utils import datasets, splits
+    from iqa_utils.workshop.tables import write_csv
+
+    frame = datasets.load_scores(name, data_root / name)
+    split = splits.official_or_content_split(frame, seed=seed)
+    if csv:
+        write_csv(frame[["image"]].assign(split=split), sys.stdout)
+    else:
+        print(", ".join(f"{(split == word).sum()} {word}" for word in datasets.SPLITS))
 
 
 @data_app.command(name="check")
@@ -211,11 +262,14 @@ def data_check(
 def data_download(
     name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
     root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
+    mirror: Annotated[
+        str, typer.Option(help="Address of a folder with the same files, where a server is gone.")
+    ] = "",
 ) -> None:
     """Fetch an openly served data set, or say what you must do to get it."""
     from iqa_utils.workshop.downloads import download
 
-    if not download(name, root):
+    if not download(name, root, mirror=mirror):
         raise typer.Exit(1)
 
 
@@ -228,6 +282,7 @@ def data_cut(
     ] = None,
 ) -> None:
     """Cut out the 2,000 images that our real results are shown on."""
+    need_checkout()
     from iqa_utils.workshop.downloads import cut_biq2021
 
     if name != "biq2021":
@@ -242,6 +297,7 @@ def write_report(
     readme: Annotated[bool, typer.Option(help="Update the README's result tables.")] = False,
 ) -> None:
     """Turn the runs into one offline HTML site."""
+    need_checkout()
     from iqa_utils.workshop import report
     from iqa_utils.workshop.readme import update_readme
 
@@ -273,14 +329,29 @@ def score(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A model.safetensors of a run.")],
+    out: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
+) -> None:
+    """Write a model as ONNX; the file is kept where it gives the same scores."""
+    from iqa_utils.workshop.export import export_onnx
+
+    print(f"{out}: scores equal within {export_onnx(model, out):.2g}")
+
+
 def main() -> None:
-    """Run the command line; an expected error is one line on stderr and exit code 1."""
+    """Run the command line; an expected error is one line on stderr: 2 without a clone, else 1."""
     try:
         app()
+    except ImportError as error:
+        extras = "pip install iqa-utils[notebooks], or [batch], [onnx], [dev]"
+        print(f"iqa: {error}; an extra may bring it: {extras}", file=sys.stderr)
+        raise SystemExit(1) from error
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"iqa: {text}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(2 if isinstance(error, NoCheckoutError) else 1) from error
 
 
 if __name__ == "__main__":
