@@ -1,6 +1,9 @@
 """What is installed: the small core stands alone, and the extras add the rest."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -86,3 +90,76 @@ def test_an_extra_lists_its_packages_once_and_in_order(name):
     names = [name_of(line) for line in EXTRAS[name]]
     assert names == sorted(set(names))
     assert not set(names) & {name_of(line) for line in PROJECT["dependencies"]}
+
+
+PROGRAM = """#!/bin/sh
+echo "$*" >> uv.log
+case "$*" in *--torch-backend*) exit {status};; esac
+"""
+
+
+def set_up(folder, *, status, **environment):
+    """Run setup.sh with programs that only note their arguments; return what it said and noted."""
+    for name in ("setup.sh", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text("#!/bin/sh\n")
+    (programs / "uv").write_text(PROGRAM.format(status=status))
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    command = ["sh", folder / "setup.sh"]
+    options = {"env": os.environ | environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=True, **options)
+    return done.stdout, (folder / "uv.log").read_text().splitlines()
+
+
+def test_the_cpu_route_leaves_out_cuda_and_checks_all_but_torch_by_hash(tmp_path):
+    _, [torch, others, ours] = set_up(tmp_path, status=0, TORCH="cpu")
+    lock = (ROOT / "requirements.lock").read_text()
+    versions = re.findall(r"^(?:torch|torchvision)==\S+", lock, re.MULTILINE)
+    assert torch.endswith(f"--no-deps --torch-backend cpu {' '.join(versions)}")
+    assert others.endswith("--no-deps --require-hashes -r .venv/cpu.lock")
+    assert ours.endswith("--no-deps --editable .")
+    entries = [set(re.split(r"\n(?=\S)", text)) for text in (lock, cpu_lock(tmp_path))]
+    left_out = {entry.partition("==")[0] for entry in entries[0] - entries[1]}
+    assert left_out > {"torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit"}
+    assert not left_out & {"open-clip-torch", "timm", "numpy"}
+    assert all("--hash=sha256:" in entry for entry in entries[1])
+
+
+def cpu_lock(folder):
+    return (folder / ".venv" / "cpu.lock").read_text()
+
+
+def test_where_there_is_no_cpu_build_one_line_says_so_and_the_ordinary_one_comes(tmp_path):
+    said, [_, all_of_it, _] = set_up(tmp_path, status=1, TORCH="cpu")
+    assert "no CPU build of torch within reach; the ordinary one is installed\n" in said
+    assert all_of_it.endswith("--require-hashes -r requirements.lock")
+
+
+def test_without_a_wish_the_ordinary_build_comes_by_hash(tmp_path):
+    said, [all_of_it, _] = set_up(tmp_path, status=1, TORCH="")
+    assert said == "setup: .venv is ready\n"
+    assert all_of_it.endswith("--require-hashes -r requirements.lock")
+    for gate in (".ci/run", ".github/workflows/ci.yml"):
+        assert "TORCH" not in (ROOT / gate).read_text()
+
+
+def test_the_conda_environment_for_the_cpu_is_the_other_with_one_build():
+    whole, cpu = (
+        yaml.safe_load((ROOT / name).read_text())
+        for name in ("environment.yml", "environment-cpu.yml")
+    )
+    both = [one for one in cpu["dependencies"] if one not in ("pytorch-cpu", "torchvision")]
+    assert both == whole["dependencies"]
+    assert len(cpu["dependencies"]) == len(both) + 2
+
+
+def test_the_containers_run_the_same_commands():
+    docker = (ROOT / "Dockerfile").read_text()
+    assert 'CMD ["make", "demo"]' in docker
+    told = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = re.findall(r"(?:RUN|run iqa|^) ?make (\w+)", docker + told["postCreateCommand"])
+    assert {"setup", "test"} <= set(commands) <= set(targets)

@@ -148,7 +148,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     frozen, side, released = values["FROZEN_TRUNK"], values["SIZE"], values["MIXING"] == "released"
 
     def build(names: list[str], variant: str, n_layers: int) -> nn.Module:
-        options = {"backbone": values["BACKBONE"], "channels": values["CHANNELS"]}
+        options = {"backbone": values["BACKBONE"], "channels": values["CHANNELS"] or None}
         model = MonotonicIQA(names, variant=variant, n_layers=n_layers, **options)
         if frozen:
             model.trunk = torch.nn.Identity()
