@@ -17,7 +17,7 @@ help:
 	@echo "make test    run all tests: the package, and every notebook under nbval"
 	@echo "make check   run the fast tests: no notebook, no server, no long run"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
-	@echo "make lab     open JupyterLab on the README, from which all is linked"
+	@echo "make lab     open JupyterLab on an index of the notebooks"
 	@echo "make hooks   let git check commits and drop what JupyterLab writes into notebooks"
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive implementation"
@@ -43,7 +43,9 @@ rehearse: $(READY)
 	@$(BIN)/iqa rehearse $(STEMS)
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url="/lab/tree/README.md?factory=Markdown%20Preview"
+	@$(BIN)/python -c "from iqa_utils.workshop.overview import write_index; write_index()"
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/index.ipynb \
+		--LabApp.app_settings_dir=$(CURDIR)/.jupyter
 
 hooks: $(READY)
 	@$(BIN)/pre-commit install

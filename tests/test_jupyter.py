@@ -14,6 +14,8 @@ import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from iqa_utils.workshop import overview
+
 ROOT = Path(__file__).resolve().parents[1]
 STEM = "07_scoreboard"  # nbval runs the others
 TOKEN = "token-of-this-test"
@@ -124,3 +126,21 @@ def test_opening_running_and_saving_leaves_git_clean(path, tmp_path):
         command, shell=True, cwd=ROOT, input=saved, capture_output=True, check=True
     )
     assert done.stdout == path.read_bytes()
+
+
+def test_the_index_that_the_laboratory_opens_leads_to_every_notebook_and_the_readme():
+    page = overview.write_index()
+    [cell] = nbformat.read(page, as_version=4).cells
+    links = re.findall(r"\]\(([^)]+)\)", cell.source)
+    assert len(links) == 1 + len(list((ROOT / "notebooks").glob("*.ipynb")))
+    assert all((page.parent / link).is_file() for link in links)
+    assert cell.source.count("?") >= 7  # their questions
+    told = subprocess.run(
+        ["make", "--dry-run", "-o", ".venv/.ready", "lab"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"default_url=/lab/tree/{page.relative_to(ROOT)}" in told
+    assert "root_dir=." in told

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
-from iqa_utils.files import read_mapping
+from iqa_utils.files import atomic_write, read_mapping
 from iqa_utils.workshop.checkout import ROOT
 from iqa_utils.workshop.downloads import SOURCES
 
@@ -46,6 +46,29 @@ def is_here(name: str, data_root: Path) -> bool:
         return bool(locate(name, data_root / name))
     except FileNotFoundError:
         return False
+
+
+def write_index() -> Path:
+    """Write ``runs/index.ipynb``, the page that ``make lab`` opens: every notebook by its question.
+
+    Its links lead on inside JupyterLab, as those of a Markdown file in the editor would not.
+    """
+    import nbformat
+
+    from iqa_utils.workshop.notebooks import find_notebook, notebook_stems
+
+    told = ["# Notebooks", "What this repository is: [README](../README.md)."]
+    for stem in notebook_stems():
+        first = nbformat.read(find_notebook(stem), as_version=4).cells[0].source
+        title, *lines = first.splitlines()
+        question = " ".join(line[2:] for line in lines if line.startswith("> "))
+        told.append(f"**[{title[2:]}](../notebooks/{stem}.ipynb)**  \n{question}")
+    cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    with atomic_write(ROOT / "runs" / "index.ipynb") as file:
+        nbformat.write(notebook, file)
+    return ROOT / "runs" / "index.ipynb"
 
 
 def _notebook_lines() -> list[str]:
