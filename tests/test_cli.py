@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from iqa_utils import __version__
+from iqa_utils.models.imqnet import IMQNet
+from iqa_utils.training.checkpoints import save_model
 from iqa_utils.workshop import cli, overview, runs
 from iqa_utils.workshop.tables import read_csv, write_csv
 
@@ -141,3 +145,19 @@ def test_a_cell_that_a_spreadsheet_would_run_is_text_and_comes_back_as_it_was(tm
     assert raw["score"].tolist() == frame["score"].tolist()
     assert raw["image"].tolist()[-2:] == ["'it", "a=b.png"]
     pd.testing.assert_frame_equal(read_csv(tmp_path / "scores.csv"), frame)
+
+
+def test_a_picture_named_like_a_formula_is_text_in_the_scores(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = IMQNet(width=0.125, high_level_side=48, mos_mean=50.0, mos_std=10.0)
+    pixels = {"size": [64, 64], "fit": "squash", "resampler": "bilinear"}
+    told = {"preprocessing": pixels | {"mean": [0.5] * 3, "std": [0.5] * 3}, "metrics": {}}
+    told |= {"training_data": {"dataset": "x", "demo": True}, "scores_seen": "x"}
+    save_model(tmp_path / "m.safetensors", model, told)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (70, 70)).save("=cmd.png")
+    words = ["score", "=cmd.png", "--checkpoint", "m.safetensors", "--out", "scores"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.exception
+    assert "'=cmd.png" in Path("scores.csv").read_text()
+    assert read_csv("scores.csv")["image"].tolist() == ["=cmd.png"]

@@ -35,19 +35,12 @@ _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
 
 @dataclass(frozen=True)
 class Source:
-    """One file that a data set is served as.
-
-    Attributes:
-        url: Where it is served.
-        target: Its name under the data set's folder, or None for an archive to be unpacked there.
-        strip: Folder inside an archive that holds everything, cut from its names.
-        sha256: Hash, where it is known.
-    """
+    """One file that a data set is served as."""
 
     url: str
-    target: str | None = None
-    strip: str = ""
-    sha256: str | None = None
+    target: str | None = None  # name in the data set's folder; None: an archive to unpack there
+    strip: str = ""  # folder inside an archive that holds everything, cut from its names
+    sha256: str | None = None  # where it is known
 
     @property
     def name(self) -> str:
@@ -99,21 +92,11 @@ def download(
 ) -> bool:
     """Bring a data set into its official layout, or say how the user can.
 
-    What was fetched and unpacked before is not fetched again.
-
-    Args:
-        name: One of :data:`~iqa_utils.datasets.DATASETS`.
-        root: Folder of this data set; made if it is missing.
-        mirror: Address of a folder with files of the same names, in place of the official server.
-        tell: Receives each line meant for the user.
+    What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
+    with files of the same names, in place of the official server.
 
     Returns:
         Whether the data set was fetched; False if the user has to act.
-
-    Raises:
-        KeyError: If there is no such data set.
-        OSError: If a server does not deliver.
-        ValueError: If a file is not what it should be, or an archive is not safe to unpack.
     """
     if name not in DATASETS:
         raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
@@ -176,20 +159,9 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
 
 
 def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
-    """Unpack a zip archive into a folder.
+    """Unpack a zip archive into a folder, all of it or nothing; returns the number of files.
 
-    Args:
-        archive: The zip file.
-        root: Folder that receives the files; made if it is missing.
-        strip: Leading folder that is cut from every name; entries outside of it are refused.
-
-    Returns:
-        Files unpacked.
-
-    Raises:
-        ArchiveError: If the archive is damaged or encrypted, or an entry has an absolute path, a
-            `..`, a link, a device, a name twice, or if it expands beyond reason.
-        FileExistsError: If another file of that name is there already.
+    Entries outside of ``strip`` are refused, as is another file of the same name in the folder.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -249,19 +221,15 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     """Cut the 2,000 images that our real results are shown on out of the full BIQ2021.
 
     Scores are taken from the official files, line by line, so that the cut is the same for all.
+    Images are hard links where the file system can, copies otherwise.
 
     Args:
         root: Folder of the full BIQ2021, with its two score files and `Images`.
-        out: Folder of the small set; made if it is missing. Images are hard links where the file
-            system can, copies otherwise.
+        out: Folder of the small set.
         names: Table with the columns `image` and `part`.
 
     Returns:
         Number of training and of test images.
-
-    Raises:
-        FileNotFoundError: If a score file or the folder of images is missing; names them.
-        ValueError: If `out` is `root`, or images are missing from the full set; names them.
     """
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():

@@ -44,13 +44,9 @@ def find_notebook(stem: str) -> Path:
 
 
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
-    """Read the parameter values of a profile.
+    """Read the parameter values of a profile; one that the notebook does not have is refused.
 
     ``demo`` is what the notebook declares, ``rehearsal`` its ``paper`` values under the overlay.
-
-    Raises:
-        FileNotFoundError: If the notebook has no such profile; names those it has.
-        ValueError: If its file is empty or holds something other than names and values.
     """
     path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
     if path.is_file():
@@ -127,7 +123,7 @@ def run_notebook(
     parameters: Mapping[str, Any] | None = None,
     publish_results: bool = False,
 ) -> Path:
-    """Run one notebook of one profile from top to bottom.
+    """Run one notebook of one profile from top to bottom; returns the finished run's folder.
 
     Args:
         stem: Notebook, by name or number.
@@ -135,15 +131,11 @@ def run_notebook(
         parameters: Values that override the profile's.
         publish_results: Copy figures and metrics to ``figures/`` afterwards (real data only).
 
-    Returns:
-        The finished run's folder, which holds the executed notebook too.
-
     Raises:
         ValueError: If parameters, data, weights or disk would not do; nothing has been started.
         RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
     """
-    notebook = find_notebook(stem)
-    stem = notebook.stem
+    stem = (notebook := find_notebook(stem)).stem
     values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
     _check_needs(stem, {**default_parameters(notebook), **values})
     folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))

@@ -24,6 +24,7 @@ from iqa_utils.files import atomic_write
 from iqa_utils.images.decoding import find_images, read_image
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
+from iqa_utils.workshop.tables import write_csv
 
 THUMBNAIL = 220  # px, longest side
 
@@ -169,7 +170,7 @@ def score_to_files(
     scores = score_images(paths, checkpoint, partial=partial, **options)
     scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     with atomic_write(table) as temporary:
-        scores.to_csv(temporary, index=False)
+        write_csv(scores, temporary)
     write_contact_sheet(scores, Path(f"{out}.html"), note=note)
     partial.unlink()
     return scores, note
