@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from iqa_utils.files import read_mapping
 from iqa_utils.workshop.parameters import wrong_types
-from iqa_utils.workshop.runs import ROOT, publish, resolve, run_dir
+from iqa_utils.workshop.publishing import publish
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -49,12 +50,12 @@ def read_profile(stem: str, profile: str) -> dict[str, Any]:
     ``demo`` is what the notebook declares, ``rehearsal`` its ``paper`` values under the overlay.
     """
     path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
+    if profile == "rehearsal" and stem in (overlay := read_overlay()):
+        return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     if path.is_file():
         return read_mapping(path)
     if profile == "demo":
         return {}
-    if profile == "rehearsal" and stem in (overlay := read_overlay()):
-        return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     raise FileNotFoundError(
         f"{stem} has no profile {profile!r}; it has {', '.join(profiles_of(stem))}"
     )
@@ -67,9 +68,13 @@ def profiles_of(stem: str) -> list[str]:
 
 
 def read_overlay() -> dict[str, dict[str, Any]]:
-    """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; empty without a file."""
-    path = NOTEBOOKS / "params" / "rehearsal.yaml"
-    return read_mapping(path) if path.is_file() else {}
+    """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; a stem may have a file."""
+    folder = NOTEBOOKS / "params"
+    path = folder / "rehearsal.yaml"
+    overlay = read_mapping(path) if path.is_file() else {}
+    for path in sorted(folder.glob("*.rehearsal.yaml")):
+        overlay[path.name.split(".")[0]] = read_mapping(path)
+    return overlay
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
