@@ -6,7 +6,7 @@ import pytest
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.files import read_mapping
-from iqa_utils.workshop import compare_runs, notebooks, runs, sweeps
+from iqa_utils.workshop import compare_runs, notebooks, report, runs, sweeps
 
 TORN = {
     "empty": ("", "found nothing"),
@@ -78,6 +78,19 @@ def test_one_broken_run_is_left_out_by_name_and_the_others_are_read(tmp_path):
     assert len(told) == 2
     assert "01_y" in str(told[0].message)
     assert "02_z" in str(told[1].message)
+
+
+def test_the_report_goes_on_past_a_broken_run_and_lists_it(tmp_path, monkeypatch, capsys):
+    whole = {"stem": "00_x", "profile": "demo", "parameters": {}, "results": []}
+    write(tmp_path / "runs" / "demo" / "00_x" / "metrics.json", json.dumps(whole))
+    write(tmp_path / "figures" / "01_y" / "paper" / "metrics.json", "")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    found, broken = report.read_runs()
+    assert [run["stem"] for run in found] == ["00_x"]
+    assert len(broken) == 1
+    assert broken[0].startswith("- a run is left out: ")
+    assert "01_y/paper/metrics.json: expected JSON with names and values" in broken[0]
+    assert capsys.readouterr().err.strip() == broken[0]
 
 
 def test_compared_runs_that_are_broken_are_named(tmp_path):
