@@ -55,6 +55,7 @@ def test_without_a_clone_one_sentence_says_what_is_needed(elsewhere, command):
     assert sorted(elsewhere.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_clone_named_by_the_variable_serves_a_package_that_is_elsewhere(elsewhere):
     named = {"PYTHONPATH": str(elsewhere), "IQA_ROOT": str(ROOT)}
     done = iqa("list", **named)

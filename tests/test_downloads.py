@@ -157,6 +157,7 @@ def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(server, tmp_path, 
     assert server.n_requests == 2
 
 
+@pytest.mark.slow
 def test_a_killed_download_starts_over_and_its_remains_go(server, tmp_path, monkeypatch):
     body = zipped([("dmos.csv", "a,b\n")])
     server.behaviours = [serve(body, cut=100, stall=server.release), serve(body)]
@@ -225,6 +226,7 @@ def test_a_mirror_of_the_user_serves_files_of_the_same_names(server, tmp_path, m
         download("kadid10k", tmp_path / "b", mirror="/mnt/sets", tell=lambda _: None)
 
 
+@pytest.mark.slow
 def test_the_hub_of_weights_is_the_one_that_the_user_named(server, tmp_path):
     server.behaviours = [fail(404)]
     code = (

@@ -30,6 +30,7 @@ def save(folder, seed):
     return save_model(folder / f"{seed}.safetensors", network, told)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_exported_file_scores_as_its_model_does_and_another_is_not_kept(tmp_path, monkeypatch):
     model, out = save(tmp_path, seed=0), tmp_path / "m.onnx"

@@ -62,6 +62,7 @@ def closure(names):
     return found
 
 
+@pytest.mark.slow
 def test_the_core_imports_and_scores_without_the_extras(tmp_path):
     core = closure({name_of(line) for line in PROJECT["dependencies"]})
     extra = {name_of(line) for lines in EXTRAS.values() for line in lines} - core

@@ -326,7 +326,7 @@ def main() -> None:
     """Run the command line; an expected error is one line on stderr: 2 without a clone, else 1."""
     try:
         app()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         extras = "pip install iqa-utils[notebooks], or [batch], [onnx], [dev]"
         print(f"iqa: {error}; an extra may bring it: {extras}", file=sys.stderr)
         raise SystemExit(1) from error
