@@ -37,7 +37,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest
 
 check: $(READY)
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not system" tests
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not system" --ignore tests/golden tests
 
 rehearse: $(READY)
 	@$(BIN)/iqa rehearse $(STEMS)

@@ -29,6 +29,14 @@ def real_weights() -> Path:
     return _shared("weights")
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what ``slow.txt`` names: tests that took more than two seconds of CPU when measured."""
+    slow = set((ROOT / "tests" / "slow.txt").read_text().split())
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 class KernelElsewhere(nbval.plugin.RunningKernel):
     """nbval's kernel in a folder that is not the notebook's: no path may depend on it."""
 
