@@ -81,6 +81,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind, reason = path.suffix[1:].upper(), " ".join(str(error).split())
         raise ValueError(f"{path}: expected {kind} with names and values: {reason}") from error
+    if content == {} and path.suffix == ".json":
+        return content
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
         found = "nothing" if not content else f"{type(content).__name__} {str(content)[:60]!r}"
         raise ValueError(f"{path}: expected names and values, found {found}")

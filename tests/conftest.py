@@ -30,10 +30,10 @@ def real_weights() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what ``slow.txt`` names: tests that took more than two seconds of CPU when measured."""
+    """Mark what ``slow.txt`` names: tests, or files of them, of more than two seconds of CPU."""
     slow = set((ROOT / "tests" / "slow.txt").read_text().split())
     for item in items:
-        if item.nodeid.partition("[")[0] in slow:
+        if {item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]} & slow:
             item.add_marker(pytest.mark.slow)
 
 

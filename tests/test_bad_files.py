@@ -43,7 +43,7 @@ def test_a_profile_that_holds_no_names_and_values_is_named(kind, tmp_path, monke
         ("", "Expecting value"),
         ('{"stem": ', "Expecting value"),
         ("[" * 100_000, "recursion"),
-        ("{}", "found nothing"),
+        ("null", "found nothing"),
     ],
 )
 def test_a_torn_json_file_is_named(content, found, tmp_path):
@@ -102,7 +102,7 @@ def test_compared_runs_that_are_broken_are_named(tmp_path):
 def test_a_torn_note_beside_synthetic_data_is_named_and_not_taken_for_real_data(tmp_path):
     write(tmp_path / "scores.csv", "image,mos\na.png,1\nb.png,2\n")
     assert not load_scores("table", tmp_path).attrs["demo"]
-    for content in ("", "{}", '{"version"', "[1]"):
+    for content in ("", "null", '{"version"', "[1]"):
         write(tmp_path / "demo.json", content)
         with pytest.raises(ValueError, match=r"demo\.json: expected .*names and values"):
             load_scores("table", tmp_path)

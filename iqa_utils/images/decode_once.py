@@ -54,13 +54,12 @@ class Fit:
                 raise ValueError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
         numbers = [] if self.size is None else np.atleast_1d(self.size).tolist()
         wanted = SIZE_NUMBERS[self.kind]
-        if len(numbers) != wanted or not all(
-            isinstance(n, int) and 0 < n <= MOST_SIDE for n in numbers
-        ):
+        if len(numbers) != wanted or not all(isinstance(n, int) and n > 0 for n in numbers):
             raise ValueError(
-                f"size: fit {self.kind!r} takes {wanted} integers from 1 to {MOST_SIDE}, "
-                f"found {self.size!r}"
+                f"size: fit {self.kind!r} takes {wanted} positive integers, found {self.size!r}"
             )
+        if max(numbers, default=0) > MOST_SIDE:
+            raise ValueError(f"size: at most {MOST_SIDE} px a side, found {self.size!r}")
         if wanted:  # Python's own integers, whatever came in
             object.__setattr__(self, "size", tuple(numbers) if wanted == 2 else numbers[0])
 
