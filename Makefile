@@ -1,19 +1,24 @@
 # Every target sets up .venv by itself when it is missing or out of date.
 # PYTHON=... chooses the interpreter (3.11 to 3.13); PROFILE=... the profile of `make batch`;
-# STEMS=... the notebooks of `make rehearse` (all); OUT=... the folder for the measurements of `make bench`.
+# STEMS=... the notebooks of `make rehearse` (all); OUT=... the folder for the measurements of `make bench`;
+# TORCH=cpu makes .venv with PyTorch's CPU build, a quarter of the size.
 
 PROFILE ?= demo
 OUT ?= runs/benchmarks
 BIN := .venv/bin
+# what JupyterLab adds to a notebook that it saves, beside outputs and counts
+WRITTEN := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
 READY := .venv/.ready
 
-.PHONY: help demo test rehearse lab report bench batch lint clean
+.PHONY: help setup demo test check rehearse lab hooks report bench batch lint clean
 
 help:
 	@echo "make demo    run every notebook on small synthetic data (minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
+	@echo "make check   run the fast tests: no notebook, no server, no long run"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
-	@echo "make lab     open JupyterLab on the notebooks"
+	@echo "make lab     open JupyterLab on an index of the notebooks"
+	@echo "make hooks   let git check commits and drop what JupyterLab writes into notebooks"
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive implementation"
 	@echo "make batch   rerun a grid with Snakemake (PROFILE=demo, biq2021, paper)"
@@ -21,7 +26,9 @@ help:
 	@echo "make clean   delete runs/, checkpoints and feature caches included"
 
 $(READY): requirements.lock pyproject.toml setup.sh
-	@sh setup.sh
+	@TORCH=$(TORCH) sh setup.sh
+
+setup: $(READY)
 
 demo: $(READY)
 	@$(BIN)/iqa demo
@@ -29,11 +36,20 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest
 
+check: $(READY)
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not system" --ignore tests/golden tests
+
 rehearse: $(READY)
 	@$(BIN)/iqa rehearse $(STEMS)
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/python -c "from iqa_utils.workshop.overview import write_index; write_index()"
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/index.ipynb \
+		--LabApp.app_settings_dir=$(CURDIR)/.jupyter
+
+hooks: $(READY)
+	@$(BIN)/pre-commit install
+	@git config filter.notebook.clean "$(BIN)/nbstripout --keep-id --extra-keys '$(WRITTEN)'"
 
 report: $(READY)
 	@$(BIN)/iqa report

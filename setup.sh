@@ -1,5 +1,6 @@
 #!/bin/sh
 # Make .venv from requirements.lock. Safe to repeat: a half-made environment is completed.
+# TORCH=cpu takes PyTorch's CPU build, whose two files are the only ones not checked by hash.
 set -eu
 cd "$(dirname "$0")"
 
@@ -14,6 +15,19 @@ find_python() {
     return 1
 }
 
+install() {
+    .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python "$@"
+}
+
+install_cpu() {  # first torch itself, which may not be within reach, then all that is not CUDA's
+    # shellcheck disable=SC2046
+    install --no-deps --torch-backend cpu $(awk '/^torch(vision)?==/ {print $1}' requirements.lock) \
+        2>/dev/null || return 1
+    others='^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)=='
+    awk -v others="$others" '/^[^ ]/ {keep = $0 !~ others} keep' requirements.lock > .venv/cpu.lock
+    install --no-deps --require-hashes -r .venv/cpu.lock
+}
+
 if [ ! -x .venv/bin/python ] || ! fits .venv/bin/python; then
     python=$(find_python) || {
         echo "setup: Python 3.11, 3.12 or 3.13 is needed, found none as ${PYTHON:-python3... on PATH};" >&2
@@ -24,18 +38,25 @@ if [ ! -x .venv/bin/python ] || ! fits .venv/bin/python; then
         echo "setup: $python lacks the venv module (Debian, Ubuntu: install python3-venv)" >&2
         exit 1
     }
+    need=8
+    if [ "${TORCH:-}" = cpu ]; then need=3; fi
     free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-    if [ "$free" -lt 8 ]; then
-        echo "setup: the environment takes about 7 GB and only $free GB are free here" >&2
+    if [ "$free" -lt "$need" ]; then
+        echo "setup: the environment needs $need GB and only $free GB are free here" >&2
         exit 1
     fi
-    echo "setup: making .venv with $("$python" --version) (about 7 GB, one to three minutes)"
+    echo "setup: making .venv with $("$python" --version) (up to $need GB, one to three minutes)"
     rm -rf .venv
     "$python" -m venv .venv
 fi
 
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
+if [ "${TORCH:-}" != cpu ] || ! install_cpu; then
+    if [ "${TORCH:-}" = cpu ]; then
+        echo "setup: no CPU build of torch within reach; the ordinary one is installed"
+    fi
+    install --require-hashes -r requirements.lock
+fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 touch .venv/.ready
 echo "setup: .venv is ready"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except Exception as error:
         raise ValueError(f"weights {path.name}: not a plain state dict: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -94,6 +96,16 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"weights {path.name}: expected parameter names and tensors only")
     return state
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read a file of ``torch.save`` without running code; PyTorch's advice to run it is dropped."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        said = re.search(r"Unsupported (?:global|class|operand)[^.\n]*", str(error))
+        found = f" ({said[0].strip()})" if said else ""
+        raise ValueError(f"it is damaged, or would run code when loaded{found}") from error
 
 
 def load_weights(

@@ -1,7 +1,9 @@
 """Shared fixtures: the real files, where this machine has them."""
 
+import tempfile
 from pathlib import Path
 
+import nbval.plugin
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +27,26 @@ def real_data() -> Path:
 def real_weights() -> Path:
     """Folder with two real pretrained state dicts; skips where it is absent."""
     return _shared("weights")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what ``slow.txt`` names: tests, or files of them, of more than two seconds of CPU."""
+    slow = set((ROOT / "tests" / "slow.txt").read_text().split())
+    for item in items:
+        if {item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]} & slow:
+            item.add_marker(pytest.mark.slow)
+
+
+class KernelElsewhere(nbval.plugin.RunningKernel):
+    """nbval's kernel in a folder that is not the notebook's: no path may depend on it."""
+
+    def __init__(self, kernel_name, cwd=None, **options):
+        super().__init__(kernel_name, cwd=tempfile.gettempdir(), **options)
+
+
+def pytest_configure(config):
+    """Let nbval start its kernels elsewhere."""
+    nbval.plugin.RunningKernel = KernelElsewhere
 
 
 def pytest_terminal_summary(terminalreporter):

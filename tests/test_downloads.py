@@ -38,6 +38,7 @@ class Server:
 
     def __init__(self):
         self.behaviours, self.n_requests, self.release = [], 0, threading.Event()
+        self.paths = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,9 +46,12 @@ class Server:
 
             def do_GET(self):
                 outer.n_requests += 1
+                outer.paths.append(self.path)
                 number = min(outer.n_requests, len(outer.behaviours)) - 1
                 self.close_connection = True
                 outer.behaviours[number](self)
+
+            do_HEAD = do_GET
 
             def log_message(self, *_):
                 pass
@@ -153,6 +157,7 @@ def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(server, tmp_path, 
     assert server.n_requests == 2
 
 
+@pytest.mark.slow
 def test_a_killed_download_starts_over_and_its_remains_go(server, tmp_path, monkeypatch):
     body = zipped([("dmos.csv", "a,b\n")])
     server.behaviours = [serve(body, cut=100, stall=server.release), serve(body)]
@@ -188,11 +193,53 @@ def test_a_plain_file_is_checked_when_it_is_there_already(server, tmp_path, monk
 
 
 def test_a_page_instead_of_an_archive_is_named_and_not_kept(server, tmp_path, monkeypatch):
-    server.behaviours = [serve(b"<html>please log in</html>")]
+    server.behaviours = [serve(b"PK or not")]
     monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url),))
     with pytest.raises(ArchiveError, match="not a zip archive"):
         download("kadid10k", tmp_path, tell=lambda _: None)
     assert not (tmp_path / ".downloads" / "set.bin").exists()
+
+
+@pytest.mark.parametrize("target", [None, "scores.csv"])
+def test_a_log_in_page_is_never_kept_as_data(server, tmp_path, monkeypatch, target):
+    server.behaviours = [serve(b"\n<!DOCTYPE html><title>please log in</title>")]
+    monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url, target=target),))
+    with pytest.raises(OSError, match=r"set\.bin answered with a web page"):
+        download("kadid10k", tmp_path, tell=lambda _: None)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+    assert server.n_requests == 1
+
+
+def test_a_mirror_of_the_user_serves_files_of_the_same_names(server, tmp_path, monkeypatch):
+    body = zipped([("kadid10k/dmos.csv", "a,b\n")])
+    server.behaviours = [serve(body), serve(BODY)]
+    digest = hashlib.sha256(body).hexdigest()
+    official = Source("https://nowhere.invalid/deep/kadid10k.zip", strip="kadid10k/", sha256=digest)
+    monkeypatch.setitem(SOURCES, "kadid10k", (official,))
+    mirror = server.url.replace("set.bin", "mirror/")
+    assert download("kadid10k", tmp_path / "a", mirror=mirror, tell=lambda _: None)
+    assert (tmp_path / "a" / "dmos.csv").read_text() == "a,b\n"
+    assert server.paths == ["/mirror/kadid10k.zip"]
+    with pytest.raises(ValueError, match="does not match the known hash"):
+        download("kadid10k", tmp_path / "b", mirror=mirror, tell=lambda _: None)
+    with pytest.raises(ValueError, match=r"expected a mirror as http\(s\)://"):
+        download("kadid10k", tmp_path / "b", mirror="/mnt/sets", tell=lambda _: None)
+
+
+@pytest.mark.slow
+def test_the_hub_of_weights_is_the_one_that_the_user_named(server, tmp_path):
+    server.behaviours = [fail(404)]
+    code = (
+        "from iqa_utils.backbones import create_backbone\n"
+        "try:\n    create_backbone('mobilenetv2_100', pretrained='hub')\n"
+        "except ConnectionError as error:\n    print(error)\n"
+    )
+    endpoint = server.url.removesuffix("/set.bin")
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "pretrained='hub' could not fetch the weights of mobilenetv2_100" in done.stdout
+    assert "/timm/mobilenetv2_100.ra_in1k/resolve/main/model.safetensors" in server.paths
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - set(SOURCES)))
@@ -236,6 +283,15 @@ def archive(tmp_path):
 )
 def test_entries_that_reach_outside_are_refused(archive, tmp_path, name, match):
     with pytest.raises(ArchiveError, match=match):
+        extract_zip(archive([("good.txt", "x"), (name, "x")]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [".downloads/set.zip.done", "demo.json", "deep/demo.json", "DEMO.JSON"]
+)
+def test_an_archive_may_not_write_this_programs_own_notes(archive, tmp_path, name):
+    with pytest.raises(ArchiveError, match="gives its own notes"):
         extract_zip(archive([("good.txt", "x"), (name, "x")]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -56,7 +56,8 @@ def _word(name: str) -> str:
 
 def broken_rules(imports: dict[str, set[str]]) -> list[str]:
     """List every import that points the wrong way, and the words that import each other."""
-    science = {k: v for k, v in imports.items() if _word(k) != "workshop"}
+    # `python -m iqa_utils` is the command line, the one door that is named in both rooms
+    science = {k: v for k, v in imports.items() if _word(k) not in ("workshop", "__main__")}
     found = [
         f"{name} imports {target}"
         for name, targets in sorted(science.items())

@@ -73,6 +73,18 @@ def test_unknown_names_and_wrong_types_are_all_listed_before_anything_starts(rep
     assert not (repository / "runs").exists()
 
 
+def test_a_profile_comes_with_its_values_and_a_named_run_is_not_published(repository):
+    with pytest.raises(ValueError, match="a profile brings its values with it; use --prof"):
+        notebooks.run_notebook("90", parameters={"PROFILE": "paper"})
+    with pytest.raises(ValueError, match="RUN_NAME is 'two', and published figures are those"):
+        notebooks.run_notebooks(["90"], parameters={"RUN_NAME": "two"}, publish_results=True)
+    (repository / "notebooks/params/90_small.paper.yaml").write_text("# all to come\n")
+    with pytest.raises(ValueError, match=r"90_small\.paper\.yaml: expected names and values"):
+        notebooks.run_notebook("90", profile="paper")
+    assert not (repository / "runs").exists()
+
+
+@pytest.mark.slow
 def test_a_run_leaves_its_executed_notebook_with_coalesced_output(repository):
     folder = notebooks.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
     executed = nbformat.read(folder / "90_small.ipynb", as_version=4)
@@ -82,6 +94,7 @@ def test_a_run_leaves_its_executed_notebook_with_coalesced_output(repository):
     assert outputs[0].text.split() == [str(i) for i in range(30)]
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_reported_and_its_notebook_kept(repository, capsys):
     failures = notebooks.run_notebooks(["90"], parameters={"RATE": 2.0})
     assert len(failures) == 1
@@ -90,6 +103,7 @@ def test_a_failed_cell_is_reported_and_its_notebook_kept(repository, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_notebook_that_never_finishes_its_run_is_a_failure(repository):
     path = notebooks.NOTEBOOKS / "90_small.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -119,6 +133,7 @@ def _lease(tmp_path, seconds, **environment):
     )
 
 
+@pytest.mark.slow
 def test_each_kernel_gets_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
     first, second = _lease(tmp_path, 60), _lease(tmp_path, 60)
     taken = {first.stdout.readline().strip(), second.stdout.readline().strip()}

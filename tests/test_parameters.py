@@ -1,8 +1,22 @@
 """Values against their declared types."""
 
+import ast
+
+import papermill
 import pytest
 
+from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.parameters import wrong_types
+
+
+@pytest.mark.parametrize("stem", notebooks.notebook_stems())
+def test_papermill_sees_every_parameter_as_it_is_declared(stem):
+    path = notebooks.find_notebook(stem)
+    seen = papermill.inspect_notebook(str(path))  # what --help-notebook prints
+    types = {name: one["inferred_type_name"] for name, one in seen.items()}
+    assert types == notebooks.declared_parameters(path)
+    defaults = {name: ast.literal_eval(one["default"]) for name, one in seen.items()}
+    assert defaults == notebooks.default_parameters(path)
 
 
 def test_right_values_are_told_nothing_and_none_is_converted():

@@ -37,7 +37,7 @@ def test_the_conda_environment_is_the_project_and_nothing_else():
     assert environment["dependencies"] == [
         f"python{PROJECT['requires-python']}",
         "pip",
-        {"pip": ["-e ."]},
+        {"pip": [f"-e .[{','.join(sorted(PROJECT['optional-dependencies']))}]"]},
     ]
 
 
@@ -54,7 +54,10 @@ def test_the_lock_pins_every_dependency_by_hash_without_addresses():
 
 
 def test_prescribed_packages_are_dependencies():
-    names = {re.match(r"[A-Za-z0-9_-]+", d)[0] for d in PROJECT["dependencies"]}
+    wanted = [*PROJECT["dependencies"]]
+    for extra in PROJECT["optional-dependencies"].values():
+        wanted += extra
+    names = {re.match(r"[A-Za-z0-9_-]+", d)[0] for d in wanted}
     assert names >= {
         "jupyterlab", "papermill", "torch", "torchvision", "timm", "open_clip_torch",
         "seaborn", "pandas", "scipy", "nbval",

@@ -155,6 +155,7 @@ def test_provenance_pins_what_was_used(repo):
 
 def test_a_run_is_current_until_a_file_that_it_imported_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "CODE", tmp_path)
     module, notebook = tmp_path / "iqa_utils/a.py", tmp_path / "notebooks/00_x.ipynb"
     for path in (module, notebook):
         path.parent.mkdir()

@@ -81,6 +81,7 @@ def house(tmp_path_factory):
     return house
 
 
+@pytest.mark.slow
 def test_a_sixth_paper_is_found_by_everything_that_lists_papers(house):
     environment = os.environ | {"PYTHONPATH": str(house), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

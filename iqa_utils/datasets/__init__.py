@@ -5,7 +5,6 @@ anything is computed. It works without the images; :func:`check_images` names al
 """
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import pandas as pd
 import yaml
 
 from iqa_utils.datasets import readers
-from iqa_utils.files import hash_file
+from iqa_utils.files import hash_file, read_mapping
 from iqa_utils.splits import SPLITS
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
@@ -92,7 +91,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         where = str(next(iter(files.values())))
     names = _checked_names(raw["image"], where)
     marker = root / DEMO_MARKER
-    synthetic = json.loads(marker.read_text()) if marker.is_file() else {}
+    synthetic = read_mapping(marker) if marker.is_file() else {}
     table = pd.DataFrame({"image": _paths_on_disk(names, root, info.folders)})
     table["mos"] = _checked_scores(raw["mos"], names, info.scale, where)
     table["mos_std"] = pd.to_numeric(raw["mos_std"]).astype(float)

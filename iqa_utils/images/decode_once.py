@@ -32,6 +32,7 @@ SIZE_NUMBERS = {
     "shrink_short_side": 1,
     "native": 0,
 }
+MOST_SIDE = 8192  # px; a file that asks for more is refused before anything is resized
 _RULES = 1  # of decoding.py: raise it when a rule changes, and every store is built anew
 _WORKERS = min(16, getattr(os, "process_cpu_count", os.cpu_count)() or 1)
 
@@ -57,6 +58,8 @@ class Fit:
             raise ValueError(
                 f"size: fit {self.kind!r} takes {wanted} positive integers, found {self.size!r}"
             )
+        if max(numbers, default=0) > MOST_SIDE:
+            raise ValueError(f"size: at most {MOST_SIDE} px a side, found {self.size!r}")
         if wanted:  # Python's own integers, whatever came in
             object.__setattr__(self, "size", tuple(numbers) if wanted == 2 else numbers[0])
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import optuna
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
@@ -255,6 +254,8 @@ def search_noise(
     """
     started = time.perf_counter()
     mos = check_scores(mos)
+    import optuna  # the core is installed without it
+
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     spread = float(mos.std())
     distances = _distances(distances, columns=len(mos), device=device, square=True)

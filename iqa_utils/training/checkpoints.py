@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from iqa_utils.backbones import weights_hash
+from iqa_utils.backbones import load_tensors, weights_hash
 from iqa_utils.models import build_model
 
 HEADER = "iqa_utils"
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path.name}: nothing at {path}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return load_tensors(path, device)
     except Exception as error:
         raise ValueError(
             f"checkpoint {path.name} is damaged or not one of ours; delete {path.parent} to start "

@@ -1,7 +1,4 @@
-"""The ``iqa`` command: ``demo``, ``data``, ``run``, ``plan``, ``report``, ``score``, ``label``.
-
-Each command calls one function of the package; modules are imported when a command needs them.
-"""
+"""The ``iqa`` command: each command calls one function of the package, imported when needed."""
 
 from __future__ import annotations
 
@@ -10,59 +7,93 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
+
+from iqa_utils.workshop.checkout import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
 
 app = typer.Typer(
     help="Re-run five papers on no-reference image quality assessment.",
+    epilog="Variables. "
+    + "".join(f"{name}: {meaning}. " for name, meaning in VARIABLES.items())
+    + "HF_ENDPOINT: another server for weights from the hub.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-data_app = typer.Typer(help="List, check, download and cut data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="List, check, split, download and cut data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+DATA_ROOT = (ROOT if IS_CHECKOUT else Path()) / "data"
+DataRoot = Annotated[Path, Option(help="Folder with one folder per data set.")]
+SetName = Annotated[str, Argument(help="One of `iqa data list`.")]
+SetFolder = Annotated[Path, Argument(help="Folder of this data set.")]
+Profile = Annotated[str, Option(help="notebooks/params/STEM.PROFILE.yaml")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from iqa_utils import __version__
+
+        print(f"iqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command(name="list")
+def list_all(data_root: DataRoot = DATA_ROOT) -> None:
+    """Show the notebooks with their profiles and runs, and which data and weights are here."""
+    need_checkout()
+    from iqa_utils.workshop import overview
+
+    print("\n".join(overview.lines(data_root)))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def run(
     arguments: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="STEM... [-p NAME VALUE]...",
             help="Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML.",
         ),
     ],
-    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "demo",
-    publish: Annotated[bool, typer.Option(help="Copy real results to figures/.")] = False,
+    profile: Profile = "demo",
+    publish: Annotated[bool, Option(help="Copy real results to figures/.")] = False,
 ) -> None:
     """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
+    need_checkout()
     from iqa_utils.workshop import notebooks
 
     stems, parameters = _split_parameters(arguments)
-    failures = notebooks.run_notebooks(
-        [] if stems == ["all"] else stems,
-        profile=profile,
-        parameters=parameters,
-        publish_results=publish,
-    )
-    if failures:
+    chosen = [] if stems == ["all"] else stems
+    options = {"profile": profile, "parameters": parameters, "publish_results": publish}
+    if notebooks.run_notebooks(chosen, **options):
         raise typer.Exit(1)
 
 
 @app.command()
 def rehearse(
     stems: Annotated[
-        list[str] | None, typer.Argument(help="Notebooks by name or number; all if none.")
+        list[str] | None, Argument(help="Notebooks by name or number; all if none.")
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Folder of real annotation files, one folder per set.")
+        Path | None, Option(help="Folder of real annotation files, one folder per set.")
     ] = None,
     true_size: Annotated[
-        bool, typer.Option("--true-size", help="Time the true networks instead, a few steps each.")
+        bool, Option("--true-size", help="Time the true networks instead, a few steps each.")
     ] = False,
-    steps: Annotated[int, typer.Option(help="Timed steps of each network at true size.")] = 20,
-    scale: Annotated[float, typer.Option(help="Below 1, shrinks batches and sides.")] = 1.0,
-    publish: Annotated[bool, typer.Option(help="Copy the times to figures/true_size/.")] = False,
+    steps: Annotated[int, Option(min=1, help="Timed steps of each network at true size.")] = 20,
+    scale: Annotated[float, Option(help="Below 1, shrinks batches and sides.")] = 1.0,
+    publish: Annotated[bool, Option(help="Copy the times to figures/true_size/.")] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
+    need_checkout()
     if true_size:
         from iqa_utils.workshop import true_size as timed
 
@@ -77,12 +108,13 @@ def rehearse(
 
 @app.command()
 def plan(
-    stems: Annotated[list[str], typer.Argument(help="Notebooks by name or number, or 'all'.")],
-    profile: Annotated[str, typer.Option(help="notebooks/params/STEM.PROFILE.yaml")] = "paper",
-    rate: Annotated[float | None, typer.Option(help="Images/s of every training.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")] = False,
+    stems: Annotated[list[str], Argument(help="Notebooks by name or number, or 'all'.")],
+    profile: Profile = "paper",
+    rate: Annotated[float | None, Option(help="Images/s of every training.")] = None,
+    json: Annotated[bool, Option("--json", help="Write JSON in place of text.")] = False,
 ) -> None:
     """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""
+    need_checkout()
     from json import dumps
 
     from iqa_utils.workshop.notebooks import notebook_stems
@@ -95,8 +127,8 @@ def plan(
 
 @app.command()
 def compare_runs(
-    a: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")],
-    b: Annotated[Path, typer.Argument(help="The same, run again.")],
+    a: Annotated[Path, Argument(help="A run, or a folder of runs.")],
+    b: Annotated[Path, Argument(help="The same, run again.")],
 ) -> None:
     """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
     from iqa_utils.workshop.compare_runs import differences
@@ -105,39 +137,28 @@ def compare_runs(
     moved = [row for row in found if row[3] > 0]
     for name, file, column, difference in moved:
         print(f"{name}: {file}, {column}: {difference:.3g}")
-    largest = max(row[3] for row in found)
-    print(
-        f"{len({row[0] for row in found})} runs compared, largest relative difference {largest:.3g}"
-    )
+    n_runs, largest = len({row[0] for row in found}), max(row[3] for row in found)
+    print(f"{n_runs} runs compared, largest relative difference {largest:.3g}")
     if moved:
         raise typer.Exit(1)
 
 
 @app.command()
 def label(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of images without scores.")],
-    teacher: Annotated[Path, typer.Option(help="Model file of any notebook.")],
-    out: Annotated[Path, typer.Option(help="Folder for the scores (parquet).")],
-    crop: Annotated[tuple[int, int], typer.Option(min=1, help="Height, width.")] = (
-        768,
-        1024,
-    ),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    part_size: Annotated[int, typer.Option(min=1, help="Images per parquet file.")] = 1024,
-    drop_bad: Annotated[bool, typer.Option(help="Note undecodable images and go on.")] = False,
+    folders: Annotated[list[Path], Argument(help="Folders of images without scores.")],
+    teacher: Annotated[Path, Option(help="Model file of any notebook.")],
+    out: Annotated[Path, Option(help="Folder for the scores (parquet).")],
+    crop: Annotated[tuple[int, int], Option(min=1, help="Height, width.")] = (768, 1024),
+    batch_size: Annotated[int, Option(min=1, help="Images per forward pass.")] = 64,
+    part_size: Annotated[int, Option(min=1, help="Images per parquet file.")] = 1024,
+    drop_bad: Annotated[bool, Option(help="Note undecodable images and go on.")] = False,
 ) -> None:
     """Score images without scores; resumes, and shares them under torchrun."""
     from iqa_utils import distill
 
-    scored, corrupt = distill.label_folders(
-        folders,
-        teacher,
-        out,
-        crop=crop,
-        batch_size=batch_size,
-        part_size=part_size,
-        on_bad_image="drop" if drop_bad else "raise",
-    )
+    sizes = {"crop": crop, "batch_size": batch_size, "part_size": part_size}
+    on_bad = "drop" if drop_bad else "raise"
+    scored, corrupt = distill.label_folders(folders, teacher, out, **sizes, on_bad_image=on_bad)
     print(f"{scored} images scored, {corrupt} corrupt -> {out}")
 
 
@@ -167,12 +188,12 @@ def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object
 
 @app.command()
 def demo(
-    scale: Annotated[float, typer.Option(help="1 is small; 64 has the official sizes.")] = 1.0,
+    scale: Annotated[float, Option(help="1 is small; 64 has the official sizes.")] = 1.0,
 ) -> None:
     """Make the demo data, run every notebook on it and build the report."""
+    need_checkout()
     from iqa_utils.workshop import notebooks, report
     from iqa_utils.workshop.demo import DEMO_ROOT, make_demo
-    from iqa_utils.workshop.runs import ROOT
 
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
@@ -186,18 +207,34 @@ def demo(
 
 
 @data_app.command(name="list")
-def data_list() -> None:
-    """Show what each data set is, its terms and where it comes from."""
-    from iqa_utils.datasets import DATASETS, describe
+def data_list(data_root: DataRoot = DATA_ROOT) -> None:
+    """Show what each data set is, its terms, and whether it is here or where it comes from."""
+    from iqa_utils.workshop import overview
 
-    print("\n\n".join(describe(name) for name in DATASETS))
+    print("\n\n".join(overview.catalogue(data_root)))
+
+
+@data_app.command(name="splits")
+def data_splits(
+    name: SetName,
+    data_root: DataRoot = DATA_ROOT,
+    seed: Annotated[int, Option(min=0, help="Where there is no official split.")] = 0,
+    csv: Annotated[bool, Option("--csv", help="Print image,split as CSV.")] = False,
+) -> None:
+    """Show the split of a data set: the official one, or 60/20/20 by reference image."""
+    from iqa_utils import datasets, splits
+    from iqa_utils.workshop.tables import write_csv
+
+    frame = datasets.load_scores(name, data_root / name)
+    split = splits.official_or_content_split(frame, seed=seed)
+    if csv:
+        write_csv(frame[["image"]].assign(split=split), sys.stdout)
+    else:
+        print(", ".join(f"{(split == word).sum()} {word}" for word in datasets.SPLITS))
 
 
 @data_app.command(name="check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
-    root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
-) -> None:
+def data_check(name: SetName, root: SetFolder) -> None:
     """Say whether a folder holds a data set whole; exit code 1 if not."""
     from iqa_utils.datasets import check_dataset, report_lines
 
@@ -209,25 +246,25 @@ def data_check(
 
 @data_app.command(name="download")
 def data_download(
-    name: Annotated[str, typer.Argument(help="One of `iqa data list`.")],
-    root: Annotated[Path, typer.Argument(help="Folder of this data set.")],
+    name: SetName,
+    root: SetFolder,
+    mirror: Annotated[str, Option(help="Folder of the same files on another server.")] = "",
 ) -> None:
     """Fetch an openly served data set, or say what you must do to get it."""
     from iqa_utils.workshop.downloads import download
 
-    if not download(name, root):
+    if not download(name, root, mirror=mirror):
         raise typer.Exit(1)
 
 
 @data_app.command(name="cut")
 def data_cut(
-    name: Annotated[str, typer.Argument(help="biq2021")],
-    root: Annotated[Path, typer.Argument(help="Folder of the full data set.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the small set; mini/NAME beside ROOT.")
-    ] = None,
+    name: Annotated[str, Argument(help="biq2021")],
+    root: Annotated[Path, Argument(help="Folder of the full data set.")],
+    out: Annotated[Path | None, Option(help="Small set's folder; mini/NAME beside ROOT.")] = None,
 ) -> None:
     """Cut out the 2,000 images that our real results are shown on."""
+    need_checkout()
     from iqa_utils.workshop.downloads import cut_biq2021
 
     if name != "biq2021":
@@ -239,9 +276,10 @@ def data_cut(
 
 @app.command(name="report")
 def write_report(
-    readme: Annotated[bool, typer.Option(help="Update the README's result tables.")] = False,
+    readme: Annotated[bool, Option(help="Update the README's result tables.")] = False,
 ) -> None:
     """Turn the runs into one offline HTML site."""
+    need_checkout()
     from iqa_utils.workshop import report
     from iqa_utils.workshop.readme import update_readme
 
@@ -283,14 +321,29 @@ def score(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    model: Annotated[Path, Argument(help="A model.safetensors of a run.")],
+    out: Annotated[Path, Argument(help="The ONNX file to write.")],
+) -> None:
+    """Write a model as ONNX; the file is kept where it gives the same scores."""
+    from iqa_utils.workshop.export import export_onnx
+
+    print(f"{out}: scores equal within {export_onnx(model, out):.2g}")
+
+
 def main() -> None:
-    """Run the command line; an expected error is one line on stderr and exit code 1."""
+    """Run the command line; an expected error is one line on stderr: 2 without a clone, else 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        extras = "pip install iqa-utils[notebooks], or [batch], [onnx], [dev]"
+        print(f"iqa: {error}; an extra may bring it: {extras}", file=sys.stderr)
+        raise SystemExit(1) from error
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"iqa: {text}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(2 if isinstance(error, NoCheckoutError) else 1) from error
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ A change of code that is meant to move nothing is checked by running notebooks b
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from iqa_utils.files import read_mapping
 
 FILES = ("metrics.json", "predictions.parquet", "history.parquet")
 TIMES = ("seconds", "images_per_second")  # columns that measure the machine
@@ -22,12 +23,10 @@ def read_tables(run: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     for name in FILES:
         if (run / name).is_file():
-            is_json = name.endswith(".json")
-            table = (
-                pd.DataFrame(json.loads((run / name).read_text())["results"])
-                if is_json
-                else pd.read_parquet(run / name)
-            )
+            if name == "metrics.json":
+                table = pd.DataFrame(read_mapping(run / name)["results"])
+            else:
+                table = pd.read_parquet(run / name)
             table = table.drop(columns=[c for c in TIMES if c in table])
             timed = table[[c for c in ("metric",) if c in table]].astype(str).agg(" ".join, axis=1)
             tables[name] = table[~timed.str.contains("second|time")].reset_index(drop=True)

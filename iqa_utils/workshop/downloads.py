@@ -14,38 +14,44 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pooch
 
-from iqa_utils.datasets import DATASETS
+from iqa_utils.datasets import DATASETS, DEMO_MARKER
 from iqa_utils.files import hash_file, lock
 from iqa_utils.images.decode_once import listed
+from iqa_utils.workshop.checkout import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
 _ALWAYS_ALLOWED = 100 * 2**20  # bytes
 BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
-BIQ2021_CUT = Path(__file__).resolve().parents[2] / "data" / "splits" / "biq2021-mini.csv"
+BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
+NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file that a data set is served as.
-
-    Attributes:
-        url: Where it is served.
-        target: Its name under the data set's folder, or None for an archive to be unpacked there.
-        strip: Folder inside an archive that holds everything, cut from its names.
-        sha256: Hash, where it is known.
-    """
+    """One file that a data set is served as."""
 
     url: str
-    target: str | None = None
-    strip: str = ""
-    sha256: str | None = None
+    target: str | None = None  # name in the data set's folder; None: an archive to unpack there
+    strip: str = ""  # folder inside an archive that holds everything, cut from its names
+    sha256: str | None = None  # where it is known
+
+    @property
+    def name(self) -> str:
+        """Name of the file that is fetched."""
+        return self.target or Path(urlsplit(self.url).path).name
+
+    def on(self, mirror: str) -> "Source":
+        """Take the file of the same name from another server."""
+        if urlsplit(mirror).scheme not in ("http", "https"):
+            raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
+        return replace(self, url=f"{mirror.rstrip('/')}/{self.name}")
 
 
 SOURCES: dict[str, tuple[Source, ...]] = {
@@ -81,23 +87,16 @@ class ArchiveError(ValueError):
     """An archive that is broken or not safe to unpack; the message names the entry."""
 
 
-def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print) -> bool:
+def download(
+    name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
+) -> bool:
     """Bring a data set into its official layout, or say how the user can.
 
-    What was fetched and unpacked before is not fetched again.
-
-    Args:
-        name: One of :data:`~iqa_utils.datasets.DATASETS`.
-        root: Folder of this data set; made if it is missing.
-        tell: Receives each line meant for the user.
+    What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
+    with files of the same names, in place of the official server.
 
     Returns:
         Whether the data set was fetched; False if the user has to act.
-
-    Raises:
-        KeyError: If there is no such data set.
-        OSError: If a server does not deliver.
-        ValueError: If a file is not what it should be, or an archive is not safe to unpack.
     """
     if name not in DATASETS:
         raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
@@ -111,12 +110,12 @@ def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print
             f"and the images in {folders}; then: iqa data check {name} {root}"
         )
         return False
-    work = root / ".downloads"
+    work = root / NOTES
     with lock(work / "lock"):
         for stray in work.glob("tmp*"):  # pooch's, of a process that was killed
             stray.unlink()
         for source in SOURCES[name]:
-            file_name = source.target or Path(urlsplit(source.url).path).name
+            source, file_name = source.on(mirror) if mirror else source, source.name
             done = work / f"{file_name}.done"
             if source.target:
                 fetch(source, root / file_name)
@@ -134,7 +133,7 @@ def download(name: str, root: str | Path, *, tell: Callable[[str], None] = print
 
 
 def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4) -> Path:
-    """Download one file whole or not at all, unless it is there."""
+    """Download one file whole or not at all, unless it is there; a web page is not kept."""
     if path.exists():
         if source.sha256 not in (None, hash_file(path)):
             raise ValueError(f"{path}: there is another file of this name; move it away")
@@ -148,29 +147,26 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
     )
     bar = sys.stderr.isatty()
     client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
-    return Path(shop.fetch(path.name, downloader=client))
+
+    def get(url: str, file: str, shop: pooch.Pooch) -> None:
+        client(url, file, shop)
+        with Path(file).open("rb") as opened:
+            start = opened.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            raise OSError(f"{url} answered with a web page, perhaps a log-in; fetch it by hand")
+
+    return Path(shop.fetch(path.name, downloader=get))
 
 
 def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
-    """Unpack a zip archive into a folder.
+    """Unpack a zip archive into a folder, all of it or nothing; returns the number of files.
 
-    Args:
-        archive: The zip file.
-        root: Folder that receives the files; made if it is missing.
-        strip: Leading folder that is cut from every name; entries outside of it are refused.
-
-    Returns:
-        Files unpacked.
-
-    Raises:
-        ArchiveError: If the archive is damaged or encrypted, or an entry has an absolute path, a
-            `..`, a link, a device, a name twice, or if it expands beyond reason.
-        FileExistsError: If another file of that name is there already.
+    Entries outside of ``strip`` are refused, as is another file of the same name in the folder.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = _checked_entries(opened, archive, strip)
-            work = root / ".downloads" / f"{archive.name}.unpacked"
+            work = root / NOTES / f"{archive.name}.unpacked"
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
             for target, info in entries.items():
                 (work / target).parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +207,8 @@ def _checked_entries(
         target = PurePosixPath(info.filename.removeprefix(strip))
         if target in entries:
             raise ArchiveError(f"{where} is there twice")
+        if target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER:
+            raise ArchiveError(f"{where} has a name that this program gives its own notes")
         entries[target] = info
     total = sum(info.file_size for info in entries.values())
     most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
@@ -223,19 +221,15 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     """Cut the 2,000 images that our real results are shown on out of the full BIQ2021.
 
     Scores are taken from the official files, line by line, so that the cut is the same for all.
+    Images are hard links where the file system can, copies otherwise.
 
     Args:
         root: Folder of the full BIQ2021, with its two score files and `Images`.
-        out: Folder of the small set; made if it is missing. Images are hard links where the file
-            system can, copies otherwise.
+        out: Folder of the small set.
         names: Table with the columns `image` and `part`.
 
     Returns:
         Number of training and of test images.
-
-    Raises:
-        FileNotFoundError: If a score file or the folder of images is missing; names them.
-        ValueError: If `out` is `root`, or images are missing from the full set; names them.
     """
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():

@@ -160,7 +160,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     trunk = f"{values['BACKBONE']} {values['CHANNELS'] or ''}".rstrip()
 
     def build(names: list[str], variant: str, n_layers: int) -> nn.Module:
-        options = {"backbone": values["BACKBONE"], "channels": values["CHANNELS"]}
+        options = {"backbone": values["BACKBONE"], "channels": values["CHANNELS"] or None}
         model = MonotonicIQA(names, variant=variant, n_layers=n_layers, **options)
         if frozen:
             model.trunk = nn.Identity()

@@ -7,7 +7,6 @@ name and type is checked before a kernel starts.
 from __future__ import annotations
 
 import ast
-import logging
 import multiprocessing
 import os
 import sys
@@ -21,10 +20,10 @@ from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from iqa_utils.files import read_mapping
 from iqa_utils.workshop.parameters import wrong_types
 from iqa_utils.workshop.publishing import publish
 from iqa_utils.workshop.runs import ROOT, resolve, run_dir
@@ -46,41 +45,40 @@ def find_notebook(stem: str) -> Path:
 
 
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
-    """Read the parameter values of a profile.
+    """Read the parameter values of a profile; one that the notebook does not have is refused.
 
     ``demo`` is what the notebook declares, ``rehearsal`` its ``paper`` values under the overlay.
-
-    Raises:
-        FileNotFoundError: If the notebook has no such profile; names those it has.
     """
     path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
     if profile == "rehearsal" and stem in (overlay := read_overlay()):
         return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     if path.is_file():
-        return yaml.safe_load(path.read_text()) or {}
+        return read_mapping(path)
     if profile == "demo":
         return {}
-    known = sorted(p.stem.removeprefix(f"{stem}.") for p in path.parent.glob(f"{stem}.*.yaml"))
     raise FileNotFoundError(
-        f"{stem} has no profile {profile!r}; it has {', '.join(['demo', *known])}"
+        f"{stem} has no profile {profile!r}; it has {', '.join(profiles_of(stem))}"
     )
+
+
+def profiles_of(stem: str) -> list[str]:
+    """List the profiles of a notebook that have a file, after the demo."""
+    paths = (NOTEBOOKS / "params").glob(f"{stem}.*.yaml")
+    return ["demo", *sorted(path.stem.removeprefix(f"{stem}.") for path in paths)]
 
 
 def read_overlay() -> dict[str, dict[str, Any]]:
     """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; a stem may have a file."""
     folder = NOTEBOOKS / "params"
     path = folder / "rehearsal.yaml"
-    overlay = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    overlay = read_mapping(path) if path.is_file() else {}
     for path in sorted(folder.glob("*.rehearsal.yaml")):
-        overlay[path.name.split(".")[0]] = yaml.safe_load(path.read_text())
+        overlay[path.name.split(".")[0]] = read_mapping(path)
     return overlay
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
-    """Read the parameters that a notebook declares: name to annotation as written.
-
-    papermill's own inspection does not see a parameter annotated ``str | None``.
-    """
+    """Read the parameters that a notebook declares: name to annotation as written."""
     return {n.target.id: ast.unparse(n.annotation) for n in _declarations(notebook)}
 
 
@@ -107,6 +105,22 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
         raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
 
 
+def checked_values(
+    stem: str, profile: str, parameters: Mapping[str, Any], *, publish_results: bool = False
+) -> dict[str, Any]:
+    """Return the values of a run, or refuse them before anything starts."""
+    if (other := parameters.get("PROFILE", profile)) != profile:
+        raise ValueError(f"{stem}: a profile brings its values with it; use --profile {other}")
+    values = {**read_profile(stem, profile), "PROFILE": profile, **parameters}
+    check_parameters(find_notebook(stem), values)
+    if publish_results and values.get("RUN_NAME"):
+        raise ValueError(
+            f"{stem}: RUN_NAME is {values['RUN_NAME']!r}, and published figures are those of the "
+            "run without a name; run it without --publish"
+        )
+    return values
+
+
 def run_notebook(
     stem: str,
     *,
@@ -114,7 +128,7 @@ def run_notebook(
     parameters: Mapping[str, Any] | None = None,
     publish_results: bool = False,
 ) -> Path:
-    """Run one notebook of one profile from top to bottom.
+    """Run one notebook of one profile from top to bottom; returns the finished run's folder.
 
     Args:
         stem: Notebook, by name or number.
@@ -122,24 +136,17 @@ def run_notebook(
         parameters: Values that override the profile's.
         publish_results: Copy figures and metrics to ``figures/`` afterwards (real data only).
 
-    Returns:
-        The finished run's folder, which holds the executed notebook too.
-
     Raises:
         ValueError: If parameters, data, weights or disk would not do; nothing has been started.
         RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
     """
-    notebook = find_notebook(stem)
-    stem = notebook.stem
-    values = {**read_profile(stem, profile), "PROFILE": profile, **(parameters or {})}
-    check_parameters(notebook, values)
+    stem = (notebook := find_notebook(stem)).stem
+    values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
     _check_needs(stem, {**default_parameters(notebook), **values})
     folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     finished_before = _finish_time(folder)
-    # it takes a parameter annotated `str | None` for unknown; names are checked above
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -214,7 +221,7 @@ def run_jobs(
         How each run ended, in the order of ``jobs``.
     """
     for stem, parameters in jobs:
-        check_parameters(find_notebook(stem), {**read_profile(stem, profile), **parameters})
+        checked_values(stem, profile, parameters, publish_results=publish_results)
     options = {"profile": profile, "publish_results": publish_results}
     names = ["-".join(filter(None, (stem, p.get("RUN_NAME", "")))) for stem, p in jobs]
     last = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard")]

@@ -13,7 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-ROOT = Path(__file__).resolve().parents[2]
+from iqa_utils.workshop.checkout import ROOT, VARIABLES
+
+CODE = Path(__file__).resolve().parents[2]  # ROOT, or where pip put the package
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "pillow", "torch", "torchvision", "timm")
 
 
@@ -48,13 +50,14 @@ def packages() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Describe what runs the code: Python, platform, packages, machine, device."""
+    """Describe what runs the code: Python, platform, packages, machine, device, variables set."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": packages(),
         "machine": machine(),
         "device": device_name(),
+        "variables": {n: Path(os.environ[n]).name for n in VARIABLES if os.environ.get(n)},
     }
 
 
@@ -66,14 +69,14 @@ def table_digest(frame: pd.DataFrame) -> str:
 
 def code_files() -> dict[str, str]:
     """Digest of every file of the package, by its path in the repository."""
-    paths = sorted((ROOT / "iqa_utils").rglob("*.py"))
-    return {path.relative_to(ROOT).as_posix(): _digest(path) for path in paths}
+    paths = sorted((CODE / "iqa_utils").rglob("*.py"))
+    return {path.relative_to(CODE).as_posix(): _digest(path) for path in paths}
 
 
 def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
     """Keep those of the `code_files` that this process has imported; add the notebook's code."""
     loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    used = {name: digest for name, digest in files.items() if str(ROOT / name) in loaded}
+    used = {name: digest for name, digest in files.items() if str(CODE / name) in loaded}
     notebook = ROOT / "notebooks" / f"{stem}.ipynb"
     own = {notebook.relative_to(ROOT).as_posix(): _digest(notebook)} if notebook.is_file() else {}
     return used | own

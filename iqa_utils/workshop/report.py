@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
         RuntimeError: If Sphinx fails; says what it wrote.
     """
     folder = folder or ROOT / "runs" / "report"
-    runs = find_runs() if runs is None else runs
+    runs, broken = read_runs() if runs is None else (runs, [])
     runs = [run for run in runs if folder not in run["folder"].parents]
     source = folder.with_name(f".{folder.name}.source")
     built = source / "_build" / "site"
@@ -49,6 +50,7 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     shutil.copytree(ROOT / "docs", source)
     board = compare(tables.real_results(runs))
     _write_pages(source, runs, board)
+    _write(source / "generated" / "broken.md", "\n".join([*broken, ""]))
     command = [sys.executable, "-m", "sphinx", "-q", "-d", f"{source}/_build/trees"]
     command += ["-b", "html", str(source), str(built)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,6 +61,16 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     built.rename(folder)
     shutil.rmtree(source)
     return folder / "index.html"
+
+
+def read_runs() -> tuple[list[dict[str, Any]], list[str]]:
+    """Read every run, and say in a line of Markdown each which are broken and left out."""
+    with warnings.catch_warnings(record=True, action="always") as told:
+        runs = find_runs()
+    broken = [f"- {one.message}" for one in told]
+    for line in broken:
+        print(line, file=sys.stderr)
+    return runs, broken
 
 
 def _write_pages(source: Path, runs: list[dict[str, Any]], board: pd.DataFrame) -> None:

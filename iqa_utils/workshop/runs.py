@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iqa_utils.files import atomic_write
+from iqa_utils.files import atomic_write, read_mapping
 from iqa_utils.workshop import provenance
+from iqa_utils.workshop.checkout import ROOT, need_checkout
 from iqa_utils.workshop.parameters import wrong_types
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("random", "hub", "shipped")  # words of PRETRAINED, see iqa_utils.backbones
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
@@ -85,6 +86,7 @@ def start_run(stem: str, parameters: Mapping[str, Any], *, paper: str = "") -> R
     Checkpoints of an earlier, killed run are found again; a run that another process works on is
     refused. Results belong to ``paper`` (a ledger key) unless they say otherwise.
     """
+    need_checkout()
     return Run(stem, dict(parameters), paper)
 
 
@@ -332,14 +334,27 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     """Read each ``metrics.json`` below ``runs`` and ``figures``, or other folders, with its folder.
 
-    With ``rehearsal`` the runs of a rehearsal are read and no others, instead of all but those.
+    With ``rehearsal`` the runs of a rehearsal are read and no others, instead of all but those. A
+    file that cannot be read is left out, with a warning that names it.
     """
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):
         for path in sorted(root.rglob("metrics.json")):
             if not any(part.startswith(".") for part in path.relative_to(root).parts):
-                found.append({**json.loads(path.read_text()), "folder": path.parent})
+                try:
+                    found.append({**_checked_run(read_mapping(path), path), "folder": path.parent})
+                except (ValueError, OSError) as error:  # one broken file stops nobody
+                    warnings.warn(f"a run is left out: {error}", stacklevel=2)
     return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
+
+
+def _checked_run(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
+    results = metrics.get("results")
+    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
+        raise ValueError(f"{path}: expected results as a list of rows")
+    if absent := [key for key in ("stem", "profile", "parameters") if key not in metrics]:
+        raise ValueError(f"{path}: expected {', '.join(absent)}, found {[*metrics]}")
+    return metrics
 
 
 def _replace_folder(new: Path, old: Path) -> None:

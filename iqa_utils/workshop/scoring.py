@@ -29,6 +29,7 @@ from iqa_utils.files import atomic_write
 from iqa_utils.images.decoding import ENDINGS, BadImageError, image_size, read_image
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
+from iqa_utils.workshop.tables import write_csv
 
 METHODS = ("model", "niqe", "brisque")
 MAX_MEGAPIXELS = 100.0
@@ -37,7 +38,6 @@ SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is u
 THUMBNAIL = 220  # px, longest side
 COLUMNS = ["image", "score", "percentile", "warning", "error"]
 Row = tuple[float, float, str, str]  # score, percentile, warning, error
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run such a name
 
 
 @dataclass(frozen=True)
@@ -282,11 +282,8 @@ def score_to_files(
     scores = score_images(paths, checkpoint, partial=partial, **options)
     ascending = scores.attrs["ascending"]
     scores = scores.sort_values("score", ascending=ascending, kind="stable", ignore_index=True)
-    safe = scores.assign(scale=scores.attrs["scale"])
-    for column in ("image", "error"):
-        safe[column] = [f"'{text}" if text.startswith(_FORMULA) else text for text in safe[column]]
     with atomic_write(table) as temporary:
-        safe.to_csv(temporary, index=False)
+        write_csv(scores.assign(scale=scores.attrs["scale"]), temporary)
     write_contact_sheet(scores, Path(f"{out}.html"), note=scores.attrs["note"])
     partial.unlink(missing_ok=True)
     return scores, scores.attrs["note"]

@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from iqa_utils.files import read_mapping
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir, write_json
 
@@ -60,11 +61,16 @@ def read_grid(path: str | Path) -> list[Job]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise FileNotFoundError(f"no grid {path.name}; there are {known}")
-    entries = yaml.safe_load(path.read_text())
+    entries, jobs = read_mapping(path), []
     if path.parent == grid_path("paper").parent and path.stem in ("paper", "rehearsal"):
         _add_unlisted(entries, path.stem)
-    jobs = []
     for stem, entry in entries.items():
+        grid = entry.get("grid") if isinstance(entry, dict) else None
+        if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+            raise ValueError(
+                f"{path.name}, {stem}: expected `grid` with a list of values for each parameter, "
+                f"found {entry!r}"
+            )
         unknown = set(entry) - {"grid", "after", "gpus"}
         if unknown:
             raise ValueError(f"{path.name}, {stem}: unknown {sorted(unknown)}")

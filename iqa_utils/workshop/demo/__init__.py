@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from iqa_utils.datasets import DEMO_MARKER
-from iqa_utils.files import atomic_folder, lock
+from iqa_utils.files import atomic_folder, lock, read_mapping
 from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Studio
 
@@ -65,4 +65,4 @@ def _make(root: Path, name: str, scale: float, seed: int) -> int:
 
 def _is_current(folder: Path) -> bool:
     marker = folder / DEMO_MARKER
-    return marker.is_file() and json.loads(marker.read_text()).get("version") == VERSION
+    return marker.is_file() and read_mapping(marker).get("version") == VERSION

@@ -1,0 +1,105 @@
+"""What is here: notebooks with their profiles and runs, data sets, weights."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
+from iqa_utils.files import atomic_write, read_mapping
+from iqa_utils.workshop.checkout import ROOT
+from iqa_utils.workshop.downloads import SOURCES
+
+
+def lines(data_root: Path) -> list[str]:
+    """Say in lines of text which notebooks, profiles, runs, data sets and weights there are."""
+    return [
+        "notebooks: profiles; finished runs",
+        *_notebook_lines(),
+        f"data sets below {data_root}",
+        f"  here      {_listed(name for name in DATASETS if is_here(name, data_root))}",
+        f"  download  {_listed(n for n in SOURCES if not is_here(n, data_root))}",
+        "  others    iqa data list",
+        "weights",
+        *(f"  {line}" for line in _weights()),
+    ]
+
+
+def catalogue(data_root: Path) -> list[str]:
+    """Describe every data set, and whether it is here, served openly, or fetched by hand."""
+    texts = []
+    for name in DATASETS:
+        where = str(data_root / name)
+        if not is_here(name, data_root):
+            served = name in SOURCES
+            where = f"no; iqa data download {name} {where}" if served else f"no; by hand to {where}"
+        elif (data_root / name / DEMO_MARKER).is_file():
+            where += ", synthetic"
+        texts.append(f"{describe(name)}\n  here    {where}")
+    return texts
+
+
+def is_here(name: str, data_root: Path) -> bool:
+    """Tell whether the annotation files of a data set are in its folder."""
+    try:
+        return bool(locate(name, data_root / name))
+    except FileNotFoundError:
+        return False
+
+
+def write_index() -> Path:
+    """Write ``runs/index.ipynb``, the page that ``make lab`` opens: every notebook by its question.
+
+    Its links lead on inside JupyterLab, as those of a Markdown file in the editor would not.
+    """
+    import nbformat
+
+    from iqa_utils.workshop.notebooks import find_notebook, notebook_stems
+
+    told = ["# Notebooks", "What this repository is: [README](../README.md)."]
+    for stem in notebook_stems():
+        first = nbformat.read(find_notebook(stem), as_version=4).cells[0].source
+        title, *lines = first.splitlines()
+        question = " ".join(line[2:] for line in lines if line.startswith("> "))
+        told.append(f"**[{title[2:]}](../notebooks/{stem}.ipynb)**  \n{question}")
+    cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    with atomic_write(ROOT / "runs" / "index.ipynb") as file:
+        nbformat.write(notebook, file)
+    return ROOT / "runs" / "index.ipynb"
+
+
+def _notebook_lines() -> list[str]:
+    from iqa_utils.workshop.notebooks import find_notebook, notebook_stems, profiles_of
+
+    runs = defaultdict(list)
+    for folder, word in (("figures", ", published"), ("runs", "")):
+        for path in sorted((ROOT / folder).glob("*/*/metrics.json")):
+            if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+                stem, profile = (read_mapping(path).get(key) for key in ("stem", "profile"))
+                name = path.parent.name.removeprefix(f"{stem}") if folder == "runs" else ""
+                runs[stem].append(f"{profile}{name}{word}")
+    texts = []
+    for stem in notebook_stems():
+        cells = json.loads(find_notebook(stem).read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
+        texts.append(f"  {title}: {_listed(profiles_of(stem))}; {_listed(runs[stem], '; ')}")
+    return texts
+
+
+def _weights() -> list[str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    shipped = Path(__file__).parents[1] / "weights" / "quality.safetensors"
+    found = [f"shipped   {shipped.name}"] if shipped.is_file() else []
+    places = [(ROOT / "data" / "weights", "*.*", "file"), (Path(HF_HUB_CACHE), "models--*", "hub")]
+    for folder, pattern, word in places:
+        for path in sorted(folder.glob(pattern)):
+            found.append(f"{word:9} {path.name.removeprefix('models--').replace('--', '/')}")
+    return found or ["none; `hub` fetches them, or put files into data/weights"]
+
+
+def _listed(names: object, by: str = ", ") -> str:
+    return by.join(names) or "none"
