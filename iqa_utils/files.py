@@ -1,13 +1,19 @@
-"""Write files whole or not at all, lock them and hash them."""
+"""Write files whole or not at all, know them again when they are read, lock them, hash them."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
+import numpy as np
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -30,8 +36,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut, as far as its disk can."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some network disks cannot
+        os.fsync(handle)
+    os.close(handle)
 
 
 @contextmanager
@@ -57,6 +72,65 @@ def lock(path: str | Path) -> FileLock:
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; one that is empty, torn or no text is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it") from error
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a ``.npy`` file whole, with a checksum behind it that NumPy itself does not read."""
+    with atomic_write(path) as partial:
+        np.save(partial, array)
+        checksum = zlib.crc32(partial.read_bytes())
+        with partial.open("ab") as file:
+            file.write(checksum.to_bytes(4, "little"))
+
+
+def load_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """Read what :func:`save_array` wrote; None where it is absent, damaged or of another shape.
+
+    None in ``shape`` stands for any length. The caller computes again what is not there.
+    """
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if len(content) < 5 or zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):
+        print(f"{path} is damaged and is made again", flush=True)
+        return None
+    array = np.load(path, allow_pickle=False)
+    fits = array.ndim == len(shape)
+    fits = fits and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    return array if fits else None
+
+
+def sweep(folder: Path, *, days: float = 1.0) -> None:
+    """Delete what killed processes left in a cache and nobody has touched for some days.
+
+    That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``, of
+    earlier versions ``.spool-KEY``), which a rerun within the days still goes on from.
+    """
+    for path in folder.iterdir():
+        if re.match(r"pass-[0-9a-f]+$|\.spool-|\.\d+-", path.name):
+            times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
+            if time.time() - max(times) > 86400 * days:
+                _delete_unless_locked(path)
+
+
+def _delete_unless_locked(path: Path) -> None:
+    try:
+        with lock(path.with_suffix(".lock")).acquire(timeout=0):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except Timeout:
+        return
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def hash_file(path: str | Path) -> str:

@@ -3,7 +3,7 @@
 A notebook starts with :func:`start_run` and ends with :meth:`Run.finish`, which writes
 ``metrics.json`` last: its presence is what "finished" means. Until then a run works in a hidden
 folder beside the final one, so that a rerun replaces the earlier results in one rename and a killed
-run finds its checkpoints again.
+run finds its checkpoints again; nothing else of a killed run enters the next one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import json
 import math
 import os
 import random
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -20,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from iqa_utils.files import atomic_write
+from iqa_utils.files import atomic_write, read_json, sweep, sync_folder
 from iqa_utils.workshop import provenance
 from iqa_utils.workshop.parameters import wrong_types
 
@@ -48,9 +51,10 @@ def resolve(path: str | Path) -> Path:
 
 
 def cache_dir(name: str = "") -> Path:
-    """Make and return the folder of what can be computed again (image stores, features)."""
+    """Make, sweep and return the folder of what can be computed again (stores, features)."""
     folder = ROOT / "runs" / "cache" / name
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     return folder
 
 
@@ -98,11 +102,10 @@ class Run:
         self.weights: dict[str, dict[str, str]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
-        self.dir.mkdir(parents=True, exist_ok=True)
-        _take_lock(self.dir / "lock")
+        self._lock = _claim(self.final_dir)
+        self._earlier = _reopen(self.dir, parameters)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        self.figures_dir.mkdir(exist_ok=True)
-        self._earlier = _killed_attempts(self.dir)
+        self.figures_dir.mkdir()
         self._started, self._commit = time.perf_counter(), provenance.commit()
         self._files = provenance.code_files()  # the code that is loaded now
         seed_everything(parameters["SEED"])
@@ -263,10 +266,10 @@ class Run:
         metrics |= {"parameters": portable(self.parameters), "results": self.results}
         write_json(self.dir / "metrics.json", metrics)
         if self.dir != self.final_dir:
-            (self.dir / "lock").unlink()
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
+            self._lock.release(force=True)
         print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {_relative(self.dir)}")
         return self.dir
 
@@ -361,39 +364,53 @@ def _replace_folder(new: Path, old: Path) -> None:
     if old.exists():
         old.rename(aside)
     new.rename(old)
+    sync_folder(old.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _take_lock(path: Path) -> None:
-    """Claim a run folder for this process; a lock whose process is gone is taken over."""
-    if path.is_file():
-        owner = path.read_text().strip()
-        if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
-            name = path.parent.name.strip(".").removesuffix(".partial")
-            raise RuntimeError(
-                f"run {name} is being written by process {owner}; wait, or give RUN_NAME"
-            )
-    path.write_text(str(os.getpid()))
+def _claim(folder: Path) -> FileLock:
+    """Take the lock of a run, beside its folder; it ends with this process, however that ends."""
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, is_singleton=True)  # a notebook may run its first cell again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = path.read_text() or "another process"
+        raise RuntimeError(
+            f"run {folder.name} is being written by {owner}; wait, or give RUN_NAME (if that "
+            f"machine is gone for good, delete {path})"
+        ) from None
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
 
 
-def _killed_attempts(folder: Path) -> dict[str, float]:
-    """Count the attempts that ended before they finished, and their seconds; note this one."""
+def _reopen(folder: Path, parameters: Mapping[str, Any]) -> dict[str, float]:
+    """Clear a run's folder but for its checkpoints, each named by the key of its training.
+
+    Returns:
+        Attempts with these parameters that were killed, and their seconds; this one is noted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = json.loads(json.dumps(portable(parameters)))  # as the note has them
     note, earlier = folder / _ATTEMPTS, {"killed": 0, "seconds": 0.0}
     if note.is_file():
-        seen = json.loads(note.read_text())
-        left = max(path.stat().st_mtime for path in folder.rglob("*") if path.name != "lock")
-        seconds = seen["seconds"] + max(0.0, left - seen["started"])
-        earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
-    write_json(note, {**earlier, "started": time.time()})
+        left = max(path.stat().st_mtime for path in folder.rglob("*"))
+        try:
+            seen = read_json(note)
+        except ValueError:  # killed while it was noted
+            seen = {"parameters": parameters, **earlier, "started": left}
+        if seen.get("parameters") == parameters:
+            seconds = seen["seconds"] + max(0.0, left - seen["started"])
+            earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
+    kept = re.compile("checkpoints|[0-9a-f]{12}")
+    for path in [*folder.iterdir(), *(folder / "checkpoints").glob("*")]:
+        if path.is_file():
+            path.unlink()
+        elif not kept.fullmatch(path.name):
+            shutil.rmtree(path)
+    write_json(note, {"parameters": parameters, **earlier, "started": time.time()})
     return earlier
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it lives, and is another user's
-    return True
 
 
 def _relative(path: Path) -> str:
