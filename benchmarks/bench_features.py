@@ -99,7 +99,7 @@ def bench_taps(n: int, repeats: int) -> dict[str, object]:
     """Time three forward passes of a layer each against one that taps three layers."""
     row = NETWORKS["mobilenet_v2"]
     torch.manual_seed(0)
-    network = create_network("mobilenet_v2", pretrained=None).eval()
+    network = create_network("mobilenet_v2", pretrained="random").eval()
     layers = [layer.module for layer in layers_of("mobilenet_v2", "Table 1")]
     images = torch.randn(n, 3, row.side, row.side)
 

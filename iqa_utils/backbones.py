@@ -11,23 +11,27 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-HUB = "hub"
+RANDOM, HUB, SHIPPED = WORDS = ("random", "hub", "shipped")
+SHIPPED_BACKBONE = "tf_efficientnet_lite0"
+SHIPPED_FILE = Path(__file__).parent / "weights" / "quality.safetensors"
 
 
-def create_backbone(name: str, *, pretrained: str | Path | None, **options: Any) -> nn.Module:
+def create_backbone(name: str, *, pretrained: str | Path, **options: Any) -> nn.Module:
     """Build a timm network and load the weights that were asked for, or raise.
 
     Args:
         name: timm model name, for example ``"legacy_xception"`` or ``"mobilenetv2_100"``.
-        pretrained: ``None`` for random weights, ``"hub"`` to download through timm, or the path of
-            a state dict (``.pth``/``.pt``, loaded with ``weights_only=True``) or ``.safetensors``.
+        pretrained: ``"random"``, ``"hub"`` to download through timm, ``"shipped"`` for the trunk of
+            the quality model in this package, or the path of a state dict (``.pth``/``.pt``, loaded
+            with ``weights_only=True``, or ``.safetensors``).
         **options: Passed on to ``timm.create_model`` (``num_classes=0``, ``global_pool=""``, ...).
 
     Returns:
         The network, in training mode, on the CPU.
 
     Raises:
-        ValueError: If timm does not know the name, or the file holds another architecture.
+        ValueError: If timm does not know the name, the file holds another architecture, or the
+            shipped trunk is asked for under another name.
         FileNotFoundError: If the file is missing.
         ConnectionError: If a download failed; says which weights to fetch and where to put them.
             There is no fallback to random weights.
@@ -36,10 +40,28 @@ def create_backbone(name: str, *, pretrained: str | Path | None, **options: Any)
         raise ValueError(f"backbone must be a timm model name, got {name!r}")
     if pretrained == HUB:
         return _from_hub(name, **options)
+    if pretrained == SHIPPED and name != SHIPPED_BACKBONE:
+        raise ValueError(f"pretrained='shipped' is a {SHIPPED_BACKBONE}, got backbone {name!r}")
     network = timm.create_model(name, pretrained=False, **options)
-    if pretrained is not None:
+    if pretrained == SHIPPED:
+        return _load_shipped(network)
+    if pretrained != RANDOM:
         names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
         load_weights(network, pretrained, classifier=(names,) if isinstance(names, str) else names)
+    return network
+
+
+def _load_shipped(network: nn.Module) -> nn.Module:
+    """Copy the trunk of the quality model; a classifier has no weights there and is refused."""
+    state, trunk = read_state_dict(SHIPPED_FILE), "trunk."
+    state = {key.removeprefix(trunk): v for key, v in state.items() if key.startswith(trunk)}
+    own = network.state_dict()
+    if missing := [k for k in own if k not in state and not k.endswith("num_batches_tracked")]:
+        raise ValueError(
+            f"pretrained='shipped' holds a trunk only: {len(missing)} parameters missing "
+            f"{missing[:3]}; build the network with num_classes=0"
+        )
+    network.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
     return network
 
 

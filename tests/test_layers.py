@@ -69,11 +69,11 @@ def test_squeezenet_1_0_never_answers_for_a_row_of_the_paper():
 
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match="network must be one of"):
-        create_network("lenet", pretrained=None)
+        create_network("lenet", pretrained="random")
 
 
 def test_densenet_concatenation_is_what_its_next_layer_sees():
-    network = create_network("densenet201", pretrained=None).eval()
+    network = create_network("densenet201", pretrained="random").eval()
     layers = [row.module for row in layers_of("densenet201", "Table 1")]
     with torch.no_grad(), tap_layers(network, layers) as taps:
         network(torch.randn(1, 3, 32, 32))
@@ -91,7 +91,7 @@ def test_real_squeezenet_weights_load_into_the_map(real_weights):
 
 @pytest.mark.parametrize("change", ["without", "other size"])
 def test_weights_without_the_classifier_whose_logits_are_features_are_refused(tmp_path, change):
-    state = create_network("mobilenetv2_100", pretrained=None).state_dict()
+    state = create_network("mobilenetv2_100", pretrained="random").state_dict()
     for name in ("classifier.weight", "classifier.bias"):
         whole = state.pop(name)
         if change == "other size":
@@ -103,7 +103,7 @@ def test_weights_without_the_classifier_whose_logits_are_features_are_refused(tm
 
 @pytest.mark.parametrize("change", ["without", "other size"])
 def test_a_trunk_only_file_is_refused_by_a_network_that_has_a_classifier(tmp_path, change):
-    whole = create_backbone("test_resnet", pretrained=None)
+    whole = create_backbone("test_resnet", pretrained="random")
     state = whole.state_dict()
     state |= {name: state[name][:10].clone() for name in ("fc.weight", "fc.bias")}
     if change == "without":
@@ -123,9 +123,14 @@ def test_the_rehearsal_of_all_networks_keeps_the_papers_lists_at_the_smallest_le
     refused = {values["SIDE"]: [], values["SIDE"] - 1: []}
     for (side, names), name in product(refused.items(), paper["NETWORKS_TAPPED"]):
         with torch.device("meta"), torch.no_grad():
-            network = create_network(name, pretrained=None).eval()
+            network = create_network(name, pretrained="random").eval()
             try:
                 network(torch.empty(1, 3, side, side))
             except RuntimeError:
                 names.append(name)
     assert list(refused.values()) == [[], ["inception_v3", "inception_resnet_v2"]]
+
+
+def test_the_shipped_trunk_is_refused_under_another_name():
+    with pytest.raises(ValueError, match=r"is a tf_efficientnet_lite0, got backbone 'resnet18'"):
+        create_backbone("resnet18", pretrained="shipped")

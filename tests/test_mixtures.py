@@ -228,7 +228,7 @@ def test_crops_of_real_files_train_the_trunk_and_whole_images_of_any_size_are_pr
     own = notebook(tmp_path, {"a": frame}, images, **parameters)
     model, _, _ = own.train("paper", 0)
     torch.manual_seed(0)
-    fresh = create_backbone("test_resnet", pretrained=None, num_classes=0, global_pool="")
+    fresh = create_backbone("test_resnet", pretrained="random", num_classes=0, global_pool="")
     before, after = fresh.state_dict(), model.trunk.state_dict()
     assert not torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
     rows = np.array([5, 0, 7, 3])

@@ -14,7 +14,7 @@ from iqa_utils.workshop import cli, notebooks
 PARAMETERS = """
 PROFILE: str = "demo"
 DATA_ROOT: str = "data/demo"
-PRETRAINED: str | None = None
+PRETRAINED: str = "random"
 RUN_NAME: str = ""
 SEED: int = 0
 RATE: float = 0.1

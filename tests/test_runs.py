@@ -15,11 +15,17 @@ from iqa_utils.workshop import provenance, runs
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PARAMETERS = {"PROFILE": "test", "DATA_ROOT": "x", "PRETRAINED": None, "RUN_NAME": "", "SEED": 3}
+PARAMETERS = {
+    "PROFILE": "test",
+    "DATA_ROOT": "x",
+    "PRETRAINED": "random",
+    "RUN_NAME": "",
+    "SEED": 3,
+}
 TYPES = {
     "PROFILE": str,
     "DATA_ROOT": str,
-    "PRETRAINED": str | None,
+    "PRETRAINED": str,
     "RUN_NAME": str,
     "SEED": int,
 }

@@ -36,7 +36,7 @@ run.finish()
 PARAMETERS = """
 PROFILE: str = "demo"
 DATA_ROOT: str = "."
-PRETRAINED: str | None = None
+PRETRAINED: str = "random"
 RUN_NAME: str = ""
 SEED: int = 0
 SECONDS: float = 0.0

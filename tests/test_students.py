@@ -41,7 +41,7 @@ def shown():
     wanted = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in ("curves", "train")]
     assert len(wanted) == 2
     space = {**LIBRARY, "PRECISION": "fp32", "COMPILE": False, "OVERRIDES": {}, "SEED": 0}
-    space |= {"BACKBONE": "", "PRETRAINED": None, "FREEZE_TRUNK": True, "pixels": {}}
+    space |= {"BACKBONE": "", "PRETRAINED": "random", "FREEZE_TRUNK": True, "pixels": {}}
     space |= {"FLIP": {}, "keep": {"progress": False}}  # vectors are not mirrored
     exec(compile(ast.Module(wanted, []), "06", "exec"), space)
     return space

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
-from iqa_utils.backbones import HUB, create_backbone, load_weights
+from iqa_utils.backbones import HUB, RANDOM, create_backbone, load_weights
 from iqa_utils.features import tap_layers
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD
 
@@ -146,7 +146,7 @@ def layers_of(network: str, table: str | None = None) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
+def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
     """Build one of :data:`NETWORKS` with its 1000-way classifier and the weights asked for.
 
     Args:
@@ -167,13 +167,13 @@ def create_network(name: str, *, pretrained: str | Path | None) -> nn.Module:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
     row = NETWORKS[name]
     if row.library == "timm":
-        from_hub = HUB if pretrained == HUB else None
+        from_hub = HUB if pretrained == HUB else RANDOM
         network = create_backbone(row.model, pretrained=from_hub, **row.options)
     else:
         network = torchvision.models.get_model(row.model, weights=None, **row.options)
         if pretrained == HUB:
             _load_from_hub(network, name, row)
-    if pretrained in (None, HUB):
+    if pretrained in (RANDOM, HUB):
         return network
     path = Path(pretrained)
     if path.is_dir():
@@ -200,7 +200,7 @@ def feature_sizes(name: str) -> dict[str, int]:
     """Measure a network's activation sizes, layer name to values per image, on the meta device."""
     layers = layers_of(name)
     with torch.device("meta"), torch.no_grad():
-        network = create_network(name, pretrained=None).eval()
+        network = create_network(name, pretrained=RANDOM).eval()
         with tap_layers(network, [layer.module for layer in layers]) as taps:
             network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
     return {layer.name: taps[layer.module].numel() for layer in layers}

@@ -34,7 +34,7 @@ class ImageEncoder(nn.Module):
             the projection into the space shared with text (which would leave 512).
         pooling: ``own`` is the trunk's own pooling (CLIP: the class token); ``mean_std`` takes mean
             and deviation of the last activation over places, timm only.
-        pretrained: None for random weights, ``"hub"`` to download, or the path of a state dict.
+        pretrained: As in :func:`iqa_utils.backbones.create_backbone`.
 
     Attributes:
         n_features: Length D of a vector.
@@ -56,7 +56,7 @@ class ImageEncoder(nn.Module):
         *,
         library: Literal["timm", "open_clip"] = "timm",
         pooling: Literal["own", "mean_std"] = "own",
-        pretrained: str | Path | None = None,
+        pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
         allowed = {"timm": ("own", "mean_std"), "open_clip": ("own",)}
@@ -95,7 +95,7 @@ class ImageEncoder(nn.Module):
         return super().train(False)
 
 
-def open_clip_tower(name: str, *, pretrained: str | Path | None) -> nn.Module:
+def open_clip_tower(name: str, *, pretrained: str | Path) -> nn.Module:
     """Return open_clip's image tower (B, 3, H, W) -> (B, D) without its projection."""
     if name not in open_clip.list_models():
         raise ValueError(f"library open_clip has no model {name!r}, only e.g. ViT-B-32")
@@ -115,7 +115,7 @@ def open_clip_tower(name: str, *, pretrained: str | Path | None) -> nn.Module:
     if not isinstance(getattr(tower, "proj", None), nn.Parameter):
         raise ValueError(f"the image tower of {name} is not a vision transformer with projection")
     tower.proj = None
-    return tower if pretrained in (None, HUB) else load_weights(tower, pretrained)
+    return tower if pretrained in ("random", HUB) else load_weights(tower, pretrained)
 
 
 class ResidualBlock(nn.Module):

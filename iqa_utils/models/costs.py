@@ -33,7 +33,7 @@ class Unique(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = create_backbone("resnet34", pretrained=None, num_classes=0, global_pool="")
+        self.trunk = create_backbone("resnet34", pretrained="random", num_classes=0, global_pool="")
         self.read = nn.Linear(512 * 512, 2)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class DualXception(nn.Module):
         frozen: str | None = None,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
-        pretrained: str | Path | None = None,
+        pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
         _check(inputs=inputs, fusion=fusion, variant=variant, pooling=pooling)
@@ -95,7 +95,9 @@ class DualXception(nn.Module):
                 self.image_branch.freeze(frozen)
             n_features += self.image_branch.n_features
         if inputs == "parameters" or (inputs == "both" and fusion == "dual"):
-            self.parameter_branch = PooledTrunk(backbone, N_PARAMETERS, pretrained=None, **options)
+            self.parameter_branch = PooledTrunk(
+                backbone, N_PARAMETERS, pretrained="random", **options
+            )
             n_features += self.parameter_branch.n_features
         elif inputs == "both":
             linear = fusion == "linear"

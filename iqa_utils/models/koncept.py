@@ -52,7 +52,7 @@ class KonCept(nn.Module):
         frozen: str | None = None,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
-        pretrained: str | Path | None = None,
+        pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
         if pooling not in ("global", "8x8"):

@@ -201,7 +201,7 @@ class MonotonicIQA(nn.Module):
         sources: Sequence[str],
         *,
         backbone: str = "resnet34",
-        pretrained: str | Path | None = None,
+        pretrained: str | Path = "random",
         channels: int | None = None,
         form: Literal["triangle", "full"] = "triangle",
         variant: Variant = "paper",

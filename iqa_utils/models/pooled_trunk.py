@@ -39,7 +39,7 @@ class PooledTrunk(nn.Module):
         variant: Variant = "A",
         width: int = 1024,
         pooling: Pooling = "mean",
-        pretrained: str | Path | None = None,
+        pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
         options = {"num_classes": 0, "global_pool": ""}

@@ -247,7 +247,7 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             network=name,
             count=count,
             batch=values["BATCH_SIZE"],
-            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained=None)),
+            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained="random")),
             size=size(name, "TUNING_SIDE"),
             images=epochs * n,
             steps=steps,
@@ -261,7 +261,7 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             network=name,
             batch=32,
             images=n,
-            build=partial(create_network, name, pretrained=None),
+            build=partial(create_network, name, pretrained="random"),
             size=size(name, "SIDE"),
         )
     sizes = {name: [layer.size for layer in layers_of(name)] for name in tapped}

@@ -122,13 +122,13 @@ def missing(stem: str, values: Values) -> list[str]:
             except (FileNotFoundError, KeyError, ValueError) as error:
                 problems.append(f"{name}: {error}")
         files += [root / name for name in values.get("UNLABELLED", [])]
-    weights = values.get("PRETRAINED")
-    if weights not in (None, "hub", "random", "shipped") and "NETWORKS_TAPPED" in values:
+    weights = values["PRETRAINED"]
+    if weights not in ("random", "hub", "shipped") and "NETWORKS_TAPPED" in values:
         for name in sorted({*values["NETWORKS_TAPPED"], values["FINAL"][0]}):
             ends = (".pth", ".safetensors")
             if not any((resolve(weights) / f"{name}-imagenet{end}").is_file() for end in ends):
                 problems.append(f"no weights at {resolve(weights) / name}-imagenet.pth")
-    elif weights not in (None, "hub", "random", "shipped"):
+    elif weights not in ("random", "hub", "shipped"):
         files.append(weights)
     absent = [resolve(file) for file in files if file and not resolve(file).exists()]
     return problems + [f"nothing at {path}" for path in absent]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("random", "hub", "shipped")  # of PRETRAINED, see iqa_utils.backbones
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
@@ -119,6 +120,18 @@ class Run:
     def figures_dir(self) -> Path:
         """Folder of the figures."""
         return self.dir / "figures"
+
+    @property
+    def pretrained(self) -> str:
+        """The parameter PRETRAINED: a word as it is, a path resolved."""
+        given = self.parameters["PRETRAINED"]
+        return given if given in WORDS else str(resolve(given))
+
+    @property
+    def weights_source(self) -> str:
+        """Where weights come from, in one word: `imagenet` for a hub, else the file."""
+        given = self.parameters["PRETRAINED"]
+        return {"hub": "imagenet"}.get(given, Path(given).stem)
 
     def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
         """Note in the provenance which score table was used, and the image store of its pixels."""
