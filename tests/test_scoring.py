@@ -207,3 +207,14 @@ def test_images_of_any_size_are_scored_in_the_order_asked_for(folder, checkpoint
     alone = [scorer.score(store.image(i)[None]).item() for i in (2, 1, 0, 1)]
     np.testing.assert_allclose(scores, alone, rtol=1e-6)
     assert scores.std() > 1e-4
+
+
+def test_files_that_are_not_read_are_rows_with_their_reason(folder, checkpoint):
+    (folder / "moving.gif").touch()
+    (folder / "album.png").mkdir()
+    scores = scoring.score_images([folder], checkpoint, progress=False).set_index("image")
+    told = scores.loc[[f"{folder}/album.png", f"{folder}/moving.gif"], "error"].tolist()
+    assert told[0] == "a folder"
+    assert told[1].startswith("a format that is not read")
+    assert scores["score"].isna()[[f"{folder}/album.png", f"{folder}/moving.gif"]].all()
+    assert scores["score"].notna().any()

@@ -110,8 +110,7 @@ def teacher_pass(
         for start in range(0, len(part), batch_size)
     ]
     teacher.model.to(device, memory_format=torch.channels_last).eval()
-    paths = images["path"].tolist()
-    batches = crop_batches(paths, groups, unlabelled.crop, on_bad_image=on_bad_image)
+    batches = crop_batches(unlabelled, groups, unlabelled.crop, on_bad_image=on_bad_image)
     pending: list[tuple[np.ndarray, Tensor, dict[int, str]]] = []
     n_bad = 0
     bar = tqdm(total=len(todo), desc="teacher", unit="img", disable=not progress)
@@ -197,14 +196,14 @@ def read_pass(
     """Read a finished teacher pass.
 
     Returns:
-        ``image``, ``path``, ``score``, ``teacher`` of the scored images in the order of the list,
+        ``image``, ``score``, ``teacher`` of the scored images in the order of the list,
         and ``image``, ``error`` of those that could not be decoded.
 
     Raises:
         ValueError: As :func:`teacher_pass`; or if images have no score yet.
     """
     stored = _read_parts(folder, unlabelled, teacher)
-    table = unlabelled.images[["image", "path"]].merge(
+    table = unlabelled.images[["image"]].merge(
         stored[["image", "score", "teacher", "error"]], on="image", how="left", validate="1:1"
     )
     missing = table["teacher"].isna()
@@ -215,7 +214,7 @@ def read_pass(
             f"yet ({names}, ...); run it again, it resumes"
         )
     bad = table["score"].isna()
-    scores = table.loc[~bad, ["image", "path", "score", "teacher"]].reset_index(drop=True)
+    scores = table.loc[~bad, ["image", "score", "teacher"]].reset_index(drop=True)
     return scores, table.loc[bad, ["image", "error"]].reset_index(drop=True)
 
 

@@ -39,12 +39,6 @@ class ImageStore:
     def __init__(self, folder: Path) -> None:
         """Open the folder of a finished store, which is named by the key."""
         index = json.loads((folder / "index.json").read_text())
-        pixels = folder / "pixels.bin"
-        if pixels.stat().st_size != index["bytes"]:
-            raise ValueError(
-                f"{pixels}: expected {index['bytes']} bytes, found {pixels.stat().st_size}; "
-                "delete the folder and the store is built again"
-            )
         self.folder = folder
         self.key = folder.name
         self.names: list[str] = index["names"]
@@ -52,7 +46,7 @@ class ImageStore:
         self.uniform = bool((self.sizes == self.sizes[0]).all())
         self._starts = index["starts"]
         # copy-on-write: torch gets writable memory, the file never changes
-        self._bytes = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c"))
+        self._bytes = torch.from_numpy(np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c"))
         self._buffers: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
@@ -157,9 +151,8 @@ def build_store(
     """Open the store of these images, decoding whatever it still lacks.
 
     Pillow decodes and resizes, so the pixels are Pillow's own. Work is kept image by image with a
-    checksum: a build that was killed is finished by the next call, which decodes again whatever
-    does not match its checksum. Processes that ask for one store at once take turns, and only the
-    first one works.
+    checksum: the next call finishes a build that was killed and, where a file of the store has
+    changed, decodes again whatever does not match. Processes that ask for one store take turns.
 
     Args:
         root: Folder that the names are relative to.

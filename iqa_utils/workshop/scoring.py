@@ -57,7 +57,8 @@ def score_images(
         FileNotFoundError: If a path or the checkpoint does not exist.
         ValueError: As :meth:`iqa_utils.scorer.Scorer.load`.
     """
-    scorer, files = Scorer.load(checkpoint), find_images(paths)
+    scorer, found = Scorer.load(checkpoint), find_images(paths)
+    files = [path for path, why in found.items() if not why]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorer.model.to(device).eval()
     scores, errors = np.full(len(files), np.nan), [""] * len(files)
@@ -84,7 +85,11 @@ def score_images(
                     Path(partial), [[scorer.hash, stamps[i], scores[i], errors[i]] for i in part]
                 )
             bar.update(len(part))
-    return pd.DataFrame({"image": map(str, files), "score": scores, "error": errors})
+    told = dict(zip(files, scores, strict=True)) | dict.fromkeys(set(found) - set(files), np.nan)
+    errors = found | dict(zip(files, errors, strict=True))
+    return pd.DataFrame(
+        {"image": map(str, found), "score": map(told.get, found), "error": errors.values()}
+    )
 
 
 def _stamp(path: Path) -> str:
