@@ -354,6 +354,23 @@ def test_verdicts(printed, ours, options, expected):
     assert judged.reason
 
 
+@pytest.mark.parametrize(
+    ("printed", "metric", "near", "beyond"),
+    [
+        ("0.90", "SRCC", 0.88, 0.8799),
+        ("0.90", "PLCC", 0.92, 0.9201),
+        ("6.40", "RMSE", 6.72, 6.7201),
+    ],
+)
+def test_close_is_within_two_hundredths_or_five_per_cent_and_no_more(printed, metric, near, beyond):
+    def judged(ours):
+        ends = {"ci_low": ours - 1e-3, "ci_high": ours + 1e-3}
+        return claims.verdict(printed, ours, metric=metric, **ends).verdict
+
+    assert judged(near) == "close"
+    assert judged(beyond) == ("better" if metric == "PLCC" else "worse")
+
+
 def test_a_result_answers_its_row_and_no_other():
     answered = row([result()], method="CLIP", metric="MAE all")
     assert answered[["paper value", "ours", "ci", "n", "data", "verdict"]].tolist() == [
