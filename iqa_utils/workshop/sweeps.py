@@ -114,7 +114,7 @@ def run_name(parameters: Mapping[str, Any]) -> str:
 
 
 def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
-    """Aggregate the finished runs of one notebook in a grid.
+    """Aggregate the finished runs of one notebook in a grid, and say how many are missing.
 
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
@@ -122,14 +122,18 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
         method in several lists of ``METHODS``, with the same seed, counts once.
 
     Raises:
-        FileNotFoundError: If a run has not finished; names them all.
+        FileNotFoundError: If no run has finished.
     """
     mine = [job for job in jobs if job.stem == stem]
-    files = [run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine]
-    missing = [job.run_name for job, file in zip(mine, files, strict=True) if not file.is_file()]
+    files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
+    done = [job for job in mine if files[job.run_name].is_file()]
+    missing = [job.run_name for job in mine if job not in done]
     if missing:
-        raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
-    rows = _once(pd.concat(map(_read, mine, files), keys=range(len(mine)), names=["job"]))
+        print(f"{stem}: {len(done)} of {len(mine)} runs finished, not {', '.join(missing)}")
+    if not done:
+        raise FileNotFoundError(f"{stem}: no run of the grid has finished")
+    read = [_read(job, files[job.run_name]) for job in done]
+    rows = _once(pd.concat(read, keys=range(len(done)), names=["job"]))
     summary = _summarise(rows)
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +141,8 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
-    parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in mine]}
+    parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in done]}
+    parameters["MISSING"] = missing
     content = {"stem": stem, "profile": profile, "parameters": parameters}
     write_json(folder / "metrics.json", content | {"results": results.to_dict("records")})
     return folder
