@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-RANDOM, HUB, SHIPPED = WORDS = ("random", "hub", "shipped")
+RANDOM, HUB, SHIPPED = ("random", "hub", "shipped")
 SHIPPED_BACKBONE = "tf_efficientnet_lite0"
 SHIPPED_FILE = Path(__file__).parent / "weights" / "quality.safetensors"
 
