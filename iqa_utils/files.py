@@ -18,15 +18,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `path` at the end, and goes on an error.
+    """Yield a path, of the same ending, whose file takes the place of `path` at the end.
 
-    A reader sees the old file or the new one, never half of it, also after a power cut.
-
-    Args:
-        path: Target; its folder is made. The temporary name keeps its ending.
-
-    Yields:
-        Path to write to, in the same folder.
+    A reader sees the old file or the new one, never half of it, also after a power cut; an error
+    leaves the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +60,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def lock(path: str | Path) -> FileLock:
-    """Return a lock on a file, for `with`; it ends with its process, however that ends.
-
-    Args:
-        path: Lock file; its folder is made. It stays when the lock is released.
-    """
+    """Return a lock on a file, for `with`; the file stays, the lock ends with its process."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
 

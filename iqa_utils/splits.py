@@ -30,9 +30,6 @@ def content_split(
 
     Returns:
         "training", "validation" or "test" for each row, shape (N,), with the frame's index.
-
-    Raises:
-        ValueError: If the fractions are not shares, or there are fewer references than sets.
     """
     if len(fractions) == 2:
         fractions = (fractions[0], 0.0, fractions[1])

@@ -79,25 +79,19 @@ def scan_images(
     exclude: Collection[Path] = (),
     on_bad_image: str = "raise",
 ) -> UnlabelledSet:
-    """List the images of some folders that a central crop can be taken from.
+    """List the images of some folders, with sub-folders, that a central crop can be taken from.
 
     Nothing is enlarged. An image below the crop's height and width is ``"too small"``; one that
     falls short on one side only has the ``"wrong shape"``: a 3:2 photograph of 1024x683 for a crop
-    of 1024x768. ``"not read"`` is what only looks like an image file. Of a file as long as an
-    excluded one the bytes are read: a copy of a labelled image under another name is found where
-    not a byte differs.
+    of 1024x768. ``"not read"`` is what only looks like an image file. A copy of an excluded image
+    under another name is found where the bytes agree.
 
     Args:
-        *folders: Searched with their sub-folders.
+        *folders: Of different names.
         crop: Height and width of the central crop, pixels.
         exclude: Files to leave out with their copies: images of a test, or with known scores.
         on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
             them among those left out.
-
-    Raises:
-        FileNotFoundError: If a folder is missing or holds no image file.
-        ValueError: If two folders have one name, or no image can be used.
-        BadImageError: If headers cannot be read.
     """
     if on_bad_image not in ("raise", "drop"):
         raise ValueError(f"on_bad_image must be 'raise' or 'drop', got {on_bad_image!r}")
@@ -138,17 +132,9 @@ def scan_images(
 
 
 def central_crop(path: Path, crop: tuple[int, int]) -> np.ndarray:
-    """Decode one image and keep its centre.
+    """Decode one image and keep its centre: uint8 RGB, shape (*crop, 3), nothing enlarged.
 
-    Args:
-        path: Image file.
-        crop: Height and width, pixels.
-
-    Returns:
-        uint8 RGB, shape (height, width, 3); an odd margin leaves its extra line below and right.
-
-    Raises:
-        BadImageError: If the image cannot be decoded, or is smaller than the crop.
+    An odd margin leaves its extra line below and right.
     """
     image, (height, width) = read_image(path), crop
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -166,23 +152,14 @@ def crop_batches(
     *,
     on_bad_image: str = "raise",
 ) -> Iterator[tuple[np.ndarray, Tensor, dict[int, str]]]:
-    """Decode groups of images in threads while the caller works on an earlier group.
+    """Decode groups of rows of ``paths`` in threads while the caller works on an earlier group.
 
     The processes that torchrun starts on a machine share its cores.
 
-    Args:
-        paths: Image files.
-        groups: Rows of ``paths`` that go into each batch.
-        crop: Height and width of the central crop, pixels.
-        on_bad_image: ``"raise"`` or ``"drop"``.
-
     Yields:
-        Rows that were decoded, shape (B,); their crops, uint8, shape (B, 3, H, W), a
+        Rows that were decoded, shape (B,); their central crops, uint8, shape (B, 3, H, W), a
         channels-last view of a buffer that is overwritten after the next step of the loop; and
-        the rows that could not be decoded with the reason.
-
-    Raises:
-        BadImageError: With ``"raise"``, names all undecodable images of a batch, when it is due.
+        the rows that could not be decoded with the reason, under ``on_bad_image="drop"``.
     """
     size = max((len(group) for group in groups), default=0)
     # one buffer more than is in flight: the caller still holds the last one

@@ -66,18 +66,13 @@ class ImageStore:
     def batch(
         self, indices: Sequence[int] | Tensor, *, device: str | torch.device = "cpu"
     ) -> Tensor:
-        """Gather images of one size.
+        """Gather images of one size: uint8, shape (B, 3, H, W), channels-last.
+
+        The next call of `batch` or `crops` may reuse the memory: `clone()` what must outlive it.
 
         Args:
             indices: Rows, B values.
             device: Where the batch goes; by way of pinned memory if it is a GPU.
-
-        Returns:
-            uint8, shape (B, 3, H, W), channels-last. The memory may be reused by the next call
-            of `batch` or `crops`: `clone()` what must outlive it.
-
-        Raises:
-            ValueError: If the images differ in size.
         """
         if not self.uniform:
             raise ValueError(
@@ -98,19 +93,13 @@ class ImageStore:
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
     ) -> Tensor:
-        """Gather one crop of each image; the images may differ in size.
+        """Gather one crop of each image, as `batch` does; the images may differ in size.
 
         Args:
             indices: Rows, B values.
             size: Height and width of the crops, pixels.
             generator: CPU generator of the positions; central crops without one.
             device: Where the batch goes.
-
-        Returns:
-            uint8, shape (B, 3, height, width), channels-last, memory reused as in `batch`.
-
-        Raises:
-            ValueError: If an image is smaller than the crop.
         """
         indices, (height, width) = _row_numbers(indices), size
         room = self.sizes[indices] - (height, width)  # (B, 2)

@@ -125,19 +125,12 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
-    """Hash the bytes of every file; only files whose time or length changed are read again.
+    """Hash the bytes of N different files; only those whose time or length changed are read again.
 
     Args:
         root: Folder that the names are relative to.
-        names: Files, N different names.
+        names: Files.
         store_dir: Where the hashes are remembered.
-
-    Returns:
-        N hexadecimal hashes.
-
-    Raises:
-        FileNotFoundError: If files are missing; names them.
-        ValueError: If there is no name, or one is there twice.
     """
     if not names:
         raise ValueError("expected image names, found none")

@@ -164,12 +164,10 @@ class Run:
         """Say once what the results that follow are, where they do not say otherwise.
 
         Args:
-            **fields: Of :data:`DESCRIBED`: ``network``, ``weights`` (what it started from),
-                ``recipe`` (``"paper"``, ``"released"`` or another named variant), ``protocol``, a
-                mapping (``split``, ``select``, ``epochs`` or ``steps``, ``crops``, ...), and
-                ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"`` or
-                ``"trained here"``. A result is judged only where they are the words of ANSWERS in
-                ``papers/KEY.py``.
+            **fields: Of :data:`DESCRIBED`: ``network``, ``weights``, ``recipe`` (``"paper"``,
+                ``"released"`` or another named variant), ``protocol``, a mapping (``split``,
+                ``epochs``, ...), and ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors'
+                predictions"`` or ``"trained here"``. ANSWERS in ``papers/KEY.py`` compares them.
         """
         if unknown := sorted(set(fields) - set(DESCRIBED)):
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
@@ -188,28 +186,21 @@ class Run:
         paper: str | None = None,
         **more: Any,
     ) -> None:
-        """Add one number.
+        """Add one finite number; ``table``, ``method`` and ``dataset`` are spelt as in the ledger.
 
         Args:
-            table: Table, figure or ``"text"`` of the paper; a word of our own (``"control"``) for
-                numbers the paper does not have. It, ``method`` and ``dataset`` are spelt as in the
-                ledger.
+            table: Table, figure or ``"text"`` of the paper, or a word of our own (``"control"``).
             method: Row of that table.
             dataset: Data set.
             metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
-            value: The number, finite.
+            value: The number.
             data: ``"demo"`` or the name of the real set it was measured on.
             n_runs: Runs or splits behind the number.
             paper: Ledger key, where it is not the run's own.
             **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
-                ``pred_spread`` (SD of the predictions over that of the scores, zero where they are
-                constant), the fields of :meth:`describe` and :data:`WORDS`: ``baseline``, the
-                method that was subtracted, ``variant``, ``subset``, ``stage``, ``layer`` and
-                ``regressor``; None is as if not given.
-
-        Raises:
-            TypeError: If a further name is unknown.
-            ValueError: If a number is not finite.
+                ``pred_spread`` (SD of the predictions over that of the scores), the fields of
+                :meth:`describe`, and words such as ``baseline``, ``variant``, ``subset`` or
+                ``layer``; None is as if not given.
         """
         given = {key: v for key, v in more.items() if v is not None}
         if unknown := sorted(set(given) - set(RESULT_COLUMNS)):

@@ -47,14 +47,8 @@ class Job:
 def read_grid(path: str | Path) -> list[Job]:
     """Expand a grid file into its jobs: every combination, in the order of the file.
 
-    Args:
-        path: YAML: notebook stem to ``grid`` (parameter to list of values), and optionally
-            ``after`` (stems) and ``gpus``.
-
-    Raises:
-        FileNotFoundError: If there is no such file; names the grids there are.
-        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, ``after``
-            names a notebook the grid does not run, or two runs would count the same seed twice.
+    A notebook has ``grid`` (parameter to list of values), and optionally ``after`` (stems that
+    finish first) and ``gpus``. What is unknown or of the wrong type is refused by name.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,9 +114,6 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
         t interval, ``n_runs`` repeats) and ``aggregate.csv`` (mean, SD, median and n besides). A
         method in several lists of ``METHODS``, with the same seed, counts once.
-
-    Raises:
-        FileNotFoundError: If no run has finished.
     """
     mine = [job for job in jobs if job.stem == stem]
     files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
