@@ -266,7 +266,7 @@ def pytest_collection_modifyitems(items: list) -> None:
 # ---- mutants ----------------------------------------------------------------------------------
 
 MODULES = {  # module -> its own tests; a dozen mutants of each
-    "samplers.py": ["test_samplers.py"],
+    "samplers.py": ["test_samplers.py", "test_mixed_batches.py"],
     "losses.py": ["test_losses.py"],
     "imbalance.py": ["test_imbalance.py", "test_feature_smoothing.py"],
     "metrics.py": ["test_metrics.py"],

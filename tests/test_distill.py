@@ -390,6 +390,13 @@ distill.teacher_pass(make_teacher(), distill.scan_images(Path({folder!r}), crop=
 """
 
 
+def test_a_pass_counts_what_it_stored(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    assert teacher_pass(teacher, found, tmp_path / "none", batch_size=-1, progress=False) == (0, 0)
+    assert teacher_pass(teacher, found, tmp_path / "all", batch_size=6, part_size=8) == (20, 0)
+    assert len(read_pass(tmp_path / "all", found, teacher)[0]) == 20
+
+
 def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_path):
     out = tmp_path / "pass"
     script = KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), out=str(out))
