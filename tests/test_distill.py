@@ -381,9 +381,10 @@ from test_distill import CROP, make_teacher
 from iqa_utils import distill
 write, out = distill._write_part, Path({out!r})
 def dying(*arguments):
-    write(*arguments)
+    counts = write(*arguments)
     if len(list(out.glob("part-*"))) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return counts
 distill._write_part = dying
 distill.teacher_pass(make_teacher(), distill.scan_images(Path({folder!r}), crop=CROP), out,
                      batch_size=2, part_size=4, progress=False)
