@@ -77,7 +77,7 @@ def kadid10k(root):
 
 def bid(root):
     grades = [1.0, 2.0, 4.5]  # of the second image the average is not that of its grades
-    rows = [[1, 2.5, 3, *grades], [3, 4.0, 3, *grades], [4, 2.5, 2, *grades]]
+    rows = [[1, 2.5, 3, *grades], [3, 2.75, 3, *grades], [4, 2.5, 2, *grades]]
     root.mkdir(parents=True, exist_ok=True)
     _write_bid_sheet(root / "DatabaseGrades.xls", rows)
 
@@ -138,7 +138,7 @@ EXPECTED = {  # images, mos and mos_std as a table has them; higher is better
     ),
     bid: (
         [f"ImageDatabase/DatabaseImage000{number}.JPG" for number in (1, 3, 4)],
-        [2.5, 4.0, 2.5],
+        [2.5, 2.75, 2.5],
         [np.sqrt(3.25), np.nan, np.nan],  # (1.5^2 + 0.5^2 + 2^2) / (3 - 1): the sample's
     ),
     livec: (["Images/3.bmp", "Images/1001.JPG"], [63.5, 3.42], [19.25, 20.5]),
