@@ -80,12 +80,13 @@ def faults(_: argparse.Namespace) -> Iterator[Row]:
 
 # ---- kills inside training --------------------------------------------------------------------
 
+STEMS = ("02", "03", "04", "05", "06")
 SMALL = {"SAVE_SECONDS": "0.5"}
 
 
 def kills(options: argparse.Namespace) -> Iterator[Row]:
     """Kill the kernel of notebooks 02-06 at random moments of training; the end is the same."""
-    for stem in ("02", "03", "04", "05", "06"):
+    for stem in STEMS:
         name = next((COPY / "notebooks").glob(f"{stem}_*.ipynb")).stem
         whole = COPY / "runs" / "demo" / f"{name}-whole"
         started = time.monotonic()
@@ -284,6 +285,8 @@ HARMLESS = {  # part of a survivor's row -> why no test can see it
     "1.0 -> 2.0 in `if min(norms) <= 1e-14": "how nearly constant counts as constant",
     "in `weight, left = self.project(up if theta[0] > 0": "a start of the search, not its end",
     "in `norm = (step**2).sum(axis=1)": "a start of the search, not its end",
+    "1 -> 2 in `n_runs: float = 1": "one run and two both have no interval",
+    "Gt -> GtE in `better = (difference > 0)": "no difference is close, before it is better",
     "in `if self.collects_calibrated and self.epoch > 0": "the first table leaves features alone",
 }
 
@@ -417,12 +420,12 @@ def main() -> None:
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     refresh_copy()
-    rows = []
-    for name in options.part or PARTS:
-        log = WORK / f"{name}.jsonl"
+    logs, rows, chosen = {name: WORK / f"{name}.jsonl" for name in PARTS}, [], options.part or PARTS
+    for name in chosen:
+        log = logs[name]
         if options.fresh:
             log.unlink(missing_ok=True)
-        known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        known = _read(log)
         # what was not as expected is tried again
         kept = {row[0]: row for row in known if row[1] == row[2]}
         options.done = set(kept)
@@ -433,13 +436,18 @@ def main() -> None:
                 file.flush()
                 kept[row[0]] = row
                 print(f"{'  ' if row[1] == row[2] else '! '}{' | '.join(row)}", flush=True)
-        rows += [(name, *row) for row in kept.values()]
+    for name, log in logs.items():
+        rows += [(name, *row) for row in {row[0]: row for row in _read(log)}.values()]
     bad = [row for row in rows if row[2] != row[3]]
     table = ["| part | attack | expected | found |", "|---|---|---|---|"]
     table += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     (WORK / "table.md").write_text("\n".join(table) + "\n")
     print(f"{len(rows)} attacks, {len(rows) - len(bad)} as expected: {WORK / 'table.md'}")
-    sys.exit(bool(bad))
+    sys.exit(any(row[0] in chosen for row in bad))
+
+
+def _read(log: Path) -> list[Row]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 if __name__ == "__main__":

@@ -342,6 +342,12 @@ def test_five_count_vectors_reach_the_totals_and_the_official_one_does_not(ledge
             {"metric": "RMSE", "ci_low": 6.6, "ci_high": 6.9, "spread": 0.2},
             "reproduced",
         ),
+        (
+            "0.90",
+            0.8865,
+            {"metric": "SRCC", "ci_low": 0.885, "ci_high": 0.888, "spread": 0.01},
+            "reproduced",
+        ),
         ("0.90", 0.88, {"metric": "SRCC", "ci_low": 0.84, "ci_high": 0.92}, "not comparable"),
         ("6.40", 6.5, {"metric": "RMSE", "ci_low": 5.8, "ci_high": 7.2}, "not comparable"),
         ("0.90", 0.90, {"metric": "SRCC", "obstacle": "other data: biq2021"}, "not comparable"),
