@@ -99,7 +99,7 @@ def kills(options: argparse.Namespace) -> Iterator[Row]:
             if attack in options.done:
                 continue
             shutil.rmtree(COPY / "runs" / "cache", ignore_errors=True)
-            moment = random.Random(f"{stem}{number}").uniform(0.3, 1.0) * seconds
+            moment = random.Random(f"{stem}{number}").uniform(0.2, 0.8) * seconds
             process = notebook(stem, "killed")
             end(process, after=COPY / "runs" / "demo" / f".{name}-killed.partial", seconds=moment)
             notebook(stem, "killed").wait()
