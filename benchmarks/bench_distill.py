@@ -38,7 +38,7 @@ def decode_only(images: UnlabelledSet, batch_size: int) -> None:
     """Decode and crop every image, in threads, and do nothing with it."""
     n = len(images)
     groups = np.split(np.arange(n), range(batch_size, n, batch_size))
-    for _ in crop_batches(images.images["path"].tolist(), groups, images.crop):
+    for _ in crop_batches(images, groups, images.crop):
         pass
 
 
@@ -76,7 +76,7 @@ def bench(images: UnlabelledSet, job: Job) -> dict[str, object]:
     teacher = Teacher(network, Fit(job.size, "squash", "bilinear"))
     teacher.model.to(device, memory_format=torch.channels_last).eval()
     student = IMQNet(width=job.width).to(device, memory_format=torch.channels_last)
-    paths = images.images["path"].tolist()
+    paths = list(images)
     naive = label_naively(teacher, paths, images.crop)
     batched = label_in_batches(teacher, paths, images.crop, batch_size=job.batch)
     difference = float(np.abs(naive - batched).max() / max(naive.std(), 1e-12))

@@ -1,28 +1,28 @@
-"""Write files whole or not at all, lock them, hash them, and read names and values."""
+"""Write files whole or not at all, know them again, lock them, hash them, read names and values."""
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import numpy as np
+from filelock import FileLock, Timeout
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `path` at the end, and goes on an error.
+    """Yield a path, of the same ending, whose file takes the place of `path` at the end.
 
-    A reader sees the old file or the new one, never half of it, also after a power cut.
-
-    Args:
-        path: Target; its folder is made. The temporary name keeps its ending.
-
-    Yields:
-        Path to write to, in the same folder.
+    A reader sees the old file or the new one, never half of it, also after a power cut; an error
+    leaves the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut, as far as its disk can."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some network disks cannot
+        os.fsync(handle)
+    os.close(handle)
 
 
 @contextmanager
@@ -52,13 +61,71 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def lock(path: str | Path) -> FileLock:
-    """Return a lock on a file, for `with`; it ends with its process, however that ends.
-
-    Args:
-        path: Lock file; its folder is made. It stays when the lock is released.
-    """
+    """Return a lock on a file, for `with`; the file stays, the lock ends with its process."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all, ``results`` one on a line; NaN is refused."""
+    plain = functools.partial(json.dumps, allow_nan=False, default=np.generic.item)
+    text = plain({k: v for k, v in content.items() if k != "results"}, indent=1)
+    if "results" in content:
+        rows = ",\n".join(plain(row, separators=(",", ":")) for row in content["results"])
+        text = f'{text[:-2]},\n "results": [\n{rows}\n ]\n}}'
+    with atomic_write(path) as file:
+        file.write_text(text + "\n")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a ``.npy`` file whole, with a checksum behind it that NumPy itself does not read."""
+    with atomic_write(path) as partial:
+        np.save(partial, array)
+        checksum = zlib.crc32(partial.read_bytes())
+        with partial.open("ab") as file:
+            file.write(checksum.to_bytes(4, "little"))
+
+
+def load_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """Read what :func:`save_array` wrote; None where it is absent, damaged or of another shape.
+
+    None in ``shape`` stands for any length. The caller computes again what is not there.
+    """
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if len(content) < 5 or zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):
+        print(f"{path} is damaged and is made again", flush=True)
+        return None
+    array = np.load(path, allow_pickle=False)
+    fits = array.ndim == len(shape)
+    fits = fits and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    return array if fits else None
+
+
+def sweep(folder: Path, *, days: float = 1.0) -> None:
+    """Delete what killed processes left in a cache and nobody has touched for some days.
+
+    That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``, of
+    earlier versions ``.spool-KEY``), which a rerun within the days still goes on from.
+    """
+    for path in folder.iterdir():
+        if re.match(r"pass-[0-9a-f]+$|\.spool-|\.\d+-", path.name):
+            times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
+            if time.time() - max(times) > 86400 * days:
+                _delete_unless_locked(path)
+
+
+def _delete_unless_locked(path: Path) -> None:
+    try:
+        with lock(path.with_suffix(".lock")).acquire(timeout=0):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except Timeout:
+        return
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def hash_file(path: str | Path) -> str:

@@ -48,13 +48,7 @@ def measure_all(root: str | Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def load_or_measure(frame: pd.DataFrame, root: str | Path, cache_dir: str | Path) -> pd.DataFrame:
-    """Take the columns :data:`NAMES` from a score table, or measure the images once.
-
-    Args:
-        frame: From :func:`iqa_utils.datasets.load_scores`.
-        root: Folder of the set.
-        cache_dir: Folder that keeps what was measured.
-    """
+    """Take the columns :data:`NAMES` from a score table, or measure the images once."""
     if set(NAMES) <= set(frame.columns) and frame[list(NAMES)].notna().all(axis=None):
         return frame[list(NAMES)]
     key = f"{frame.attrs['dataset']}-{frame.attrs['fingerprint'][:16]}-{len(frame)}"
@@ -66,19 +60,9 @@ def load_or_measure(frame: pd.DataFrame, root: str | Path, cache_dir: str | Path
 
 
 def standardise(indicators: pd.DataFrame, training: np.ndarray) -> np.ndarray:
-    """Turn indicators into numbers of mean 0 and spread 1 on the training set.
+    """Turn indicators into float32, (N, 4), of mean 0 and spread 1 on the rows ``training``.
 
     Sharpness and bitrate are taken as logarithms first: they are positive and long-tailed.
-
-    Args:
-        indicators: Columns :data:`NAMES`, N rows.
-        training: Rows that mean and spread are taken from.
-
-    Returns:
-        float32, shape (N, 4).
-
-    Raises:
-        ValueError: If a value is not finite after the logarithm.
     """
     table = indicators[list(NAMES)].astype(float)
     for name in ("sharpness", "bitrate"):
@@ -140,16 +124,13 @@ def colorfulness(rgb: np.ndarray) -> float:
 
 
 def sharpness(rgb: np.ndarray) -> float:
-    """Return the wavelet log-energy of an image, FISH.
+    """Return the wavelet log-energy of an image, FISH: 0 for a flat one, 5 to 25 for photographs.
 
     Log-energies of the detail bands of a three-level Cohen-Daubechies-Feauveau 9/7 transform, the
     diagonal band counting 0.8 of a level and the finest level four times the coarsest.
 
     Args:
         rgb: uint8, shape (H, W, 3), at least 8 pixels each way; odd rows and columns are cut.
-
-    Returns:
-        0 for a flat image, about 5 to 25 for photographs, higher is sharper; noise counts too.
 
     Note:
         The span of KonIQ-10k's own column, 5.6 to 25.7, is that of this index; the data set's

@@ -8,7 +8,6 @@ handcrafted baselines of the papers.
 
 import hashlib
 import inspect
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import gammaln
 
-from iqa_utils.files import lock
+from iqa_utils.files import load_array, lock, save_array
 from iqa_utils.images.decode_once import hash_files
 from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
@@ -185,15 +184,14 @@ def niqe_of_files(
     recipe += hash_files(root, images, cache_dir / "stores")
     path = cache_dir / "niqe" / f"{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:20]}.npy"
     with lock(path.with_suffix(".lock")):
-        values = np.load(path) if path.is_file() else np.full(len(images), np.nan)
+        values = load_array(path, (len(images),))
+        values = np.full(len(images), np.nan) if values is None else values
         missing = rows[np.isnan(values[rows])]
         saved = time.monotonic()
         for row in missing:
             values[row] = niqe(np.asarray(read_image(root / images[row])), patch=patch)
             if time.monotonic() - saved >= save_seconds or row == missing[-1]:
-                partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-                np.save(partial, values)
-                partial.replace(path)
+                save_array(path, values)
                 saved = time.monotonic()
     return values
 

@@ -50,19 +50,10 @@ def pair_results(matrix: pd.DataFrame) -> list[dict[str, object]]:
 def range_counts(
     mos: Sequence[float] | np.ndarray, edges: Sequence[float] = EDGES, *, closed: str = "left"
 ) -> pd.Series:
-    """Count images in each MOS range.
+    """Count images in each MOS range, indexed "0-20", "20-40", ...
 
-    Args:
-        mos: Scores, shape (N,), on the scale of the edges.
-        edges: K + 1 rising edges.
-        closed: "left" for [low, high), the last range closed on both sides (the convention that
-            gives the published counts), or "right" for (low, high].
-
-    Returns:
-        K counts, indexed "0-20", "20-40", ...
-
-    Raises:
-        ValueError: If a score lies outside the edges or `closed` is neither word.
+    ``closed`` is "left" for [low, high), the last range closed on both sides (the convention that
+    gives the published counts), or "right" for (low, high].
     """
     mos, edges = np.asarray(mos, float), np.asarray(edges, float)
     if closed not in ("left", "right"):
@@ -139,18 +130,9 @@ def rater_noise(frame: pd.DataFrame) -> dict[str, float]:
 def draw_votes(
     counts: np.ndarray, n_votes: int | np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw some of the votes of every image, without replacement.
+    """Draw votes of every image without replacement: counts (N, 5) give drawn counts (N, 5).
 
-    Args:
-        counts: Votes of each grade, shape (N, 5).
-        n_votes: How many to draw, for all or shape (N,); at most what an image has.
-        rng: The generator.
-
-    Returns:
-        Drawn votes of each grade, shape (N, 5).
-
-    Raises:
-        ValueError: If an image has fewer votes.
+    ``n_votes`` is one number for all or one per image, at most what an image has.
     """
     wanted = np.broadcast_to(n_votes, len(counts)).copy()
     if (wanted > counts.sum(axis=1)).any():

@@ -31,9 +31,6 @@ def content_split(
     Returns:
         "training", "validation" or "test" for each row, shape (N,), with the frame's index.
 
-    Raises:
-        ValueError: If the fractions are not shares, or there are fewer references than sets.
-
     Example:
         >>> frame = pd.DataFrame({"reference": ["a", "b", "c", "d", "e"]})
         >>> sorted(content_split(frame, seed=0))

@@ -1,5 +1,11 @@
-"""Shared fixtures: the real files, where this machine has them."""
+"""Shared fixtures: the real files, where this machine has them.
 
+
+``IQA_TEST_DATA`` names the folder with one folder per real data set (weights lie in ``weights``
+beside it); without it that is ``../shared/data``. Tests that need what is absent are skipped.
+"""
+
+import os
 import tempfile
 from pathlib import Path
 
@@ -7,26 +13,26 @@ import nbval.plugin
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = Path(os.environ.get("IQA_TEST_DATA") or ROOT.parent / "shared" / "data")
 collect_ignore = ["sixth_paper"]  # an example, tested in a copy of the repository
 
 
-def _shared(name: str) -> Path:
-    folder = ROOT.parent / "shared" / name
+def _there(folder: Path) -> Path:
     if not folder.is_dir():
-        pytest.skip(f"needs the real files in ../shared/{name}, which are not on this machine")
+        pytest.skip(f"needs the real files in {folder} (IQA_TEST_DATA), which are not there")
     return folder
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with one sub-folder a real data set; skips where it is absent."""
-    return _shared("data")
+    """Folder with one folder per real data set; skips where it is absent."""
+    return _there(REAL_DATA)
 
 
 @pytest.fixture(scope="session")
 def real_weights() -> Path:
-    """Folder with two real pretrained state dicts; skips where it is absent."""
-    return _shared("weights")
+    """Folder with real pretrained state dicts; skips where it is absent."""
+    return _there(REAL_DATA.with_name("weights"))
 
 
 def pytest_collection_modifyitems(items):

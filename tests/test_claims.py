@@ -342,6 +342,12 @@ def test_five_count_vectors_reach_the_totals_and_the_official_one_does_not(ledge
             {"metric": "RMSE", "ci_low": 6.6, "ci_high": 6.9, "spread": 0.2},
             "reproduced",
         ),
+        (
+            "0.90",
+            0.8865,
+            {"metric": "SRCC", "ci_low": 0.885, "ci_high": 0.888, "spread": 0.01},
+            "reproduced",
+        ),
         ("0.90", 0.88, {"metric": "SRCC", "ci_low": 0.84, "ci_high": 0.92}, "not comparable"),
         ("6.40", 6.5, {"metric": "RMSE", "ci_low": 5.8, "ci_high": 7.2}, "not comparable"),
         ("0.90", 0.90, {"metric": "SRCC", "obstacle": "other data: biq2021"}, "not comparable"),
@@ -352,6 +358,23 @@ def test_verdicts(printed, ours, options, expected):
     judged = claims.verdict(printed, ours, **options)
     assert judged.verdict == expected
     assert judged.reason
+
+
+@pytest.mark.parametrize(
+    ("printed", "metric", "near", "beyond"),
+    [
+        ("0.90", "SRCC", 0.88, 0.8799),
+        ("0.90", "PLCC", 0.92, 0.9201),
+        ("6.40", "RMSE", 6.72, 6.7201),
+    ],
+)
+def test_close_is_within_two_hundredths_or_five_per_cent_and_no_more(printed, metric, near, beyond):
+    def judged(ours):
+        ends = {"ci_low": ours - 1e-3, "ci_high": ours + 1e-3}
+        return claims.verdict(printed, ours, metric=metric, **ends).verdict
+
+    assert judged(near) == "close"
+    assert judged(beyond) == ("better" if metric == "PLCC" else "worse")
 
 
 def test_a_result_answers_its_row_and_no_other():

@@ -14,7 +14,7 @@ from iqa_utils.indicators import NAMES, standardise
 from iqa_utils.models.pooled_trunk import PooledTrunk
 from iqa_utils.training.frozen_trunk import stem_activations, stem_batches
 from iqa_utils.workshop import notebooks
-from tests.conftest import ROOT
+from tests.conftest import REAL_DATA
 
 N = 24
 MOS = np.linspace(2, 98, N)[np.random.default_rng(2).permutation(N)]  # every set has all scores
@@ -204,7 +204,7 @@ class Linear(torch.nn.Module):
 
 def official_training_scores():
     """Return KonIQ-10k's, or where the file is absent scores with as many in each range."""
-    path = ROOT.parent / "shared" / "data" / "koniq10k" / "koniq10k_distributions_sets.csv"
+    path = REAL_DATA / "koniq10k" / "koniq10k_distributions_sets.csv"
     if path.is_file():
         table = pd.read_csv(path)
         return table.loc[table["set"] == "training", "MOS"].to_numpy()

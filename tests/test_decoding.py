@@ -1,12 +1,14 @@
 """Tests of the rules by which a file becomes 8-bit RGB."""
 
 import io
+import runpy
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from iqa_utils.images.decoding import BadImageError, image_size, read_image
+from iqa_utils.images import decoding
+from iqa_utils.images.decoding import BadImageError, find_images, image_size, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)  # odd both ways
 GREY = RGB[..., 0]
@@ -194,11 +196,50 @@ def test_no_image_at_all_and_no_file(tmp_path):
         read_image(tmp_path / "c.jpg")
 
 
-def test_a_huge_canvas_is_refused(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png", RGB)
+def test_a_huge_canvas_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("1", (10000, 10000)))  # 100 megapixels in 12 kB
+    told = r"a\.png: .*(more than 64 million; set IQA_MAX_MEGAPIXELS|exceeds limit)"
+    for read in (read_image, image_size):
+        with pytest.raises(BadImageError, match=told):
+            read(path)
+    small = save(tmp_path / "b.png", RGB)
+    monkeypatch.setattr(decoding, "MEGAPIXELS", 220e-6)
+    with pytest.raises(BadImageError, match=r"b\.png: 17x13 pixels are more than 0\.00022 million"):
+        read_image(small)
+    monkeypatch.setattr(decoding, "MEGAPIXELS", 221e-6)
+    assert pixels(small).shape == (13, 17, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(BadImageError, match="decompression bomb"):
-        read_image(path)
+        read_image(small)
+
+
+def test_the_limit_of_pixels_is_a_setting_that_reaches_pillow(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("1", (10000, 10000)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+    monkeypatch.setenv("IQA_MAX_MEGAPIXELS", "100")
+    assert runpy.run_path(decoding.__file__)["image_size"](path) == (10000, 10000)
+
+
+def test_what_only_looks_like_an_image_is_told_with_its_reason(tmp_path):
+    for name in ("a/2.JPG", "a/10.png", "a-b.jpg", "a.png/deep.tif", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "moving.gif").touch()
+    (tmp_path / "a/gone.jpeg").symlink_to("nowhere.jpeg")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "a")
+    found = {p.relative_to(tmp_path).as_posix(): why for p, why in find_images([tmp_path]).items()}
+    assert found == {
+        "a-b.jpg": "",
+        "a.png": "a folder",
+        "a.png/deep.tif": "",
+        "a/10.png": "",
+        "a/2.JPG": "",
+        "a/gone.jpeg": "a link to nothing, or no ordinary file",
+        "elsewhere": "a folder behind a link, which is not followed",
+        "moving.gif": "a format that is not read (JPEG, PNG, BMP, TIFF, MPO are)",
+    }
+    assert list(found) == sorted(found)
+    assert find_images([tmp_path / "notes.txt"]) == {tmp_path / "notes.txt": ""}
 
 
 def test_the_switch_that_hides_truncation_is_refused(tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from iqa_utils.distill import (
     read_pass,
     run_passes,
     teacher_pass,
+    unlabelled,
 )
 from iqa_utils.distill.merging import (
     TEACHER_WEIGHTS,
@@ -273,13 +276,39 @@ def test_a_file_that_is_no_image_is_named_or_dropped(folder):
         scan_images(folder, crop=CROP, on_bad_image="skip")
 
 
+def test_what_only_looks_like_an_image_is_counted(folder):
+    (folder / "moving.gif").touch()
+    (folder / "album.png").mkdir()
+    found = scan_images(folder, crop=CROP)
+    assert found.left_out["reason"].value_counts().to_dict() == {"not read": 2, "too small": 1}
+    assert found.left_out["image"].tolist()[:2] == ["photos/album.png", "photos/moving.gif"]
+
+
+def test_a_million_names_take_little_memory(tmp_path, monkeypatch):
+    def walk(_):
+        return ((f"some/folder/0123456789abcdef-{i:06}.jpg", "") for i in range(n))
+
+    monkeypatch.setattr(unlabelled, "walk_images", walk)
+    monkeypatch.setattr(unlabelled, "_measure", lambda *_: ("", "", (768, 1024), 100_000))
+    peaks = []
+    for n in (4096, 12_288):
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        found = scan_images(tmp_path, crop=CROP)
+        peaks.append(tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before)
+        tracemalloc.stop()
+        assert len(found) == n
+    assert found[n - 1] == tmp_path / f"some/folder/0123456789abcdef-{n - 1:06}.jpg"
+    assert (peaks[1] - peaks[0]) / 8192 < 200  # bytes
+
+
 def test_the_crop_is_the_centre_pixel_for_pixel(folder):
     whole = np.asarray(Image.open(folder / "00.png"))
     np.testing.assert_array_equal(central_crop(folder / "00.png", CROP), whole[3:27, 4:36])
 
 
 def test_batches_hold_the_crops_in_order(folder):
-    paths = scan_images(folder, crop=CROP).images["path"].tolist()
+    paths = list(scan_images(folder, crop=CROP))
     groups = np.array_split(np.arange(20), 7)
     seen = [(rows, crops.clone()) for rows, crops, _ in crop_batches(paths, groups, CROP)]
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in seen]), np.arange(20))
@@ -327,7 +356,7 @@ def test_the_pass_stores_what_the_teacher_says(folder, tmp_path):
     assert errors.empty
     assert scores["image"].tolist() == found.images["image"].tolist()
     assert set(scores["teacher"]) == {teacher.hash}
-    crops = np.stack([central_crop(path, CROP) for path in scores["path"]]) / 255
+    crops = np.stack([central_crop(path, CROP) for path in found]) / 255
     expected = ((crops - IMAGENET[0]) / IMAGENET[1]).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(scores["score"], expected, atol=1e-5)
     assert len(list((tmp_path / "pass").glob("part-*.parquet"))) == 3
@@ -352,13 +381,21 @@ from test_distill import CROP, make_teacher
 from iqa_utils import distill
 write, out = distill._write_part, Path({out!r})
 def dying(*arguments):
-    write(*arguments)
+    counts = write(*arguments)
     if len(list(out.glob("part-*"))) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return counts
 distill._write_part = dying
 distill.teacher_pass(make_teacher(), distill.scan_images(Path({folder!r}), crop=CROP), out,
                      batch_size=2, part_size=4, progress=False)
 """
+
+
+def test_a_pass_counts_what_it_stored(folder, tmp_path):
+    found, teacher = scan_images(folder, crop=CROP), make_teacher()
+    assert teacher_pass(teacher, found, tmp_path / "none", batch_size=-1, progress=False) == (0, 0)
+    assert teacher_pass(teacher, found, tmp_path / "all", batch_size=6, part_size=8) == (20, 0)
+    assert len(read_pass(tmp_path / "all", found, teacher)[0]) == 20
 
 
 def test_a_killed_pass_goes_on_without_repeating_or_losing_an_image(folder, tmp_path):

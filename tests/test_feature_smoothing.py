@@ -121,6 +121,14 @@ def test_the_released_layer_collects_features_that_it_has_calibrated_in_place():
     assert (twin.mean[full] - layer.mean[full]).abs().max() > 1e-3
 
 
+def test_scores_on_the_outer_edges_belong_to_the_outer_buckets():
+    scores = torch.tensor([0.0, 1.0, 11.5, 12.0])
+    assert _layer().buckets(scores).tolist() == [0, 1, 11, 11]
+    for outside in (-0.01, 12.01):
+        with pytest.raises(ValueError, match=r"inside \[0, 12\]"):
+            _layer().buckets(torch.tensor([outside]))
+
+
 def test_collected_features_do_not_depend_on_the_mode_the_layer_is_in():
     features, mos = _sample()
     layers = _layer("released_agedb"), _layer("released_agedb").eval()

@@ -197,6 +197,19 @@ def test_a_cached_row_that_was_damaged_is_computed_again(folder, tmp_path):
     np.testing.assert_array_equal(frozen_features(network, store, **options), first)
 
 
+def test_a_gram_matrix_that_was_damaged_is_computed_again(folder, tmp_path, capsys):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"cache_dir": tmp_path / "cache", **PLAIN}
+    first = layer_grams(network, store, {"4": "mean"}, **options)["4"]
+    (path,) = (tmp_path / "cache").glob("gram-*.npy")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-9], whole[:150] + b"x" + whole[151:]):
+        path.write_bytes(damaged)
+        again = layer_grams(network, store, {"4": "mean"}, **options)["4"]
+        np.testing.assert_array_equal(again, first)
+        assert f"{path} is damaged and is made again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("pooling", ["own", "mean", "mean_std"])
 def test_an_encoder_gives_the_features_of_the_network_run_by_hand(folder, tmp_path, pooling):
     torch.manual_seed(0)

@@ -1,12 +1,23 @@
 """Files appear whole, locks exclude, hashes are SHA-256."""
 
+import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from filelock import Timeout
 
-from iqa_utils.files import atomic_folder, atomic_write, hash_file, lock
+from iqa_utils.files import (
+    atomic_folder,
+    atomic_write,
+    hash_file,
+    load_array,
+    lock,
+    save_array,
+    sweep,
+)
 
 
 def test_a_file_appears_only_when_it_is_written_whole(tmp_path):
@@ -75,3 +86,46 @@ def test_a_hash_is_that_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     start = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert hash_file(tmp_path / "abc") == start
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped bit", "no checksum"])
+def test_a_damaged_array_is_not_read_and_is_named(tmp_path, capsys, damage):
+    path = tmp_path / "cache" / "a.npy"
+    array = np.arange(12.0).reshape(3, 4)
+    save_array(path, array)
+    np.testing.assert_array_equal(load_array(path, (3, None)), array)
+    np.testing.assert_array_equal(np.load(path), array)  # still a plain file of NumPy
+    assert [load_array(path, shape) for shape in ((4, None), (12,))] == [None, None]
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    np.save(tmp_path / "plain.npy", array)
+    plain = (tmp_path / "plain.npy").read_bytes()
+    damaged = {"empty": b"", "cut": plain[:-9], "flipped bit": bytes(content), "no checksum": plain}
+    path.write_bytes(damaged[damage])
+    assert capsys.readouterr().out == ""
+    assert load_array(path, (3, 4)) is None
+    assert capsys.readouterr().out == f"{path} is damaged and is made again\n"
+    assert load_array(tmp_path / "absent.npy", (3, 4)) is None
+
+
+def test_what_a_killed_process_left_in_a_cache_goes_when_nobody_holds_it(tmp_path):
+    names = ["pass-0a1b", "pass-0c1d", "pass-0e1f", ".spool-9", ".123-a.npy", "a.npy", "passes"]
+    old = time.time() - 2 * 86400
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.bin").touch()
+        for path in (tmp_path / name / "0.bin", tmp_path / name):
+            os.utime(path, (old, old))
+    os.utime(tmp_path / "pass-0c1d/0.bin")  # touched today: a rerun may go on from it
+    with lock(tmp_path / "pass-0e1f.lock"):
+        sweep(tmp_path)
+    left = {"pass-0c1d", "pass-0e1f", "pass-0e1f.lock", "a.npy", "passes"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_the_name_of_a_new_file_is_on_disk_before_anybody_relies_on_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    with atomic_write(tmp_path / "metrics.json") as partial:
+        partial.write_text("{}")
+    assert synced == [(tmp_path / "metrics.json").stat().st_ino, tmp_path.stat().st_ino]

@@ -298,11 +298,56 @@ def test_changed_bytes_make_another_store_and_a_touch_does_not(build, root):
     assert stored(changed, 1).max() == 0
 
 
-def test_a_store_whose_pixels_are_cut_short_is_refused(build):
+def overwrite(path, content, start=0):
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(content)
+
+
+DAMAGE = {
+    "pixels of equal length": lambda f: overwrite(f / "pixels.bin", b"damage", start=3000),
+    "cut short": lambda f: os.truncate(f / "pixels.bin", 100),
+    "no pixels": lambda f: (f / "pixels.bin").unlink(),
+    "empty index": lambda f: (f / "index.json").write_text(""),
+    "torn index": lambda f: os.truncate(f / "index.json", 50),
+    "index of other images": lambda f: (f / "index.json").write_text('{"bytes": 13824}'),
+    "a checksum": lambda f: overwrite(f / "sums.bin", b"x"),
+    "torn note": lambda f: (f / "checked.json").write_text("[["),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_mended_when_it_is_opened(build, root, names, capsys, damage):
     store = build()
-    os.truncate(store.folder / "pixels.bin", 100)
-    with pytest.raises(ValueError, match="expected 13824 bytes, found 100"):
-        build()
+    DAMAGE[damage](store.folder)
+    again = build()
+    assert again.key == store.key
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(stored(again, i), pillow(root / name, (24, 32)))
+    wrong = {"pixels of equal length": 1, "cut short": 6, "no pixels": 6, "a checksum": 1}
+    told = f"{store.folder}: {wrong.get(damage)} damaged images are decoded again\n"
+    assert capsys.readouterr().out == (told if damage in wrong else "")
+
+
+def test_a_store_is_checked_once_for_each_change_of_a_file(build, monkeypatch):
+    store = build()
+    checked, checksum = [], decode_once._checksum
+    monkeypatch.setattr(decode_once, "_checksum", lambda p: checked.append(1) or checksum(p))
+    build()
+    assert checked == []
+    os.utime(store.folder / "pixels.bin")
+    build()
+    build()
+    assert len(checked) == 6
+
+
+@pytest.mark.parametrize("content", [b"", b'{"0.jpg": [1', b"[]"])
+def test_a_torn_list_of_hashes_is_made_again(build, tmp_path, content):
+    store = build()
+    (memory,) = (tmp_path / "stores").glob("files-*.json")
+    memory.write_bytes(content)
+    assert build().key == store.key
+    assert len(json.loads(memory.read_text())) == 6
 
 
 # --- damage ----------------------------------------------------------------------------------

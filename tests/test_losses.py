@@ -195,3 +195,16 @@ def test_range_weights_refuse_scores_without_a_range():
     beyond = torch.tensor([10.0, 110])
     with pytest.raises(ValueError, match=r"scores span \[10, 110\]"):
         range_weighted_mse(beyond, beyond, counts=torch.tensor([1, 3]), edges=edges)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"p": 0.5}, {"q": 0.5}, {"alphas": (0.0, 0.0)}, {"alphas": (2.0, -1.0)}, {"form": "eq5"}],
+)
+def test_norms_below_one_and_weights_without_a_positive_sum_are_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        norm_in_norm(PRED, MOS, **({"form": "nin"} | options))
+    torch.testing.assert_close(
+        norm_in_norm(PRED, MOS, form="nin", p=1, q=1, alphas=(1.0, 0.0)),
+        norm_in_norm(PRED, MOS, form="nin", p=1, q=1, alphas=(2.0, 0.0)),
+    )

@@ -101,7 +101,7 @@ def test_the_unlabelled_folder_is_as_untidy_as_a_real_one(small: Path) -> None:
     assert reasons == {"wrong shape": 2, "too small": 1, "corrupt": 1}  # an empty file
     assert len(found) == 74
     truncated = 0
-    for path in found.images["path"]:
+    for path in found:
         try:
             central_crop(path, (48, 64))
         except BadImageError:

@@ -1,7 +1,9 @@
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import matplotlib
 import numpy as np
@@ -83,7 +85,7 @@ def test_a_rerun_replaces_everything_of_the_run_before(repo):
     assert (repo / "runs/test/00_x/left-over").exists()  # the old run stands until the new one ends
     second.finish()
     assert not (repo / "runs/test/00_x/left-over").exists()
-    assert sorted(p.name for p in (repo / "runs/test").iterdir()) == ["00_x"]
+    assert sorted(p.name for p in (repo / "runs/test").iterdir()) == [".00_x.lock", "00_x"]
 
 
 def test_the_time_of_a_killed_run_counts_up_to_the_last_file_it_left(repo):
@@ -104,25 +106,84 @@ def test_the_time_of_a_killed_run_counts_up_to_the_last_file_it_left(repo):
     assert (again["killed_attempts"], again["seconds"] < 60) == (0, True)
 
 
-def test_a_killed_run_finds_its_checkpoints_again(repo):
+def test_a_killed_run_finds_its_checkpoints_again_and_nothing_else(repo):
     killed = runs.start_run("00_x", PARAMETERS)
-    (killed.checkpoints_dir / "last.pt").write_text("weights")
-    again = runs.start_run("00_x", PARAMETERS)
-    assert (again.checkpoints_dir / "last.pt").read_text() == "weights"
+    kept = killed.checkpoints_dir / "0123456789ab/last.pt"
+    kept.parent.mkdir()
+    kept.write_text("weights")
+    left = ["predictions.parquet", "history.parquet", "figures/stray.png", "metrics.json"]
+    left += ["checkpoints/model.safetensors", "own/table.csv"]
+    for name in left:
+        (killed.dir / name).parent.mkdir(exist_ok=True)
+        (killed.dir / name).write_text("of an earlier seed")
+    again = runs.start_run("00_x", {**PARAMETERS, "SEED": 4})
+    assert kept.read_text() == "weights"  # its name is the key of its training
+    assert [name for name in left if (again.dir / name).exists()] == []
+    folder = again.finish()
+    seen = json.loads((folder / "provenance.json").read_text())
+    assert (seen["killed_attempts"], seen["seed"]) == (0, 4)  # the other seed is another run
+
+
+@pytest.mark.parametrize("torn", ["", '{"killed": 2, "sec'])
+def test_a_torn_note_of_attempts_counts_as_one_killed_attempt(repo, torn):
+    killed = runs.start_run("00_x", PARAMETERS)
+    (killed.dir / "attempts.json").write_text(torn)
+    folder = runs.start_run("00_x", PARAMETERS).finish()
+    assert json.loads((folder / "provenance.json").read_text())["killed_attempts"] == 1
+
+
+OWNER = "import sys, pathlib; from iqa_utils.workshop import runs\n"
+OWNER += "held = runs._claim(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
 
 
 def test_two_processes_do_not_share_a_run(repo):
-    runs.start_run("00_x", PARAMETERS)
-    lock = repo / "runs/test/.00_x.partial/lock"
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        lock.write_text(str(other.pid))
-        with pytest.raises(RuntimeError, match=f"00_x is being written by process {other.pid}"):
+    command = [sys.executable, "-c", OWNER, str(repo / "runs/test/00_x")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as owner:
+        assert owner.stdout.readline() == "held\n"
+        told = rf"00_x is being written by process {owner.pid} on {socket.gethostname()}; wait"
+        with pytest.raises(RuntimeError, match=told + r".*delete .*/runs/test/\.00_x\.lock"):
             runs.start_run("00_x", PARAMETERS)
-    finally:
-        other.communicate(b"\n")
-    runs.start_run("00_x", PARAMETERS)  # its owner is gone: taken over
-    assert lock.read_text() == str(os.getpid())
+        owner.kill()
+    runs.start_run("00_x", PARAMETERS)  # its owner is gone, whatever process has its number now
+
+
+def test_a_lock_file_that_names_a_living_process_does_not_hold_a_run(repo):
+    lock = repo / "runs/test/.00_x.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(f"process {os.getppid()} on elsewhere")  # a number that was used again
+    runs.start_run("00_x", PARAMETERS)
+    assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from iqa_utils.workshop import runs
+print("ready", flush=True)
+start, held = float(input()), []
+for number in range(20):
+    time.sleep(max(0.0, start + number * 0.02 - time.time()))
+    try:
+        held.append(runs._claim(Path(sys.argv[1]) / f"{number:02}_x"))
+        print(number)
+    except RuntimeError:
+        pass
+print("done", flush=True)
+input()
+"""
+
+
+def test_a_race_for_a_run_has_exactly_one_winner(repo):
+    command, pipe = [sys.executable, "-c", RACE, str(repo / "runs")], subprocess.PIPE
+    racers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    assert {racer.stdout.readline() for racer in racers} == {"ready\n"}
+    for racer in racers:
+        print(time.time() + 0.1, file=racer.stdin, flush=True)
+    won = [int(line) for r in racers for line in iter(r.stdout.readline, "done\n")]
+    for racer in racers:  # each holds what it won until all have tried
+        racer.communicate("\n")
+    assert sorted(won) == list(range(20))
 
 
 def test_figures_are_the_same_bytes_on_every_repeat(repo):
@@ -176,6 +237,30 @@ def test_a_run_is_current_until_a_file_that_it_imported_changes(tmp_path, monkey
     module.write_text("x = 2\n")
     assert not provenance.is_current({"files": used})
     assert not provenance.is_current({})  # a run from before files were recorded
+
+
+def test_a_notebook_depends_on_what_it_imports_and_what_that_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    code = {
+        "__init__.py": "",
+        "a.py": "def f():\n    from iqa_utils import b\n",  # imported when it is needed
+        "b/__init__.py": "from iqa_utils.b.c import x\n",
+        "b/c.py": "import numpy\nx = 1\n",
+        "unused.py": "from iqa_utils import a\n",
+    }
+    for name, text in code.items():
+        path = tmp_path / "iqa_utils" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "notebooks").mkdir()
+    cells = [{"cell_type": "code", "source": ["from iqa_utils.a import f"]}]
+    (tmp_path / "notebooks/00_x.ipynb").write_text(json.dumps({"cells": cells}))
+    files = provenance.imported_files("00_x")
+    wanted = {f"iqa_utils/{name}" for name in code if name != "unused.py"}
+    assert set(files) == {"notebooks/00_x.ipynb", *wanted}
+    (tmp_path / "iqa_utils/b/c.py").write_text("x = 2\n")
+    changed = provenance.imported_files("00_x")
+    assert [name for name in files if changed[name] != files[name]] == ["iqa_utils/b/c.py"]
 
 
 def test_results_must_be_finite(repo):

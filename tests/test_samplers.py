@@ -29,6 +29,14 @@ def test_counts_on_the_official_training_part(method):
     assert drawn_per_range(MOS, method) == EXPECTED[method]
 
 
+def test_the_default_ranges_are_fifths_of_the_scale_closed_on_the_left():
+    for edge in (20, 40, 60, 80):
+        below, at, above = edge - 0.5, float(edge), edge + 0.5
+        rows = cross_sample([below, at, above, above], "method1", seed=0, epoch=0)
+        assert sorted(rows)[:1] == [0]  # one image below and one of three from the edge on
+        assert len(rows) == 2
+
+
 def test_images_per_epoch_as_the_facts_have_them():
     images = {method: int(range_quotas(KONIQ_TRAINING, method).sum()) for method in METHODS}
     assert images == {"none": 7058, "method1": 645, "method2": 903, "method3": 2193, "rule": 1826}

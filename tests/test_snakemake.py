@@ -84,10 +84,8 @@ def snakemake(copy, name, *arguments, profile="local", **options):
     command += arguments
     # the copy's own package, in this process and in every kernel
     environment = os.environ | {"PYTHONPATH": str(copy)}
-    return subprocess.Popen(
-        command, cwd=copy, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=copy, env=environment, **options)
 
 
 def plan(copy, name, *arguments, **options):
@@ -125,8 +123,15 @@ def test_a_killed_batch_goes_on_without_losing_or_repeating_work(copy):
     assert set(_lines(log)) == {"80_first 0", "80_first 1", "81_second 0", "81_second 1"}
     grid = copy / "runs/kill/80_first-grid/metrics.json"
     assert {row["n_runs"] for row in json.loads(grid.read_text())["results"]} == {2}
-    nothing = snakemake(copy, "kill")
-    assert "Nothing to be done" in nothing.communicate(timeout=120)[0]
+    (copy / "iqa_utils/losses.py").write_text("# no notebook here imports this file\n")
+    assert "Nothing to be done" in plan(copy, "kill")
+    imported = copy / "iqa_utils/files.py"
+    code = imported.read_text()
+    imported.write_text(code + "# changed\n")
+    try:
+        assert plan(copy, "kill").count("rule notebook:") == 4
+    finally:
+        imported.write_text(code)
 
 
 def test_one_failing_job_is_named_and_the_rest_goes_on(copy):
@@ -138,6 +143,11 @@ def test_one_failing_job_is_named_and_the_rest_goes_on(copy):
     logs = [p for p in (copy / "runs/fail/logs").iterdir() if "SEED-0" in p.name]
     assert "ValueError: this seed fails" in logs[0].read_text()
     assert logs[0].name.removesuffix(".log") in output
+    assert "80_first: 1 of 2 runs finished, not grid.SEED-0" in output
+    grid = json.loads((copy / "runs/fail/80_first-grid/metrics.json").read_text())
+    assert [row["n_runs"] for row in grid["results"]] == [1]
+    assert grid["parameters"]["MISSING"] == ["grid.SEED-0"]
+    assert "rule aggregate:" in plan(copy, "fail")  # again, once the other job has finished
     kept = list((copy / "runs/fail/unfinished").glob("80_first-*.ipynb"))
     assert len(kept) == 1
 
@@ -165,8 +175,10 @@ def test_a_job_asks_for_its_threads_and_its_gpu(copy, profile):
     (copy / f"notebooks/params/80_first.{name}.yaml").write_text(f"PROFILE: {name}\nTHREADS: 2\n")
     output = plan(copy, name, "--cores", "4", profile=profile)
     jobs = [part for part in output.split("rule ") if part.startswith("notebook:")]
-    threads = {stem: [part.count("threads: 2") for part in jobs if f"stem={stem}" in part]
-               for stem in ("80_first", "81_second")}  # fmt: skip
+    threads = {
+        stem: [part.count("threads: 2") for part in jobs if f"stem={stem}" in part]
+        for stem in ("80_first", "81_second")
+    }
     assert threads == {"80_first": [1, 1], "81_second": [0, 0]}  # one thread is not printed
     assert all("gpu=1" in part for part in jobs), output
 
@@ -176,6 +188,12 @@ def test_a_paper_job_is_not_killed_after_an_hour():
     limits = profile["default-resources"]
     assert limits["runtime"] >= 24 * 60  # minutes; the README speaks of a day a job and more
     assert limits["mem_mb"] >= 32_000  # 20 GB of decoded images and what learns from them
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_a_failed_job_stops_no_other(name):
+    profile = yaml.safe_load((ROOT / f"workflow/profiles/{name}/config.yaml").read_text())
+    assert profile["keep-going"] is True
 
 
 def test_one_machine_counts_its_gpus():

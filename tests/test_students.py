@@ -126,7 +126,7 @@ def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_pat
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{i:02}.png")
     found = scan_images(tmp_path, crop=(24, 30))
     teacher = Scorer(IMQNet(**TINY).eval())
-    paths = found.images["path"].tolist()
+    paths = list(found)
     naive = throughput.label_naively(teacher, paths, found.crop)
     batched = throughput.label_in_batches(teacher, paths, found.crop, batch_size=5)
     np.testing.assert_allclose(naive, batched, atol=1e-5)

@@ -169,11 +169,18 @@ def test_a_single_run_has_no_interval(repo):
     assert result["n_runs"] == 1
 
 
-def test_unfinished_runs_are_named(repo):
+def test_what_finished_is_aggregated_and_what_did_not_is_named(repo, capsys):
     jobs = seeds()
-    finish(repo, jobs[1], {"a": 0.5})
-    with pytest.raises(FileNotFoundError, match=r"SEED-0\.BACKBONE-x, grid\.SEED-2\.BACKBONE-x"):
+    with pytest.raises(FileNotFoundError, match="02_x: no run of the grid has finished"):
         sweeps.aggregate("02_x", "test", jobs)
+    finish(repo, jobs[1], {"a": 0.5})
+    capsys.readouterr()
+    content = json.loads((sweeps.aggregate("02_x", "test", jobs) / "metrics.json").read_text())
+    missing = ["grid.SEED-0.BACKBONE-x", "grid.SEED-2.BACKBONE-x"]
+    told = f"02_x: 1 of 3 runs finished, not {', '.join(missing)}\n"
+    assert capsys.readouterr().out == told
+    assert content["parameters"]["MISSING"] == missing
+    assert [row["n_runs"] for row in content["results"]] == [1]
 
 
 VALUES = {

@@ -55,10 +55,9 @@ DATASETS = _read_catalogue()
 
 
 def load_scores(name: str, root: str | Path) -> pd.DataFrame:
-    """Load the score table of one data set.
+    """Load the score table of one data set, whether or not its images are there.
 
-    DMOS is flipped by the readers and nowhere else. The images need not be there; where they
-    are, ``image`` has the spelling of the disk.
+    DMOS is flipped by the readers and nowhere else; ``image`` has the spelling of the disk.
 
     Args:
         name: One of :data:`DATASETS`.
@@ -72,7 +71,6 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         fingerprint.
 
     Raises:
-        KeyError: If there is no data set of that name.
         FileNotFoundError: If the folder or one of its annotation files is missing.
         ValueError: If a column is renamed, files disagree, a name is there twice (or differs
             only in case from another), or a score is missing or outside the scale.
@@ -118,7 +116,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
 
 
 def check_images(frame: pd.DataFrame, root: str | Path) -> None:
-    """Refuse a score table whose images are not all on disk, naming every missing one."""
+    """Refuse a score table whose images are not all on disk, naming the missing ones."""
     missing = _missing_images(frame, Path(root))
     if missing:
         info = DATASETS.get(frame.attrs.get("dataset", ""))
@@ -130,13 +128,7 @@ def check_images(frame: pd.DataFrame, root: str | Path) -> None:
 
 
 def check_dataset(name: str, root: str | Path) -> dict[str, object]:
-    """Say whether a folder holds a data set whole.
-
-    Returns:
-        ``whole`` (bool), ``rows``, ``official_rows``, ``images_missing`` (list of paths),
-        ``files`` (name -> first 16 digits of its SHA-256 and how it compares with the copy that
-        was checked) and ``statistics`` (name -> value).
-    """
+    """Say whether a folder holds a data set whole, with its hashes, rows and statistics."""
     frame = load_scores(name, root)
     files, root = locate(name, Path(root))
     info, demo = DATASETS[name], frame.attrs["demo"]

@@ -90,10 +90,9 @@ def _agree(
 def read_koniq10k(files: Files) -> pd.DataFrame:
     """Read KonIQ-10k: the z-score MOS (0-100), the votes, the official split, the indicators.
 
-    The column ``MOS`` is 0-100 in the sets file and 1-5 in the scores file, and ``c1..c5`` are
-    fractions in the first and counts in the second. Here ``mos`` is always the z-score MOS,
-    ``mos_raw`` and ``sd_raw`` are on 1-5, and ``c1..c5`` are counts. The third convention in
-    use, (MOS - 1) / 4 * 100, is never produced: it gives other range counts.
+    ``MOS`` is 0-100 in the sets file and 1-5 in the scores file, ``c1..c5`` are fractions in the
+    first and counts in the second. Here ``mos`` is the z-score MOS, ``mos_raw`` and ``sd_raw`` are
+    on 1-5 and ``c1..c5`` counts; (MOS - 1) / 4 * 100 has other range counts.
     """
     sets_path = files["koniq10k_distributions_sets.csv"]
     wanted = ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "set"]
@@ -162,9 +161,9 @@ def _equal_lengths(lengths: Mapping[str, int], folder: Path) -> None:
 def read_live(files: Files) -> pd.DataFrame:
     """Read LIVE release 2: realigned DMOS, flipped; the originals are left out.
 
-    The score lists are positional: the five folders in turn, each in the order img1, img2, ...
-    A folder's ``info.txt`` says how many images it holds and names the reference of each, which
-    must agree with ``refnames_all.mat``; without it the official counts hold (982 in all).
+    The score lists are positional: the five folders in turn, each in the order img1, img2, ... A
+    folder's ``info.txt`` counts its images and names their references, which must be those of
+    ``refnames_all.mat``; without it the official counts hold (982 in all).
     """
     realigned = files["dmos_realigned.mat"]
     dmos, std = _matlab(realigned, "dmos_new"), _matlab(realigned, "dmos_std")

@@ -92,7 +92,7 @@ def teacher_pass(
         progress: Show a bar.
 
     Returns:
-        Images scored by this call, and those it could not decode.
+        Images whose scores this call stored, and those it could not decode.
 
     Raises:
         ValueError: If a stored file is damaged, of another teacher or crop, or of an image that has
@@ -110,23 +110,23 @@ def teacher_pass(
         for start in range(0, len(part), batch_size)
     ]
     teacher.model.to(device, memory_format=torch.channels_last).eval()
-    paths = images["path"].tolist()
-    batches = crop_batches(paths, groups, unlabelled.crop, on_bad_image=on_bad_image)
+    batches = crop_batches(unlabelled, groups, unlabelled.crop, on_bad_image=on_bad_image)
     pending: list[tuple[np.ndarray, Tensor, dict[int, str]]] = []
-    n_bad = 0
+    n_scored, n_bad = 0, 0  # that were stored
     bar = tqdm(total=len(todo), desc="teacher", unit="img", disable=not progress)
     try:
         for rows, crops, bad in batches:
             pending.append((rows, teacher.score(crops, device=device, precision=precision), bad))
-            n_bad += len(bad)
             bar.update(len(rows) + len(bad))
             if sum(len(r) + len(b) for r, _, b in pending) >= part_size:
-                _write_part(folder, unlabelled, teacher, pending)
+                counts = _write_part(folder, unlabelled, teacher, pending)
+                n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
     finally:
         if pending:  # a corrupt image or an interrupt loses nothing that was scored
-            _write_part(folder, unlabelled, teacher, pending)
+            counts = _write_part(folder, unlabelled, teacher, pending)
+            n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
         bar.close()
-    return len(todo) - n_bad, n_bad
+    return n_scored, n_bad
 
 
 def run_passes(
@@ -197,14 +197,14 @@ def read_pass(
     """Read a finished teacher pass.
 
     Returns:
-        ``image``, ``path``, ``score``, ``teacher`` of the scored images in the order of the list,
+        ``image``, ``score``, ``teacher`` of the scored images in the order of the list,
         and ``image``, ``error`` of those that could not be decoded.
 
     Raises:
         ValueError: As :func:`teacher_pass`; or if images have no score yet.
     """
     stored = _read_parts(folder, unlabelled, teacher)
-    table = unlabelled.images[["image", "path"]].merge(
+    table = unlabelled.images[["image"]].merge(
         stored[["image", "score", "teacher", "error"]], on="image", how="left", validate="1:1"
     )
     missing = table["teacher"].isna()
@@ -215,12 +215,14 @@ def read_pass(
             f"yet ({names}, ...); run it again, it resumes"
         )
     bad = table["score"].isna()
-    scores = table.loc[~bad, ["image", "path", "score", "teacher"]].reset_index(drop=True)
+    scores = table.loc[~bad, ["image", "score", "teacher"]].reset_index(drop=True)
     return scores, table.loc[bad, ["image", "error"]].reset_index(drop=True)
 
 
-def _write_part(folder: Path, unlabelled: UnlabelledSet, teacher: Teacher, pending: list) -> None:
-    """Store what is pending in a file of its own, and forget it."""
+def _write_part(
+    folder: Path, unlabelled: UnlabelledSet, teacher: Teacher, pending: list
+) -> tuple[int, int]:
+    """Store what is pending in a file of its own, and forget it; return scores and errors."""
     rows = np.concatenate([r for r, _, _ in pending]).astype(int)
     scores = torch.cat([s for _, s, _ in pending]).cpu().numpy()
     errors = {row: reason for _, _, bad in pending for row, reason in bad.items()}
@@ -236,6 +238,7 @@ def _write_part(folder: Path, unlabelled: UnlabelledSet, teacher: Teacher, pendi
     digest = hashlib.sha256("\n".join(part["image"]).encode()).hexdigest()[:16]
     with atomic_write(folder / f"part-{digest}.parquet") as partial:
         part[list(PASS_COLUMNS)].to_parquet(partial, index=False)
+    return len(scores), len(errors)
 
 
 def _read_parts(folder: Path, unlabelled: UnlabelledSet, teacher: Teacher) -> pd.DataFrame:

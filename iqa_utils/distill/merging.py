@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from iqa_utils.files import atomic_write
+from iqa_utils.files import load_array, save_array
 from iqa_utils.images import ImageStore
 from iqa_utils.metrics import TEACHER_WEIGHTS
-from iqa_utils.natural_scenes import brisque_statistics
+from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import official_or_content_split
 
@@ -87,11 +87,13 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
 def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
     """Compute BRISQUE's 36 statistics of every image of a store once, float64, shape (N, 36)."""
     path = cache_dir / f"brisque2-{store.key}.npy"
-    if not path.is_file():
+    values = load_array(path, (len(store), N_STATISTICS))
+    if values is None:
         pixels = (store.image(row).permute(1, 2, 0).numpy() for row in range(len(store)))
-        with ThreadPoolExecutor() as pool, atomic_write(path) as partial:
-            np.save(partial, np.stack(list(pool.map(brisque_statistics, pixels))))
-    return np.load(path)
+        with ThreadPoolExecutor() as pool:
+            values = np.stack(list(pool.map(brisque_statistics, pixels)))
+        save_array(path, values)
+    return values
 
 
 def merge_by_features(

@@ -8,37 +8,51 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
-from iqa_utils.images.decoding import BadImageError, find_images, image_size, read_image
+from iqa_utils.images.decoding import (
+    ENDINGS,
+    BadImageError,
+    image_size,
+    read_image,
+    walk_images,
+)
 from iqa_utils.training.batches import Batch, epoch_seed
 
-COPY = "copy of a labelled image"
+COPY, LABELLED = "copy of a labelled image", "labelled image"
 AHEAD = 2  # batches decoded in advance
+_TEXT = pd.StringDtype("pyarrow", na_value=np.nan)  # 8 bytes and the letters for each name
 
 
 @dataclass(frozen=True)
-class UnlabelledSet:
+class UnlabelledSet(Sequence):
     """The usable images of some folders, and those that were left out with the reason.
 
+    As a sequence it holds the paths, each made when it is asked for: millions of images take their
+    names' letters and some 30 bytes each.
+
     Attributes:
-        images: One row per usable image, sorted: ``image`` (folder name / relative path), ``path``,
+        folders: The folders by their name.
+        images: One row per usable image, sorted: ``image`` (folder name / relative path),
             ``height``, ``width`` (pixels, upright), ``bytes``.
         left_out: ``image``, ``reason`` (one of a few words, to be counted) and ``detail`` of every
             other image file that was found.
         crop: Height and width of the central crop, pixels.
     """
 
+    folders: dict[str, Path]
     images: pd.DataFrame
     left_out: pd.DataFrame
     crop: tuple[int, int]
@@ -46,12 +60,17 @@ class UnlabelledSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, row: int) -> Path:
+        title, _, name = self.images["image"].iloc[row].partition("/")
+        return self.folders[title] / name
+
     def without(self, errors: pd.DataFrame) -> UnlabelledSet:
         """Leave out the images whose decoding failed: columns ``image`` and ``error``."""
         bad = self.images["image"].isin(errors["image"])
         corrupt = errors.rename(columns={"error": "detail"}).assign(reason="corrupt")
         left_out = pd.concat([self.left_out, corrupt[list(self.left_out)]], ignore_index=True)
-        return UnlabelledSet(self.images[~bad].reset_index(drop=True), left_out, self.crop)
+        images = self.images[~bad].reset_index(drop=True)
+        return UnlabelledSet(self.folders, images, left_out, self.crop)
 
 
 def scan_images(
@@ -60,66 +79,62 @@ def scan_images(
     exclude: Collection[Path] = (),
     on_bad_image: str = "raise",
 ) -> UnlabelledSet:
-    """List the images of some folders that a central crop can be taken from.
+    """List the images of some folders, with sub-folders, that a central crop can be taken from.
 
     Nothing is enlarged. An image below the crop's height and width is ``"too small"``; one that
     falls short on one side only has the ``"wrong shape"``: a 3:2 photograph of 1024x683 for a crop
-    of 1024x768. Of a file as long as an excluded one the bytes are read: a copy of a labelled image
-    under another name is found where not a byte differs.
+    of 1024x768. ``"not read"`` is what only looks like an image file. A copy of an excluded image
+    under another name is found where the bytes agree.
 
     Args:
-        *folders: Searched with their sub-folders.
+        *folders: Of different names.
         crop: Height and width of the central crop, pixels.
         exclude: Files to leave out with their copies: images of a test, or with known scores.
         on_bad_image: ``"raise"`` names every image whose header cannot be read; ``"drop"`` puts
             them among those left out.
-
-    Raises:
-        FileNotFoundError: If a folder is missing or holds no image file.
-        ValueError: If two folders have one name, or no image can be used.
-        BadImageError: If headers cannot be read.
     """
     if on_bad_image not in ("raise", "drop"):
         raise ValueError(f"on_bad_image must be 'raise' or 'drop', got {on_bad_image!r}")
-    titles = [folder.name for folder in folders]
-    if len(set(titles)) < len(titles):
-        raise ValueError(f"folders must have different names, got {titles}")
-    found = [(folder, path) for folder in folders for path in find_images([folder])]
-    paths = {f"{folder.name}/{p.relative_to(folder).as_posix()}": p for folder, p in found}
-    hidden = {path.resolve() for path in exclude}
-    excluded = {name for name, path in paths.items() if path.resolve() in hidden}
-    names = sorted(set(paths) - excluded)
+    by_title = {folder.name: folder for folder in folders}
+    if len(by_title) < len(folders):
+        raise ValueError(f"folders must have different names, got {[f.name for f in folders]}")
+    known, n_found = _Excluded(exclude), 0
+    columns, left_out = defaultdict(list), []
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda name: _measure(name, paths[name], crop), names))
-        columns = ["image", "path", "height", "width", "bytes", "reason", "detail"]
-        frame = pd.DataFrame(rows, columns=columns)
-        copies = _find_copies(frame, exclude, pool)
-    frame.loc[copies.index, "reason"], frame.loc[copies.index, "detail"] = COPY, copies
-    bad = frame.loc[frame["reason"] == "corrupt", "detail"]
+        for title in sorted(by_title, key=lambda title: f"{title}/"):
+            if not by_title[title].exists():
+                raise FileNotFoundError(f"nothing at {by_title[title]}")
+            n_before, walk = n_found, walk_images(by_title[title])
+            while found := list(islice(walk, 4096)):
+                n_found += len(found)
+                paths = ((by_title[title] / name, why, crop, known) for name, why in found)
+                rows = list(pool.map(lambda one: _measure(*one), paths))
+                names = [f"{title}/{name}" for name, _ in found]
+                good = [i for i, (reason, *_) in enumerate(rows) if not reason]
+                columns["image"].append(pa.array([names[i] for i in good], pa.large_string()))
+                columns["size"].append(np.array([rows[i][2] for i in good], "i4").reshape(-1, 2))
+                columns["bytes"].append(np.array([rows[i][3] for i in good], "i8"))
+                left_out += [(names[i], *row[:2]) for i, row in enumerate(rows) if row[0]]
+            if n_found == n_before:
+                raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {by_title[title]}")
+    left_out.sort(key=lambda row: row[1] == LABELLED)  # those last; names stay in order
+    left_out = pd.DataFrame(left_out, columns=["image", "reason", "detail"])
+    bad = left_out.loc[left_out["reason"] == "corrupt", "detail"]
     if len(bad) and on_bad_image == "raise":
         raise BadImageError(f"{len(bad)} images cannot be read: {'; '.join(bad)}")
-    usable = frame["reason"].isna()
-    if not usable.any():
-        first = ": ".join(frame[["reason", "detail"]].iloc[0]) if len(frame) else "all are excluded"
-        raise ValueError(f"none of {len(paths)} images can be used: {first}")
-    images = frame[usable].drop(columns=["reason", "detail"]).reset_index(drop=True)
-    left_out = pd.DataFrame({"image": sorted(excluded), "reason": "labelled image", "detail": ""})
-    left_out = pd.concat([frame.loc[~usable, list(left_out)], left_out], ignore_index=True)
-    return UnlabelledSet(images.astype({"height": int, "width": int}), left_out, crop)
+    size = np.concatenate(columns["size"])
+    if not len(size):
+        first = ": ".join(left_out[["reason", "detail"]].iloc[0])
+        raise ValueError(f"none of {n_found} images can be used: {first}")
+    images = {"image": pd.Series(pa.chunked_array(columns["image"]), dtype=_TEXT)}
+    images |= {"height": size[:, 0], "width": size[:, 1], "bytes": np.concatenate(columns["bytes"])}
+    return UnlabelledSet(by_title, pd.DataFrame(images, copy=False), left_out, crop)
 
 
 def central_crop(path: Path, crop: tuple[int, int]) -> np.ndarray:
-    """Decode one image and keep its centre.
+    """Decode one image and keep its centre: uint8 RGB, shape (*crop, 3), nothing enlarged.
 
-    Args:
-        path: Image file.
-        crop: Height and width, pixels.
-
-    Returns:
-        uint8 RGB, shape (height, width, 3); an odd margin leaves its extra line below and right.
-
-    Raises:
-        BadImageError: If the image cannot be decoded, or is smaller than the crop.
+    An odd margin leaves its extra line below and right.
     """
     image, (height, width) = read_image(path), crop
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -137,23 +152,14 @@ def crop_batches(
     *,
     on_bad_image: str = "raise",
 ) -> Iterator[tuple[np.ndarray, Tensor, dict[int, str]]]:
-    """Decode groups of images in threads while the caller works on an earlier group.
+    """Decode groups of rows of ``paths`` in threads while the caller works on an earlier group.
 
     The processes that torchrun starts on a machine share its cores.
 
-    Args:
-        paths: Image files.
-        groups: Rows of ``paths`` that go into each batch.
-        crop: Height and width of the central crop, pixels.
-        on_bad_image: ``"raise"`` or ``"drop"``.
-
     Yields:
-        Rows that were decoded, shape (B,); their crops, uint8, shape (B, 3, H, W), a
+        Rows that were decoded, shape (B,); their central crops, uint8, shape (B, 3, H, W), a
         channels-last view of a buffer that is overwritten after the next step of the loop; and
-        the rows that could not be decoded with the reason.
-
-    Raises:
-        BadImageError: With ``"raise"``, names all undecodable images of a batch, when it is due.
+        the rows that could not be decoded with the reason, under ``on_bad_image="drop"``.
     """
     size = max((len(group) for group in groups), default=0)
     # one buffer more than is in flight: the caller still holds the last one
@@ -194,14 +200,13 @@ def file_batches(
     """
     generator = torch.Generator().manual_seed(epoch_seed(0, epoch))
     groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    names = [str(path) for path in paths]
     for group, crops, _ in crop_batches(paths, groups, crop):
         images = crops.to(device)
         if augment is not None:
             images = augment(images, generator=generator)
         images = to_float(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         mos = torch.as_tensor(scores[group], dtype=torch.float32, device=device)
-        yield Batch((images,), mos, torch.from_numpy(group), names=names)
+        yield Batch((images,), mos, torch.from_numpy(group), names=paths)
 
 
 def _gather(
@@ -226,32 +231,44 @@ def _fill(path: Path, crop: tuple[int, int], slot: np.ndarray) -> str | None:
     return None
 
 
-def _measure(name: str, path: Path, crop: tuple[int, int]) -> tuple[object, ...]:
-    """Return one row: name, path, height, width, bytes, and why the image cannot be used."""
-    size = path.stat().st_size
+def _measure(
+    path: Path, why: str, crop: tuple[int, int], known: _Excluded
+) -> tuple[str, str, tuple[int, int], int]:
+    """Return why an image cannot be used with its detail, height and width, bytes."""
+    if why:
+        return "not read", why, (0, 0), 0
+    about = path.stat()
+    if told := known.find(path, about):
+        return *told, (0, 0), 0
     try:
         height, width = image_size(path)
     except BadImageError as error:
-        return name, path, None, None, size, "corrupt", str(error)
+        return "corrupt", str(error), (0, 0), 0
     short = (height < crop[0]) + (width < crop[1])
-    reason = (None, "wrong shape", "too small")[short]
-    detail = f"{height}x{width}, the crop is {crop[0]}x{crop[1]}" if short else None
-    return name, path, height, width, size, reason, detail
+    reason = ("", "wrong shape", "too small")[short]
+    detail = f"{height}x{width}, the crop is {crop[0]}x{crop[1]}" if short else ""
+    return reason, detail, (height, width), about.st_size
 
 
-def _find_copies(
-    frame: pd.DataFrame, others: Collection[Path], pool: ThreadPoolExecutor
-) -> pd.Series:
-    """Return row and original of every file that is byte for byte one of the others."""
-    lengths = set(frame["bytes"])
-    same = [path for path in others if path.is_file() and path.stat().st_size in lengths]
-    originals = dict(zip(pool.map(_content, same), same, strict=True))
-    rows = frame.index[frame["bytes"].isin({path.stat().st_size for path in same})]
-    found = dict(zip(rows, pool.map(_content, frame.loc[rows, "path"]), strict=True))
-    copies = {
-        row: originals[content].as_posix() for row, content in found.items() if content in originals
-    }
-    return pd.Series(copies, dtype=object)
+class _Excluded:
+    """Files to leave out, found by place, or by content where the lengths agree."""
+
+    def __init__(self, paths: Collection[Path]) -> None:
+        self.by_length, self.contents = defaultdict(list), {}
+        for path in paths:
+            if path.is_file():
+                self.by_length[path.stat().st_size].append(path)
+
+    def find(self, path: Path, about: os.stat_result) -> tuple[str, str] | None:
+        """Return reason and detail for a file that is excluded, or a copy of one that is."""
+        if not (like := self.by_length.get(about.st_size)):
+            return None
+        if any(path.samefile(other) and path.resolve() == other.resolve() for other in like):
+            return LABELLED, ""
+        if about.st_size not in self.contents:
+            self.contents[about.st_size] = {_content(other): other for other in like}
+        original = self.contents[about.st_size].get(_content(path))
+        return original and (COPY, original.as_posix())
 
 
 def _content(path: Path) -> bytes:

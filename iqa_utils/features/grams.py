@@ -30,7 +30,7 @@ from iqa_utils.features import (
     require_finite,
     save_rows,
 )
-from iqa_utils.files import atomic_write, lock
+from iqa_utils.files import atomic_write, load_array, lock, save_array
 
 if TYPE_CHECKING:
     from iqa_utils.images import ImageStore
@@ -171,18 +171,23 @@ def layer_grams(
         else:
             device = next(backbone.parameters()).device
             for layer, panels in spools.panels():
-                with atomic_write(paths[layer]) as partial:
-                    np.save(partial, pack(gram_from_panels(panels, device=device)))
+                save_array(paths[layer], pack(gram_from_panels(panels, device=device)))
             shutil.rmtree(folder)
 
-    if not all(path.is_file() for path in paths.values()):
+    def read() -> dict[str, np.ndarray | None]:
+        size = len(rows) * (len(rows) + 1) // 2
+        return {layer: load_array(path, (size,)) for layer, path in paths.items()}
+
+    found = read()
+    if any(triangle is None for triangle in found.values()):
         with lock(folder.with_suffix(".lock")):
-            missing = [layer for layer, path in paths.items() if not path.is_file()]
+            missing = [layer for layer, triangle in read().items() if triangle is None]
             begun = [layer for layer in _begun(folder) if layer in missing]
             for layers in (begun, [layer for layer in missing if layer not in begun]):
                 if layers:
                     multiply(layers)
-    return {layer: unpack(np.load(path)) for layer, path in paths.items()}
+            found = read()
+    return {layer: unpack(found.pop(layer)) for layer in paths}
 
 
 class _DiskTooSmall(OSError):

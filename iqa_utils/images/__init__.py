@@ -45,12 +45,6 @@ class ImageStore:
         import torch
 
         index = json.loads((folder / "index.json").read_text())
-        pixels = folder / "pixels.bin"
-        if pixels.stat().st_size != index["bytes"]:
-            raise ValueError(
-                f"{pixels}: expected {index['bytes']} bytes, found {pixels.stat().st_size}; "
-                "delete the folder and the store is built again"
-            )
         self.folder = folder
         self.key = folder.name
         self.names: list[str] = index["names"]
@@ -58,7 +52,7 @@ class ImageStore:
         self.uniform = bool((self.sizes == self.sizes[0]).all())
         self._starts = index["starts"]
         # copy-on-write: torch gets writable memory, the file never changes
-        self._bytes = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c"))
+        self._bytes = torch.from_numpy(np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c"))
         self._buffers: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
@@ -78,18 +72,13 @@ class ImageStore:
     def batch(
         self, indices: Sequence[int] | Tensor, *, device: str | torch.device = "cpu"
     ) -> Tensor:
-        """Gather images of one size.
+        """Gather images of one size: uint8, shape (B, 3, H, W), channels-last.
+
+        The next call of `batch` or `crops` may reuse the memory: `clone()` what must outlive it.
 
         Args:
             indices: Rows, B values.
             device: Where the batch goes; by way of pinned memory if it is a GPU.
-
-        Returns:
-            uint8, shape (B, 3, H, W), channels-last. The memory may be reused by the next call
-            of `batch` or `crops`: `clone()` what must outlive it.
-
-        Raises:
-            ValueError: If the images differ in size.
         """
         import torch
 
@@ -112,19 +101,13 @@ class ImageStore:
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
     ) -> Tensor:
-        """Gather one crop of each image; the images may differ in size.
+        """Gather one crop of each image, as `batch` does; the images may differ in size.
 
         Args:
             indices: Rows, B values.
             size: Height and width of the crops, pixels.
             generator: CPU generator of the positions; central crops without one.
             device: Where the batch goes.
-
-        Returns:
-            uint8, shape (B, 3, height, width), channels-last, memory reused as in `batch`.
-
-        Raises:
-            ValueError: If an image is smaller than the crop.
         """
         import torch
 
@@ -169,9 +152,8 @@ def build_store(
     """Open the store of these images, decoding whatever it still lacks.
 
     Pillow decodes and resizes, so the pixels are Pillow's own. Work is kept image by image with a
-    checksum: a build that was killed is finished by the next call, which decodes again whatever
-    does not match its checksum. Processes that ask for one store at once take turns, and only the
-    first one works.
+    checksum: the next call finishes a build that was killed and, where a file of the store has
+    changed, decodes again whatever does not match. Processes that ask for one store take turns.
 
     Args:
         root: Folder that the names are relative to.

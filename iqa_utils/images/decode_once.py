@@ -1,8 +1,9 @@
-"""Fill the folder of an image store so that it survives kills, twins and full disks.
+"""Fill the folder of an image store so that it survives kills, twins, full disks and damage.
 
 Each image is written to its own place in one file of pixels, then its checksum to a second file.
-What carries the right checksum is done; a build that died is therefore finished, never trusted.
-The index comes last, and the folder gets its final name only when everything is in it.
+What carries the right checksum is done; a build that died is therefore finished, never trusted, and
+a store whose files changed since they were checked is mended. The folder gets its final name only
+when everything is in it.
 """
 
 import hashlib
@@ -15,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image
 from tqdm import tqdm
 
-from iqa_utils.files import atomic_write, lock
+from iqa_utils.files import atomic_write, lock, read_mapping, sync_folder
 from iqa_utils.images.decoding import BadImageError, image_size, read_image
 
 RESAMPLERS = {method.name.lower(): method for method in Image.Resampling}
@@ -33,6 +35,7 @@ SIZE_NUMBERS = {
     "native": 0,
 }
 MOST_SIDE = 8192  # px; a file that asks for more is refused before anything is resized
+FILES = ("pixels.bin", "sums.bin", "index.json")
 _RULES = 1  # of decoding.py: raise it when a rule changes, and every store is built anew
 _WORKERS = min(16, getattr(os, "process_cpu_count", os.cpu_count)() or 1)
 
@@ -102,23 +105,35 @@ def finished_folder(
             partial = folder.with_suffix(".partial")
             _fill(partial, root, names, fit, progress=progress)
             partial.rename(folder)
+            sync_folder(store_dir)
+        elif _note(folder / "checked.json") != _stamps(folder):
+            damaged = _fill(folder, root, names, fit, progress=progress)
+            if damaged:
+                print(f"{folder}: {damaged} damaged images are decoded again", flush=True)
     return folder
 
 
+def _note(path: Path) -> Any:
+    """Read a note that can be made again; None where it is absent or torn."""
+    try:
+        return read_mapping(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Return length and time of the files of a store, which tell whether they have changed."""
+    stats = {name: (folder / name).stat() for name in FILES if (folder / name).is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
 def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
-    """Hash the bytes of every file; only files whose time or length changed are read again.
+    """Hash the bytes of N different files; only those whose time or length changed are read again.
 
     Args:
         root: Folder that the names are relative to.
-        names: Files, N different names.
+        names: Files.
         store_dir: Where the hashes are remembered.
-
-    Returns:
-        N hexadecimal hashes.
-
-    Raises:
-        FileNotFoundError: If files are missing; names them.
-        ValueError: If there is no name, or one is there twice.
     """
     if not names:
         raise ValueError("expected image names, found none")
@@ -131,7 +146,7 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
         raise FileNotFoundError(f"{root}: {count} images missing: {listed(missing)}")
     where = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
     memory = store_dir / f"files-{where}.json"
-    known = json.loads(memory.read_text()) if memory.exists() else {}
+    known = _note(memory) or {}
 
     def entry(name: str) -> list:
         stat = (root / name).stat()
@@ -148,8 +163,8 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
     return [entries[name][2] for name in names]
 
 
-def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress: bool) -> None:
-    """Decode what a folder, new or left by a build that died, still lacks; then write its index."""
+def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress: bool) -> int:
+    """Decode what a folder lacks or holds damaged, write its index; return how many it decoded."""
     folder.mkdir(parents=True, exist_ok=True)
     reasons: dict[int, str] = {}
 
@@ -162,20 +177,21 @@ def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress:
             reasons[row] = str(error)
             return 0, 0
 
-    def decode(row: int) -> None:
+    def decode(row: int) -> bool:
         start, length = int(starts[row]), int(lengths[row])
         recorded = int.from_bytes(os.pread(sums, 8, 8 * row), "little")
         if recorded and recorded == _checksum(os.pread(pixels, length, start)):
-            return
+            return False
         try:
             array = fit.apply(read_image(root / names[row]))
             if array.shape[:2] != tuple(sizes[row]):
                 raise BadImageError(f"header says {sizes[row]}, pixels are {array.shape[:2]}")
         except BadImageError as error:
             reasons[row] = str(error)
-            return
-        _write(pixels, array.tobytes(), start)
+            return False
+        _write(pixels, memoryview(array).cast("B"), start)
         _write(sums, _checksum(array).to_bytes(8, "little"), 8 * row)
+        return True
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         sizes = list(pool.map(measure, range(len(names))))
@@ -187,9 +203,9 @@ def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress:
             os.ftruncate(sums, 8 * len(names))
             rows = [row for row in range(len(names)) if row not in reasons]
             bar = {"desc": "decode", "unit": "image", "disable": None if progress else True}
-            for _ in tqdm(pool.map(decode, rows), total=len(rows), **bar):
-                pass
+            decoded = sum(tqdm(pool.map(decode, rows), total=len(rows), **bar))
             os.fsync(pixels)
+            os.fsync(sums)
     if reasons:
         lines = [
             f"{names[row]} ({reasons[row].removeprefix(f'{root / names[row]}: ')})"
@@ -206,6 +222,9 @@ def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress:
     }
     with atomic_write(folder / "index.json") as partial:
         partial.write_text(json.dumps(index))
+    with atomic_write(folder / "checked.json") as partial:
+        partial.write_text(json.dumps(_stamps(folder)))
+    return decoded
 
 
 def listed(items: Sequence[str], most: int = 20) -> str:
@@ -235,9 +254,8 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _write(descriptor: int, data: bytes, start: int) -> None:
+def _write(descriptor: int, data: bytes | memoryview, start: int) -> None:
     # not through a map: there a full disk is a killed process instead of an error
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, start)
-        view, start = view[written:], start + written
+    while data:
+        written = os.pwrite(descriptor, data, start)
+        data, start = data[written:], start + written

@@ -301,15 +301,12 @@ def score(
     out: Annotated[Path, typer.Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 4,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
-    max_megapixels: Annotated[
-        float, typer.Option(min=0.01, max=178, help="Larger images are refused undecoded.")
-    ] = 100,
 ) -> None:
     """Score images: a table, a CSV (full precision) and a contact sheet, best first; resumes."""
     from iqa_utils.workshop import scoring
 
-    options = {"batch_size": batch_size, "device": device, "max_megapixels": max_megapixels}
-    scores, note = scoring.score_to_files(paths, checkpoint, out, method=method, **options)
+    options = {"method": method, "batch_size": batch_size, "device": device}
+    scores, note = scoring.score_to_files(paths, checkpoint, out, **options)
     bad = scores[scores["error"] != ""]
     print(scoring.text_table(scores))
     print(note)

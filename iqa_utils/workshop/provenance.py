@@ -1,5 +1,6 @@
 """What a run used: commit, code, machine, packages, the bytes of its score tables and weights."""
 
+import ast
 import hashlib
 import json
 import os
@@ -82,6 +83,33 @@ def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
     return used | own
 
 
+def imported_files(stem: str) -> dict[str, str]:
+    """Digest of the notebook and of every file of the package that it may import, by its path."""
+    notebook = ROOT / "notebooks" / f"{stem}.ipynb"
+    files, todo = {}, [notebook]
+    while todo:
+        path = todo.pop()
+        name = path.relative_to(ROOT).as_posix()
+        if name not in files:
+            files[name] = _digest(path)
+            todo += _imports(path)
+    return dict(sorted(files.items()))
+
+
+def _imports(path: Path) -> set[Path]:
+    """List the files of the package that a file or notebook names in its imports."""
+    names = set()
+    for node in ast.walk(ast.parse(_code(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names if name.split(".")[0] == "iqa_utils"]
+    modules = {ROOT.joinpath(*one[:n]) for one in parts for n in range(1, len(one) + 1)}
+    files = {f for m in modules for f in (m.with_suffix(".py"), m / "__init__.py")}
+    return {file for file in files if file.is_file()}
+
+
 def is_current(provenance: Mapping[str, Any]) -> bool:
     """Tell whether every file that a run depended on was recorded and is still what it was."""
     files = provenance.get("files") or {"": ""}
@@ -92,8 +120,13 @@ def is_current(provenance: Mapping[str, Any]) -> bool:
 
 def _digest(path: Path) -> str:
     """Digest of a file; of a notebook, that of its code without the parameters papermill adds."""
-    content = path.read_bytes()
-    if path.suffix == ".ipynb":
-        cells = [cell for cell in json.loads(content)["cells"] if cell["cell_type"] == "code"]
-        content = "\n".join("".join(cell["source"]) for cell in cells).encode()
+    content = _code(path).encode() if path.suffix == ".ipynb" else path.read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _code(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)

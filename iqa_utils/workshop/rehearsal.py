@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iqa_utils.files import write_json
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.plan import sets_of, values_of
-from iqa_utils.workshop.runs import ROOT, resolve, write_json
+from iqa_utils.workshop.runs import ROOT, resolve
 
 PROFILE = "rehearsal"
 

@@ -3,7 +3,7 @@
 A notebook starts with :func:`start_run` and ends with :meth:`Run.finish`, which writes
 ``metrics.json`` last: its presence is what "finished" means. Until then a run works in a hidden
 folder beside the final one, so that a rerun replaces the earlier results in one rename and a killed
-run finds its checkpoints again.
+run finds its checkpoints again; nothing else of a killed run enters the next one.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import json
 import math
 import os
 import random
+import re
 import shutil
+import socket
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from iqa_utils.files import atomic_write, read_mapping
+from iqa_utils.files import atomic_write, read_mapping, sweep, sync_folder, write_json
 from iqa_utils.workshop import provenance
 from iqa_utils.workshop.checkout import ROOT, need_checkout
 from iqa_utils.workshop.parameters import wrong_types
@@ -51,9 +53,10 @@ def resolve(path: str | Path) -> Path:
 
 
 def cache_dir(name: str = "") -> Path:
-    """Make and return the folder of what can be computed again (image stores, features)."""
+    """Make, sweep and return the folder of what can be computed again (stores, features)."""
     folder = ROOT / "runs" / "cache" / name
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     return folder
 
 
@@ -102,11 +105,10 @@ class Run:
         self.weights: dict[str, dict[str, str]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
-        self.dir.mkdir(parents=True, exist_ok=True)
-        _take_lock(self.dir / "lock")
+        self._lock = _claim(self.final_dir)
+        self._earlier = _reopen(self.dir, parameters)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        self.figures_dir.mkdir(exist_ok=True)
-        self._earlier = _killed_attempts(self.dir)
+        self.figures_dir.mkdir()
         self._started, self._commit = time.perf_counter(), provenance.commit()
         self._files = provenance.code_files()  # the code that is loaded now
         seed_everything(parameters["SEED"])
@@ -164,12 +166,10 @@ class Run:
         """Say once what the results that follow are, where they do not say otherwise.
 
         Args:
-            **fields: Of :data:`DESCRIBED`: ``network``, ``weights`` (what it started from),
-                ``recipe`` (``"paper"``, ``"released"`` or another named variant), ``protocol``, a
-                mapping (``split``, ``select``, ``epochs`` or ``steps``, ``crops``, ...), and
-                ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"`` or
-                ``"trained here"``. A result is judged only where they are the words of ANSWERS in
-                ``papers/KEY.py``.
+            **fields: Of :data:`DESCRIBED`: ``network``, ``weights``, ``recipe`` (``"paper"``,
+                ``"released"`` or another named variant), ``protocol``, a mapping (``split``,
+                ``epochs``, ...), and ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors'
+                predictions"`` or ``"trained here"``. ANSWERS in ``papers/KEY.py`` compares them.
         """
         if unknown := sorted(set(fields) - set(DESCRIBED)):
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
@@ -188,28 +188,21 @@ class Run:
         paper: str | None = None,
         **more: Any,
     ) -> None:
-        """Add one number.
+        """Add one finite number; ``table``, ``method`` and ``dataset`` are spelt as in the ledger.
 
         Args:
-            table: Table, figure or ``"text"`` of the paper; a word of our own (``"control"``) for
-                numbers the paper does not have. It, ``method`` and ``dataset`` are spelt as in the
-                ledger.
+            table: Table, figure or ``"text"`` of the paper, or a word of our own (``"control"``).
             method: Row of that table.
             dataset: Data set.
             metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
-            value: The number, finite.
+            value: The number.
             data: ``"demo"`` or the name of the real set it was measured on.
             n_runs: Runs or splits behind the number.
             paper: Ledger key, where it is not the run's own.
             **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
-                ``pred_spread`` (SD of the predictions over that of the scores, zero where they are
-                constant), the fields of :meth:`describe` and :data:`WORDS`: ``baseline``, the
-                method that was subtracted, ``variant``, ``subset``, ``stage``, ``layer`` and
-                ``regressor``; None is as if not given.
-
-        Raises:
-            TypeError: If a further name is unknown.
-            ValueError: If a number is not finite.
+                ``pred_spread`` (SD of the predictions over that of the scores), the fields of
+                :meth:`describe`, and words such as ``baseline``, ``variant``, ``subset`` or
+                ``layer``; None is as if not given.
         """
         given = {key: v for key, v in more.items() if v is not None}
         if unknown := sorted(set(given) - set(RESULT_COLUMNS)):
@@ -279,10 +272,10 @@ class Run:
         metrics |= {"parameters": portable(self.parameters), "results": self.results}
         write_json(self.dir / "metrics.json", metrics)
         if self.dir != self.final_dir:
-            (self.dir / "lock").unlink()
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
+            self._lock.release(force=True)
         print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {_relative(self.dir)}")
         return self.dir
 
@@ -320,17 +313,6 @@ def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all, ``results`` one on a line; NaN is refused."""
-    plain = partial(json.dumps, allow_nan=False, default=np.generic.item)
-    text = plain({k: v for k, v in content.items() if k != "results"}, indent=1)
-    if "results" in content:
-        rows = ",\n".join(plain(row, separators=(",", ":")) for row in content["results"])
-        text = f'{text[:-2]},\n "results": [\n{rows}\n ]\n}}'
-    with atomic_write(path) as file:
-        file.write_text(text + "\n")
-
-
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     """Read each ``metrics.json`` below ``runs`` and ``figures``, or other folders, with its folder.
 
@@ -363,39 +345,53 @@ def _replace_folder(new: Path, old: Path) -> None:
     if old.exists():
         old.rename(aside)
     new.rename(old)
+    sync_folder(old.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _take_lock(path: Path) -> None:
-    """Claim a run folder for this process; a lock whose process is gone is taken over."""
-    if path.is_file():
-        owner = path.read_text().strip()
-        if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
-            name = path.parent.name.strip(".").removesuffix(".partial")
-            raise RuntimeError(
-                f"run {name} is being written by process {owner}; wait, or give RUN_NAME"
-            )
-    path.write_text(str(os.getpid()))
+def _claim(folder: Path) -> FileLock:
+    """Take the lock of a run, beside its folder; it ends with this process, however that ends."""
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, is_singleton=True)  # a notebook may run its first cell again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = path.read_text() or "another process"
+        raise RuntimeError(
+            f"run {folder.name} is being written by {owner}; wait, or give RUN_NAME (if that "
+            f"machine is gone for good, delete {path})"
+        ) from None
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
 
 
-def _killed_attempts(folder: Path) -> dict[str, float]:
-    """Count the attempts that ended before they finished, and their seconds; note this one."""
+def _reopen(folder: Path, parameters: Mapping[str, Any]) -> dict[str, float]:
+    """Clear a run's folder but for its checkpoints, each named by the key of its training.
+
+    Returns:
+        Attempts with these parameters that were killed, and their seconds; this one is noted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = json.loads(json.dumps(portable(parameters)))  # as the note has them
     note, earlier = folder / _ATTEMPTS, {"killed": 0, "seconds": 0.0}
     if note.is_file():
-        seen = json.loads(note.read_text())
-        left = max(path.stat().st_mtime for path in folder.rglob("*") if path.name != "lock")
-        seconds = seen["seconds"] + max(0.0, left - seen["started"])
-        earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
-    write_json(note, {**earlier, "started": time.time()})
+        left = max(path.stat().st_mtime for path in folder.rglob("*"))
+        try:
+            seen = read_mapping(note)
+        except ValueError:  # killed while it was noted
+            seen = {"parameters": parameters, **earlier, "started": left}
+        if seen.get("parameters") == parameters:
+            seconds = seen["seconds"] + max(0.0, left - seen["started"])
+            earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
+    kept = re.compile("checkpoints|[0-9a-f]{12}")
+    for path in [*folder.iterdir(), *(folder / "checkpoints").glob("*")]:
+        if path.is_file():
+            path.unlink()
+        elif not kept.fullmatch(path.name):
+            shutil.rmtree(path)
+    write_json(note, {"parameters": parameters, **earlier, "started": time.time()})
     return earlier
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it lives, and is another user's
-    return True
 
 
 def _relative(path: Path) -> str:

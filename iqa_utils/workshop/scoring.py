@@ -26,14 +26,12 @@ from tqdm import tqdm
 from iqa_utils import natural_scenes
 from iqa_utils.backbones import SHIPPED_FILE
 from iqa_utils.files import atomic_write
-from iqa_utils.images.decoding import ENDINGS, BadImageError, image_size, read_image
+from iqa_utils.images.decoding import find_images, read_image
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
 from iqa_utils.workshop.tables import write_csv
 
 METHODS = ("model", "niqe", "brisque")
-MAX_MEGAPIXELS = 100.0
-UNREAD = (".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".psd", ".svg", ".dng", ".jxl")
 SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
 THUMBNAIL = 220  # px, longest side
 COLUMNS = ["image", "score", "percentile", "warning", "error"]
@@ -85,39 +83,6 @@ def open_method(
     return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate)
 
 
-def list_files(paths: Sequence[str | Path]) -> tuple[list[Path], dict[Path, str]]:
-    """List image files, each once, in the order of names, and what looks like one and is none.
-
-    Returns:
-        Files to read (those named one by one whatever their ending) and, with its reason, what is
-        left out: folders with the name of an image, dangling links, formats that are not read.
-
-    Raises:
-        FileNotFoundError: If a path does not exist, or none holds an image.
-    """
-    found: dict[Path, str] = {}
-    for given in map(Path, paths):
-        if not given.exists() and not given.is_symlink():
-            raise FileNotFoundError(f"nothing at {given}")
-        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            ending = path.suffix.lower()
-            if path != given and ending not in (*ENDINGS, *UNREAD):
-                continue
-            if path.is_dir():
-                found[path] = "a folder, not an image"
-            elif not path.exists():
-                found[path] = "a link to nothing"
-            elif path != given and ending in UNREAD:
-                found[path] = f"{ending} is not read; convert it to PNG"
-            else:
-                found[path] = ""
-    if not any(reason == "" for reason in found.values()):
-        more = "".join(f"; {path}: {reason}" for path, reason in list(found.items())[:3])
-        where = ", ".join(map(str, paths))
-        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {where}{more}")
-    return [p for p, reason in found.items() if not reason], {p: r for p, r in found.items() if r}
-
-
 def score_images(
     paths: Sequence[str | Path],
     checkpoint: str | Path | None = None,
@@ -126,7 +91,6 @@ def score_images(
     partial: str | Path | None = None,
     batch_size: int = 4,
     device: str | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Predict the quality of image files.
@@ -139,7 +103,6 @@ def score_images(
             same method has scored are read from there, unless they have changed since.
         batch_size: Images per forward pass; images of different sizes are never put together.
         device: Torch device; the first GPU, else the CPU.
-        max_megapixels: Larger images are refused before they are decoded, up to 178.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -150,41 +113,33 @@ def score_images(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
-    if not 0 < max_megapixels <= 178:  # Pillow refuses what is larger
-        raise ValueError(f"max_megapixels: expected 0 to 178, found {max_megapixels}")
-    rater, (files, left_out) = open_method(method, checkpoint, device), list_files(paths)
+    rater, found = open_method(method, checkpoint, device), find_images(paths)
+    files = [path for path, reason in found.items() if not reason]
     known = _read_partial(Path(partial), rater.hash) if partial else {}
     stamps = {path: _stamp(path) for path in files}
     done: dict[Path, Row] = {p: known[stamps[p]] for p in files if stamps[p] in known}
     todo = [path for path in files if path not in done]
     quiet = None if progress else True
     with tqdm(total=len(files), initial=len(done), unit="image", disable=quiet) as bar:
-        for part, read in _decoded(todo, rater.prepare, batch_size, max_megapixels):
+        for part, read in _decoded(todo, rater.prepare, batch_size):
             rows = dict(zip(part, _rate(rater, read), strict=True))
             if partial:
                 _append(Path(partial), [[rater.hash, stamps[p], *row] for p, row in rows.items()])
             done |= rows
             bar.update(len(part))
-    done |= {path: (np.nan, np.nan, "", reason) for path, reason in left_out.items()}
-    order = [*files, *left_out]
-    table = pd.DataFrame([(str(path), *done[path]) for path in order], columns=COLUMNS)
+    done |= {path: (np.nan, np.nan, "", why) for path, why in found.items() if why}
+    table = pd.DataFrame([(str(path), *done[path]) for path in found], columns=COLUMNS)
     table.attrs = {"scale": rater.scale, "note": rater.note, "ascending": rater.lower_is_better}
     return table
 
 
 def _decoded(
-    files: list[Path], prepare: Callable[[Image.Image], Any], size: int, max_megapixels: float
+    files: list[Path], prepare: Callable[[Image.Image], Any], size: int
 ) -> Iterator[tuple[list[Path], list[tuple[Any, str]]]]:
     """Yield batches; the next one is decoded while its taker works, so two are in memory."""
 
     def read(path: Path) -> tuple[Any, str]:
         try:
-            height, width = image_size(path)
-            if height * width > max_megapixels * 1e6:
-                raise BadImageError(
-                    f"{path}: {height * width / 1e6:.0f} megapixels, the limit is "
-                    f"{max_megapixels:g} (--max-megapixels)"
-                )
             image = read_image(path)
             return prepare(image), unusual(image)
         except (ValueError, OSError) as error:

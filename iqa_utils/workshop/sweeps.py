@@ -21,9 +21,9 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from iqa_utils.files import read_mapping
+from iqa_utils.files import read_mapping, write_json
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir, write_json
+from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir
 
 REPEATS = ("SEED", "SPLIT")
 PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
@@ -48,14 +48,8 @@ class Job:
 def read_grid(path: str | Path) -> list[Job]:
     """Expand a grid file into its jobs: every combination, in the order of the file.
 
-    Args:
-        path: YAML: notebook stem to ``grid`` (parameter to list of values), and optionally
-            ``after`` (stems) and ``gpus``.
-
-    Raises:
-        FileNotFoundError: If there is no such file; names the grids there are.
-        ValueError: If a notebook or parameter is unknown, a value is of the wrong type, ``after``
-            names a notebook the grid does not run, or two runs would count the same seed twice.
+    A notebook has ``grid`` (parameter to list of values), and optionally ``after`` (stems that
+    finish first) and ``gpus``. What is unknown or of the wrong type is refused by name.
     """
     path = Path(path)
     if not path.is_file():
@@ -133,22 +127,23 @@ def run_name(parameters: Mapping[str, Any]) -> str:
 
 
 def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
-    """Aggregate the finished runs of one notebook in a grid.
+    """Aggregate the finished runs of one notebook in a grid, and say how many are missing.
 
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
         t interval, ``n_runs`` repeats) and ``aggregate.csv`` (mean, SD, median and n besides). A
         method in several lists of ``METHODS``, with the same seed, counts once.
-
-    Raises:
-        FileNotFoundError: If a run has not finished; names them all.
     """
     mine = [job for job in jobs if job.stem == stem]
-    files = [run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine]
-    missing = [job.run_name for job, file in zip(mine, files, strict=True) if not file.is_file()]
+    files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
+    done = [job for job in mine if files[job.run_name].is_file()]
+    missing = [job.run_name for job in mine if job not in done]
     if missing:
-        raise FileNotFoundError(f"{stem}: not finished: {', '.join(missing)}")
-    rows = _once(pd.concat(map(_read, mine, files), keys=range(len(mine)), names=["job"]))
+        print(f"{stem}: {len(done)} of {len(mine)} runs finished, not {', '.join(missing)}")
+    if not done:
+        raise FileNotFoundError(f"{stem}: no run of the grid has finished")
+    read = [_read(job, files[job.run_name]) for job in done]
+    rows = _once(pd.concat(read, keys=range(len(done)), names=["job"]))
     summary = _summarise(rows)
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +151,8 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
-    parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in mine]}
+    parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in done]}
+    parameters["MISSING"] = missing
     content = {"stem": stem, "profile": profile, "parameters": parameters}
     write_json(folder / "metrics.json", content | {"results": results.to_dict("records")})
     return folder

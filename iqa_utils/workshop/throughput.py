@@ -63,7 +63,7 @@ def measure_rates(
     """
     n = min(n, len(images))
     batch_size = min(batch_size, n)
-    paths, device = images.images["path"].tolist()[:n], next(student.parameters()).device
+    paths, device = [images[i] for i in range(n)], next(student.parameters()).device
     teacher.model.to(device).eval()
     groups = np.split(np.arange(n), range(batch_size, n, batch_size))
     _, crops, _ = next(crop_batches(paths, groups[:1], images.crop))

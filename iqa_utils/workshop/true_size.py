@@ -24,6 +24,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.benchmark import Timer
 
 from iqa_utils.distill.unlabelled import file_batches
+from iqa_utils.files import write_json
 from iqa_utils.images import augment, build_store
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
@@ -38,7 +39,7 @@ from iqa_utils.workshop.plan import (
     sets_of,
     values_of,
 )
-from iqa_utils.workshop.runs import ROOT, write_json
+from iqa_utils.workshop.runs import ROOT
 
 Source = Callable[[int], Iterator[Batch]]
 

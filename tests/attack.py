@@ -1,0 +1,454 @@
+"""Attack the repository, and say what was found: `python -m tests.attack [--part NAME]`.
+
+Not part of `make test`. Faults, kills inside training, shared caches, full and read-only disks,
+random order and hash seeds, and mutants of the code that decides numbers. It works on a copy of
+the checkout below ``runs/attack``, where each finished row is kept: a call with ``--part`` goes on
+after the last one, ``--fresh`` begins again. The exit code is 1 where a row is not as expected.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "runs" / "attack"
+COPY = WORK / "copy"
+PYTHON = sys.executable
+IQA = [PYTHON, "-m", "iqa_utils.workshop.cli"]
+Row = tuple[str, str, str]  # attack, expected, found
+
+# ---- faults: each attack is a test that failed before it was mended --------------------------
+
+FAULTS = {
+    "a killed run with another seed left its tables": "test_runs.py::test_a_killed_run_finds_its",
+    "a torn note of attempts": "test_runs.py::test_a_torn_note",
+    "two owners of one run": "test_runs.py::test_two_processes",
+    "a race for one run": "test_runs.py::test_a_race",
+    "a process number that is used again": "test_runs.py::test_a_lock_file_that_names",
+    "a flip of DMOS removed, no real files": "test_readers.py::test_a_reader_gives",
+    "damaged files of an image store": "test_images.py::test_a_damaged_store",
+    "a torn list of hashes": "test_images.py::test_a_torn_list",
+    "a killed build of a store": "test_images.py::test_a_killed_build",
+    "two builds at once": "test_images.py::test_two_builds",
+    "a damaged array": "test_files.py::test_a_damaged_array",
+    "a torn JSON file": "test_files.py::test_a_torn_json",
+    "leavings of killed passes": "test_files.py::test_what_a_killed_process_left",
+    "a lock whose holder dies": "test_files.py::test_a_lock_keeps",
+    "a canvas of 100 megapixels": "test_decoding.py::test_a_huge_canvas",
+    "GIF, dangling link, folder x.png": "test_decoding.py::test_what_only_looks",
+    "the same in a folder to score": "test_scoring.py::test_files_that_are_not_read",
+    "truncated images": "test_decoding.py::test_a_truncated_file",
+    "a killed teacher pass": "test_distill.py::test_a_killed_pass",
+    "an archive with hostile names": "test_downloads.py",
+    "a killed batch; an edit that no job imports": "test_snakemake.py::test_a_killed_batch",
+    "one failed job of a grid": "test_snakemake.py::test_one_failing_job",
+}
+
+
+def faults(_: argparse.Namespace) -> Iterator[Row]:
+    """Run the tests that stand for attacks in one go; one row per attack."""
+    report = WORK / "faults.xml"
+    chosen = [f"tests/{name.split('::')[0]}" for name in FAULTS.values()]
+    words = sorted({name.split("::")[1] for name in FAULTS.values() if "::" in name})
+    alone = [f"tests/{name}" for name in FAULTS.values() if "::" not in name]
+    command = [PYTHON, "-m", "pytest", "-q", f"--junitxml={report}"]
+    files = sorted(set(chosen) - set(alone))
+    cases: list[tuple[str, bool, bool]] = []
+    for arguments in ([*files, "-k", " or ".join(words)], alone):
+        run([*command, *arguments])
+        for case in ElementTree.parse(report).iter("testcase"):
+            name = f"{case.get('classname', '').split('.')[-1]}.py::{case.get('name')}"
+            kinds = {child.tag for child in case}
+            cases.append((name, bool(kinds & {"failure", "error"}), "skipped" in kinds))
+    for attack, test in FAULTS.items():
+        mine = [(bad, skipped) for name, bad, skipped in cases if name.startswith(test)]
+        bad, skipped = (sum(column) for column in zip(*mine, strict=True)) if mine else (0, 0)
+        found = f"{bad} of {len(mine)} tests fail" if bad else "ends well"
+        yield attack, "ends well", found if len(mine) > skipped else "no test ran"
+
+
+# ---- kills inside training --------------------------------------------------------------------
+
+STEMS = ("02", "03", "04", "05", "06")
+SMALL = {"SAVE_SECONDS": "0.5"}
+
+
+def kills(options: argparse.Namespace) -> Iterator[Row]:
+    """Kill the kernel of notebooks 02-06 at random moments of training; the end is the same."""
+    for stem in STEMS:
+        name = next((COPY / "notebooks").glob(f"{stem}_*.ipynb")).stem
+        whole = COPY / "runs" / "demo" / f"{name}-whole"
+        started = time.monotonic()
+        if not (whole / "metrics.json").is_file():
+            notebook(stem, "whole").wait()
+        seconds = json.loads((whole / "provenance.json").read_text())["seconds"]
+        print(f"{name}: {seconds:.0f} s alone, {time.monotonic() - started:.0f} s with its start")
+        for number in range(options.kills):
+            attack = f"kill -9 of {name}, number {number + 1}"
+            if attack in options.done:
+                continue
+            shutil.rmtree(COPY / "runs" / "cache", ignore_errors=True)
+            moment = random.Random(f"{stem}{number}").uniform(0.2, 0.8) * seconds
+            process = notebook(stem, "killed")
+            end(process, after=COPY / "runs" / "demo" / f".{name}-killed.partial", seconds=moment)
+            notebook(stem, "killed").wait()
+            yield (
+                attack,
+                "equal to the uninterrupted run",
+                same(whole, whole.with_name(f"{name}-killed")),
+            )
+
+
+def everything(options: argparse.Namespace) -> Iterator[Row]:
+    """Kill `iqa run all` and a live batch three times each; the ends are equal."""
+    batch = [PYTHON, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile"]
+    batch += ["workflow/profiles/local", "--config", "profile=demo"]
+    for title, command in (("iqa run all", [*IQA, "run", "all"]), ("a batch", batch)):
+        runs = COPY / "runs" / "demo"
+        kept = WORK / title.replace(" ", "-")
+        if not kept.is_dir():
+            shutil.rmtree(runs, ignore_errors=True)
+            start(command).wait()
+            shutil.copytree(runs, kept)
+        for number in range(3):
+            attack = f"kill -9 of {title}, number {number + 1}"
+            if attack in options.done:
+                continue
+            shutil.rmtree(runs, ignore_errors=True)
+            process = start(command)
+            time.sleep(random.Random(attack).uniform(20, 120))
+            end(process)
+            start(command).wait()
+            yield attack, "equal to the uninterrupted run", same(kept, runs)
+
+
+def caches(_: argparse.Namespace) -> Iterator[Row]:
+    """Start two notebooks at once on an empty cache; each ends as it does alone."""
+    for pair in (("04", "05"), ("02", "06")):
+        names = [next((COPY / "notebooks").glob(f"{stem}_*.ipynb")).stem for stem in pair]
+        folders = [COPY / "runs" / "demo" / name for name in names]
+        for stem, folder in zip(pair, folders, strict=True):
+            if not folder.with_name(f"{folder.name}-whole").is_dir():
+                notebook(stem, "whole").wait()
+        shutil.rmtree(COPY / "runs" / "cache", ignore_errors=True)
+        for process in [notebook(stem, "shared") for stem in pair]:
+            process.wait()
+        for folder in folders:
+            ends = (folder.with_name(f"{folder.name}-{name}") for name in ("whole", "shared"))
+            yield (
+                f"{' and '.join(pair)} share caches: {folder.name}",
+                "as alone",
+                ("as alone" if (found := same(*ends)).startswith("equal") else found),
+            )
+
+
+def notebook(stem: str, run_name: str) -> subprocess.Popen:
+    """Start one demo notebook in the copy, saving often."""
+    values = [word for item in {**SMALL, "RUN_NAME": run_name}.items() for word in ("-p", *item)]
+    return start([*IQA, "run", stem, *values])
+
+
+def end(process: subprocess.Popen, *, after: Path | None = None, seconds: float = 0.0) -> None:
+    """Kill a process with all it started, some time after a path has appeared."""
+    import psutil
+
+    while after is not None and not after.exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(seconds)
+    if process.poll() is None:
+        family = psutil.Process(process.pid)
+        for one in [*family.children(recursive=True), family]:
+            one.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def same(whole: Path, other: Path) -> str:
+    """Compare two runs, or folders of runs, number by number."""
+    code = "import sys; from iqa_utils.workshop.compare_runs import differences\n"
+    code += "from pathlib import Path\na, b = map(Path, sys.argv[1:])\n"
+    code += "print(max(row[3] for row in differences(a, b)))"
+    done = run([PYTHON, "-c", code, str(whole), str(other)])
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1]
+    largest = float(done.stdout.split()[-1])
+    return f"differs by {largest:.3g}" if largest else "equal to the uninterrupted run"
+
+
+# ---- disks ------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+import iqa_utils.files as files
+from iqa_utils.workshop import runs
+from iqa_utils.images import build_store
+folder, what = Path(sys.argv[1]), sys.argv[2]
+old = folder / "old.json"
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if sys.argv[3] == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+if what == "json":
+    write_json(old, {"long": "x" * 50_000})
+elif what == "array":
+    files.save_array(folder / "a.npy", np.zeros(9_000))
+elif what == "store":
+    build_store(folder, ["a.png"], folder / "stores", size=(100, 100), progress=False)
+"""
+
+
+def disks(_: argparse.Namespace) -> Iterator[Row]:
+    """Write to a disk that is full or read-only: one error that names it, and nothing is half."""
+    from PIL import Image
+
+    small = WORK / "disk"
+    shutil.rmtree(small, ignore_errors=True)
+    small.mkdir(parents=True)
+    Image.new("RGB", (120, 120), "red").save(small / "a.png")
+    for what in ("json", "array", "store"):
+        (small / "old.json").write_text("{}\n")
+        done = run([PYTHON, "-c", LIMITED, str(small), what, "limit"])
+        whole = (small / "old.json").read_text() == "{}\n" and not [*small.glob(".*-*")]
+        word = done.stderr.strip().splitlines()[-1].split(":")[0] if done.stderr else "no error"
+        ended = "OSError, old files whole" if whole and word == "OSError" else f"{word}, {whole=}"
+        yield f"a full disk (file-size limit): {what}", "OSError, old files whole", ended
+    again = run([PYTHON, "-c", LIMITED, str(small), "store", "none"])
+    yield (
+        "the store after the full disk",
+        "built",
+        "built" if not again.returncode else again.stderr,
+    )
+    mounted = small / "read-only"
+    mounted.mkdir()
+    if run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(mounted)]).returncode:
+        print("a read-only disk was not tried: mounting is refused here")
+        return
+    try:
+        for what in ("json", "array"):
+            done = run([PYTHON, "-c", LIMITED, str(mounted), what, "none"])
+            word = done.stderr.strip().splitlines()[-1] if done.stderr else "no error"
+            told = "OSError with the path" if str(mounted) in word and "OSError" in word else word
+            yield f"a read-only disk (mounted): {what}", "OSError with the path", told
+    finally:
+        run(["umount", str(mounted)])
+
+
+# ---- order ------------------------------------------------------------------------------------
+
+
+def order(options: argparse.Namespace) -> Iterator[Row]:
+    """Run `make check` in three random orders with three hash seeds."""
+    for seed in ("1", "2", "3"):
+        attack = f"make check in random order, hash seed {seed}"
+        if attack not in options.done:
+            setting = {"PYTHONHASHSEED": seed, "ATTACK_ORDER": seed}
+            done = run(["make", "check"], **setting, PYTEST_ADDOPTS="-p tests.attack")
+            last = [*done.stdout.strip().splitlines(), "no output"][-1 - (not done.stdout)]
+            yield attack, "passes", "passes" if not done.returncode else last
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Shuffle the tests by ATTACK_ORDER, where pytest loads this file with `-p tests.attack`."""
+    if seed := os.environ.get("ATTACK_ORDER"):
+        random.Random(seed).shuffle(items)
+
+
+# ---- mutants ----------------------------------------------------------------------------------
+
+MODULES = {  # module -> its own tests; a dozen mutants of each
+    "samplers.py": ["test_samplers.py", "test_mixed_batches.py"],
+    "losses.py": ["test_losses.py"],
+    "imbalance.py": ["test_imbalance.py", "test_feature_smoothing.py"],
+    "metrics.py": ["test_metrics.py"],
+    "datasets/readers.py": ["test_readers.py", "test_datasets.py"],
+    "workshop/claims.py": ["test_claims.py"],
+}
+SWAPS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And,
+    ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+HARMLESS = {  # part of a survivor's row -> why no test can see it
+    "read_tid(files, 24)": "there are 24 names, so a slice of 25 is the same",
+    "1.0 -> 2.0 in `if min(norms) <= 1e-14": "how nearly constant counts as constant",
+    "in `weight, left = self.project(up if theta[0] > 0": "a start of the search, not its end",
+    "in `norm = (step**2).sum(axis=1)": "a start of the search, not its end",
+    "1 -> 2 in `n_runs: float = 1": "one run and two both have no interval",
+    "Gt -> GtE in `better = (difference > 0)": "no difference is close, before it is better",
+    "in `if self.collects_calibrated and self.epoch > 0": "the first table leaves features alone",
+}
+
+
+def mutants(options: argparse.Namespace) -> Iterator[Row]:
+    """Change one operator or number of a module at a time; its own tests must notice."""
+    import matplotlib.pyplot  # noqa: F401 - loaded once, every mutant starts from here
+    import pandas  # noqa: F401
+    import pytest
+    import sklearn.svm  # noqa: F401
+    import torch  # noqa: F401
+    from scipy import optimize, stats  # noqa: F401
+
+    for module, tests in MODULES.items():
+        path = COPY / "iqa_utils" / module
+        source = path.read_text()
+        plain = _survives(lambda tests=tests: pytest.main(_arguments(tests)))
+        yield f"{module}: no change", "survives", plain
+        sites = range(len([*_sites(ast.parse(source))]))
+        for site in sorted(random.Random(module).sample(sites, min(options.mutants, len(sites)))):
+            tree = ast.parse(source)
+            line, words = _mutate([*_sites(tree)][site])
+            text = source.splitlines()[line - 1].strip()
+            attack = f"{module}:{line} {words} in `{text[:60]}`"
+            if attack in options.done:
+                continue
+            path.write_text(ast.unparse(tree))
+            try:
+                found = _survives(lambda tests=tests: pytest.main(_arguments(tests)))
+            finally:
+                path.write_text(source)
+            reason = next((why for part, why in HARMLESS.items() if part in attack), "")
+            yield (
+                attack,
+                "survives: " + reason if reason else "noticed",
+                ("survives: " + reason if reason and found == "survives" else found),
+            )
+
+
+def _arguments(tests: list[str]) -> list[str]:
+    return ["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests)]
+
+
+def _sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int]]:
+    """Yield what may be changed: a node, the name of its field, the place in a list or -1."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
+            yield node, "op", -1
+        elif isinstance(node, ast.Compare):
+            yield from ((node, "ops", i) for i, op in enumerate(node.ops) if type(op) in SWAPS)
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            yield node, "value", -1
+
+
+def _mutate(site: tuple[ast.AST, str, int]) -> tuple[int, str]:
+    """Change a tree at a site; return the line and what was done."""
+    node, name, place = site
+    if name == "value":
+        before, node.value = node.value, node.value + 1
+        return node.lineno, f"{before} -> {node.value}"
+    holder = node.ops if place >= 0 else None
+    before = holder[place] if holder else node.op
+    after = SWAPS[type(before)]()
+    if holder:
+        holder[place] = after
+    else:
+        node.op = after
+    return node.lineno, f"{type(before).__name__} -> {type(after).__name__}"
+
+
+def _survives(tests: Callable[[], int]) -> str:
+    """Run tests in a fork of this process, which has loaded the slow libraries already."""
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # seconds; a mutant may never end
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]
+        os.chdir(COPY)
+        sys.path.insert(0, str(COPY))
+        sys.dont_write_bytecode = True
+        os.environ |= {"IQA_TEST_DATA": "/nowhere", "PYTHONPATH": str(COPY)}
+        os._exit(int(tests()))
+    _, status = os.waitpid(child, 0)
+    return "noticed" if status else "survives"
+
+
+# ---- the script -------------------------------------------------------------------------------
+
+PARTS = {f.__name__: f for f in (faults, disks, mutants, order, caches, kills, everything)}
+
+
+def start(command: list[str], **setting: str) -> subprocess.Popen:
+    """Start a command in the copy, quietly."""
+    environment = os.environ | {"PYTHONPATH": str(COPY)} | setting
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=COPY, env=environment, **quiet)
+
+
+def run(command: list[str], **setting: str) -> subprocess.CompletedProcess:
+    """Run a command in the copy and keep what it says."""
+    environment = os.environ | {"PYTHONPATH": str(COPY)} | setting
+    return subprocess.run(
+        command, cwd=COPY, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def refresh_copy() -> None:
+    """Bring the copy up to date with the checkout's tracked files."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        target = COPY / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            shutil.copy2(ROOT / name, target)
+    if not (COPY / ".venv").exists() and (ROOT / ".venv").exists():
+        (COPY / ".venv").symlink_to((ROOT / ".venv").resolve())
+
+
+def main() -> None:
+    """Attack, print the table and say whether all rows are as expected."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be repeated")
+    parser.add_argument("--kills", type=int, default=10, help="of each notebook")
+    parser.add_argument("--mutants", type=int, default=12, help="of each module")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier calls")
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    refresh_copy()
+    logs, rows, chosen = {name: WORK / f"{name}.jsonl" for name in PARTS}, [], options.part or PARTS
+    for name in chosen:
+        log = logs[name]
+        if options.fresh:
+            log.unlink(missing_ok=True)
+        known = _read(log)
+        # what was not as expected is tried again
+        kept = {row[0]: row for row in known if row[1] == row[2]}
+        options.done = set(kept)
+        with log.open("w") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in kept.values())
+            for row in PARTS[name](options):
+                file.write(f"{json.dumps(row)}\n")
+                file.flush()
+                kept[row[0]] = row
+                print(f"{'  ' if row[1] == row[2] else '! '}{' | '.join(row)}", flush=True)
+    for name, log in logs.items():
+        rows += [(name, *row) for row in {row[0]: row for row in _read(log)}.values()]
+    bad = [row for row in rows if row[2] != row[3]]
+    table = ["| part | attack | expected | found |", "|---|---|---|---|"]
+    table += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    (WORK / "table.md").write_text("\n".join(table) + "\n")
+    print(f"{len(rows)} attacks, {len(rows) - len(bad)} as expected: {WORK / 'table.md'}")
+    sys.exit(any(row[0] in chosen for row in bad))
+
+
+def _read(log: Path) -> list[Row]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+if __name__ == "__main__":
+    main()
