@@ -239,8 +239,8 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     for (name, mode, n, n_validation), count in groups.items():
         own = values.get("OVERRIDES", {}).get(name, {})
         epochs = own.get("EPOCHS", values["EPOCHS"])
-        if values["N_STEPS"]:  # per epoch
-            n = min(n, values["N_STEPS"] * values["BATCH_SIZE"])
+        if n_steps := own.get("N_STEPS", values["N_STEPS"]):  # per epoch
+            n = n_steps * values["BATCH_SIZE"]
         steps = epochs * n_batches(n, values["BATCH_SIZE"])
         yield Job(
             name=f"{name}, {mode}",
@@ -264,7 +264,8 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             build=partial(create_network, name, pretrained="random"),
             size=size(name, "SIDE"),
         )
-    sizes = {name: [layer.size for layer in layers_of(name)] for name in tapped}
+    choice = values["TAPS"]
+    sizes = {name: [row.size for row in layers_of(name, choice=choice)] for name in tapped}
     use = disk_use(n_selection, sizes)
     of_tuned = disk_use(n_selection, {name: sizes[name] for name in tuned})["grams"]
     yield Disk("Gram matrices", use["grams"] + len(modes) * of_tuned)
