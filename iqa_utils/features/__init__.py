@@ -120,6 +120,10 @@ def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
 
     Returns:
         Shape (B, D), float32.
+
+    Example:
+        >>> pool_activation(torch.ones(2, 3, 4, 4), "mean_std").shape
+        torch.Size([2, 6])
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
