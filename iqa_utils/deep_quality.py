@@ -6,11 +6,14 @@ that fine-tuning, regression and cross-data-set tests are choices of rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
 
 from iqa_utils.models.scores import scaled_score
 from iqa_utils.splits import official_or_content_split
@@ -118,7 +121,7 @@ def tuning_rows(
 
     Mode ``"strict"`` takes the training images of the training sets (with ``whole`` their test
     images too, where the test is on other sets); ``"as_written"`` all images of all sets, the test
-    images among them: leaky, and what section 3.2 describes.
+    images among them: leaky, and one reading of section 3.2, which is silent on test images.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -126,6 +129,22 @@ def tuning_rows(
     inside = np.full(len(frame), True) if leaky else frame["dataset"].isin(datasets).to_numpy()
     chosen = split != "validation" if leaky or whole else split == "training"
     return np.flatnonzero(inside & chosen), np.flatnonzero(inside & (split == "validation"))
+
+
+def warp(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Turn, scale and shift uint8 images (B, 3, H, W), each by its own draw; borders are reflected.
+
+    At most 10 degrees, 10 % and 5 % of a side: section 4.2 names the three and states no amounts.
+    """
+    height, width = images.shape[2:]
+    draws = 2 * torch.rand((4, len(images)), generator=generator).to(images.device) - 1  # (4, B)
+    angle, scale = draws[0] * math.radians(10), 1 + 0.1 * draws[1]
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    turn = torch.stack([cos, -sin * height / width, 0.1 * draws[2]], dim=1)  # a side is 2 long
+    tilt = torch.stack([sin * width / height, cos, 0.1 * draws[3]], dim=1)
+    grid = affine_grid(torch.stack([turn, tilt], dim=1), list(images.shape), align_corners=False)
+    options = {"padding_mode": "reflection", "align_corners": False}
+    return grid_sample(images.float(), grid, **options).round_().clamp_(0, 255).to(torch.uint8)
 
 
 class ScoreNetwork(nn.Module):

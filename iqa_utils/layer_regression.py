@@ -156,7 +156,6 @@ def predict_layers(
     crop_seed: int = 0,
     cache_dir: str | Path,
     save_seconds: float = 60.0,
-    progress: bool = False,
     **regression: Any,
 ) -> pd.DataFrame:
     """Predict test scores from each layer by each regressor, from a single crop of each image.
@@ -175,7 +174,6 @@ def predict_layers(
         crop_seed: Of the crops.
         cache_dir: Folder of the feature cache.
         save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
-        progress: Show a bar.
         **regression: For :func:`regress`.
 
     Returns:
@@ -184,7 +182,7 @@ def predict_layers(
     side, layers = side or NETWORKS[name].side, layers_of(name, choice=choice)
     rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
     options = {"rows": rows, "crop": Crop((side, side), seed=crop_seed), "cache_dir": cache_dir}
-    options |= {**NETWORKS[name].normalisation, "progress": progress}
+    options |= {**NETWORKS[name].normalisation, "progress": True}
     pooled = {layer.module: "flatten" if layer.is_vector else "mean_std" for layer in layers}
     grams = layer_grams(network, store, pooled, save_seconds=save_seconds, **options)
     features = {

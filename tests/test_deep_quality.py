@@ -120,7 +120,8 @@ def fine_tuning(world, folder, build=None, **parameters):
     """Return ``fine_tune`` of notebook 04, as its cells define it, for a network called tiny."""
     frame, _, store = world
     networks = {"tiny": Network("torchvision", "none", 16)}
-    space = {"np": np, "torch": torch, "partial": functools.partial, "islice": itertools.islice}
+    space = {"np": np, "torch": torch, "partial": functools.partial, "chain": itertools.chain}
+    space |= {"islice": itertools.islice, "count": itertools.count, "AUGMENT": False}
     space |= {"frame": frame, "store": store, "NETWORKS": networks, "tunable": ["tiny"]}
     space |= {"run": types.SimpleNamespace(checkpoints_dir=folder), "DEVICE": "cpu", "SEED": 0}
     space |= {"fit": fit, "mean_loss": mean_loss, "predict": predict, "srcc": srcc, "rmse": rmse}
@@ -190,3 +191,41 @@ def test_steps_cut_an_epoch_short_and_overrides_change_one_network(world, tmp_pa
     train = fine_tuning(world, tmp_path, N_STEPS=1, BATCH_SIZE=9, OVERRIDES=overrides)
     _, history = train("tiny", *rows_of(world))
     assert history["images"].tolist() == [9, 9]
+
+
+def test_steps_beyond_an_epoch_go_on_with_the_images_in_a_new_order(world, tmp_path):
+    train = fine_tuning(world, tmp_path, EPOCHS=2, N_STEPS=9, BATCH_SIZE=8)
+    training, validation = rows_of(world)
+    assert len(training) < 9 * 8
+    _, history = train("tiny", training, validation)
+    n_passes, left = divmod(9, -(-len(training) // 8))
+    assert history["images"].tolist() == [n_passes * len(training) + left * 8] * 2
+
+
+def test_a_network_has_its_own_recipe_of_fine_tuning(world, tmp_path):
+    start = made_network().state_dict()["5.weight"]
+    own = {"tiny": {"LEARNING_RATE": 0.0, "EPOCHS": 1, "N_STEPS": 2}}
+    tuned, history = fine_tuning(world, tmp_path / "own", OVERRIDES=own)("tiny", *rows_of(world))
+    assert torch.equal(tuned.state_dict()["5.weight"], start)
+    assert history["images"].tolist() == [32]
+    warped, _ = fine_tuning(world, tmp_path / "a", EPOCHS=1, AUGMENT=True)("tiny", *rows_of(world))
+    plain, _ = fine_tuning(world, tmp_path / "b", EPOCHS=1)("tiny", *rows_of(world))
+    assert not torch.equal(warped.state_dict()["5.weight"], plain.state_dict()["5.weight"])
+
+
+def test_warped_images_turn_scale_and_shift_a_little_each_by_its_own_draw():
+    ramp = torch.arange(64.0).expand(6, 3, 64, 64).mul(4).to(torch.uint8)  # rises to the right
+    seeded = torch.Generator().manual_seed(0)
+    warped = deep_quality.warp(ramp, generator=seeded)
+    assert warped.dtype == torch.uint8
+    assert warped.shape == ramp.shape
+    again = deep_quality.warp(ramp, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(warped, again)
+    inside = warped[:, 0, 16:48, 16:48].float()
+    across, down = inside.diff(dim=2).mean((1, 2)), inside.diff(dim=1).mean((1, 2))
+    assert ((across > 4 * 0.85) & (across < 4 * 1.11)).all()  # 0.9 to 1.1, cosine
+    assert (down.abs() < 4 * 1.1 * 0.18).all()
+    assert down.std() > 0.1
+    assert (inside.mean((1, 2)) - 126).abs().max() < 4 * 64 * 0.06
+    flat = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
+    assert torch.equal(deep_quality.warp(flat, generator=seeded), flat)

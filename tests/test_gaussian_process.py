@@ -79,6 +79,20 @@ def test_a_fit_evaluates_the_likelihood_at_most_15_times(n, width, monkeypatch):
     assert process.log_likelihood == max(values)
 
 
+def test_a_function_that_changes_over_short_distances_is_not_taken_for_noise():
+    rng = np.random.default_rng(3)
+    x = rng.uniform(size=(60, 2))
+    mos = np.sin(6 * np.pi * x[:, 0]) + np.cos(6 * np.pi * x[:, 1]) + 0.3 * rng.normal(size=60)
+    distances = cdist(x, x)
+    typical = np.median(distances[distances > 0])
+    process = fit_gaussian_process(distances, mos)
+    assert process.length < 0.5 * typical
+    assert process.signal_sd > process.noise_sd
+    trapped = fit_gaussian_process(distances, mos, start=(math.e * typical, 0.01))
+    assert trapped.signal_sd < trapped.noise_sd  # the likelihood has a second, lower top
+    assert trapped.log_likelihood < process.log_likelihood - 5
+
+
 def test_predictions_equal_scikit_learn_at_the_same_parameters():
     features, mos = made_data()
     process = fit_gaussian_process(cdist(features, features), mos, constant="sample_mean")

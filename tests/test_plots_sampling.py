@@ -27,3 +27,14 @@ def test_labels_of_small_differences_do_not_touch(scale):
     plt.close(figure)
     assert len(gaps) >= 2
     assert min(gaps) > 8
+
+
+def test_intervals_of_two_groups_are_drawn_and_named():
+    rows = [
+        {"method": m, "state": s, "value": 0.1, "ci_low": 0.0, "ci_high": 0.2}
+        for m in ("a", "b")
+        for s in ("x", "y")
+    ]
+    axes = common.plot_intervals(plt.figure().subplots(), pd.DataFrame(rows), group="state")
+    assert [line.get_label() for line in axes.lines] == ["x", "y"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]

@@ -110,7 +110,7 @@ def fit_gaussian_process(
         noise_sd: Hold the noise at this value, in units of the scores; None finds it.
         constant: Estimate of the constant mean: generalised ``least_squares`` at every length and
             noise tried, as MATLAB's fitrgp does for its constant basis, or ``sample_mean``.
-        start: First length and noise ratio; by default e median distances and 0.01.
+        start: First length and noise ratio; by default the median distance and 0.1.
         device: Where the matrices live.
 
     Raises:
@@ -143,7 +143,7 @@ def fit_gaussian_process(
         value, gradient = at(x).value_and_gradient()
         return -value / len(mos), -(_LOGS.T @ gradient) / len(mos)
 
-    length, ratio = start or (math.e * typical, 0.01)
+    length, ratio = start or (typical, 0.1)
     found = minimize(
         negative,
         np.linalg.solve(_LOGS, np.log([length / typical, ratio])).clip(-_LIMITS, _LIMITS),

@@ -234,10 +234,12 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         trained.setdefault((name, rows.tobytes()), (mode, len(rows), len(validation)))
     groups = Counter((name, *facts) for (name, _), facts in trained.items())
     for (name, mode, n, n_validation), count in groups.items():
+        own = values.get("OVERRIDES", {}).get(name, {})
+        n_steps = own.get("N_STEPS", values["N_STEPS"])  # per epoch
         yield _training(
             values,
             name,
-            min(n, (values["N_STEPS"] or n) * values["BATCH_SIZE"]),
+            n_steps * values["BATCH_SIZE"] if n_steps else n,
             n_validation,
             name=f"{name}, {mode}",
             network=name,
@@ -249,7 +251,8 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         build = partial(create_network, name, pretrained="random")
         how = {"network": name, "build": build, "size": size(name, "SIDE")}
         yield Job(name=f"{name}, layers and crops", batch=32, images=n, **how)
-    sizes = {name: [layer.size for layer in layers_of(name)] for name in tapped}
+    choice = values["TAPS"]
+    sizes = {name: [row.size for row in layers_of(name, choice=choice)] for name in tapped}
     use = disk_use(n_selection, sizes)
     of_tuned = disk_use(n_selection, {name: sizes[name] for name in tuned})["grams"]
     yield Disk("Gram matrices", use["grams"] + len(modes) * of_tuned)

@@ -114,8 +114,8 @@ def plot_intervals(
         low, high = part["ci_low"].astype(float), part["ci_high"].astype(float)
         axes.hlines(y, low, high, color=colour, linewidth=1.6)
         mark = markers[g % len(markers)]
-        label = None if name is None else plain_name(name)
-        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=label)
+        shown = None if name is None else plain_name(name)
+        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=shown)
     axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=map(plain_name, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
