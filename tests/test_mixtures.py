@@ -52,7 +52,7 @@ def make_sets():
         noise = torch.randn(len(frame), 96, 2, 2, generator=generator)
         level = torch.tensor((frame["mos"] / frame["mos"].max()).to_numpy()).float()
         noise[:, :48] *= 0.2 + 3 * level[:, None, None, None]
-        pixels[name] = TrunkMaps(noise.permute(0, 2, 3, 1), key=name)
+        pixels[name] = TrunkMaps(noise.to(memory_format=torch.channels_last), key=name)
     return frames, pixels
 
 

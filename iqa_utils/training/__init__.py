@@ -26,33 +26,25 @@ from tqdm import tqdm
 
 from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
-from iqa_utils.training.checkpoints import (
-    config_key,
-    load_model,
-    save_model,
-)
+from iqa_utils.training.checkpoints import config_key, load_model, save_model
 from iqa_utils.training.compiled import CompiledNetwork
 from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
-from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 
 __all__ = [
     "Batch",
     "FitResult",
-    "constant_then_halved",
-    "cosine",
     "fit",
     "freeze_batch_statistics",
     "load_model",
     "mean_loss",
     "predict",
     "save_model",
-    "staged",
     "store_batches",
     "tensor_batches",
 ]
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECK_EVERY = 50  # batches between looks at the loss on a GPU, where each look waits for the device
 
 
@@ -78,14 +70,7 @@ class FitResult:
 
 
 def mean_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
-    """Make the usual training step: the network's prediction against the scores.
-
-    Args:
-        loss: Function of (pred, mos), both of shape (B,).
-
-    Returns:
-        ``loss_step`` for :func:`fit`.
-    """
+    """Make the usual ``loss_step`` of :func:`fit` from a function of (pred, mos), shapes (B,)."""
     return lambda model, batch: loss(model(*batch.inputs), batch.mos)
 
 
@@ -108,7 +93,6 @@ def fit(
     save_seconds: float = 60.0,
     config: Mapping[str, Any],
     seed: int = 0,
-    resume: bool = True,
     progress: bool = True,
 ) -> FitResult:
     """Train a network and leave it with the weights of its best epoch.
@@ -127,20 +111,19 @@ def fit(
         epochs: Epochs to train.
         select: Entry of ``evaluate`` that picks the best epoch; the first of equal ones wins.
         mode: Whether ``select`` should be small (``"min"``) or large (``"max"``).
-        precision: ``"bf16"`` and ``"fp16"`` use autocast, the latter with loss scaling.
+        precision: ``"bf16"`` uses autocast.
         channels_last: Keep images and convolutions in the memory format that is faster for them.
         compile: Compile the network for full batches; with CUDA graphs on a GPU, where small
             batches otherwise wait for kernel launches. Batches of another size and the evaluation
             run eagerly, and the log says so.
         checkpoint_dir: Folder for ``<key>/last.pt`` and the best weights beside it; the key is the
             hash of ``config``, the optimiser, the schedule and the arguments here. None keeps
-            nothing.
+            nothing. A checkpoint of this configuration is gone on from; another number of threads
+            than it began with warns that the last bits will differ.
         save_seconds: Time between saved states, also inside an epoch. The state is saved at the end
             and on an interrupt as well; what is kept of a finished training is its outcome.
         config: Everything else that determines the outcome: data, sizes, initial weights.
         seed: Root seed of what is random in an epoch.
-        resume: Go on from the checkpoint of this configuration, if there is one; warns where the
-            last bits will differ because the number of threads does.
         progress: Show a bar.
 
     Returns:
@@ -149,17 +132,16 @@ def fit(
     Raises:
         FloatingPointError: If a loss is not finite; names epoch, batch and images.
         KeyError: If ``evaluate`` does not return ``select``.
-        ValueError: If an option is unknown, an epoch has no batches, or ``select`` is never finite.
+        ValueError: If an epoch has no batches, or ``select`` is never finite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
-    _check_options(epochs=epochs, mode=mode, precision=precision, schedule_each=schedule_each)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     device = next(model.parameters()).device
     if channels_last:
         model.to(memory_format=torch.channels_last)
     compiled = CompiledNetwork(model) if compile else None
-    # squared errors on a 0-100 scale overflow fp16 gradients at the usual first scale of 65,536
-    scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
-    state = TrainingState(model, optimizer, scheduler, scaler)
+    state = TrainingState(model, optimizer, scheduler)
     path = None
     if checkpoint_dir is not None:
         arguments = {"epochs": epochs, "seed": seed, "precision": precision}
@@ -167,7 +149,7 @@ def fit(
         key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
     saver = Saver(path, save_seconds)
-    if path is not None and resume and path.is_file():
+    if path is not None and path.is_file():
         saver.load(state, epochs)
 
     def train_one_batch(batch: Batch) -> Tensor:
@@ -178,9 +160,8 @@ def fit(
             loss = loss_step(network, batch)
         if loss.ndim:
             raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss.backward()
+        optimizer.step()
         if scheduler is not None and schedule_each == "batch":
             scheduler.step()
         return loss.detach().double() * len(batch)
@@ -251,7 +232,7 @@ def predict(
         model: Network whose output has shape (B,) or (B, 1).
         batches: The images.
         device: Where to compute; None keeps the network where it is.
-        precision: ``"bf16"`` and ``"fp16"`` use autocast.
+        precision: ``"bf16"`` uses autocast.
 
     Returns:
         Predictions, shape (N,), float64. The network is left in the mode it was in.
@@ -305,16 +286,3 @@ def _train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "frozen_statistics", False):
             module.eval()
-
-
-def _check_options(*, epochs: int, mode: str, precision: str, schedule_each: str) -> None:
-    allowed = {
-        "mode": (mode, ("min", "max")),
-        "precision": (precision, tuple(DTYPES)),
-        "schedule_each": (schedule_each, ("epoch", "batch")),
-    }
-    for name, (value, choices) in allowed.items():
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")

@@ -24,13 +24,9 @@ class TrainingState:
     """What a killed training needs to go on."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None,
-        scaler: torch.amp.GradScaler,
+        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
     ) -> None:
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.epoch, self.history, self.best = 0, [], {"epoch": 0, "value": None, "weights": None}
         self.random: dict[str, Tensor]
