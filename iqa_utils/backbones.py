@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-RANDOM, HUB, SHIPPED = WORDS = ("random", "hub", "shipped")
+RANDOM, HUB, SHIPPED = ("random", "hub", "shipped")
 SHIPPED_BACKBONE = "tf_efficientnet_lite0"
 SHIPPED_FILE = Path(__file__).parent / "weights" / "quality.safetensors"
 # of Keras, where its weights come from; with timm's 1e-5 pooled features differ by 4 %

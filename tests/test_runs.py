@@ -274,3 +274,18 @@ def test_demo_results_and_unfinished_runs_are_not_published(repo):
 def test_folder_names_are_plain(repo, name):
     with pytest.raises(ValueError, match="RUN_NAME may hold letters"):
         runs.run_dir("00_x", "test", name)
+
+
+@pytest.mark.parametrize(
+    ("given", "loaded", "said"),
+    [
+        ("random", "random", "random"),
+        ("shipped", "shipped", "shipped"),
+        ("hub", "hub", "imagenet"),
+        ("data/weights/net-imagenet.pth", "{root}/data/weights/net-imagenet.pth", "net-imagenet"),
+    ],
+)
+def test_words_of_weights_stay_words_and_paths_are_resolved(repo, given, loaded, said):
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": given})
+    assert run.pretrained == loaded.format(root=repo)
+    assert run.weights_source == said

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ("random", "hub", "shipped")  # of PRETRAINED, see iqa_utils.backbones
+WEIGHTS = ("random", "hub", "shipped")  # words of PRETRAINED, see iqa_utils.backbones
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
@@ -122,7 +122,7 @@ class Run:
     def pretrained(self) -> str:
         """The parameter PRETRAINED: a word as it is, a path resolved."""
         given = self.parameters["PRETRAINED"]
-        return given if given in WORDS else str(resolve(given))
+        return given if given in WEIGHTS else str(resolve(given))
 
     @property
     def weights_source(self) -> str:
