@@ -248,7 +248,12 @@ def test_a_finished_training_keeps_its_best_weights_and_no_optimiser_state(tmp_p
     (folder,) = tmp_path.iterdir()
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"best-{result.best_epoch}.pt", "last.pt"]
-    assert set(torch.load(folder / "last.pt", weights_only=True)) == {"epoch", "history", "best"}
+    assert set(torch.load(folder / "last.pt", weights_only=True)) == {
+        "epoch",
+        "history",
+        "best",
+        "early",
+    }
 
 
 def test_going_on_with_another_number_of_threads_warns(tmp_path):
@@ -270,6 +275,31 @@ def test_an_interrupt_inside_the_process_leaves_the_handler_as_it_was(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
     network, optimizer, scheduler = make()
     assert_same_outcome(network, train(network, optimizer, scheduler, checkpoint_dir=tmp_path))
+
+
+def test_a_shorter_training_is_read_off_a_longer_one(tmp_path):
+    short = make()
+    expected = train(*short, epochs=2)
+    network, optimizer, scheduler = make()
+    options = {"epochs": 5, "read_off": 2, "checkpoint_dir": tmp_path, "save_seconds": 0}
+
+    def stop(model):  # in the fourth epoch, when the first two are over
+        if optimizer.state and scheduler.last_epoch == 3:
+            raise InterruptedError
+        return evaluate(model)
+
+    with pytest.raises(InterruptedError):
+        train(network, optimizer, scheduler, evaluate=stop, **options)
+    network, optimizer, scheduler = make()
+    result = train(network, optimizer, scheduler, **options)
+    assert result.best_epoch > result.early[0] == expected.best_epoch
+    assert without_time(result.history[:2]).equals(without_time(expected.history))
+    again = train(*make(), step=None, **options)  # of a finished training both are kept
+    for early in (result.early[1], again.early[1]):
+        assert all(torch.equal(early[k], v) for k, v in short[0].state_dict().items())
+    (folder,) = tmp_path.iterdir()
+    kept = {f"best-{epoch}.pt" for epoch in (result.best_epoch, result.early[0])}
+    assert {path.name for path in folder.glob("best-*")} == kept
 
 
 def test_a_finished_training_is_read_not_repeated(tmp_path, capsys):

@@ -38,6 +38,7 @@ __all__ = [
     "load_model",
     "mean_loss",
     "predict",
+    "prepare_device",
     "save_model",
     "store_batches",
     "tensor_batches",
@@ -46,6 +47,22 @@ __all__ = [
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECK_EVERY = 50  # batches between looks at the loss on a GPU, where each look waits for the device
+
+
+def prepare_device(threads: int) -> str:
+    """Choose the GPU if there is one, else so many threads of the CPU; return its name for torch.
+
+    On a GPU convolutions are tried out once for each shape (``cudnn.benchmark``), and float32
+    products may round their factors to TF32.
+    """
+    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        print(f"trains on the CPU, threads: {threads}")
+        return "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    print(f"trains on {torch.cuda.get_device_name()}, cudnn.benchmark and TF32 on")
+    return "cuda"
 
 
 @dataclass(slots=True)
@@ -57,11 +74,13 @@ class FitResult:
             ``seconds`` (training without evaluation), and what ``evaluate`` returned.
         best_epoch: Epoch whose weights the network holds now.
         seconds: Training time of all epochs.
+        early: Epoch and weights that a training of ``read_off`` epochs would have ended with.
     """
 
     history: pd.DataFrame
     best_epoch: int
     seconds: float
+    early: tuple[int, dict[str, Tensor]] | None = None
 
     @property
     def best(self) -> dict[str, float]:
@@ -84,6 +103,7 @@ def fit(
     scheduler: LRScheduler | None = None,
     schedule_each: Literal["epoch", "batch"] = "epoch",
     epochs: int,
+    read_off: int = 0,
     select: str = "val_srcc",
     mode: Literal["min", "max"] = "max",
     precision: Precision = "fp32",
@@ -109,6 +129,7 @@ def fit(
         scheduler: Learning-rate schedule, stepped after every epoch or batch.
         schedule_each: What the schedule counts.
         epochs: Epochs to train.
+        read_off: Also keep what a training of so many epochs would have ended with; 0 does not.
         select: Entry of ``evaluate`` that picks the best epoch; the first of equal ones wins.
         mode: Whether ``select`` should be small (``"min"``) or large (``"max"``).
         precision: ``"bf16"`` uses autocast.
@@ -146,6 +167,7 @@ def fit(
     if checkpoint_dir is not None:
         arguments = {"epochs": epochs, "seed": seed, "precision": precision}
         arguments |= {"select": [select, mode], "schedule_each": schedule_each}
+        arguments["read_off"] = read_off
         key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
     saver = Saver(path, save_seconds)
@@ -204,7 +226,7 @@ def fit(
             if compiled is not None:
                 compiled.report()
             row |= _evaluate(model, evaluate, select)
-            state.finish_epoch(row, select, mode)
+            state.finish_epoch(row, select, mode, read_off)
             if saver.due() or interrupted.is_set() or state.epoch == epochs:
                 saver.save(state, finished=state.epoch == epochs)
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
@@ -215,7 +237,8 @@ def fit(
         raise ValueError(f"no epoch had a finite {select}, so none can be chosen")
     model.load_state_dict(state.best["weights"])
     history = pd.DataFrame(state.history)
-    return FitResult(history, state.best["epoch"], float(history["seconds"].sum()))
+    early = (state.early["epoch"], state.early["weights"]) if read_off else None
+    return FitResult(history, state.best["epoch"], float(history["seconds"].sum()), early)
 
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
