@@ -76,15 +76,14 @@ def store_batches(
 
     Args:
         store: Decoded images, N of them.
-        rows: Images of this epoch, in any order, repeats allowed.
+        rows: Images of this epoch, repeats allowed.
         mos: Scores of the whole store, shape (N,).
         batch_size: Images a batch; the last one may be smaller. With a seed, a lone last image
             joins the batch before it: batch statistics need two.
         seed: Shuffles and augments by ``(seed, epoch)``; None keeps the order and, unless
             ``augment`` is given, changes nothing.
         epoch: Counted from 0.
-        augment: Change of uint8 images such as :func:`iqa_utils.images.augment`; called with the
-            batch and ``generator=``. None leaves them alone.
+        augment: Change of uint8 images such as :func:`iqa_utils.images.augment`, or None.
         augment_copies: The same for images that this epoch has already shown once, instead of
             ``augment``: repeats of an oversampled class.
         crop: Height and width to cut out, at random when there is a seed, else from the centre.
@@ -138,21 +137,15 @@ def tensor_batches(
     """Stream rows of tensors that fit in memory, such as cached features.
 
     Args:
-        inputs: One tensor an argument of the network, each with N rows.
+        inputs: One tensor per argument of the network, each with N rows.
         rows: Rows of this epoch, repeats allowed.
         mos: Scores, shape (N,).
-        batch_size: As :func:`store_batches`.
+        batch_size: Likewise as :func:`store_batches`, as all that follows.
         seed: Shuffles by ``(seed, epoch)``; None keeps the order.
         epoch: Counted from 0.
         device: Where the batches go.
         weight: Loss weights, shape (N,).
         names: Image names, N values, for messages.
-
-    Yields:
-        Batches.
-
-    Raises:
-        ValueError: If ``mos`` does not have one score a row.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in inputs:

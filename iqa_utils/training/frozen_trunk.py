@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,7 @@ def stem_batches(
     epoch: int = 0,
     extra_inputs: Tensor | None = None,
     names: Sequence[str] | None = None,
+    change_copies: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     **options: object,
 ) -> Iterator[Batch]:
     """Stream activations in place of images; with a seed each one is mirrored by a coin.
@@ -94,6 +95,8 @@ def stem_batches(
         epoch: Counted from 0.
         extra_inputs: Further input of the network, shape (N, D).
         names: Image names, N values.
+        change_copies: Activations of changed copies of these images, (R,): instead of those of
+            images that this epoch has already shown once.
         **options: For :func:`tensor_batches` (``batch_size``, ``device``).
 
     Yields:
@@ -105,4 +108,14 @@ def stem_batches(
         rows = rows + coins * len(mos)
     inputs = (activations,) if extra_inputs is None else (activations, extra_inputs.repeat(2, 1))
     options |= {"seed": seed, "epoch": epoch, "names": names and [*names, *names]}
-    yield from tensor_batches(inputs, rows, np.tile(mos, 2), **options)
+    generator = torch.Generator().manual_seed(epoch_seed(seed or 0, epoch, 3))
+    shown = np.zeros(len(mos), dtype=bool)
+    for batch in tensor_batches(inputs, rows, np.tile(mos, 2), **options):
+        image = batch.index.numpy() % len(mos)
+        again = shown[image]
+        again[np.setdiff1d(np.arange(len(image)), np.unique(image, return_index=True)[1])] = True
+        shown[image] = True
+        if change_copies is not None and again.any():
+            changed = change_copies(torch.from_numpy(image[again]), generator)
+            batch.inputs[0][torch.from_numpy(np.flatnonzero(again))] = changed.to(batch.inputs[0])
+        yield batch

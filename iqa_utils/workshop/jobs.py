@@ -102,15 +102,18 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         return images, torch.zeros(len(images), 4, device=images.device)
 
     overrides, unique = values.get("OVERRIDES", {}), {}
+    by_sampler = set(METHODS) - {"none"} if values["EQUAL_STEPS"] else set()
     for method, scenario, select, seed, size in sampling_runs(values):
         own = {k: v for k, v in overrides.get(method, {}).items() if k != "N_RUNS"}
-        key = (*scenario.values(), size, str(own), select, seed)
+        key = (*scenario.values(), size, str(own), select, seed, method in by_sampler)
         unique.setdefault(key, (method, own, scenario, size))
     settings = {method: one for method, *one in unique.values()}
     for method, count in Counter(method for method, *_ in unique.values()).items():
         own, scenario, size = settings[method]
         network, images = scenario["network"], quota[scenario["sampler"]]
         epochs = own.get("EPOCHS", values["EPOCHS"])
+        if method in by_sampler:  # as many steps as without sampling
+            epochs = max(epochs, round(values["EPOCHS"] * len(mos) / images))
         trunk = values["KONCEPT_BACKBONE" if network == "koncept" else "BACKBONE"]
         yield Job(
             name=method,
