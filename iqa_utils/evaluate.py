@@ -20,9 +20,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from scipy.stats import t as t_distribution
+from scipy.stats import wilcoxon
 
 from iqa_utils.metrics import METRICS, check_pair, range_index, range_names
-from iqa_utils.statistics import holm, nadeau_bengio, wilcoxon_splits
+from iqa_utils.statistics import holm, nadeau_bengio
 
 Combine = Literal["mean", "median"]
 
@@ -74,22 +75,19 @@ def score(
         >>> score(table, ["method"], ["MAE"])[["method", "metric", "value", "n"]].values.tolist()
         [['ridge', 'MAE', 0.5, 4]]
     """
-    rows = []
+    rows, predictions = [], predictions.reset_index(drop=True)
     for key, group in predictions.groupby(list(by), sort=False, dropna=False):
-        runs = _Runs(group, over, resample, n_resamples, seed)
+        runs = _Runs(group, over, resample, n_resamples, seed, edges, combine)
         for metric in metrics:
-            values = runs.values(metric, edges)
+            values = runs.values(metric)
             if not len(values) or not np.isfinite(values).all():
                 continue
-            value = runs.whole(metric, edges, combine)
             low, high = (
-                _over_runs(values, runs.overlap)
-                if resample is None
-                else _ends(runs.draws(metric, edges, combine))
+                _over_runs(values, runs.overlap) if resample is None else _ends(runs.draws(metric))
             )
             spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
-            cell = [metric, value, spread, low, high, runs.count(metric, edges), len(values)]
-            rows.append([*key, *cell])
+            cell = [metric, runs.whole(metric), spread, low, high]
+            rows.append([*key, *cell, runs.count(metric), len(values)])
     columns = [*by, "metric", "value", "sd", "ci_low", "ci_high", "n", "n_runs"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -109,35 +107,31 @@ def compare(
 ) -> pd.DataFrame:
     """Subtract a baseline from every other experiment on the same images.
 
-    Args:
-        predictions: One row per image, experiment and run.
-        baseline: One column and its value, such as ``{"method": "none"}``.
-        metrics: Names, as the module describes.
-        by: Columns within whose groups experiments are compared.
-        edges: As for :func:`score`.
-        over: Column of the runs.
-        combine: As for :func:`score`.
-        resample: As for :func:`score`; both experiments see the same draws.
-        n_resamples: Draws; ``p`` is never below 2 / (n_resamples + 1).
-        seed: Of the draws.
+    ``baseline`` is one column and its value, such as ``{"method": "none"}``; within each group of
+    ``by``, all others are compared with it. The arguments are else those of :func:`score`. Both
+    sides see the same draws, and ``p`` is never below 2 / (n_resamples + 1).
 
     Returns:
         Columns ``by``, the compared column, ``baseline``, ``metric``, ``value`` (experiment minus
         baseline), ``ci_low``, ``ci_high``, ``p`` over images, ``p_holm`` over all experiments of a
         group and metric, ``p_runs`` over runs (corrected resampled t where ``predictions`` has
-        ``n_train`` and there are three runs or more, else exact signed ranks from five runs on,
-        else NaN), ``n``, ``n_runs``.
+        ``n_train`` and there are three runs or more, else signed ranks from five runs on, else
+        NaN), ``n``, ``n_runs``.
 
     Raises:
         KeyError: If a group has no such baseline.
         ValueError: If an experiment predicts other images than the baseline.
 
-    References:
-        Holm, 1979, for ``p_holm``; Nadeau and Bengio, 2003, for the corrected t.
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcd"] * 2, "mos": [1.0, 2, 3, 4] * 2,
+        ...     "pred": [1.0, 2, 4, 3, 2, 1, 4, 3], "seed": 0, "method": [*"AAAABBBB"]})
+        >>> compare(table, {"method": "A"}, ["MAE"])[["method", "value"]].values.tolist()
+        [['B', 0.5]]
     """
     (column, reference), rows = *baseline.items(), []
+    predictions = predictions.reset_index(drop=True)
     groups = predictions.groupby(list(by), sort=False) if by else [((), predictions)]
-    options = (over, resample, n_resamples, seed)
+    options = (over, resample, n_resamples, seed, edges, combine)
     for key, group in groups:
         parts = dict(list(group.groupby(column, sort=False)))
         if reference not in parts:
@@ -148,9 +142,9 @@ def compare(
             if not np.array_equal(runs.units, base.units):
                 raise ValueError(f"{name} and {reference} predict different images")
             for metric in metrics:
-                found = _difference(runs, base, metric, edges, combine)
+                found = _difference(runs, base, metric)
                 if found is not None:
-                    n = runs.count(metric, edges)
+                    n = runs.count(metric)
                     rows.append([*key, name, reference, metric, *found, n, len(runs.runs)])
     columns = [*by, column, "baseline", "metric", "value", "ci_low", "ci_high", "p", "p_runs"]
     table = pd.DataFrame(rows, columns=[*columns, "n", "n_runs"])
@@ -158,15 +152,12 @@ def compare(
     return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())))
 
 
-def _difference(
-    runs: _Runs, base: _Runs, metric: str, edges: Sequence[float], combine: Combine
-) -> tuple[float, ...] | None:
+def _difference(runs: _Runs, base: _Runs, metric: str) -> tuple[float, ...] | None:
     """Return value, ends of the interval, p over images and p over runs."""
-    ours, theirs = runs.values(metric, edges), base.values(metric, edges)
+    ours, theirs = runs.values(metric), base.values(metric)
     if not (len(ours) and np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return None
-    whole = np.median if combine == "median" else np.mean
-    drawn = runs.draws(metric, edges, combine) - base.draws(metric, edges, combine)
+    drawn = runs.draws(metric) - base.draws(metric)
     drawn = drawn[np.isfinite(drawn)]
     tail = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
     p = min(1.0, 2 * (1 + tail) / (1 + len(drawn)))
@@ -174,8 +165,9 @@ def _difference(
     if len(ours) == len(theirs) > 2 and runs.overlap:
         p_runs = nadeau_bengio(ours, theirs, *runs.overlap).p
     elif len(ours) == len(theirs) > 4:
-        p_runs = wilcoxon_splits(ours, theirs).p
-    return float(whole(ours) - whole(theirs)), *_ends(drawn), float(p), p_runs
+        p_runs = wilcoxon(ours, theirs).pvalue if (ours != theirs).any() else 1.0
+    value = runs.combine(ours) - runs.combine(theirs)
+    return float(value), *_ends(drawn), float(p), float(p_runs)
 
 
 class _Runs:
@@ -188,9 +180,13 @@ class _Runs:
         resample: str | None,
         n_resamples: int,
         seed: int | list[int],
+        edges: Sequence[float],
+        combine: Combine,
     ) -> None:
-        self.table, self.options = table, (over, resample, n_resamples, seed)
+        self.table, self.options = table, (over, resample, n_resamples, seed, edges, combine)
         self.runs = [part for _, part in table.groupby(over)]
+        self.edges, self.combine = edges, np.median if combine == "median" else np.mean
+        self.drawn: dict[str, np.ndarray] = {}  # by metric: a baseline is asked often
         self.overlap: tuple[int, int] | None = None
         if "n_train" in table:
             self.overlap = int(table["n_train"].mean()), len(table) // len(self.runs)
@@ -205,50 +201,52 @@ class _Runs:
         labels = pd.Series(labels, table.index)
         self.counts = [drawn[:, labels[part.index]] for part in self.runs]  # (draws, N) each
 
-    def values(self, metric: str, edges: Sequence[float]) -> np.ndarray:
-        """Return the metric of each run that has one."""
+    def values(self, metric: str) -> np.ndarray:
+        """Return the metric of each run."""
         ones = [np.ones((1, len(part)), int) for part in self.runs]
         found = zip(self.runs, ones, strict=True)
-        return np.array([_measure(part, metric, edges, one)[0] for part, one in found])
+        return np.array([_measure(part, metric, self.edges, one)[0] for part, one in found])
 
-    def draws(self, metric: str, edges: Sequence[float], combine: Combine) -> np.ndarray:
+    def draws(self, metric: str) -> np.ndarray:
         """Return the combined metric of every draw, shape (draws,)."""
-        if groups := self._weighted_groups(metric):
-            name, weights = metric.partition(" within ")[0], [weight for _, weight in groups]
-            drawn = [runs.draws(name, edges, combine) for runs, _ in groups]
-            return np.average(drawn, axis=0, weights=weights)
-        found = zip(self.runs, self.counts, strict=True)
-        return _middle([_measure(part, metric, edges, drawn) for part, drawn in found], combine)
+        if metric not in self.drawn:
+            if groups := self._weighted_groups(metric):
+                name = metric.partition(" within ")[0]
+                drawn = [runs.draws(name) for runs, _ in groups]
+                found = np.average(drawn, axis=0, weights=[weight for _, weight in groups])
+            else:
+                pairs = zip(self.runs, self.counts, strict=True)
+                values = [_measure(part, metric, self.edges, drawn) for part, drawn in pairs]
+                # the median passes over a run whose images a draw left out
+                is_mean = self.combine is np.mean
+                found = np.mean(values, 0) if is_mean else pd.DataFrame(values).median().to_numpy()
+            self.drawn[metric] = found
+        return self.drawn[metric]
 
-    def whole(self, metric: str, edges: Sequence[float], combine: Combine) -> float:
+    def whole(self, metric: str) -> float:
         """Return the combined metric of all images."""
         if groups := self._weighted_groups(metric):
             name, weights = metric.partition(" within ")[0], [weight for _, weight in groups]
-            found = [runs.whole(name, edges, combine) for runs, _ in groups]
-            return float(np.average(found, weights=weights))
-        return float(getattr(np, combine)(self.values(metric, edges)))
+            return float(np.average([runs.whole(name) for runs, _ in groups], weights=weights))
+        return float(self.combine(self.values(metric)))
 
     def _weighted_groups(self, metric: str) -> list[tuple[_Runs, float]]:
         """Split the table where a metric asks for groups that have a weight of their own."""
         column = metric.partition(" within ")[2]
         if not column or "weight" not in self.table:
             return []
-        over, resample, n_resamples, seed = self.options
+        over, resample, n_resamples, seed, *rest = self.options
         groups = enumerate(group for _, group in self.table.groupby(column))
         return [
-            (_Runs(group, over, resample, n_resamples, [seed, k]), group["weight"].iloc[0])
+            (_Runs(group, over, resample, n_resamples, [seed, k], *rest), group["weight"].iloc[0])
             for k, group in groups
         ]
 
-    def count(self, metric: str, edges: Sequence[float]) -> int:
+    def count(self, metric: str) -> int:
         """Return the images per run that a metric is computed from."""
-        inside = [_inside(part, metric.partition(" ")[2], edges).sum() for part in self.runs]
+        where = metric.partition(" ")[2]
+        inside = [_inside(part, where, self.edges).sum() for part in self.runs]
         return round(sum(inside) / len(inside))
-
-
-def _middle(values: list[np.ndarray], combine: Combine) -> np.ndarray:
-    """Combine runs; the median passes over a run whose images a draw left out."""
-    return np.mean(values, 0) if combine == "mean" else pd.DataFrame(values).median().to_numpy()
 
 
 def _inside(part: pd.DataFrame, where: str, edges: Sequence[float]) -> np.ndarray:

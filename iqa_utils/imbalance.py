@@ -28,6 +28,10 @@ def label_counts(mos: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
 
     Note:
         The released code moves scores above the last bin into it; here they are an error.
+
+    Example:
+        >>> label_counts([0.5, 1.5, 1.5], [0, 1, 2]).tolist()
+        [1, 2]
     """
     return np.bincount(range_index(mos, edges), minlength=len(np.asarray(edges)) - 1)
 
@@ -59,6 +63,10 @@ def smoothing_kernel(
 
     References:
         Yang, Zha, Chen, Wang, Katabi, Delving into deep imbalanced regression, ICML 2021.
+
+    Example:
+        >>> smoothing_kernel(size=5, sigma=2).round(2).tolist()
+        [0.86, 0.95, 1.0, 0.95, 0.86]
     """
     if shape not in ("released", "gaussian") or size < 1 or sigma <= 0:
         raise ValueError(
@@ -100,6 +108,10 @@ def lds_density(
 
     References:
         Nguyen et al., Imbalance problem in image quality assessment, 2024, section 2.2.1.
+
+    Example:
+        >>> lds_density([1, 4, 9]).tolist()
+        [1.0, 2.0, 3.0]
     """
     if reweight not in ("none", "inverse", "sqrt_inv") or order not in (
         "root_first",
@@ -168,7 +180,12 @@ def lds_weights(mos: ArrayLike, *, edges: ArrayLike, **options: Any) -> FloatArr
 
 
 def effective_sample_size(weights: ArrayLike) -> float:
-    """Return Kish's effective number of images, (sum w)^2 / sum w^2, in (0, N]."""
+    """Return Kish's effective number of images, (sum w)^2 / sum w^2, in (0, N].
+
+    Example:
+        >>> effective_sample_size([3.0, 1.0])
+        1.6
+    """
     weights = np.asarray(weights, dtype=np.float64)
     return float(weights.sum() ** 2 / (weights**2).sum())
 

@@ -98,7 +98,12 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 
 def brightness(rgb: np.ndarray) -> float:
-    """Return the mean luma in [0, 1] of an image, uint8, shape (H, W, 3)."""
+    """Return the mean luma in [0, 1] of an image, uint8, shape (H, W, 3).
+
+    Example:
+        >>> round(brightness(np.full((4, 4, 3), 51, np.uint8)), 6)
+        0.2
+    """
     return float(luma(rgb).mean() / 255)
 
 
@@ -122,6 +127,10 @@ def colorfulness(rgb: np.ndarray) -> float:
 
     References:
         Hasler, Suesstrunk, Measuring colourfulness in natural images, SPIE 2003, section 7.
+
+    Example:
+        >>> colorfulness(np.full((4, 4, 3), 51, np.uint8))
+        0.0
     """
     red, green, blue = np.moveaxis(rgb / 255, 2, 0)
     opponent = np.stack([red - green, (red + green) / 2 - blue])  # (2, H, W)

@@ -16,7 +16,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from iqa_utils.features import Crop, brisque_features, frozen_features, iterate_layers
+from iqa_utils.features import (
+    Crop,
+    Encoder,
+    brisque_features,
+    frozen_features,
+    iterate_layers,
+)
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import LAYERS, NETWORKS, Layer, layers_of
 from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
@@ -129,7 +135,7 @@ def regress(
     if regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
         within = distances[np.ix_(train, train)]
-        process = fit_gaussian_process(within, mos, tolerance=1e-5, device=device)
+        process = fit_gaussian_process(within, mos, device=device)
         pred, sd = process.predict(distances[np.ix_(test, train)])
         missed = cross_validated_residuals(process, fold_numbers(len(mos), **folds))
         cv_rmse = float(np.sqrt(np.mean(missed**2)))
@@ -145,6 +151,7 @@ def predict_layers(
     store: ImageStore,
     tasks: Mapping[int, Task],
     *,
+    choice: str = "paper",
     side: int = 0,
     crop_seed: int = 0,
     cache_dir: str | Path,
@@ -163,6 +170,7 @@ def predict_layers(
         name: Its key in :data:`iqa_utils.features.layers.NETWORKS`.
         store: Decoded images.
         tasks: From :func:`make_tasks`.
+        choice: Which layers, for :func:`iqa_utils.features.layers.layers_of`.
         side: Crop height and width in pixels; 0 is the network's own.
         crop_seed: Of the crops.
         cache_dir: Folder of the feature cache.
@@ -173,7 +181,7 @@ def predict_layers(
     Returns:
         One row per prediction, with ``network``, ``layer``, ``regressor`` and the image's columns.
     """
-    side, layers = side or NETWORKS[name].side, layers_of(name)
+    side, layers = side or NETWORKS[name].side, layers_of(name, choice=choice)
     rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
     options = {"rows": rows, "crop": Crop((side, side), seed=crop_seed), "cache_dir": cache_dir}
     options |= {**NETWORKS[name].normalisation, "progress": progress}
@@ -265,17 +273,17 @@ def crop_distances(
     network's own): training distances (N, N) and test distances (n_crops, M, N).
     """
     side = side or NETWORKS[layer.network].side
-    options = {"layer": layer.module, "pooling": "flatten", "cache_dir": cache_dir}
-    options |= NETWORKS[layer.network].normalisation
+    normalisation = NETWORKS[layer.network].normalisation
+    encode = Encoder(network, pooling="flatten", layer=layer.module, **normalisation)
 
-    def encode(rows: np.ndarray, number: int) -> np.ndarray:
+    def crops(rows: np.ndarray, number: int) -> np.ndarray:
         crop = Crop((side, side), number, crop_seed)
-        return frozen_features(network, store, rows=rows, crop=crop, **options).astype(np.float64)
+        return encode(store, rows=rows, crop=crop, cache_dir=cache_dir).astype(np.float64)
 
-    x = encode(task.train, 0)
+    x = crops(task.train, 0)
     # shifting all by the training mean changes no distance and keeps digits
     centre = x.mean(axis=0)
-    tests = [encode(task.test, k) - centre for k in range(n_crops)]
+    tests = [crops(task.test, k) - centre for k in range(n_crops)]
     x -= centre
     norms = (x**2).sum(axis=1)
     between = [((t**2).sum(axis=1)[:, None] + norms - 2 * t @ x.T).clip(min=0) for t in tests]
@@ -313,7 +321,7 @@ def predict_final(
         search = search_noise(within, task.mos, n_trials=n_trials, device=device, **task.folds)
         process = search.process
     else:
-        process = fit_gaussian_process(within, task.mos, tolerance=1e-7, device=device)
+        process = fit_gaussian_process(within, task.mos, device=device)
     pred, sd = average_crops(process, between)
     labels = {"network": layer.network, "layer": layer.name, "regressor": "GPR"}
     return task.table(pred, sd=sd, **labels), search

@@ -111,6 +111,10 @@ def fidelity(
 
     References:
         Tsai et al., FRank, SIGIR 2007; Zhang et al., UNIQUE, IEEE TIP 2021, Eqs. (1)-(4).
+
+    Example:
+        >>> round(fidelity(torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0])).item(), 3)
+        0.293
     """
     check_pair(pred, mos)
     i, j = torch.triu_indices(len(pred), len(pred), offset=1, device=pred.device)  # (pairs,) each
@@ -141,6 +145,11 @@ def mean_over_sources(
     As in the released code of Feng et al., 2023: six losses, averaged. ``source`` numbers the data
     set of each image, (B,). A data set without an image in the batch does not count; one with a
     single image counts with what ``loss`` gives for it.
+
+    Example:
+        >>> pred, mos = torch.tensor([1.0, 1.0, 5.0]), torch.tensor([1.0, 3.0, 4.0])
+        >>> mean_over_sources(F.mse_loss, pred, mos, torch.tensor([0, 0, 1])).item()
+        1.5
     """
     check_pair(pred, mos)
     check_pair(source, mos)
@@ -187,6 +196,11 @@ def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tens
 
     Weights average 1 over the training set and are not renormalised over a batch: one of rare
     scores counts more. Yang et al., Delving into deep imbalanced regression, ICML 2021.
+
+    Example:
+        >>> pred, mos = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])
+        >>> weighted_l1(pred, mos, torch.tensor([0.5, 1.5])).item()
+        1.75
     """
     check_pair(pred, mos)
     return _weighted_mean((pred - mos).abs(), weight)

@@ -44,7 +44,12 @@ def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 
 def plcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant."""
+    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant.
+
+    Example:
+        >>> round(plcc([1, 2, 3], [2, 4, 9]), 3)
+        0.971
+    """
     return _pearson(*check_pair(mos, pred))
 
 
@@ -60,7 +65,12 @@ def srcc(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def krcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant."""
+    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant.
+
+    Example:
+        >>> round(krcc([1, 2, 3, 4], [10, 30, 20, 40]), 3)
+        0.667
+    """
     return float(kendalltau(*check_pair(mos, pred)).statistic)
 
 
@@ -71,7 +81,12 @@ def mse(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def rmse(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Root mean squared error, in units of ``mos``."""
+    """Root mean squared error, in units of ``mos``.
+
+    Example:
+        >>> rmse([1, 2], [2, 5])
+        2.23606797749979
+    """
     return float(np.sqrt(mse(mos, pred)))
 
 
@@ -110,7 +125,12 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def range_names(edges: Sequence[float]) -> list[str]:
-    """Names of the ranges between edges: ``[0, 20, 40]`` gives ``["0-20", "20-40"]``."""
+    """Names of the ranges between edges: ``[0, 20, 40]`` gives ``["0-20", "20-40"]``.
+
+    Example:
+        >>> range_names([0, 20, 40])
+        ['0-20', '20-40']
+    """
     return [f"{low:g}-{high:g}" for low, high in pairwise(edges)]
 
 
@@ -156,6 +176,10 @@ def per_range(
 
     References:
         Lehmann and Rokita, MGV 2023, section 3 (five ranges of KonIQ-10k).
+
+    Example:
+        >>> per_range([10, 15, 30, 35], [12, 13, 30, 34], mae, [0, 20, 40])
+        {'0-20': 2.0, '20-40': 0.5}
     """
     mos, pred = check_pair(mos, pred)
     inside = range_index(mos, edges)
@@ -166,31 +190,11 @@ def per_range(
     return values
 
 
-def ranges_sd(values: Mapping[str, float]) -> float:
-    """Sample standard deviation (n - 1) of per-range errors: how uneven a model is over the scale.
-
-    Ranges without images (NaN) are an error: leave them out knowingly.
-    """
-    errors = np.array(list(values.values()), dtype=float)
-    if len(errors) < 2 or not np.isfinite(errors).all():
-        raise ValueError(f"two or more finite range errors are needed, got {errors.tolist()}")
-    return float(np.std(errors, ddof=1))
-
-
 def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
     """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1)."""
     if set(values) != set(sizes):
         raise ValueError(f"values name {sorted(values)}, sizes name {sorted(sizes)}")
     return float(np.average(list(values.values()), weights=[sizes[name] for name in values]))
-
-
-def within_groups(
-    mos: ArrayLike, pred: ArrayLike, groups: Sequence[str] | np.ndarray, metric: Metric = srcc
-) -> dict[str, float]:
-    """A metric inside each group; NaN where a group holds fewer than two images."""
-    mos, pred = check_pair(mos, pred)
-    rows = {str(name): np.asarray(groups) == name for name in np.unique(groups)}
-    return {k: metric(mos[r], pred[r]) if r.sum() > 1 else float("nan") for k, r in rows.items()}
 
 
 # Logistic maps, which the field fits to predictions before it reports PLCC and RMSE

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from iqa_utils.datasets import DATASETS, check_images, load_scores
-from iqa_utils.splits import PARTS, check_disjoint, content_split
+from iqa_utils.splits import SPLITS, check_disjoint, content_split
 
 TOP = 10.0  # training scores of every set are re-scaled to [0, 10]
 WARPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -97,7 +97,7 @@ def split_sets(
     for name, frame in frames.items():
         split = content_split(frame, fractions=fractions, seed=seed)
         check_disjoint(frame, split)
-        splits[name] = {part: np.flatnonzero(split == part) for part in PARTS}
+        splits[name] = {part: np.flatnonzero(split == part) for part in SPLITS}
         counts = {part: len(rows) for part, rows in splits[name].items()}
         if min(counts.values()) < 2:
             raise ValueError(

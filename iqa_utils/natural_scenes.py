@@ -55,6 +55,11 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     References:
         Mittal, Moorthy, Bovik, No-reference image quality assessment in the spatial domain, IEEE
         TIP 2012, section III-A and table I.
+
+    Example:
+        >>> noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+        >>> brisque_statistics(noise).shape
+        (36,)
     """
     grey = _grey_levels(image)
     if min(grey.shape) < 16:

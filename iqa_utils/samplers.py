@@ -52,6 +52,10 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, sections 2.2.3 (rule) and 3.2.
+
+    Example:
+        >>> range_quotas([10, 40, 100], "rule").tolist()
+        [10, 30, 40]
     """
     counts = np.asarray(counts, dtype=np.int64)
     if counts.ndim != 1 or (counts < 0).any() or not counts.any():
@@ -146,6 +150,11 @@ def mixed_batches(
 
     References:
         Feng et al., Electronics Letters 2023, released code.
+
+    Example:
+        >>> batches = mixed_batches([8, 3], "released", batch_size=4, seed=0, epoch=0)
+        >>> [len(batch) for batch in batches]
+        [8, 8]
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     if mixing not in MIXINGS:

@@ -441,3 +441,12 @@ def test_the_commands_list_and_check(real_data: Path) -> None:
     assert checked.exit_code == 1  # no images
     assert "scores: 586 of 586 in the official release" in checked.output
     assert "DatabaseGrades.xls: 0b051f192356b81e (as checked)" in checked.output
+
+
+def test_an_empty_marker_still_says_that_a_set_is_synthetic(tmp_path):
+    (tmp_path / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    assert not load_scores("table", tmp_path).attrs["demo"]
+    (tmp_path / "demo.json").write_text("{}")
+    assert load_scores("table", tmp_path).attrs["demo"]

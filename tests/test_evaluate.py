@@ -1,12 +1,10 @@
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from iqa_utils import evaluate, metrics
-from iqa_utils.statistics import bootstrap_ci, nadeau_bengio, paired_bootstrap, wilcoxon_splits
+from iqa_utils.statistics import nadeau_bengio
 
 EDGES = [0, 20, 40, 60, 80, 100]
 
@@ -33,8 +31,12 @@ def of(table, **wanted):
     return table.iloc[0]
 
 
-def test_the_example_in_the_documentation_holds():
-    assert doctest.testmod(evaluate).failed == 0
+def plain_draws(values, groups, n=1000):
+    """Bootstrap a function of row numbers in plain NumPy, drawing whole groups."""
+    rng = np.random.default_rng(9)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    picks = rng.integers(len(members), size=(n, len(members)))
+    return np.array([values(np.concatenate([members[k] for k in pick])) for pick in picks])
 
 
 @pytest.mark.parametrize("name", sorted(set(metrics.METRICS) - {"PLCC logistic"}))
@@ -63,10 +65,48 @@ def test_an_interval_agrees_with_the_plain_bootstrap_up_to_the_draws(predictions
     one = predictions[(predictions["method"] == "none") & (predictions["seed"] == 0)]
     options = {"n_resamples": 4000, "resample": "reference"}
     row = of(evaluate.score(one, ["method"], ["SRCC"], **options), metric="SRCC")
-    low, high = bootstrap_ci(
-        one["mos"], one["pred"], metrics.srcc, groups=one["reference"], n_resamples=4000, seed=9
-    )
-    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], [low, high], atol=0.01)
+    mos, pred = one["mos"].to_numpy(), one["pred"].to_numpy()
+    drawn = plain_draws(lambda i: stats.spearmanr(mos[i], pred[i])[0], one["reference"])
+    ends = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], ends, atol=0.02)
+
+
+def test_the_interval_of_a_mean_error_has_the_normal_width():
+    error = np.random.default_rng(0).uniform(0, 1, 400)
+    table = pd.DataFrame({"image": np.arange(400).astype(str), "mos": 0.0, "pred": error})
+    options = {"n_resamples": 4000}
+    row = evaluate.score(table.assign(seed=0, method="a"), ["method"], ["MAE"], **options).iloc[0]
+    half = stats.norm.ppf(0.975) * error.std() / 20
+    ends = [error.mean() - half, error.mean() + half]
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], ends, atol=0.003)
+
+
+def test_intervals_cover_in_95_percent_of_cases():
+    rng, n_cases = np.random.default_rng(5), 200
+    error = rng.choice([0.0, 1.0], (n_cases, 60)) + rng.uniform(0, 1, (n_cases, 60))  # mean 1
+    table = pd.DataFrame({"case": np.repeat(np.arange(n_cases), 60), "pred": error.ravel()})
+    table = table.assign(image=np.tile(np.arange(60), n_cases), mos=0.0, seed=0)
+    found = evaluate.score(table, ["case"], ["MAE"], n_resamples=200)
+    outside = np.mean((found["ci_low"] > 1) | (found["ci_high"] < 1))
+    assert abs(outside - 0.05) < 3 * np.sqrt(0.05 * 0.95 / n_cases)
+
+
+def test_tables_that_were_put_together_may_repeat_their_index(predictions):
+    repeated = predictions.set_axis(predictions.index % 120)
+    for table in (evaluate.score, evaluate.compare):
+        argument = ["method"] if table is evaluate.score else {"method": "none"}
+        options = {"metrics": ["MAE"], "n_resamples": 20}
+        pd.testing.assert_frame_equal(
+            table(repeated, argument, **options), table(predictions, argument, **options)
+        )
+
+
+def test_the_seed_decides_the_interval(predictions):
+    ends = [
+        evaluate.score(predictions, ["method"], ["MAE"], n_resamples=50, seed=s)["ci_low"].tolist()
+        for s in (3, 3, 4)
+    ]
+    assert ends[0] == ends[1] != ends[2]
 
 
 def test_groups_that_belong_together_widen_the_interval(predictions):
@@ -87,7 +127,7 @@ def test_ranges_are_scored_by_name(predictions):
     alone = evaluate.score(first, ["method"], wanted, edges=EDGES, n_resamples=20)
     by_range = metrics.per_range(first["mos"], first["pred"], metrics.rmse, EDGES)
     np.testing.assert_allclose(alone["value"][:5], list(by_range.values()))
-    assert alone["value"][5] == pytest.approx(metrics.ranges_sd(by_range))
+    assert alone["value"][5] == pytest.approx(np.std(list(by_range.values()), ddof=1))
     assert alone["value"][6] == pytest.approx(np.mean(list(by_range.values())))
     ends = first[~first["mos"].between(20, 80)]
     assert alone["value"][7] == pytest.approx(metrics.mae(ends["mos"], ends["pred"]))
@@ -99,11 +139,9 @@ def test_ranges_are_scored_by_name(predictions):
 def test_inside_groups_is_their_mean_by_images(predictions):
     first = predictions[(predictions["method"] == "none") & (predictions["seed"] == 0)]
     row = of(evaluate.score(first, ["method"], ["SRCC within subset"]), method="none")
-    inside = metrics.within_groups(first["mos"], first["pred"], first["subset"])
-    sizes = first.groupby("subset").size()
-    assert row["value"] == pytest.approx(
-        np.average([inside[g] for g in sizes.index], weights=sizes)
-    )
+    groups = [group for _, group in first.groupby("subset")]
+    inside = [stats.spearmanr(group["mos"], group["pred"])[0] for group in groups]
+    assert row["value"] == pytest.approx(np.average(inside, weights=list(map(len, groups))))
 
 
 def test_a_constant_method_has_no_correlation_and_an_error(predictions):
@@ -138,16 +176,20 @@ def test_an_interval_over_runs_is_students_and_longer_where_splits_overlap(predi
     assert ratio == pytest.approx(np.sqrt((1 / 6 + 120 / 480) * 6))
 
 
-def test_a_comparison_agrees_with_the_paired_bootstrap(predictions):
+def test_a_comparison_agrees_with_a_plain_paired_bootstrap(predictions):
     one = predictions[predictions["seed"] == 0]
     row = of(
         evaluate.compare(one, {"method": "none"}, ["SRCC"], n_resamples=4000), method="method2"
     )
     a, b = (one[one["method"] == m]["pred"].to_numpy() for m in ("method2", "none"))
-    mos = one[one["method"] == "none"]["mos"]
-    found = paired_bootstrap(mos, a, b, metrics.srcc, n_resamples=4000, seed=5)
-    assert row["value"] == pytest.approx(found.difference)
-    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], found[1:3], atol=0.01)
+    mos = one[one["method"] == "none"]["mos"].to_numpy()
+
+    def gain(i):
+        return stats.spearmanr(mos[i], a[i])[0] - stats.spearmanr(mos[i], b[i])[0]
+
+    ends = np.quantile(plain_draws(gain, np.arange(len(mos))), [0.025, 0.975])
+    assert row["value"] == pytest.approx(gain(np.arange(len(mos))))
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], ends, atol=0.02)
     assert row["p"] < 0.05
     assert np.isnan(row["p_runs"])
 
@@ -160,7 +202,7 @@ def test_a_comparison_tests_over_runs_and_corrects_for_all_methods(predictions):
     better, same = (of(table, method=m) for m in ("method2", "same"))
     values = evaluate.score(predictions, ["method", "seed"], ["RMSE"], n_resamples=2)
     runs = {m: values[values["method"] == m]["value"] for m in ("method2", "none")}
-    assert better["p_runs"] == wilcoxon_splits(runs["method2"], runs["none"]).p
+    assert better["p_runs"] == 2 / 2**6  # better in each of six runs
     assert better["p_holm"] == pytest.approx(2 * better["p"])
     assert (same["value"], same["p"], same["p_runs"]) == (0.0, 1.0, 1.0)
     split = evaluate.compare(
@@ -168,6 +210,42 @@ def test_a_comparison_tests_over_runs_and_corrects_for_all_methods(predictions):
     )
     corrected = nadeau_bengio(runs["method2"], runs["none"], 360, 120).p
     assert split["p_runs"][0] == pytest.approx(corrected)
+
+
+def test_a_comparison_sees_through_what_both_methods_share():
+    rng = np.random.default_rng(6)
+    mos, shared = rng.normal(size=(2, 200))
+    table = pd.DataFrame({"image": np.arange(200).astype(str), "mos": mos, "seed": 0})
+    pair = [table.assign(method=str(k), pred=mos + k * shared) for k in (1.0, 1.1)]
+    row = evaluate.compare(pd.concat(pair), {"method": "1.0"}, ["RMSE"]).iloc[0]
+    alone = evaluate.score(pair[0], ["method"], ["RMSE"]).iloc[0]
+    found = row[["value", "ci_low", "ci_high"]].astype(float)  # the same images for both
+    np.testing.assert_allclose(found, 0.1 * alone[["value", "ci_low", "ci_high"]].astype(float))
+
+
+def test_a_comparison_rejects_five_percent_of_null_cases():
+    rng, n_cases = np.random.default_rng(7), 200
+    keys = pd.MultiIndex.from_product([range(n_cases), ["a", "b"], range(60)])
+    table = keys.to_frame(index=False, name=["case", "method", "image"]).assign(seed=0, mos=0.0)
+    table["pred"] = rng.normal(size=len(table))
+    options = {"by": ["case"], "n_resamples": 199}
+    p = evaluate.compare(table, {"method": "a"}, ["MAE"], **options)["p"]
+    assert p.min() >= 2 / 200
+    assert abs(np.mean(p <= 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / n_cases)
+
+
+def test_a_baseline_is_drawn_once_for_all_methods(predictions, monkeypatch):
+    several = [predictions[predictions["method"] == "none"].assign(method=m) for m in "abc"]
+    table, drawn = pd.concat([predictions, *several]), []
+    original = evaluate._weighted
+
+    def counted(name, mos, pred, counts):
+        drawn.append(len(counts) > 1)
+        return original(name, mos, pred, counts)
+
+    monkeypatch.setattr(evaluate, "_weighted", counted)
+    evaluate.compare(table, {"method": "none"}, ["RMSE"], n_resamples=50)
+    assert sum(drawn) == 6 * (1 + 4)  # six runs of the baseline and of each other method
 
 
 def test_what_cannot_be_compared_is_named(predictions):

@@ -1,5 +1,6 @@
 """Tapped layers, the feature cache, crops, and the matrices of wide features."""
 
+import doctest
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from torch import nn
 from iqa_utils import features as features_module
 from iqa_utils.features import (
     Crop,
+    encoder,
     frozen_features,
     frozen_layers,
     iterate_layers,
@@ -193,6 +195,37 @@ def test_a_cached_row_that_was_damaged_is_computed_again(folder, tmp_path):
         file.seek(3 * path.stat().st_size // 7)  # the first value of image 3
         file.write(b"\0\0\0\0")
     np.testing.assert_array_equal(frozen_features(network, store, **options), first)
+
+
+@pytest.mark.parametrize("pooling", ["own", "mean", "mean_std"])
+def test_an_encoder_gives_the_features_of_the_network_run_by_hand(folder, tmp_path, pooling):
+    torch.manual_seed(0)
+    encode = encoder("test_resnet", pooling=pooling)
+    store = made_store(folder, tmp_path)
+    images = store.batch(range(7)).clone()
+    mean, std = encode.network.pretrained_cfg["mean"], encode.network.pretrained_cfg["std"]
+    with torch.no_grad():
+        pixels = to_float(images, mean=mean, std=std)
+        expected = encode.network.eval()(pixels)  # its own pooling is the mean
+        if pooling == "mean_std":
+            places = encode.network.forward_features(pixels).flatten(2)
+            expected = torch.cat([expected, places.std(2, correction=0)], 1)
+    np.testing.assert_allclose(encode(store, cache_dir=tmp_path / "cache"), expected, atol=1e-5)
+    np.testing.assert_allclose(encode(images, batch_size=3), expected, atol=1e-5)
+
+
+def test_an_encoder_normalises_as_its_network_wants_and_reads_its_cache(tmp_path):
+    encode = encoder("test_vit2")
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    first = encode(images, cache_dir=tmp_path)
+    encode.network.forward = None  # a second pass would fail
+    np.testing.assert_array_equal(encode(images, cache_dir=tmp_path), first)
+    assert encode.mean == encode.network.pretrained_cfg["mean"]
+
+
+def test_an_encoder_refuses_an_unknown_pooling():
+    with pytest.raises(ValueError, match="pooling must be 'own' or one of"):
+        encoder("test_resnet", pooling="sum")
 
 
 def test_features_equal_the_network_run_by_hand(folder, tmp_path):
@@ -421,3 +454,9 @@ def test_an_activation_that_is_not_finite_names_layer_and_image(folder, tmp_path
         network[0].bias[0] = torch.nan
     with pytest.raises(ValueError, match=rf"layer 4: .*7 images are not: \['{store.names[0]}"):
         layer_grams(network, store, {"4": "mean_std"}, cache_dir=tmp_path / "c", **PLAIN)
+
+
+def test_the_examples_of_the_documentation_run():
+    found = doctest.testmod(features_module)
+    assert found.failed == 0
+    assert found.attempted >= 5

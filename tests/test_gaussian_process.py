@@ -62,6 +62,23 @@ def test_type_two_likelihood_reaches_the_optimum_of_scikit_learn():
     np.testing.assert_allclose(sd, expected_sd, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("n", "width"), [(1000, 64), (300, 64)])
+def test_a_fit_evaluates_the_likelihood_at_most_15_times(n, width, monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(n, width))
+    mos = np.sin(features[:, 0]) + 0.5 * features[:, 1] + 0.3 * rng.normal(size=n)
+    evaluate, values = _Likelihood.value_and_gradient, []
+
+    def counted(likelihood):
+        values.append(likelihood.value)
+        return evaluate(likelihood)
+
+    monkeypatch.setattr(_Likelihood, "value_and_gradient", counted)
+    process = fit_gaussian_process(cdist(features, features), mos)
+    assert 3 < len(values) <= 15
+    assert process.log_likelihood == max(values)
+
+
 def test_predictions_equal_scikit_learn_at_the_same_parameters():
     features, mos = made_data()
     process = fit_gaussian_process(cdist(features, features), mos, constant="sample_mean")

@@ -1,7 +1,7 @@
 """The map of the paper's layers, sizes checked on the meta device."""
 
 import csv
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,68 @@ def test_densenet_concatenation_is_what_its_next_layer_sees():
     block30, block31, block32 = (taps[name] for name in layers)
     assert torch.equal(block32[:, :1888], block31)
     assert torch.equal(block31[:, :1856], block30)
+
+
+BEFORE = {row for row in LAYERS if row.module.endswith(".relu:input")}
+
+
+def test_fourteen_rows_of_the_tables_are_additions_tapped_before_their_relu():
+    assert sum(len(row.tables) for row in BEFORE) == 14
+    for row in LAYERS:
+        named = row.name.startswith(("add_", "res", "block8_"))
+        assert (row in BEFORE) == (named and row.network != "xception")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
+def test_additions_hold_negatives_and_their_variant_behind_the_relu_does_not(name):
+    torch.manual_seed(0)
+    network = create_network(name, pretrained="random").eval()
+    before, after = (
+        [row.module for row in layers_of(name, choice=choice) if not row.is_vector]
+        for choice in ("paper", "after")
+    )
+    with torch.no_grad(), tap_layers(network, [*before, *after]) as taps:
+        network(torch.randn(2, 3, 75, 75))
+    for addition, rectified in zip(before, after, strict=True):
+        assert float(taps[addition].min()) < 0
+        assert torch.equal(taps[addition].relu(), taps[rectified])
+
+
+def test_the_variant_behind_the_relu_answers_for_no_row_of_the_paper():
+    after = {row.name: row for row in layers_of("resnet50", choice="after")}
+    assert list(after)[-2:] == ["add_16, after ReLU", "fc1000"]
+    assert after["add_16, after ReLU"].tables == ()
+    assert after["fc1000"].tables == ("Table 2",)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_taps", "last"),
+    [
+        ("squeezenet1_0", 16, ("features.12.expand1x1+features.12.expand3x3", "features.12")),
+        ("resnet50", 32, ("layer4.2.relu:input", "layer4.2")),
+        ("mobilenetv2_100", 17, ("blocks.5.2", "blocks.6.0")),  # linear: one tap a block
+        ("xception", 25, ("conv3", "conv4")),
+    ],
+)
+def test_the_depth_profile_taps_every_block_before_and_after_its_activation(name, n_taps, last):
+    layers = layers_of(name, choice="depth")
+    assert len(layers) == n_taps
+    assert tuple(row.module for row in layers[-2:]) == last
+    torch.manual_seed(0)
+    network = create_network(name, pretrained="random").eval()
+    modules = [row.module for row in layers]
+    with torch.no_grad(), tap_layers(network, modules) as taps:
+        for n in (2, 1):  # what an earlier pass left is not joined
+            network(torch.randn(n, 3, 64, 64))
+    pairs = [(a.module, b.module) for a, b in pairwise(layers) if a.name.endswith(", before")]
+    assert all(torch.equal(taps[a].relu(), taps[b]) for a, b in pairs)
+    assert len(pairs) == sum(row.name.endswith(", after") for row in layers)
+    assert all(len(taps[module]) == 1 for module in modules)
+
+
+def test_an_unknown_choice_of_layers_is_refused():
+    with pytest.raises(ValueError, match="choice of layers must be one of"):
+        layers_of("resnet50", choice="all")
 
 
 def test_real_squeezenet_weights_load_into_the_map(real_weights):

@@ -168,20 +168,7 @@ def test_scores_outside_the_edges_are_refused():
         metrics.per_range([55, 72], [60, 70], metrics.mae, (1, 3))
 
 
-def test_ranges_sd_is_the_sample_deviation():
-    errors = {"0-20": 8.64, "20-40": 8.61, "40-60": 6.83, "60-80": 5.42, "80-100": 5.54}
-    assert metrics.ranges_sd(errors) == pytest.approx(1.5763, abs=1e-4)
-    with pytest.raises(ValueError, match="finite range errors"):
-        metrics.ranges_sd({"0-20": 1.0, "20-40": np.nan})
-
-
 def test_size_weighted_mean_of_two_sets():
     assert metrics.size_weighted({"a": 0.9, "b": 0.6}, {"b": 200, "a": 100}) == pytest.approx(0.7)
     with pytest.raises(ValueError, match=r"values name \['a'\], sizes name \['b'\]"):
         metrics.size_weighted({"a": 1.0}, {"b": 1})
-
-
-def test_groups_remove_what_only_differs_between_them():
-    mos, pred = np.array([1, 2, 3, 11, 12, 13.0]), np.array([3, 2, 1, 13, 12, 11.0])
-    assert metrics.srcc(mos, pred) > 0.5
-    assert metrics.within_groups(mos, pred, list("aaabbb")) == pytest.approx({"a": -1.0, "b": -1.0})

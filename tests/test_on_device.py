@@ -40,7 +40,7 @@ def crops_by_hand(store, rows, size, generator):
 def test_batches_and_crops_are_the_same_bytes_whether_a_store_is_resident_or_not(
     stores, resident, monkeypatch
 ):
-    monkeypatch.setattr(images, "fits", lambda n_bytes, device: resident)
+    monkeypatch.setattr(on_device, "fits", lambda n_bytes, device: resident)
     one_size, many_sizes = stores
     rows = [4, 0, 4]
     batch = one_size.batch(rows)

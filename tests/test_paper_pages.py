@@ -84,7 +84,7 @@ def test_the_page_of_a_paper_holds_claims_evidence_contradictions_and_the_way_to
     runs = [run_with({})]
     board = claims.compare(runs[0]["results"])
     page = paper_pages.paper_page("nguyen2024", runs, board)
-    assert "-0.600 [-0.900, -0.300], 10 run(s); **confirmed**" in page
+    assert "biq2021: -0.600 [-0.900, -0.300], 10 runs; **confirmed**" in page
     assert page.count("No run has measured this yet.") == 3
     assert "section 2.1: images of KonIQ-10k; printed 10173, recomputed 10073" in page
     assert "open an issue" in page

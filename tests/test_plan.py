@@ -18,8 +18,8 @@ from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.koncept import KonCept
 from iqa_utils.workshop import notebooks, plan
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.footprint import Job, footprint, kind, seconds
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
+from iqa_utils.workshop.plan import Job, footprint, kind, seconds
 
 
 def job(build, size, **more):
@@ -219,7 +219,7 @@ def test_a_folder_of_weights_is_looked_through(tmp_path):
     (tmp_path / "squeezenet-imagenet.pth").touch()
     changes = {"NETWORKS_TAPPED": ["squeezenet", "vgg16"], "FINAL": ["squeezenet", "logits"]}
     values = plan.values_of("04", "demo") | {**changes, "PRETRAINED": str(tmp_path)}
-    assert plan.missing("04", values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
+    assert plan.missing(values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
 
 
 def test_a_full_disk_is_noticed_before_decoding(tmp_path, monkeypatch):
@@ -250,13 +250,13 @@ def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
 
 def test_weights_of_the_hub_are_looked_for_in_its_caches(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("iqa_utils.workshop.jobs.try_to_load_from_cache", lambda *_: None)
     values = plan.values_of("02", "paper")
     assert to_fetch(values) == ["legacy_xception", "inception_resnet_v2"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "xception-43020ad28.pth").touch()
     assert to_fetch(values) == ["inception_resnet_v2"]
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "a file")
+    monkeypatch.setattr("iqa_utils.workshop.jobs.try_to_load_from_cache", lambda *_: "a file")
     assert to_fetch(values) == []
     assert to_fetch(values | {"PRETRAINED": "random"}) == []
 

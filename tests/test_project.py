@@ -98,6 +98,7 @@ def test_every_notebook_of_the_plan_is_there():
     assert [path.stem for path in NOTEBOOKS] == [
         "00_claims_audit", "01_dataset_analysis", "02_cross_sampling", "03_mixed_datasets",
         "04_deep_features_gpr", "05_lds_fds", "06_distillation", "07_scoreboard",
+        "08_across_data_sets",
     ]  # fmt: skip
 
 

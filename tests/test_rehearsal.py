@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from iqa_utils.workshop import claims, notebooks, report, runs
+from iqa_utils.workshop import claims, notebooks, publishing, result_tables, runs
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
@@ -130,7 +130,7 @@ def rehearsed(tmp_path):
 
 def test_no_rehearsed_number_gets_a_verdict(rehearsed):
     found = runs.find_runs(rehearsed.parent, rehearsal=True)
-    board = claims.compare(report.real_results(found))
+    board = claims.compare(result_tables.real_results(found))
     assert board["ours"].isna().all()
     assert set(board["verdict"]) <= {"not run", "inconsistent", "implausible"}
 
@@ -143,7 +143,7 @@ def test_a_rehearsal_is_read_by_its_own_scoreboard_alone(rehearsed):
 def test_a_rehearsal_is_never_published(rehearsed):
     (rehearsed / "provenance.json").write_text(json.dumps({"demo": False}))
     with pytest.raises(ValueError, match="is a rehearsal; only real results are published"):
-        runs.publish(rehearsed)
+        publishing.publish(rehearsed)
 
 
 def test_a_notebook_without_a_rehearsal_is_named():

@@ -1,8 +1,14 @@
+"""The site and the README: what they say, where links lead, and that nothing is fetched."""
+
+import functools
+import http.server
 import json
 import re
 import shutil
 import subprocess
-import tempfile
+import threading
+import urllib.parse
+import urllib.request
 
 import matplotlib
 
@@ -10,93 +16,245 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
-from iqa_utils.workshop import readme, report
+from iqa_utils.workshop import claims, cli, notebooks, readme, report
+from iqa_utils.workshop import result_tables as tables
+from iqa_utils.workshop.papers import Headline
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
 CELL |= {"paper": "lehmann2023", "table": "Tab. 3", "method": "", "dataset": "koniq10k"}
 CELL |= {"metric": "count MOS 0-20", "kind": "re-tabulated"}
+LINK = re.compile(r"(?:src|href)=\"([^\"]+)\"")
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
     """One run on real data that reproduces a count, one on synthetic data with another value."""
-    claims = (ROOT / "data/claims.csv").read_text().splitlines()
-    row = next(line for line in claims if "count MOS 0-20" in line).split(",")
+    folder = tmp_path_factory.mktemp("runs")
+    rows = (ROOT / "data/claims.csv").read_text().splitlines()
+    row = next(line for line in rows if "count MOS 0-20" in line).split(",")
     cell = CELL | {"method": row[2], "value": float(row[5])}
     for profile, result in {
         "paper": cell | {"data": "koniq10k"},
         "demo": cell | {"data": "demo", "value": 7.0},
     }.items():
-        folder = tmp_path / "runs" / profile / "01_dataset_analysis"
-        (folder / "figures").mkdir(parents=True)
+        run = folder / ("figures" if profile == "paper" else "runs") / profile
+        run = run / "01_dataset_analysis"
+        (run / "figures").mkdir(parents=True)
         figure, _ = plt.subplots()
-        figure.savefig(folder / "figures/ranges.png")
+        figure.savefig(run / "figures/ranges.png")
         plt.close(figure)
-        content = {"stem": folder.name, "profile": profile, "parameters": {}, "results": [result]}
-        (folder / "metrics.json").write_text(json.dumps(content))
+        content = {"stem": run.name, "profile": profile, "parameters": {}, "results": [result]}
+        (run / "metrics.json").write_text(json.dumps(content))
         seen = {"demo": profile == "demo", "data": {"koniq10k": {}}, "seconds": 1.0}
         seen |= {"device": "cpu", "commit": "abc"}
-        (folder / "provenance.json").write_text(json.dumps(seen))
-        notebook = nbformat.v4.new_notebook()
-        notebook.cells = [nbformat.v4.new_markdown_cell("# A page\n\n$x_i^2$ is drawn")]
-        nbformat.write(notebook, folder / "01_dataset_analysis.ipynb")
-    return find_runs(tmp_path / "runs")
+        (run / "provenance.json").write_text(json.dumps(seen))
+        if profile == "demo":
+            text = "# 01 · A page\n\n$x_i^2$ is drawn, see [01 · A](01_dataset_analysis.ipynb)"
+            cells = [nbformat.v4.new_markdown_cell(f"{text} or the [index](../README.md)")]
+            nbformat.write(nbformat.v4.new_notebook(cells=cells), run / f"{run.name}.ipynb")
+    return find_runs(folder)
 
 
-@pytest.fixture
-def site(runs, tmp_path):
-    return report.build_report(tmp_path / "site", runs=runs)
+@pytest.fixture(scope="module")
+def site(runs, tmp_path_factory):
+    """Folder of a site, built where an earlier one stood; the plan's table is tested elsewhere."""
+    folder = tmp_path_factory.mktemp("report") / "site"
+    folder.mkdir()
+    (folder / "stale.html").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "needs_table", lambda: "| a | b |\n| --- | --- |\n| 1 | 2 |")
+        return report.build_report(folder, runs=runs).parent
 
 
-def test_made_data_is_never_compared(runs):
-    assert [r["value"] for r in report.demo_results(runs)] == [7.0]
-    counts = report.counts(report.compare(report.real_results(runs)))
+def pages(site):
+    return sorted(site.rglob("*.html"))
+
+
+def test_demo_results_are_never_compared(runs):
+    assert [r["value"] for r in tables.demo_results(runs)] == [7.0]
+    counts = claims.counts(claims.compare(tables.real_results(runs)))
     assert counts.loc[("lehmann2023", "re-tabulated"), "reproduced"] == 1
     assert counts.to_numpy().sum() == 744  # distinct quantities
     only_demo = [run for run in runs if run["profile"] == "demo"]
-    assert report.compare(report.real_results(only_demo))["ours"].notna().sum() == 0
+    assert claims.compare(tables.real_results(only_demo))["ours"].notna().sum() == 0
 
 
-def test_the_site_needs_no_network(site):
-    for page in site.parent.rglob("*.html"):
-        text = page.read_text()
-        assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", text), page.name
-        assert "cdn" not in text.lower().replace("cdnjs-free", "")
+def test_a_build_replaces_the_earlier_site_and_warns_of_nothing(site):
+    assert not (site / "stale.html").exists()
+    assert (site / "warnings.txt").read_text() == ""
+    assert sorted(path.name for path in site.parent.iterdir()) == ["site"]
 
 
-def test_every_link_of_the_index_leads_somewhere(site):
-    links = re.findall(r"(?:src|href)=\"([^\"#]+)\"", site.read_text())
-    assert len(links) > 20
-    for link in links:
-        assert (site.parent / link).is_file(), link
+def test_the_site_asks_no_other_machine_for_anything(site):
+    for page in pages(site):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:img|script|iframe)[^>]*src=\"(?:https?:)?//", text), page
+        assert not re.findall(r"<link[^>]*href=\"(?:https?:)?//", text), page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text()), style
 
 
-def test_pages_hold_formulas_that_a_browser_draws_itself(site):
-    page = site.parent / "01_dataset_analysis--paper--run.html"
-    assert "<msubsup>" in page.read_text()
-    assert 'href="index.html"' in page.read_text()
+def test_every_link_leads_to_a_file_and_every_anchor_to_a_place(site):
+    n_links = 0
+    for page in pages(site):
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            target, _, anchor = urllib.parse.unquote(link).partition("#")
+            if re.match(r"\w+:", target) or page.name in ("search.html", "genindex.html"):
+                continue
+            file = (page.parent / target.partition("?")[0]) if target else page
+            assert file.is_file(), f"{page.name}: {link}"
+            known = ("", "content", *claims.PAPERS)  # the scoreboard's script reads the papers
+            if file.suffix == ".html" and anchor not in known:
+                assert f'id="{anchor}"' in file.read_text(encoding="utf-8"), f"{page.name}: {link}"
+            n_links += 1
+    assert n_links > 500
 
 
-def test_tables_are_there_as_csv_and_latex(site):
-    csv = (site.parent / "tables/lehmann2023.csv").read_text()
-    assert csv.count("\n") == 134  # 133 numbers and a header
-    tex = (site.parent / "tables/lehmann2023.tex").read_text()
-    assert tex.startswith("\\begin{tabular}")
-    assert "\\toprule" in tex
+def test_every_page_is_reached_from_the_first_over_http(site):
+    handler = functools.partial(QuietHandler, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    start = f"http://127.0.0.1:{server.server_port}/index.html"
+    waiting, seen = [start], set()
+    try:
+        while waiting:
+            address = waiting.pop()
+            if address in seen or not address.startswith(start[:-10]):
+                continue
+            seen.add(address)
+            with urllib.request.urlopen(address, timeout=10) as answer:  # an error if it is dead
+                text = answer.read() if address.endswith(".html") else b""
+            links = LINK.findall(text.decode())
+            waiting += [urllib.parse.urldefrag(urllib.parse.urljoin(address, x))[0] for x in links]
+    finally:
+        server.shutdown()
+        server.server_close()
+    reached = {urllib.parse.unquote(address.removeprefix(start[:-10])) for address in seen}
+    hidden = {page.relative_to(site).as_posix() for page in pages(site)} - reached
+    assert hidden <= {"search.html"}
 
 
-def test_a_second_build_replaces_the_first(site, runs):
-    (site.parent / "stale.html").write_text("")
-    report.build_report(site.parent, runs=runs)
-    assert not (site.parent / "stale.html").exists()
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_published_runs_stand_before_demo_runs(site):
+    text = (site / "notebooks/index.html").read_text(encoding="utf-8")
+    assert 0 < text.index("paper--published.html") < text.index("--demo.html")
+
+
+def test_an_executed_notebook_has_formulas_links_and_its_provenance(site):
+    text = (site / "notebooks/01_dataset_analysis--demo.html").read_text(encoding="utf-8")
+    assert "<msubsup>" in text
+    assert "synthetic data (koniq10k); 1 s on cpu, commit abc" in text
+    assert 'href="../index.html"><span class="std std-doc">index' in text
+    assert "jquery" not in text.lower()
+
+
+def test_the_scoreboard_puts_the_verdict_first_and_offers_filters(site):
+    text = (site / "scoreboard.html").read_text(encoding="utf-8")
+    board = text[text.index('<table class="scoreboard">') :]
+    assert board.count('<tr data-verdict="') >= 827
+    assert re.findall(r"<th>(\w+)</th>", board)[:2] == ["verdict", "what"]
+    assert text.count("<select") == 3
+    assert 'data-paper="lehmann2023" data-table="Tab. 3"' in board
+
+
+def test_every_paper_has_a_page_with_its_claims_and_tables_to_take_away(site):
+    for key in claims.PAPERS:
+        text = (site / f"papers/{key}.html").read_text(encoding="utf-8")
+        assert "Headline claims" in text
+        assert f"scoreboard.html#{key}" in text
+        assert f"/{key}.csv" in text
+    (table,) = (site / "_downloads").rglob("lehmann2023.csv")
+    assert table.read_text().count("\n") == 134  # 133 numbers and a header
+    (latex,) = (site / "_downloads").rglob("lehmann2023.tex")
+    assert "\\toprule" in latex.read_text()
+
+
+def test_the_package_is_documented_from_its_docstrings(site):
+    text = (site / "api/imbalance.html").read_text(encoding="utf-8")
+    assert 'id="iqa_utils.imbalance.lds_weights"' in text
+    assert "Parameters" in text
+    assert not list((site / "api").glob("workshop*"))
 
 
 def test_the_readme_shows_what_the_published_results_say(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
     assert not readme.update_readme(copy), "run: iqa report --readme"
+    assert len(copy.read_text().splitlines()) <= 120
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("nothing here")
+    with pytest.raises(ValueError, match=r"README\.md must hold"):
+        readme.update_readme(path)
+
+
+def test_links_of_the_readme_and_of_docs_lead_to_files():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("howto/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/howto/own_code.md"])
+def test_pasted_code_runs_as_it_stands(name):
+    namespace = {}
+    for block in blocks(ROOT / name, "python"):
+        exec(block, namespace)
+    assert len(namespace["weights"]) == 500
+    assert 0 < len(namespace["rows"]) < 500
+    assert len(namespace["pred"]) == 8
+
+
+def test_pasted_commands_run_as_they_stand(tmp_path, monkeypatch):
+    import skimage
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(skimage.data.cat()).save(tmp_path / "photos/cat.png")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda s, **o: asked.append((s, o)) or [])
+    for line in "".join(blocks(ROOT / "README.md", "bash")[:2]).splitlines():
+        done = CliRunner().invoke(cli.app, line.split("#")[0].split()[1:])
+        assert done.exit_code == 0, f"{line}: {done.output}{done.exception}"
+    assert "cat.png" in (tmp_path / "scores.csv").read_text()
+    assert [(s, o["profile"]) for s, o in asked] == [(["05"], "demo")]
+
+
+def test_a_headline_says_its_numbers_the_way_round_that_it_states():
+    headline = Headline("C.", "05_x", {"metric": "MAE", "method": "a", "baseline": "b"}, "lower")
+    cell = CELL | {"metric": "MAE", "method": "b", "baseline": "a", "data": "biq2021"}
+    cell |= {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n_runs": 10}
+    runs = [{"stem": "05_x", "profile": "biq2021", "results": [cell]}]
+    told = "MAE, a minus b: -0.500 [-0.750, -0.250]; 10 runs"
+    assert readme._numbers(headline, runs) == told
+    assert readme._verdict(headline, runs) == "confirmed"
+    two = [*runs, {**runs[0], "profile": "other", "results": [cell | {"ci_low": -0.1}]}]
+    assert readme._verdict(headline, two) == "confirmed in 1, undecided in 1 of 2 settings"
+    assert readme._verdict(headline, []) == "not run yet"
+
+
+def test_public_addresses_come_from_one_setting(monkeypatch):
+    assert readme._badges() == " · ".join(
+        f"[{text}]({tables.address(name)})"
+        for name, text in {"pages": "the site", "repository": "the repository"}.items()
+        if tables.address(name)
+    )
+    monkeypatch.setattr(readme, "address", lambda name: f"https://example.org/{name}")
+    assert "[the site](https://example.org/pages)" in readme._badges()
+    assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
@@ -115,49 +273,65 @@ def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
     ]
     run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}
     told = "| net | fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
-    assert readme.layer_table([run]).splitlines()[2:] == [told]
+    assert tables.layer_table([run, run]).splitlines()[2:] == [told]
 
 
-def test_speeds_are_told_with_both_legs_and_the_gate(tmp_path):
+def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
     legs = {"plain": {"median": 2.5}, "ours": {"median": 0.0125}}
     record = {"title": "sum", "seconds_per_unit": legs, "ratios": {"ours": 200.0}}
     record["gate"] = {"difference": 2e-7, "allowed": 1e-6}
-    machine = {"device": "made", "cpus": 2, "torch": "2.8"}
+    machine = {"device": "any", "cpus": 2, "torch": "2.8"}
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
-    table = readme.speed_table(tmp_path).splitlines()
+    table = tables.speed_table(tmp_path).splitlines()
     assert table[2] == "| sum | plain: 2.5 s | ours: 12.5 ms | 200.0x | 2e-07, 1e-06 |"
-    assert table[-1] == "Medians on made, 2 CPU cores, torch 2.8."
+    assert table[-1] == "Medians on any, 2 CPU cores, torch 2.8."
     record["goal"] = 500
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
-    assert "| 200.0x, goal of 500x missed |" in readme.speed_table(tmp_path)
-    assert readme.speed_table(tmp_path / "nothing") == "No measurements are published."
-
-
-def test_a_readme_without_markers_is_refused(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("nothing here")
-    with pytest.raises(ValueError, match=r"README\.md must hold"):
-        readme.update_readme(path)
+    assert "| 200.0x, goal of 500x missed |" in tables.speed_table(tmp_path)
+    assert tables.speed_table(tmp_path / "nothing") == "No measurements are published."
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_draws_the_index_without_sideways_scrolling(site, width):
+@pytest.mark.parametrize(
+    "name", ["index", "scoreboard", "papers/lehmann2023", "notebooks/01_dataset_analysis--demo"]
+)
+def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_path, name, width):
+    """A frame of the asked width holds the page: a browser window is never that narrow."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("needs chromium on PATH")
-    probe = site.with_name("probe.html")
-    script = (
-        "<script>onload=()=>{document.title=[document.documentElement.scrollWidth,innerWidth,"
-        "[...document.images].filter(i=>i.complete&&!i.naturalWidth).length].join(' ')}</script>"
+    probe = (
+        "<script>onload=()=>{const d=document.documentElement;"
+        "const v=document.querySelector('td.verdict');"
+        "const b=[...document.images].filter(i=>i.complete&&!i.naturalWidth).length;"
+        "parent.postMessage([d.scrollWidth,innerWidth,b,v?v.getBoundingClientRect().right:0].join"
+        "(' '),'*')}</script>"
     )
-    probe.write_text(site.read_text().replace("</body>", f"{script}</body>"))
-    with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
-        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        flags += [f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom"]
-        command = [browser, *flags, probe.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    wide, inner, broken = map(int, re.search(r"<title>([\d ]+)</title>", done.stdout)[1].split())
+    page = site / f"{name}.html"
+    framed = page.with_name(f"probe-{width}-{page.name}")
+    framed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"))
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        "<script>onmessage=e=>document.title=e.data</script>"
+        f'<iframe src="{framed.as_uri()}" width="{width}" height="900" style="border:0"></iframe>'
+    )
+    log = tmp_path / "net.json"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--dump-dom"]
+    flags += ["--virtual-time-budget=4000", f"--log-net-log={log}"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND"]
+    command = [browser, *flags, outer.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    framed.unlink()
+    found = re.search(r"<title>([\d. ]+)</title>", done.stdout)[1].split()
+    wide, inner, broken, verdict = map(float, found)
+    assert inner == width
     assert wide <= inner
     assert broken == 0
+    assert verdict <= width
+    assert (verdict > 0) == (name == "scoreboard")
+    asked = re.findall(r'"url":"(https?://[^"/]*)', log.read_text())
+    own = {"http://clients2.google.com", "https://www.google.com"}  # of the browser itself
+    assert not set(asked) - own

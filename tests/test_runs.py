@@ -35,6 +35,13 @@ def repo(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("word", ["random", "hub", "shipped"])
+def test_a_word_for_weights_is_no_path_and_a_path_is_resolved(repo, word):
+    assert runs.start_run("02_x", {**PARAMETERS, "PRETRAINED": word}).pretrained == word
+    given = runs.start_run("02_x", {**PARAMETERS, "PRETRAINED": "a/b.safetensors"}).pretrained
+    assert given == str(repo / "a/b.safetensors")
+
+
 def test_parameters_keep_their_order_and_values():
     namespace = {"__annotations__": TYPES, **PARAMETERS, "SCRATCH": 1}
     assert runs.notebook_parameters(namespace) == PARAMETERS
@@ -235,39 +242,6 @@ def test_a_run_is_demo_when_it_read_made_data_and_nothing_else(repo, made, demo)
         run.use_data(frame)
     folder = run.finish()
     assert json.loads((folder / "provenance.json").read_text())["demo"] is demo
-    if not made:  # the scoreboard of real results has no data of its own
-        assert runs.publish(folder).is_dir()
-
-
-def _finished(repo, *, demo):
-    run = runs.start_run("00_x", {**PARAMETERS, "DATA_ROOT": "/somewhere/private/data"})
-    frame = pd.DataFrame({"mos": [1.0]})
-    frame.attrs = {"dataset": "livec", "fingerprint": "f", "demo": demo}
-    run.use_data(frame)
-    figure, _ = plt.subplots()
-    run.save_figure(figure, "numbers")
-    run.save_figure(figure, "gallery", photographs=True)
-    plt.close(figure)
-    return run.finish()
-
-
-def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):
-    target = runs.publish(_finished(repo, demo=False))
-    assert target == repo / "figures/00_x/test"
-    names = sorted(p.name for p in target.iterdir())
-    assert names == ["metrics.json", "numbers.png", "provenance.json"]
-    text = (target / "metrics.json").read_text() + (target / "provenance.json").read_text()
-    assert "/somewhere" not in text
-    assert json.loads((target / "provenance.json").read_text())["data"]["livec"]["rows"] == 1
-
-
-def test_demo_results_and_unfinished_runs_are_not_published(repo):
-    folder = _finished(repo, demo=True)
-    with pytest.raises(ValueError, match="demo data"):
-        runs.publish(folder)
-    (folder / "metrics.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"runs/test/00_x holds no metrics\.json"):
-        runs.publish(folder)
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "x/y"])

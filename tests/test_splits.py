@@ -1,5 +1,6 @@
 """Splits: the sizes of the released ones, the same on every machine, no reference image twice."""
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,6 @@ from iqa_utils.splits import (
     content_split,
     official_or_content_split,
     official_split,
-    split_digest,
 )
 
 
@@ -22,6 +22,13 @@ def table(n_contents: int, n_images: int = 1, dataset: str = "made") -> pd.DataF
     frame["split"] = None
     frame.attrs = {"dataset": dataset, "title": dataset}
     return frame
+
+
+def split_digest(frame: pd.DataFrame, split: pd.Series) -> str:
+    """Hash which image is in which set; row order and image folder do not matter."""
+    names = frame["image"].map(lambda path: Path(path).name.casefold())
+    lines = sorted(f"{name}\t{part}\n" for name, part in zip(names, split, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def sizes(frame: pd.DataFrame, split: pd.Series) -> list[int]:
@@ -89,7 +96,6 @@ def test_order_of_rows_and_folder_of_images_do_not_matter() -> None:
     moved = frame.replace({"images/": "512x384/"}, regex=True)
     moved.attrs = frame.attrs
     assert content_split(moved, seed=5).equals(split)
-    assert split_digest(moved, split) == split_digest(frame, split)
 
 
 def test_all_images_of_a_reference_are_in_one_set() -> None:

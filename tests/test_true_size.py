@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from iqa_utils.workshop import plan, true_size
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.footprint import Job, footprint
+from iqa_utils.workshop.plan import Job, footprint
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ import yaml
 
 from iqa_utils.datasets import readers
 from iqa_utils.files import hash_file
+from iqa_utils.splits import SPLITS
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
-SPLITS = ("training", "validation", "test")
 DEMO_MARKER = "demo.json"  # lies in the folder of a synthetic set; maps its images to their scenes
 
 
@@ -112,7 +112,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         "title": info.title,
         "scale": info.scale or (float(table["mos"].min()), float(table["mos"].max())),
         "kind": info.kind,
-        "demo": bool(synthetic),
+        "demo": marker.is_file(),
         "fingerprint": fingerprint(files),
     }
     return table
@@ -185,7 +185,12 @@ def report_lines(name: str, report: dict[str, object]) -> list[str]:
 
 
 def describe(name: str) -> str:
-    """Describe a data set in a few lines: what it is, its files, home and terms."""
+    """Describe a data set in a few lines: what it is, its files, home and terms.
+
+    Example:
+        >>> describe("csiq").split(chr(10))[0]
+        'csiq: CSIQ, synthetic, 866 images, MOS 0 to 1'
+    """
     info = DATASETS[name]
     size = f"{info.n_images:,} images" if info.n_images else "any number of images"
     span = "MOS {:g} to {:g}".format(*info.scale) if info.scale else "MOS on the scale of the file"

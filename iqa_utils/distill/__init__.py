@@ -23,10 +23,10 @@ from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_image
 from iqa_utils.files import atomic_write
 from iqa_utils.images.decoding import BadImageError
 from iqa_utils.scorer import Scorer as Teacher
+from iqa_utils.splits import SPLITS
 from iqa_utils.training.batches import epoch_seed
 
 PASS_COLUMNS = ("image", "score", "teacher", "crop", "bytes", "error")
-SPLITS = ("training", "validation", "test")
 
 
 def choose_teachers(names: Sequence[str], kinds: Sequence[str]) -> dict[str, tuple[list, tuple]]:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
-from iqa_utils.backbones import weights_hash
+from iqa_utils.backbones import create_backbone, weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 
@@ -61,7 +62,8 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
     Args:
         network: Any module.
         layers: Names as in ``network.named_modules()``; ``"name:input"`` taps what enters a layer
-            instead (a list of tensors is concatenated over channels, as DenseNet does itself).
+            instead, in its last call (a list of tensors is concatenated over channels, as DenseNet
+            does itself); ``"name+name"`` joins two, the later one last.
 
     Yields:
         A dictionary that holds the activations of the latest forward pass by these names.
@@ -74,25 +76,31 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
         torch.Size([1, 8, 3, 3])
     """
     modules = dict(network.named_modules())
-    unknown = [layer for layer in layers if layer.partition(":")[0] not in modules]
+    parts = {layer: layer.split("+") for layer in layers}
+    ends = dict.fromkeys(part for names in parts.values() for part in names)
+    unknown = [end for end in ends if end.partition(":")[0] not in modules]
     if unknown:
         near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
         raise ValueError(f"{type(network).__name__} has no layer {unknown[0]!r}; nearest: {near}")
     taps: dict[str, torch.Tensor] = {}
+    pieces: dict[str, torch.Tensor] = {}
 
-    def keep(layer: str, value: Any) -> None:
-        taps[layer] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+    def keep(end: str, value: Any) -> None:
+        pieces[end] = torch.cat(list(value), 1) if isinstance(value, list) else value.clone()
+        for layer, names in parts.items():
+            if end == names[-1]:
+                taps[layer] = torch.cat([pieces[n] for n in names], 1) if names[1:] else pieces[end]
 
     handles = []
-    for layer in layers:
-        name, _, end = layer.partition(":")
-        if end == "input":
+    for end in ends:
+        name, _, side = end.partition(":")
+        if side == "input":
             hook = modules[name].register_forward_pre_hook(
-                lambda _, inputs, layer=layer: keep(layer, inputs[0])
+                lambda _, inputs, end=end: keep(end, inputs[0])
             )
         else:
             hook = modules[name].register_forward_hook(
-                lambda _, __, output, layer=layer: keep(layer, output)
+                lambda _, __, output, end=end: keep(end, output)
             )
         handles.append(hook)
     try:
@@ -112,6 +120,10 @@ def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
 
     Returns:
         Shape (B, D), float32.
+
+    Example:
+        >>> pool_activation(torch.ones(2, 3, 4, 4), "mean_std").shape
+        torch.Size([2, 6])
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
@@ -253,6 +265,76 @@ def frozen_features(
         (10073, 512)
     """
     return frozen_layers(backbone, store, [layer], **options)[layer]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Features of images by one network, made by :func:`encoder` or of a network that is there."""
+
+    network: nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+    pooling: str = "own"
+    layer: str | None = None  # None: what the network gives last, before its own pooling
+
+    def __call__(
+        self, images: ImageStore | torch.Tensor, *, cache_dir: str | Path | None = None, **how: Any
+    ) -> np.ndarray:
+        """Return features, shape (N, D), float32, of a store or of uint8 images (N, 3, H, W).
+
+        ``how`` are options of :func:`frozen_features`: ``rows``, ``crop``, ``batch_size``, ...
+        """
+        source = _Images(images) if isinstance(images, torch.Tensor) else images
+        own = self.pooling == "own"  # the output of the whole network, which is layer ""
+        how |= {"layer": "" if own else self.layer, "pooling": "flatten" if own else self.pooling}
+        how |= {"mean": self.mean, "std": self.std, "cache_dir": cache_dir}
+        return frozen_features(self.network, source, **how)
+
+
+def encoder(
+    name: str, *, pretrained: str | Path = "random", pooling: str = "own", device: str = "cpu"
+) -> Encoder:
+    """Return what turns images into features by one network without its classifier.
+
+    Args:
+        name: timm model name; its own normalisation is used.
+        pretrained: As in :func:`iqa_utils.backbones.create_backbone`.
+        pooling: ``"own"`` is the network's (CLIP: the class token); else of the last activation,
+            as in :func:`pool_activation`.
+        device: Where the network runs.
+
+    Example:
+        >>> encode = encoder("resnet18", pooling="mean_std")  # pretrained="hub" downloads weights
+        >>> encode(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        (2, 1024)
+    """
+    if pooling not in ("own", *POOLINGS):
+        raise ValueError(f"pooling must be 'own' or one of {POOLINGS}, got {pooling!r}")
+    network = create_backbone(name, pretrained=pretrained, num_classes=0).to(device)
+    config = resolve_model_data_config(network)
+    return Encoder(network.requires_grad_(False), config["mean"], config["std"], pooling)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images in memory, with what an image store offers to a pass."""
+
+    images: torch.Tensor  # (N, 3, H, W), uint8
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"image {i}" for i in range(len(self))]
+
+    @property
+    def key(self) -> str:
+        shape = str(tuple(self.images.shape)).encode()
+        return hashlib.sha256(shape + self.images.cpu().numpy().tobytes()).hexdigest()
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        return self.images[torch.as_tensor(rows)].to(device)
 
 
 def brisque_features(store: ImageStore, rows: np.ndarray, *, cache_dir: str | Path) -> np.ndarray:

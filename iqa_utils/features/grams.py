@@ -104,7 +104,12 @@ def _triangle(panel: np.ndarray, room: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(gram: ArrayLike) -> np.ndarray:
-    """Turn inner products into squared Euclidean distances, shape (N, N), at least 0."""
+    """Turn inner products into squared Euclidean distances, shape (N, N), at least 0.
+
+    Example:
+        >>> squared_distances([[0.0, 0.0], [0.0, 9.0]]).tolist()
+        [[0.0, 9.0], [9.0, 0.0]]
+    """
     gram = np.asarray(gram, dtype=np.float64)
     norms = np.diagonal(gram)
     squared = norms[:, None] + norms[None, :] - 2 * gram

@@ -9,8 +9,9 @@ paper's network has no public counterpart, the row says so.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ _HALF = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
 _PLAIN = {"aux_logits": False, "init_weights": False, "transform_input": False}
 _INCEPTION_RESNET = _titles("Inception-ResNet-V2", "Inception-ResNet-V2")
 
+CHOICES = ("paper", "after", "depth")
+ACTIVATIONS = nn.ReLU.__module__
 LAYERS = _read_layers()
 NETWORKS = {
     # MATLAB has Caffe's two-column AlexNet with LRN at 227 px; this is the single-column one
@@ -136,14 +139,87 @@ NETWORKS = {
 }
 
 
-def layers_of(network: str, table: str | None = None) -> tuple[Layer, ...]:
-    """List the layers of a network, or those that a table prints, from its input to its output."""
+def layers_of(
+    network: str, table: str | None = None, *, choice: str = "paper"
+) -> tuple[Layer, ...]:
+    """List layers of a network from its input to its output.
+
+    Args:
+        network: Key of :data:`NETWORKS`.
+        table: Only those that this table of the paper prints.
+        choice: ``"paper"`` (its additions are tapped before the ReLU that follows), ``"after"``
+            (behind that ReLU) or ``"depth"`` (every block, before and after its activation).
+    """
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {network!r}")
+    if choice not in CHOICES:
+        raise ValueError(f"the choice of layers must be one of {CHOICES}, got {choice!r}")
+    if choice == "depth":
+        return depth_layers(network)
     found = [row for row in LAYERS if row.network == network and (not table or table in row.tables)]
     if not found:
         raise ValueError(f"{table} prints no layer of {network}")
-    return tuple(found)
+    return tuple(_behind(row) if choice == "after" else row for row in found)
+
+
+def _behind(row: Layer) -> Layer:
+    """Move a tap from an addition to the output of its block, which no table prints."""
+    block = row.module.removesuffix(".relu:input")
+    if block == row.module:
+        return row
+    return Layer(row.network, f"{row.name}, after ReLU", block, row.size)
+
+
+@cache
+def depth_layers(name: str) -> tuple[Layer, ...]:
+    """Find every block of a network and its taps before and after the last activation.
+
+    One pass on the meta device shows which activation makes or takes the output of a block. A block
+    whose activation is no module, or that has none, is tapped once, at its output.
+    """
+    calls: list[tuple[str, nn.Module, Any, Any]] = []  # the tensors are kept: identity is compared
+    with torch.device("meta"), torch.no_grad():
+        network = create_network(name, pretrained="random").eval()
+        for own, module in network.named_modules():
+            module.register_forward_hook(
+                lambda module, inputs, output, own=own: calls.append(
+                    (own, module, inputs[0], output)
+                )
+            )
+        network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
+    last = {own: call for call in calls for own in [call[0]]}  # a shared activation's last use
+    acts = [call for call in last.values() if type(call[1]).__module__ == ACTIVATIONS]
+    taps = {}
+    for block in _blocks(network) or [n for n, m in network.named_modules() if _is_conv(m)]:
+        _, module, _, output = last[block]
+        makes = [own for own, _, _, made in acts if made is output]
+        takes = [own for own, _, taken, _ in acts if taken is output]
+        if hasattr(module, "expand3x3"):  # SqueezeNet joins two activations
+            taps[f"{block}, before"] = f"{block}.expand1x1+{block}.expand3x3"
+            taps[f"{block}, after"] = block
+        elif makes and makes[0].startswith(f"{block}."):
+            taps |= {f"{block}, before": f"{makes[0]}:input", f"{block}, after": block}
+        elif takes:
+            taps |= {f"{block}, before": block, f"{block}, after": takes[0]}
+        else:
+            taps[block] = block
+    sizes = _sizes(name, taps.values())
+    return tuple(Layer(name, tap, module, sizes[module]) for tap, module in taps.items())
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> list[str]:
+    """Name the parts of a network that hold convolutions or products, containers opened."""
+    found = []
+    for own, child in module.named_children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            found += _blocks(child, f"{prefix}{own}.")
+        elif any(_is_conv(part) for part in child.modules() if part is not child):
+            found.append(prefix + own)
+    return found
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)
 
 
 def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
@@ -196,11 +272,16 @@ def _load_from_hub(network: nn.Module, name: str, row: Network) -> None:
     network.load_state_dict({k: v for k, v in state.items() if k in own})
 
 
-def feature_sizes(name: str) -> dict[str, int]:
+def feature_sizes(name: str, choice: str = "paper") -> dict[str, int]:
     """Measure a network's activation sizes, layer name to values per image, on the meta device."""
-    layers = layers_of(name)
+    layers = layers_of(name, choice=choice)
+    sizes = _sizes(name, [layer.module for layer in layers])
+    return {layer.name: sizes[layer.module] for layer in layers}
+
+
+def _sizes(name: str, taps: Iterable[str]) -> dict[str, int]:
     with torch.device("meta"), torch.no_grad():
-        network = create_network(name, pretrained=RANDOM).eval()
-        with tap_layers(network, [layer.module for layer in layers]) as taps:
+        network = create_network(name, pretrained="random").eval()
+        with tap_layers(network, list(taps)) as found:
             network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
-    return {layer.name: taps[layer.module].numel() for layer in layers}
+    return {tap: value.numel() for tap, value in found.items()}

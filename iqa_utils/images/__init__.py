@@ -6,18 +6,23 @@ and the resampler, which is a treatment and not a detail for a quality model. Pi
 until they are on the device; normalisation and augmentation happen there, on whole batches.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from iqa_utils.images.decode_once import Fit, finished_folder
-from iqa_utils.images.on_device import Transfer, fits
+
+if TYPE_CHECKING:  # imported where it is used: decoding and measuring files need no torch
+    import torch
+    from torch import Tensor
+
+    from iqa_utils.images.on_device import Transfer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -40,6 +45,8 @@ class ImageStore:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder of a finished store, which is named by the key."""
+        import torch
+
         index = json.loads((folder / "index.json").read_text())
         pixels = folder / "pixels.bin"
         if pixels.stat().st_size != index["bytes"]:
@@ -89,6 +96,8 @@ class ImageStore:
         Raises:
             ValueError: If the images differ in size.
         """
+        import torch
+
         if not self.uniform:
             raise ValueError(
                 f"expected images of one size, found {len(np.unique(self.sizes, axis=0))} sizes; "
@@ -121,6 +130,8 @@ class ImageStore:
         Raises:
             ValueError: If an image is smaller than the crop.
         """
+        import torch
+
         indices, (height, width) = _row_numbers(indices), size
         room = self.sizes[indices] - (height, width)  # (B, 2)
         if (room < 0).any():
@@ -143,6 +154,10 @@ class ImageStore:
         self, pieces: Callable[[Tensor], Tensor], rows: Tensor, device: str | torch.device
     ) -> Tensor:
         """Return some pieces of the pixels, (R, bytes of a piece), on a device."""
+        import torch
+
+        from iqa_utils.images.on_device import Transfer, fits
+
         device = torch.device(device)
         if device not in self._resident and fits(len(self._bytes), device):
             self._resident[device] = self._bytes.to(device)
@@ -204,7 +219,7 @@ def to_float(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Normalise bytes on the device they are on: (batch / 255 - mean) / std, channels-last.
 
@@ -212,15 +227,17 @@ def to_float(
         batch: uint8, shape (B, 3, H, W).
         mean: Mean of each channel, in units of full scale; 3 values.
         std: Standard deviation of each channel, likewise.
-        dtype: Type of the result; the arithmetic is float32.
+        dtype: Type of the result, float32 if none is given; the arithmetic is float32.
     """
+    import torch
+
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
     n, _, height, width = batch.shape
     # whole pixel rows at once: an inner axis of three channels is twice as slow
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, batch.device)
     rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
-    rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype)
+    rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype or torch.float32)
     return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
@@ -229,6 +246,8 @@ def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return what a row of ``width`` pixels is multiplied by, and what is taken off, (W * 3,)."""
+    import torch
+
     mean, std = (torch.tensor(values, device=device) for values in (mean, std))
     return (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
 
@@ -262,6 +281,8 @@ def augment(
         Lehmann, Rokita, 2023, training method 3: rotations, flips, minor contrast modifications
         and noise; how strong they were is not stated.
     """
+    import torch
+
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: augment before to_float")
     if rotate < 0 or noise < 0 or not 0 <= contrast <= 1:
@@ -297,6 +318,8 @@ def _row_numbers(indices: Sequence[int] | Tensor) -> np.ndarray:
 
 
 def _rotated(images: Tensor, angles: Tensor) -> Tensor:
+    from torch.nn.functional import affine_grid, grid_sample
+
     height, width = images.shape[2:]
     cos, sin = angles.cos(), angles.sin()
     turn = images.new_zeros(len(images), 2, 3)  # in units of half the width and half the height

@@ -35,7 +35,7 @@ class MonotonicTransformers(nn.Module):
     linear for x > 0 (ELU is the identity there) and bounded below: one gain a data set.
     ``paper``: the biases are used. ELU is convex, so every curve is convex; it can steepen, never
     flatten. ``mixed``: half of the units use ELU(x), half -ELU(-x), which is concave; curves can
-    bend both ways and saturate. ``scalar``: |gain| x + offset, the honest baseline. ``identity``:
+    bend both ways and saturate. ``scalar``: ``|gain| x + offset``, the baseline. ``identity``:
     no transformer, which leaves the linear re-scaling of the scores alone.
 
     Args:

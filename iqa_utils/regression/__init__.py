@@ -39,6 +39,10 @@ def fold_numbers(
     ``groups`` is the reference image of each image, shape (N,), never cut; None: each its own.
     Returns the fold of each image, shape (N,), for ``PredefinedSplit``. scikit-learn's GroupKFold
     deals other folds, which would move every penalty that was chosen.
+
+    Example:
+        >>> np.bincount(fold_numbers(6, n_folds=3)).tolist()
+        [2, 2, 2]
     """
     groups = np.arange(n_images) if groups is None else np.asarray(groups)
     references, reference_of = np.unique(groups, return_inverse=True)

@@ -146,6 +146,11 @@ def tensor_batches(
         device: Where the batches go.
         weight: Loss weights, shape (N,).
         names: Image names, N values, for messages.
+
+    Example:
+        >>> x, mos = torch.zeros(5, 2), np.zeros(5)
+        >>> [len(batch.mos) for batch in tensor_batches(x, range(5), mos, batch_size=2, seed=0)]
+        [2, 3]
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in inputs:

@@ -73,10 +73,7 @@ def check_cell(
     meanings: tuple[str, str],
     otherwise: str = "inconsistent",
 ) -> Check:
-    """Judge one ledger row by what is recomputed for it (value, low, high), and say what it means.
-
-    The first of the ``meanings`` is said where the two agree, the second where not.
-    """
+    """Judge a ledger row by its recomputed value and bounds; ``meanings`` if they agree, if not."""
     verdict, meaning = ("consistent", meanings[0]) if good else (otherwise, meanings[1])
     place = (cell["paper"], cell["table"], kind, what)
     return Check(*place, *bounds, cell["value"], verdict, meaning, (cell.name,))

@@ -73,7 +73,7 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
 
 
 def audit() -> pd.DataFrame:
-    """Run every check that needs no data: one row each, with the fields of `audit.Check`."""
+    """Run every check that needs no data on the ledger."""
     return _audit.run(load_claims())
 
 
@@ -108,25 +108,14 @@ def verdict(
     deterministic: bool = False,
     obstacle: str = "",
 ) -> Verdict:
-    """Judge one of our numbers against a published one.
+    """Judge one of our numbers, None where nothing was run, against the ``printed`` one.
 
-    The order: an obstacle; an interval of ours that is missing, or wider than 0.03 (correlations)
-    or 10 % to each side; the paper's value, with its printed spread, meeting our interval; the
-    paper's value inside the 95 % prediction interval for one new run of ours, or within 0.02 or
-    5 %; else better or worse.
-
-    Args:
-        printed: The paper's number as printed.
-        ours: Our value, or None where nothing was run.
-        metric: Our name of the metric.
-        spread: What the paper prints behind its ±.
-        ci_low: Lower end of our interval, over splits or runs or bootstrapped by reference; without
-            one, that of the mean over at least three runs is taken.
-        ci_high: Upper end.
-        n_runs: Runs or splits behind our value.
-        sd: Our standard deviation over them.
-        deterministic: Whether the number follows from given data, without chance.
-        obstacle: Why the two cannot be compared, if they cannot.
+    The order: an ``obstacle``; an interval of ours that is missing, or wider than 0.03
+    (correlations) or 10 % to each side; the paper's value, with its printed ``spread``, meeting our
+    interval; the paper's value inside the 95 % prediction interval for one new run of ours, or
+    within 0.02 or 5 %; else better or worse. Without ``ci_low`` and ``ci_high`` the interval is
+    that of the mean over at least three runs, from their ``sd``. A ``deterministic`` number follows
+    from given data, without chance.
     """
     if ours is None:
         return Verdict("not run", obstacle or "no result yet")
@@ -211,16 +200,11 @@ def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [r for key, r in keyed if key[:2] in tables and key not in known]
 
 
-def kind_of(result: Mapping[str, Any]) -> str:
-    """What kind of number a result says it is; empty where it does not."""
-    return result.get("kind") or ""
-
-
 def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Name the first field in which a result is not the equal of its ledger row, if any."""
     if result["data"] == "demo":
         return "demo: synthetic data"
-    paper, kind, dataset = papers()[claim["paper"]], kind_of(result), claim["dataset"]
+    paper, kind, dataset = papers()[claim["paper"]], result.get("kind") or "", claim["dataset"]
     expected = getattr(paper, "DATA", {}).get(dataset, {dataset})
     used = {name.strip() for name in result["data"].split("+")}
     if dataset and used != expected and not (kind == "arithmetic" and result["data"] == "none"):
@@ -278,14 +262,10 @@ def compare(
     A row that the audit finds inconsistent or implausible keeps that verdict whatever we measured.
     Values from demo data are left out: they say nothing about a paper.
 
-    Args:
-        results: Dictionaries with the keys of `iqa_utils.workshop.runs.RESULT_COLUMNS`.
-        paper: Ledger key.
-        matched_only: Leave out rows that no result answers.
-
     Returns:
         One row per ledger row and kind of answer (the authors' predictions and a retraining stand
-        side by side), indexed as the ledger; ``variants`` lists all real answers of that kind.
+        side by side), indexed as the ledger; ``variants`` lists all real answers of that kind. With
+        ``matched_only`` rows that no result answers are left out.
     """
     claims, pool = load_claims(), {}
     if paper is not None and paper not in PAPERS:
@@ -298,13 +278,11 @@ def compare(
             continue
         found = _answers(index, records, pool)
         real = [result for result in found if result["data"] != "demo"]
-        first = {kind_of(result): result for result in reversed(real)} or dict.fromkeys(
-            [""], found[0] if found else None
-        )
+        first = {r.get("kind") or "": r for r in reversed(real)} or {"": next(iter(found), None)}
         for kind in sorted(first, key=[*KINDS, ""].index):
             if first[kind] is not None or not matched_only:
                 row = _judge(claim, first[kind], lacking[index], flags().get(index))
-                same = [r for r in real if kind_of(r) == kind]
+                same = [r for r in real if (r.get("kind") or "") == kind]
                 told = [f"{r.get('variant') or 'ours'} {r['value']:.4g}" for r in same]
                 rows.append({"index": index, **row, "kind": kind, "variants": "; ".join(told)})
     columns = [*KEYS, "paper value", "ours", "ci", "n", "n_runs", "data", "kind", "verdict"]
@@ -337,7 +315,7 @@ def _judge(
             ci_high=result.get("ci_high"),
             n_runs=result.get("n_runs") or 1,
             sd=result.get("sd"),
-            deterministic=kind_of(result) in KINDS[:3],
+            deterministic=result.get("kind") in KINDS[:3],
             obstacle=_obstacle(claim, result),
         )
     return row | (found if odd is None else Verdict(*odd))._asdict()

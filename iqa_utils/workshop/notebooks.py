@@ -26,7 +26,8 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iqa_utils.workshop.parameters import wrong_types
-from iqa_utils.workshop.runs import ROOT, publish, resolve, run_dir
+from iqa_utils.workshop.publishing import publish
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -53,12 +54,12 @@ def read_profile(stem: str, profile: str) -> dict[str, Any]:
         FileNotFoundError: If the notebook has no such profile; names those it has.
     """
     path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
+    if profile == "rehearsal" and stem in (overlay := read_overlay()):
+        return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     if path.is_file():
         return yaml.safe_load(path.read_text()) or {}
     if profile == "demo":
         return {}
-    if profile == "rehearsal" and stem in (overlay := read_overlay()):
-        return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
     known = sorted(p.stem.removeprefix(f"{stem}.") for p in path.parent.glob(f"{stem}.*.yaml"))
     raise FileNotFoundError(
         f"{stem} has no profile {profile!r}; it has {', '.join(['demo', *known])}"
@@ -66,9 +67,13 @@ def read_profile(stem: str, profile: str) -> dict[str, Any]:
 
 
 def read_overlay() -> dict[str, dict[str, Any]]:
-    """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; empty without a file."""
-    path = NOTEBOOKS / "params" / "rehearsal.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; a stem may have a file."""
+    folder = NOTEBOOKS / "params"
+    path = folder / "rehearsal.yaml"
+    overlay = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    for path in sorted(folder.glob("*.rehearsal.yaml")):
+        overlay[path.name.split(".")[0]] = yaml.safe_load(path.read_text())
+    return overlay
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:

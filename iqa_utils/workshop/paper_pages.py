@@ -7,6 +7,7 @@ import pandas as pd
 
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.result_tables import markdown
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 
@@ -47,24 +48,23 @@ def _fits(result: dict[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def headline_table(runs: list[dict[str, Any]]) -> str:
     """Write the headlines that a run speaks to as a Markdown table, the primary ones in bold."""
-    lines = ["| paper | claim | data | ours [95 %] | runs | seen with 80 % power | says |"]
-    lines.append("| --- " * 7 + "|")
-    waiting = 0
-    for paper in papers().values():
-        title = paper.TITLE.split(":")[0]
-        for headline in headlines()[paper.KEY]:
+    rows, waiting = [], 0
+    for key, paper in papers().items():
+        for headline in headlines()[key]:
             claim = f"**{headline.claim}**" if headline.primary else headline.claim
             found = evidence(headline, runs)
             waiting += not found
-            lines += [f"| {' | '.join([title, claim, *_cells(one)])} |" for one in found]
+            rows += [[paper.TITLE.split(":")[0], claim, *_cells(one)] for one in found]
+    columns = ["paper", "claim", "data", "ours [95 %]", "runs", "seen with 80 % power", "says"]
+    table = markdown(pd.DataFrame(rows, columns=columns))
     told = f"{waiting} more headline claims wait for a run on real data."
-    return "\n".join([*lines, "", told] if waiting else lines)
+    return f"{table}\n\n{told}" if waiting else table
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
     value = f"{one['value']:+.3f} [{one['ci_low']:+.3f}, {one['ci_high']:+.3f}]"
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
-    data = ", ".join(filter(None, [one["data"], one["profile"], *which]))
+    data = ", ".join(dict.fromkeys(filter(None, [one["data"], one["profile"], *which])))
     return [data, value, str(one["n_runs"]), f"{one['detectable']:.3f}", one["says"]]
 
 
@@ -82,15 +82,15 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
         for one in evidence(headline, runs):
             data, value, n_runs, seen, says = _cells(one)
             lines.append(
-                f"- {data}: {value}, {n_runs} run(s); **{says}**. Such a run sees differences from "
-                f"{seen} on in four of five cases."
+                f"- {data}: {value}, {n_runs} run{'s' * (n_runs != '1')}; **{says}**. Such a run "
+                f"sees differences from {seen} on in four of five cases."
             )
         lines += [] if lines[-1].startswith("-") else ["No run has measured this yet."]
         lines.append("")
     table = counts(board[board["paper"] == key])
     part = table.droplevel("paper").loc[:, table.sum() > 0]
     lines += ["## The printed numbers", "", "Distinct quantities; repeated cells count once.", ""]
-    lines += [_markdown(part.reset_index()), ""]
+    lines += [markdown(part.reset_index()), ""]
     trained = part[part.index == "trained here"].reindex(columns=COMPARED, fill_value=0)
     lines += [f"Numbers of trained networks compared so far: {int(trained.to_numpy().sum())}.", ""]
     lines += ["## Contradictions", "", *_contradictions(key), ""]
@@ -115,8 +115,3 @@ def _contradictions(key: str) -> list[str]:
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
     return lines or ["None found."]
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "| --- " * table.shape[1] + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in table.to_numpy())])

@@ -11,31 +11,147 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from iqa_utils.datasets import DATASETS, check_images, load_scores
-from iqa_utils.splits import PARTS
+from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.footprint import ASSUMED, Footprint, footprint, kind, seconds
 from iqa_utils.workshop.runs import ROOT, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Values = Mapping[str, Any]
 Tables = Mapping[str, pd.DataFrame]
+TOTALS = ["trainings", "steps", "images", "hours"]
+# where nothing was measured: what one large GPU sustains in such networks, and the least time of a
+# step, which at small batches is spent on starting kernels, one by one or as a graph
+FLOPS = {"fp32": 15e12, "bf16": 60e12, "fp16": 60e12}
+LAYER_SECONDS = {False: 60e-6, True: 15e-6}  # compiled?
+FILES_A_SECOND = 1500  # photographs decoded and cropped on 16 cores
+ASSUMED = (
+    f"{FLOPS['bf16'] / 1e12:.0f} TFLOP/s sustained in bf16 and {FLOPS['fp32'] / 1e12:.0f} in fp32, "
+    f"at least {1e6 * LAYER_SECONDS[False]:.0f} µs a layer and step "
+    f"({1e6 * LAYER_SECONDS[True]:.0f} compiled), {FILES_A_SECOND:,} files decoded a second"
+)
 
 
-def values_of(stem: str, profile: str, parameters: Values | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Equal trainings, or passes without gradients (``steps`` 0).
+
+    ``images`` and ``steps`` are those of one training over all epochs, ``watched`` the images it
+    predicts for validation and test. ``size`` is the shape of an image or vector; with ``network``
+    it tells footprints apart. ``frozen`` networks are built with real weights, because freezing
+    compares values; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
+    """
+
+    name: str
+    network: str
+    size: tuple[int, ...]
+    build: Callable[[], nn.Module]
+    batch: int
+    images: int
+    steps: int = 0
+    count: int = 1
+    watched: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    frozen: bool = False
+    files: bool = False
+    saved: bool = True
+    inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = lambda network, x: (x,)
+
+
+class Footprint(NamedTuple):
+    """Bytes of weights, of gradients and moments, of activations; operations an image; layers."""
+
+    weights: int
+    training: int
+    activations: int
+    flops: float
+    layers: int
+
+
+def footprint(job: Job) -> Footprint:
+    """Count a network without computing it, at the true batch, size and precision.
+
+    Activations are what autograd keeps for the backward pass on the meta device: unique storages,
+    parameters and buffers excluded. In bf16 the same is counted under autocast, which needs fake
+    tensors that stand for a CPU's: what it stores in bf16 takes half, its copies of the weights
+    included, and what it keeps in float32 does not.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    half = job.precision != "fp32"
+    device, mode = ("cpu", FakeTensorMode(allow_non_fake_inputs=True)) if half else ("meta", None)
+    with nullcontext() if job.frozen else torch.device("meta"):
+        network = job.build().train(job.steps > 0)
+    own: set[int] = set()
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no address comes twice
+        return tensor
+
+    with mode or nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        network.to_empty(device=device)
+        inputs = job.inputs(network, torch.empty(job.batch, *job.size, device=device))
+        owned = [*network.parameters(), *network.buffers()]
+        own.update(tensor.untyped_storage()._cdata for tensor in owned)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.set_grad_enabled(job.steps > 0), hooks, FlopCounterMode(display=False) as ops:
+            network(*inputs)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in owned)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad and job.steps)
+    activations = sum(storage.nbytes() for storage in kept.values())
+    layers = sum(not list(module.children()) for module in network.modules())
+    flops = ops.get_total_flops() / job.batch
+    return Footprint(weights, 12 * trained, activations, flops, layers)
+
+
+def kind(job: Job) -> str:
+    """Name what a measured speed belongs to: network, batch, size, precision."""
+    size = "x".join(map(str, (job.batch, *job.size)))
+    how = "pass" if not job.steps else "compiled" if job.compile else "eager"
+    return f"{job.network}, {size}, {job.precision}, {how}"
+
+
+def seconds(job: Job, seen: Footprint, rate: float | None = None) -> float:
+    """Estimate all trainings of a job: from images/s, or from operation counts.
+
+    The backward pass takes twice the operations of the forward pass.
+    """
+    forward = seen.flops / FLOPS[job.precision]
+    if rate is not None:
+        time = job.images / rate + job.watched / (3 * rate)
+    elif job.steps:
+        step = max(3 * forward * job.images / job.steps, LAYER_SECONDS[job.compile] * seen.layers)
+        time = job.steps * step + job.watched * forward
+    else:
+        time = job.images * forward
+    decoded = (job.images + job.watched) / FILES_A_SECOND if job.files else 0.0
+    return job.count * max(time, decoded)
+
+
+def values_of(stem: str, profile: str) -> dict[str, Any]:
     """Return every parameter of a notebook in a profile; ``stem`` by name or number."""
     notebook = notebooks.find_notebook(stem)
     own = notebooks.default_parameters(notebook) | notebooks.read_profile(notebook.stem, profile)
-    return own | {"PROFILE": profile, **(parameters or {})}
+    return own | {"PROFILE": profile}
 
 
 def sets_of(values: Values) -> list[str]:
@@ -55,14 +171,14 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
                 frame.attrs["pixels"] = image.size[::-1]
         return frame
     n, (low, high) = info.n_images, info.scale or (0.0, 1.0)
-    mos = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
-    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "mos": mos})
+    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)]})
+    frame["mos"] = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
     frame["reference"] = frame["image"]
     if info.references:
         frame["reference"] = [f"i{i % info.references:03d}.bmp" for i in range(n)]
     frame["split"], frame["distortion"] = None, "jpeg"
     if info.split_sizes:
-        frame["split"] = np.repeat(PARTS, info.split_sizes)
+        frame["split"] = np.repeat(SPLITS, info.split_sizes)
     if info.ranges:
         fifth = (high - low) / len(info.ranges)
         middle = low + fifth * (np.arange(len(info.ranges)) + 0.5)
@@ -77,19 +193,20 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
 def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
     """Return the bytes of the decoded images by how they are fitted; a set is of one size here."""
     fits: list[Any] = []  # (height, width), the longest shorter side, or None for native
-    if stem[:2] == "02":
-        fits = [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))]
-    elif stem[:2] == "03":
-        fits = [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]
-    elif stem[:2] == "04":
-        fits = [None]
-    elif stem[:2] == "05":
-        fits = [(values["IMAGE_SIZE"],) * 2]
-    elif stem[:2] == "06":
-        fits = [tuple(values["TEACHER_SIZE"]), values["CROP"][0]]
+    match stem[:2]:
+        case "02":
+            fits = [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))]
+        case "03":
+            fits = [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]
+        case "04":
+            fits = [None]
+        case "05":
+            fits = [(values["IMAGE_SIZE"],) * 2]
+        case "06":
+            fits = [tuple(values["TEACHER_SIZE"]), values["CROP"][0]]
     found = {}
     for fit in fits:
-        label = {None: "native size"}.get(fit, f"shorter side {fit}")
+        label = f"shorter side {fit}" if fit else "native size"
         label = "x".join(map(str, fit[::-1])) if isinstance(fit, tuple) else label
         found[f"decoded, {label}"] = sum(
             len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()
@@ -111,7 +228,7 @@ def stored_bytes(pixels: tuple[int, int], fit: Any) -> int:
     return 3 * height * width
 
 
-def missing(stem: str, values: Values) -> list[str]:
+def missing(values: Values) -> list[str]:
     """Name the data sets, images, folders and files of weights that a run would not find."""
     root, problems = resolve(values["DATA_ROOT"]), []
     files = [values.get("RELEASED_SCORES"), values.get("TEACHER")]
@@ -136,7 +253,7 @@ def missing(stem: str, values: Values) -> list[str]:
 
 def preflight(stem: str, values: Values) -> list[str]:
     """List what would stop a run: missing data and weights, and a disk too small for its images."""
-    root, problems = resolve(values["DATA_ROOT"]), missing(stem, values)
+    root, problems = resolve(values["DATA_ROOT"]), missing(values)
     if problems or root == ROOT / "data" / "demo":
         return problems
     tables = {name: score_table(name, root) for name in sets_of(values)}
@@ -182,14 +299,12 @@ def make_plan(
     values = values_of(stem, profile)
     names, root = sets_of(values), None if official else resolve(values["DATA_ROOT"])
     plan: dict[str, Any] = {"stem": stem, "profile": profile, "sets": names, "jobs": []}
-    plan |= {"missing": [] if official else missing(stem, values), "moment": 0, "source": "none"}
+    plan |= {"missing": [] if official else missing(values), "moment": 0, "source": "none"}
     if stem[:2] not in ("02", "03", "04", "05", "06"):
-        zero = dict.fromkeys(("memory", "trainings", "steps", "images", "hours"), 0)
-        return plan | zero | {"disk": {}}
+        return plan | dict.fromkeys(["memory", *TOTALS], 0) | {"disk": {}}
     from iqa_utils.workshop.jobs import JOBS, Disk, to_fetch
 
     plan["to fetch"] = [] if official else to_fetch(values)
-
     names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
     tables = {name: score_table(name, root) for name in names}
     plan["disk"] = stores(stem, values, tables)
@@ -210,14 +325,13 @@ def make_plan(
             unfinished = max(unfinished, seen.weights + seen.training * 2 // 3)
         row = {"name": job.name, "kind": kind(job), "trainings": job.count * (job.steps > 0)}
         row |= {"steps": job.count * job.steps, "images": job.count * job.images}
-        row |= {"activations": seen.activations, "memory": seen.memory}
+        row |= {"activations": seen.activations, "memory": sum(seen[:3])}
         plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
     plan["disk"]["checkpoints"] = checkpoints + unfinished
     plan["stand-ins"] = [name for name in names if root is None or not (root / name).is_dir()]
     plan["uncounted"] = [name for name, table in tables.items() if table.empty]
     plan["memory"] = max(row["memory"] for row in plan["jobs"])
-    for total in ("trainings", "steps", "images", "hours"):
-        plan[total] = sum(row[total] for row in plan["jobs"])
+    plan |= {total: sum(row[total] for row in plan["jobs"]) for total in TOTALS}
     return plan | {"source": " and ".join(sorted(sources))}
 
 
@@ -225,23 +339,20 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Tell a plan as text."""
     lines = [f"{plan['stem']}, profile {plan['profile']}"]
     if not plan["jobs"]:
-        lines.append("  trains nothing: reads annotation files, or what other runs left")
+        lines.append("  lists no trainings: reads annotation files, or what other runs left")
     else:
-        columns = ["trainings", "steps", "images", "GB", "hours"]
-        table = pd.DataFrame(plan["jobs"]).assign(GB=lambda t: t["memory"] / 1e9)
-        table = pd.concat([table, pd.DataFrame([{**plan, "name": "in all"}])])
-        table.loc[table["name"] == "in all", "GB"] = plan["memory"] / 1e9
-        formats = dict.fromkeys(columns[:3], "{:,.0f}".format)
+        table = pd.DataFrame([*plan["jobs"], {**plan, "name": "in all"}])
+        table["GB"] = table["memory"] / 1e9
+        formats = dict.fromkeys(TOTALS[:3], "{:,.0f}".format)
         formats |= {"GB": "{:.1f}".format, "hours": "{:.2f}".format}
-        text = table.to_string(columns=["name", *columns], index=False, formatters=formats)
+        text = table.to_string(columns=["name", *formats], index=False, formatters=formats)
         lines += [f"  {line}" for line in text.split("\n")]
         lines.append(f"  time is {plan['source']}; GB is GPU memory in a step")
         if "computed" in plan["source"]:
             lines.append(f"  computed: networks alone, with {ASSUMED}")
-        lines += [f"  disk {size / 1e9:8.2f} GB  {name}" for name, size in plan["disk"].items()]
-        lines.append(f"  disk {sum(plan['disk'].values()) / 1e9:8.2f} GB  in all")
-        if plan["moment"]:
-            lines.append(f"  disk {plan['moment'] / 1e9:8.2f} GB  for a moment")
+        disk = {**plan["disk"], "in all": sum(plan["disk"].values())}
+        disk |= {"for a moment": plan["moment"]} if plan["moment"] else {}
+        lines += [f"  disk {size / 1e9:8.2f} GB  {name}" for name, size in disk.items()]
     if plan.get("stand-ins"):
         lines.append(f"  counted by official numbers: {', '.join(plan['stand-ins'])}")
     lines += [f"  not counted: {name}, of unknown size" for name in plan.get("uncounted", [])]

@@ -21,7 +21,12 @@ from iqa_utils.datasets import load_scores
 from iqa_utils.images.decoding import BadImageError, read_image
 from iqa_utils.workshop.plots.common import PALETTE
 
-ORDERS = ("largest error", "smallest error", "highest prediction", "lowest prediction")
+ORDERS = {
+    "largest error": lambda rows: -rows["error"].abs(),
+    "smallest error": lambda rows: rows["error"].abs(),
+    "highest prediction": lambda rows: -rows["pred"],
+    "lowest prediction": lambda rows: rows["pred"],
+}
 ANY = "(any)"
 
 
@@ -36,10 +41,8 @@ def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"{Path(run).name} holds no predictions.parquet")
     predictions = pd.read_parquet(file)
-    tables = []
-    for name, part in predictions.groupby("dataset", sort=False):
-        root = Path(data_root) / str(name)
-        tables.append(_join_scores(part, str(name), root))
+    sets = predictions.groupby("dataset", sort=False)
+    tables = [_join_scores(part, str(name), Path(data_root) / str(name)) for name, part in sets]
     joined = pd.concat(tables).sort_index()
     return joined.assign(error=joined["pred"] - joined["mos"])
 
@@ -58,7 +61,7 @@ def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
 
 def select(
     predictions: pd.DataFrame,
-    order: str = ORDERS[0],
+    order: str = "largest error",
     scores: tuple[float, float] = (-np.inf, np.inf),
     n: int = 6,
     **wanted: str,
@@ -67,19 +70,13 @@ def select(
 
     ``wanted`` chooses a value of ``method``, ``dataset`` or ``distortion``.
     """
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {tuple(ORDERS)}, got {order!r}")
     rows = predictions[predictions["mos"].between(*scores)]
     for column, value in wanted.items():
         if value != ANY:
             rows = rows[rows[column] == value]
-    keys = {
-        ORDERS[0]: -rows["error"].abs(),
-        ORDERS[1]: rows["error"].abs(),
-        ORDERS[2]: -rows["pred"],
-        ORDERS[3]: rows["pred"],
-    }
-    if order not in keys:
-        raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
-    rows = rows.loc[keys[order].sort_values(kind="stable").index]
+    rows = rows.loc[ORDERS[order](rows).sort_values(kind="stable").index]
     return rows.drop_duplicates(["dataset", "image"]).head(n)
 
 
@@ -143,7 +140,7 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
         column: widgets.Dropdown(options=_options(predictions, column), description=column)
         for column in ("method", "dataset", "distortion")
     }
-    order = widgets.Dropdown(options=ORDERS, description="order")
+    order = widgets.Dropdown(options=tuple(ORDERS), description="order")
     low, high = float(predictions["mos"].min()), float(predictions["mos"].max())
     scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
     n = widgets.IntSlider(value=6, min=3, max=24, step=3, description="images")
@@ -154,9 +151,8 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
         plt.close(figure)
 
     controls = {**choices, "order": order, "scores": scores, "n": n}
-    output = widgets.interactive_output(show, controls)
-    left = widgets.VBox([order, *choices.values()])
-    display(widgets.HBox([left, widgets.VBox([scores, n])]), output)
+    left, right = widgets.VBox([order, *choices.values()]), widgets.VBox([scores, n])
+    display(widgets.HBox([left, right]), widgets.interactive_output(show, controls))
     return None
 
 

@@ -26,10 +26,9 @@ def commit() -> tuple[str, bool]:
 
 
 def device_name() -> str:
-    """Name the device that trainings use: the first GPU, else the CPU."""
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    """Name the device that networks ran on: the first GPU, else the CPU."""
+    torch = sys.modules.get("torch")  # what has not been imported has run nothing
+    return torch.cuda.get_device_name(0) if torch and torch.cuda.is_available() else "cpu"
 
 
 def machine() -> dict[str, Any]:

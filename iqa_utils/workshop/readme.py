@@ -1,175 +1,131 @@
-"""The tables of the README, written from what is published under ``figures``."""
+"""The generated rows of the README, from what is published under ``figures``."""
 
-from __future__ import annotations
-
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iqa_utils.datasets import DATASETS
-from iqa_utils.workshop.claims import compare, counts
+import pandas as pd
+import yaml
+
+from iqa_utils.workshop.claims import audit, compare, counts
 from iqa_utils.workshop.notebooks import notebook_stems
-from iqa_utils.workshop.paper_pages import headline_table
-from iqa_utils.workshop.provenance import is_current
-from iqa_utils.workshop.report import TITLES, compared_by_kind, real_results
+from iqa_utils.workshop.paper_pages import evidence
+from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.result_tables import (
+    address,
+    compared_by_kind,
+    markdown,
+    notebook_head,
+    real_results,
+    speed_line,
+)
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 
-def headlines(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write every paper's headline claims with what the published runs say, as Markdown."""
-    return headline_table(find_runs(ROOT / "figures") if runs is None else runs)
+def paper_rows(runs: Sequence[dict[str, Any]]) -> str:
+    """One row per paper: what it is, its first headline claim, what our runs say, its page."""
+    rows = []
+    for key in papers():
+        headline = next(h for h in headlines()[key] if h.primary)
+        page = f"{address('pages')}/papers/{key}.html" if address("pages") else _page_of_papers()
+        rows.append([_reference(key), headline.claim, _verdict(headline, runs), f"[page]({page})"])
+    return markdown(pd.DataFrame(rows, columns=["paper", "headline claim", "our runs", "more"]))
 
 
-def layer_table(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write as Markdown which layer of each network carries most quality, on real photographs.
-
-    Layer and regressor have the smallest cross-validated error on the training images; their SRCC
-    is of the test images.
-    """
-    runs = find_runs(ROOT / "figures") if runs is None else runs
-    lines = ["| network | state | best layer in cross-validation | SRCC | within subsets |"]
-    lines.append("| --- " * 5 + "|")
-    fields = ("network", "stage", "variant", "layer", "regressor")
-    for run in runs:
-        if (run["stem"], run["profile"]) != ("04_deep_features_gpr", "biq2021"):
-            continue
-        told = [(tuple(r[f] for f in fields), r) for r in run["results"]]
-        levels = {(place, r["metric"]): r for place, r in told if not r["baseline"]}
-        best = [place for place, r in told if (r["baseline"], r["metric"]) == ("BRISQUE", "SRCC")]
-        for place in best:
-            network, stage, variant, layer, regressor = place
-            cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
-            for metric in ("SRCC", "SRCC within subset"):
-                row = levels[place, metric]
-                cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _page_of_papers() -> str:
+    published = "figures/07_scoreboard/paper/07_scoreboard.ipynb"
+    return published if (ROOT / published).is_file() else "notebooks/07_scoreboard.ipynb"
 
 
-def readme_tables(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write as Markdown how many quantities were compared, and verdicts per paper and kind."""
-    runs = find_runs(ROOT / "figures") if runs is None else runs
-    board = compare(real_results(runs))
-    table = counts(board)
-    table = table.loc[:, table.sum() > 0]
-    lines = [compared_by_kind(board), ""]
-    lines.append("| paper | what ours is | quantities | " + " | ".join(table.columns) + " |")
-    lines.append("| --- " * (len(table.columns) + 3) + "|")
-    for (paper, kind), row in table.iterrows():
-        title = TITLES[paper].split(":")[0]
-        lines.append(f"| {title} | {kind} | {row.sum()} | " + " | ".join(map(str, row)) + " |")
-    return "\n".join(lines)
+def _reference(key: str) -> str:
+    """Authors, title, venue and DOI of a paper from CITATION.cff, else its short title."""
+    paper = papers()[key]
+    for entry in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
+        if key == f"{entry['authors'][0]['family-names'].split()[-1].lower()}{entry['year']}":
+            venue = entry.get("journal") or entry.get("conference", {}).get("name", "")
+            venue = f", {venue}" if venue else ""
+            doi = f", [doi](https://doi.org/{paper.DOI})" if paper.DOI else ""
+            return f"{paper.TITLE.split(':')[0]}, *{entry['title']}*{venue}{doi}"
+    return paper.TITLE
 
 
-def notebook_table(runs: list[dict[str, Any]] | None = None) -> str:
-    """Write as Markdown the notebooks, the question each asks, and its published runs."""
-    runs = find_runs(ROOT / "figures") if runs is None else runs
-    lines = ["| notebook | question | published runs |", "| --- | --- | --- |"]
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        title = head.split("\n")[0].removeprefix("# ")
-        question = next(line for line in head.split("\n") if line.startswith("> "))[2:]
-        told = [_run_line(run) for run in runs if run["stem"] == path.stem]
-        cells = [f"[{title}](notebooks/{path.name})", question, "; ".join(told)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _verdict(headline: Headline, runs: Sequence[dict[str, Any]]) -> str:
+    found = [one["says"] for one in evidence(headline, list(runs))]
+    if not found:
+        return "not run yet"
+    said = {word: found.count(word) for word in ("confirmed", "refuted", "undecided")}
+    words = [word if len(found) == 1 else f"{word} in {n}" for word, n in said.items() if n]
+    return ", ".join(words) + f" of {len(found)} settings" * (len(found) > 1)
 
 
-def _run_line(run: dict[str, Any]) -> str:
-    seen = json.loads((run["folder"] / "provenance.json").read_text())
-    minutes = seen["seconds"] / 60
-    time = f"{seen['seconds']:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
-    device = "CPU" if seen["device"] == "cpu" else seen["device"]
-    badge = "" if is_current(seen) else ", code changed since"
-    return f"[{run['profile']}](figures/{run['stem']}/{run['profile']}), {time}, {device}{badge}"
-
-
-def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
-    """Write the published measurements of ``make bench`` as Markdown.
-
-    One row per implementation: both times, the ratio (with the goal where it is missed), and the
-    largest difference between the results beside the one allowed.
-    """
-    lines = ["| what | naive | ours | ratio | difference, allowed |", "| --- " * 5 + "|"]
-    machines = []
-    for path in sorted(folder.glob("*.json")):
-        file = json.loads(path.read_text())
-        machine = file["machine"]
-        machines.append(
-            f"{machine['device']}, {machine['cpus']} CPU cores, torch {machine['torch']}"
-        )
-        for record in file["results"]:
-            gate = record["gate"]
-            gate = f"{gate['difference']:.1g}, {gate['allowed']:.1g}"
-            for name, ratio in record["ratios"].items():
-                times = ["", name]
-                if legs := record.get("seconds_per_unit"):
-                    times = [
-                        f"{leg}: {_time(legs[leg]['median'])}" for leg in (next(iter(legs)), name)
-                    ]
-                goal = record.get("goal") or 0
-                reached = f"{ratio:.1f}x" + (f", goal of {goal}x missed" if ratio < goal else "")
-                cells = [record["title"], *times, reached, gate]
-                lines.append("| " + " | ".join(cells) + " |")
-    if not machines:
-        return "No measurements are published."
-    return "\n".join([*lines, "", f"Medians on {'; '.join(sorted(set(machines)))}."])
-
-
-def _time(seconds: float) -> str:
-    for unit, size in {"s": 1, "ms": 1e-3}.items():
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def needs_table() -> str:
-    """Write as Markdown what the ``paper`` profiles ask for, from official numbers."""
-    from iqa_utils.workshop.plan import ASSUMED, make_plan
-
-    lines = [
-        "| profile `paper` of | data | trainings | images seen | disk, and for a moment | "
-        "GPU memory | hours on one large GPU |",
-        "| --- " * 7 + "|",
-    ]
-    computed, idle = False, []
+def notebook_rows(runs: Sequence[dict[str, Any]]) -> str:
+    """One row per notebook: its question, and the headline number of its published runs."""
+    board, rows = compare(real_results(runs)), []
+    by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
     for stem in notebook_stems():
-        plan = make_plan(stem, "paper", official=True)
-        if not plan["jobs"]:
-            idle.append(stem[:2])
-            continue
-        computed |= "computed" in plan["source"]
-        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
-        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
-        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
-        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
-        cells += [f"{plan['memory'] / 1e9:.1f} GB", f"{plan['hours']:.1f}, {plan['source']}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {', '.join(idle)} | annotation files, results of the others | none | | | | |"]
-    lines += ["", "GPU memory is that of weights, gradients, moments and activations in one step."]
-    return "\n".join(lines) + f" Computed: networks alone, with {ASSUMED}." * computed
+        title, question = notebook_head(stem)
+        said = {"00": _audit_line, "01": _counts_line, "07": compared_by_kind}.get(stem[:2])
+        text = said(board) if said else _numbers(by_notebook.get(stem), runs)
+        links = [_executed(run) for run in runs if run["stem"] == stem]
+        cells = [f"[{title}](notebooks/{stem}.ipynb)", question, text, ", ".join(links)]
+        rows.append(cells)
+    return markdown(pd.DataFrame(rows, columns=["notebook", "question", "so far", "executed"]))
+
+
+def _audit_line(board: pd.DataFrame) -> str:
+    n = audit()["verdict"].value_counts()
+    return f"{n.sum()} checks: {n['inconsistent']} inconsistent, {n['implausible']} implausible"
+
+
+def _counts_line(board: pd.DataFrame) -> str:
+    row = counts(board).groupby("kind").sum().loc["re-tabulated"]
+    return f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"
+
+
+def _numbers(headline: Headline | None, runs: Sequence[dict[str, Any]]) -> str:
+    found = evidence(headline, list(runs)) if headline else []
+    if not found:
+        return "no run on real data yet"
+    compare, n = headline.compare, sorted({one["n_runs"] for one in found})
+    values = [f"{r['value']:+.3f} [{r['ci_low']:+.3f}, {r['ci_high']:+.3f}]" for r in found[:2]]
+    more = f" and {len(found) - 2} more" * (len(found) > 2)
+    counted = f"{' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))} run{'s' * (n[-1] > 1)}"
+    versus = f" minus {compare['baseline']}" if "baseline" in compare else ""
+    said = f"{compare['metric']}, {compare['method']}{versus}: {'; '.join(values)}{more}"
+    return f"{said}; {counted}"
+
+
+def _executed(run: dict[str, Any]) -> str:
+    place = f"figures/{run['stem']}/{run['profile']}"
+    notebook = f"{place}/{run['stem']}.ipynb"
+    return f"[{run['profile']}]({notebook if (ROOT / notebook).is_file() else place})"
 
 
 PARTS = {
-    "notebooks": notebook_table,
-    "results": readme_tables,
-    "headlines": headlines,
-    "layers": layer_table,
-    "speed": speed_table,
-    "needs": needs_table,
+    "papers": paper_rows,
+    "notebooks": notebook_rows,
+    "speed": lambda runs: speed_line(),
+    "badges": lambda runs: _badges(),
 }
 
 
+def _badges() -> str:
+    """Links that need public addresses; nothing where pyproject.toml names none."""
+    found = {"pages": "the site", "repository": "the repository"}
+    return " · ".join(f"[{text}]({address(name)})" for name, text in found.items() if address(name))
+
+
 def update_readme(path: Path | None = None) -> bool:
-    """Put the current tables between the README's markers; returns whether anything changed."""
+    """Put the current rows between the README's markers; returns whether anything changed."""
     path = path or ROOT / "README.md"
     old = text = path.read_text(encoding="utf-8")
-    for part, table in PARTS.items():
+    runs = find_runs(ROOT / "figures")
+    for part, write in PARTS.items():
         start, end = f"<!-- {part}: start -->", f"<!-- {part}: end -->"
         if text.count(start) != 1 or text.count(end) != 1:
             raise ValueError(f"{path.name} must hold {start} and {end} once each")
         before, rest = text.split(start)
-        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
+        text = f"{before}{start}\n{write(runs)}\n{end}{rest.split(end)[1]}"
     if text != old:
         path.write_text(text, encoding="utf-8")
     return text != old

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import ROOT, write_json
+from iqa_utils.workshop.plan import sets_of, values_of
+from iqa_utils.workshop.runs import ROOT, resolve, write_json
 
 PROFILE = "rehearsal"
 
@@ -47,13 +48,20 @@ def rehearse(
 ) -> list[str]:
     """Run the notebooks of a rehearsal and add to ``runs/rehearsal/times.json`` what each took.
 
-    Real files in ``annotations`` take the place of generated scores. Returns one line per failure.
+    Only the sets that they name are made. Real files in ``annotations`` take the place of generated
+    scores. Returns one line per failure.
     """
-    from iqa_utils.workshop.rehearsal_data import ensure_rehearsal_data
+    from iqa_utils.workshop.rehearsal_data import SETS, ensure_rehearsal_data
 
-    jobs = rehearsals(stems)
-    root = ROOT / notebooks.read_profile("02_cross_sampling", PROFILE)["DATA_ROOT"]
-    ensure_rehearsal_data(root, annotations)
+    jobs, root, sets = rehearsals(stems), ROOT / "data" / "rehearsal", {}
+    for stem, own in jobs:
+        values = values_of(stem, PROFILE) | own
+        if (folder := resolve(values["DATA_ROOT"])).is_relative_to(root):
+            names = [name for name in sets_of(values) if name in SETS]
+            names += values.get("UNLABELLED", [])
+            sets |= {str((folder / name).relative_to(root)): None for name in names}
+    if sets:
+        ensure_rehearsal_data(root, annotations, sets=list(sets))
     outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=workers)
     log = ROOT / "runs" / PROFILE / "times.json"
     earlier = json.loads(log.read_text()) if log.is_file() else {}

@@ -51,16 +51,9 @@ def ensure_rehearsal_data(
 ) -> dict[str, int]:
     """Make the sets that are not there yet, or were made otherwise; each appears whole or not.
 
-    Args:
-        root: Folder that gets one folder per set, ``open_images`` without scores, and ``networks``
-            with 60 images of five references for each set of notebook 04.
-        annotations: Folder with one folder per set; the score files that lie there are used.
-        progress: Whether to print a line for each set that is made.
-        sets: Those to make; all if empty.
-        share: Part of the official number of images.
-
-    Returns:
-        Image files by set, as listed in its score files.
+    ``root`` gets one folder per set, ``open_images`` without scores, and ``networks`` with 60
+    images of five references for each set of notebook 04. Score files below ``annotations``, one
+    folder per set, are used. Returns the number of image files by set.
     """
     root = Path(root)
     names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
@@ -101,11 +94,7 @@ def _make(root: Path, name: str, real: dict[str, Path], share: float, marker: di
 
 @dataclass(frozen=True)
 class Linker(Studio):
-    """Links the pictures of a set to those of a pool, by their scene and quality.
-
-    `share` is the part of the official number of images; with `few`, a synthetic set has 60 images
-    of five references.
-    """
+    """Links the pictures of a set to those of a pool, by scene and quality; `few` are 60 images."""
 
     scale: float = 64.0
     seed: int = 0

@@ -1,7 +1,7 @@
-"""The offline site: every claim against every result, one page a run, tables to take away.
+"""The offline site: every claim against every result, executed notebooks, a page for each paper.
 
 Everything is drawn from ``metrics.json``, ``provenance.json``, the figures and the executed
-notebooks; nothing is computed again and nothing is fetched.
+notebooks; nothing is computed again. Sphinx turns ``docs/`` and what is written here into HTML.
 """
 
 from __future__ import annotations
@@ -10,289 +10,258 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import latex2mathml.converter
 import matplotlib
-
-matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
-from great_tables import GT, loc, style
-from jinja2 import pass_context
-from nbconvert.exporters import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from traitlets.config import Config
 
-from iqa_utils.workshop.claims import COMPARED, KINDS, PAPERS, VERDICTS, compare, counts, coverage
+from iqa_utils.workshop import paper_pages
+from iqa_utils.workshop import result_tables as tables
+from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.papers import papers
-from iqa_utils.workshop.plots.common import VERDICT_COLOURS, plot_verdicts, set_theme
+from iqa_utils.workshop.plots.claims import draw_scoreboard
+from iqa_utils.workshop.plots.common import VERDICT_COLOURS
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
 
-TITLES = {key: paper.TITLE for key, paper in papers().items()}
-SHOWN = ["table", "method", "dataset", "metric", "paper value", "ours", "ci", "n", "data", "kind"]
-
-
-def real_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results on real data, each once though a published run is found twice."""
-    return _unique(result for run in runs for result in run["results"] if result["data"] != "demo")
-
-
-def demo_results(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect the results that were on synthetic data, each once."""
-    return _unique(result for run in runs for result in run["results"] if result["data"] == "demo")
-
-
-def _unique(results: Any) -> list[dict[str, Any]]:
-    seen: dict[str, dict[str, Any]] = {}
-    for result in results:
-        seen.setdefault(json.dumps(result, sort_keys=True), result)
-    return list(seen.values())
-
-
-def compared_by_kind(board: pd.DataFrame) -> str:
-    """Say how many distinct quantities were compared, by kind of answer, trained networks first."""
-    table = counts(board)[list(COMPARED)].groupby("kind").sum().sum(axis=1)
-    trained = int(table.get("trained here", 0))
-    rest = ", ".join(f"{table[k]} {k}" for k in KINDS[:3] if table.get(k, 0))
-    return (
-        f"{(board['role'] == '').groupby(board.index).first().sum()} distinct quantities in "
-        f"{board.index.nunique()} printed numbers. Compared so far: {trained} of trained networks"
-        f"{', ' + rest if rest else ''}."
-    )
-
-
-def draw_scoreboard(board: pd.DataFrame) -> plt.Figure:
-    """Draw where each paper stands: a bar per paper and kind of answer, a colour per verdict."""
-    set_theme()
-    table = counts(board)
-    table.index = [f"{TITLES[paper].split(':')[0]}, {kind}" for paper, kind in table.index]
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
-    plot_verdicts(axes, table.loc[:, table.sum() > 0])
-    axes.set(title="Verdicts on distinct published quantities", xlabel="distinct quantities")
-    return figure
+PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | None = None) -> Path:
-    """Write the site, by default of all runs and to ``runs/report``; returns its ``index.html``."""
+    """Write the site, by default of all runs and to ``runs/report``; returns its ``index.html``.
+
+    Raises:
+        RuntimeError: If Sphinx fails; says what it wrote.
+    """
     folder = folder or ROOT / "runs" / "report"
     runs = find_runs() if runs is None else runs
     runs = [run for run in runs if folder not in run["folder"].parents]
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "tables").mkdir(parents=True)
-    board = compare(real_results(runs))
-    figure = draw_scoreboard(board)
-    figure.savefig(partial / "scoreboard.png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
-    sections = [_paper_section(paper, board, partial) for paper in PAPERS]
-    pages = [_run_card(run, partial) for run in runs]
-    demo = _demo_section(demo_results(runs), partial)
-    index = _PAGE.format(
-        compared=compared_by_kind(board),
-        counts=_counts_line(board),
-        papers="\n".join(sections),
-        waiting=_waiting(board),
-        runs="\n".join(pages) or "<p>No finished run yet: <code>make demo</code>.</p>",
-        demo=demo,
-    )
-    (partial / "index.html").write_text(index, encoding="utf-8")
+    source, partial = (folder.with_name(f".{folder.name}.{kind}") for kind in ("source", "partial"))
+    for old in (source, partial):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", source)
+    board = compare(tables.real_results(runs))
+    _write_pages(source, runs, board)
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(partial)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Sphinx did not build the site: {done.stderr.strip()[-2000:]}")
+    (partial / "warnings.txt").write_text(done.stderr)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    shutil.rmtree(source)
     return folder / "index.html"
 
 
-def _counts_line(board: pd.DataFrame) -> str:
-    first = board[board["role"] == ""]
-    counts = first["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
-    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+def _write_pages(source: Path, runs: list[dict[str, Any]], board: pd.DataFrame) -> None:
+    """Write what ``docs/`` includes and lists: tables, and a page per paper, run and module."""
+    for name in ("generated", "papers", "tables"):
+        (source / name).mkdir()
+    names = {_page_name(run): run for run in _in_order(runs)}
+    for path in list(PAGES)[1:]:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        _write(source / PAGES[path], _relink(text, Path(path).parent, "", names))
+    figure = draw_scoreboard(board)
+    figure.savefig(source / "scoreboard.png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+    parts = {
+        "compared": tables.compared_by_kind(board),
+        "verdicts": tables.markdown(counts(board).reset_index()),
+        "board": _board(board),
+        "headlines": paper_pages.headline_table(runs),
+        "layers": tables.layer_table(runs),
+        "waiting": _waiting(board),
+        "speed": tables.speed_table(),
+        "needs": tables.needs_table(),
+        "notebooks": _notebook_list(names),
+    }
+    for name, text in parts.items():
+        _write(source / "generated" / f"{name}.md", f"{text}\n")
+    for key in PAPERS:
+        part = board[board["paper"] == key]
+        _take_away(part, source / "tables" / key)
+        links = f'<a href="../scoreboard.html#{key}">All {len(part)} rows</a>'
+        links += f", as [CSV](../tables/{key}.csv) and [LaTeX](../tables/{key}.tex)."
+        text = paper_pages.paper_page(key, runs, board)
+        _write(source / "papers" / f"{key}.md", text.replace("\n\n", f"\n\n{links}\n\n", 1))
+    for name, run in names.items():
+        _write_run(source / "notebooks", name, run, names)
+    _write_api(source / "api")
 
 
-def _paper_section(paper: str, board: pd.DataFrame, folder: Path) -> str:
-    part = board[board["paper"] == paper]
-    part.to_csv(folder / "tables" / f"{paper}.csv", index=False)
-    answered = part[part["ours"].notna() | part["verdict"].isin(["inconsistent", "implausible"])]
-    answered = answered[[*SHOWN, "verdict", "reason"]]
-    _write_latex(answered, folder / "tables" / f"{paper}.tex")
-    links = f'<a href="tables/{paper}.csv">CSV, all {len(part)}</a>'
-    links += f' · <a href="tables/{paper}.tex">LaTeX</a>'
-    table = ""
-    if len(answered):
-        title = (
-            f"<summary>The {len(answered)} with a result of ours or a mark of the audit</summary>"
-        )
-        wide = f'<div class="wide">{_verdict_table(answered)}</div>'
-        table = f"<details>{title}{wide}</details>"
-    return (
-        f'<section id="{paper}"><h2>{html.escape(TITLES[paper])}</h2>'
-        f"<p>{(part['role'] == '').sum()} distinct quantities: {_counts_line(part)}. {links}</p>"
-        f"{table}</section>"
-    )
-
-
-def _verdict_table(rows: pd.DataFrame) -> str:
-    shown = rows.astype(object).where(rows.notna(), None)
-    table = GT(shown).fmt_number(columns="ours", n_sigfig=4).sub_missing(missing_text="")
-    for verdict in VERDICTS:
-        chosen = [i for i, v in enumerate(rows["verdict"]) if v == verdict]
-        if chosen:
-            colour = matplotlib.colors.to_hex(VERDICT_COLOURS[verdict]) + "55"
-            table = table.tab_style(style.fill(colour), loc.body(columns="verdict", rows=chosen))
-    table = table.tab_options(table_font_size="13px", table_width="100%", data_row_padding="2px")
-    return table.as_raw_html(inline_css=False)
-
-
-def _write_latex(rows: pd.DataFrame, path: Path) -> None:
-    styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
-    text = styler.format_index(escape="latex", axis=1).to_latex(hrules=True)
+def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _take_away(rows: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV and LaTeX."""
+    rows.to_csv(path.with_name(f"{path.name}.csv"), index=False)
+    styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
+    text = styler.format_index(escape="latex", axis=1).to_latex(hrules=True)
+    _write(path.with_name(f"{path.name}.tex"), text)
+
+
 def _waiting(board: pd.DataFrame) -> str:
-    table = coverage().merge(
-        board[board["verdict"] == "not run"].groupby(["paper", "table"]).size().rename("not run"),
-        on=["paper", "table"],
-        how="inner",
-    )
-    if table.empty:
-        return "<p>Every number has been answered.</p>"
+    n = board[board["verdict"] == "not run"].groupby(["paper", "table"]).size()
+    table = coverage().merge(n.rename("not run"), on=["paper", "table"], how="inner")
     columns = ["paper", "table", "not run", "claims", "notebook", "needs", "reason"]
-    shown = GT(table[columns]).tab_options(table_font_size="13px", table_width="100%")
-    return shown.as_raw_html(inline_css=False)
+    return tables.markdown(table[columns])
 
 
-def _run_card(run: dict[str, Any], folder: Path) -> str:
-    name = _page_name(run)
-    target = folder / name
-    target.mkdir()
-    source = run["folder"]
-    figures = sorted([*source.glob("*.png"), *source.glob("figures/*.png")])
-    for figure in figures:
-        shutil.copy(figure, target)
-    results = pd.DataFrame(run["results"])
-    results.to_csv(target / "results.csv", index=False)
-    _write_latex(results, target / "results.tex")
-    links = [f'<a href="{name}/results.csv">CSV</a>', f'<a href="{name}/results.tex">LaTeX</a>']
-    notebook = source / f"{run['stem']}.ipynb"
-    if notebook.is_file():
-        write_notebook_page(notebook, folder / f"{name}.html")
-        links.insert(0, f'<a href="{name}.html">executed notebook</a>')
-    images = "".join(
-        f'<a href="{name}/{f.name}"><img src="{name}/{f.name}" alt="{f.stem}" loading="lazy"></a>'
-        for f in figures
+def _board(board: pd.DataFrame) -> str:
+    """Write every row of the ledger as one HTML table, grouped, with the verdict first."""
+    titles = {key: paper.TITLE.split(":")[0] for key, paper in papers().items()}
+    colours = "".join(
+        f'[data-verdict="{verdict}"] .verdict{{background:{matplotlib.colors.to_hex(colour)}66}}'
+        for verdict, colour in VERDICT_COLOURS.items()
     )
-    return (
-        f"<article><h3>{html.escape(name.replace('--', ' · '))}</h3>"
-        f"<p>{_provenance_line(source)} {' · '.join(links)}</p>"
-        f'<div class="figures">{images}</div></article>'
-    )
+    said = {v: v for v in VERDICTS if (board["verdict"] == v).any()}
+    lines = ["```{raw} html", f"<style>{colours}</style>", '<p class="filters">']
+    for what, options in (("paper", titles), ("table", {}), ("verdict", said)):
+        offered = "".join(f'<option value="{k}">{text}</option>' for k, text in options.items())
+        lines.append(f'<select aria-label="{what}"><option value="">every {what}</option>')
+        lines.append(f"{offered}</select>")
+    heads = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
+    lines += ['</p><div class="wide"><table class="scoreboard"><thead><tr>']
+    lines += [*(f"<th>{name}</th>" for name in heads), "</tr></thead>"]
+    for (paper, table), part in board.groupby(["paper", "table"], sort=False):
+        place = html.escape(table)
+        lines.append(f'<tbody data-paper="{paper}" data-table="{place}"><tr class="group">')
+        lines.append(f'<th colspan="{len(heads)}">{html.escape(titles[paper])}, {place}</th></tr>')
+        lines += [*map(_board_row, part.to_dict("records")), "</tbody>"]
+    return "\n".join([*lines, "</table></div>", "```"])
+
+
+def _board_row(row: dict[str, Any]) -> str:
+    what = ", ".join(filter(None, (row["method"], row["dataset"], row["metric"])))
+    ours = "" if pd.isna(row["ours"]) else f"{row['ours']:.4g} {row['ci']}"
+    data = row["data"] + ("" if pd.isna(row["n"]) else f", n = {row['n']:.0f}")
+    cells = [what, row["paper value"], ours, data, row["kind"], row["reason"]]
+    text = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
+    verdict = row["verdict"]
+    return f'<tr data-verdict="{verdict}"><td class="verdict">{verdict}</td>{text}</tr>'
+
+
+def _in_order(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order runs by notebook, published ones first, then other real ones, demo runs last."""
+
+    def place(run: dict[str, Any]) -> tuple[Any, ...]:
+        demo = run["profile"] == "demo"
+        return run["stem"], not _is_published(run), demo, run["profile"], str(run["folder"])
+
+    return sorted(runs, key=place)
+
+
+def _is_published(run: dict[str, Any]) -> bool:
+    return "figures" in run["folder"].parts
 
 
 def _page_name(run: dict[str, Any]) -> str:
-    folder, where = run["folder"], "published" if "figures" in run["folder"].parts else "run"
-    suffix = "" if where == "published" else folder.name.removeprefix(run["stem"])
-    return re.sub(r"[^\w.-]", "_", f"{run['stem']}--{run['profile']}{suffix}--{where}")
+    folder = run["stem"] if _is_published(run) else run["folder"].name
+    name = f"{folder}--{run['profile']}" + "--published" * _is_published(run)
+    return re.sub(r"[^\w-]", "_", name)
 
 
-def _provenance_line(folder: Path) -> str:
+def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, Any]) -> None:
+    """Write the page of a run: its executed notebook where there is one, else its figures."""
+    results = pd.DataFrame(run["results"])
+    if len(results):
+        _take_away(results, folder / name)
+    told = [_provenance(run["folder"])]
+    told += [f"Results: [CSV]({name}.csv), [LaTeX]({name}.tex)."] if len(results) else []
+    notebook = run["folder"] / f"{run['stem']}.ipynb"
+    if notebook.is_file():
+        content = nbformat.read(notebook, as_version=4)
+        content.metadata.pop("widgets", None)
+        for cell in content.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _relink(cell.source, Path("notebooks"), name, names)
+        content.cells.insert(1, nbformat.v4.new_markdown_cell(" ".join(told)))
+        nbformat.write(content, folder / f"{name}.ipynb")
+        return
+    figures = sorted([*run["folder"].glob("*.png"), *run["folder"].glob("figures/*.png")])
+    lines = [f"# {_title(run)}", "", " ".join(told), ""]
+    for figure in figures:
+        shutil.copy(figure, folder / f"{name}-{figure.name}")
+        lines += [f"## {figure.stem.replace('_', ' ')}", "", f"![]({name}-{figure.name})", ""]
+    _write(folder / f"{name}.md", "\n".join(lines))
+
+
+def _title(run: dict[str, Any]) -> str:
+    return tables.notebook_head(run["stem"])[0]
+
+
+def _provenance(folder: Path) -> str:
     path = folder / "provenance.json"
     if not path.is_file():
         return ""
     seen = json.loads(path.read_text())
-    data = (
-        "synthetic data" if seen["demo"] and seen["data"] else ", ".join(seen["data"]) or "no data"
+    data = ", ".join(seen["data"]) or "no data set"
+    data = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
+    code = "has not changed" if is_current(seen) else "has changed"
+    return (
+        f"This run: {data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
+        f"the code that it used {code} since."
     )
-    text = f"{data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
-    text += "its code is unchanged." if is_current(seen) else "its code has changed since."
-    return html.escape(text)
 
 
-def _demo_section(results: list[dict[str, Any]], folder: Path) -> str:
-    if not results:
-        return "<p>None.</p>"
-    table = pd.DataFrame(results)
-    table.to_csv(folder / "tables" / "demo.csv", index=False)
-    counts = table.groupby("paper").size()
-    lines = "".join(f"<li>{html.escape(str(p))}: {n} values</li>" for p, n in counts.items())
-    return f'<ul>{lines}</ul><p><a href="tables/demo.csv">CSV</a></p>'
+def _notebook_list(names: dict[str, dict[str, Any]]) -> str:
+    lines = [] if names else ["No finished run yet: `make demo`."]
+    for stem in dict.fromkeys(run["stem"] for run in names.values()):
+        title, question = tables.notebook_head(stem)
+        own = [(name, run) for name, run in names.items() if run["stem"] == stem]
+        lines += [f"## {title}", "", question, ""]
+        lines += [f"- [{_run_label(run)}]({name})" for name, run in own] + [""]
+    entries = [f"{_title(run)}, {_run_label(run)} <{name}>" for name, run in names.items()]
+    return "\n".join([*lines, "```{toctree}", ":hidden:", "", *entries, "```"])
 
 
-_REMOTE_SCRIPT = re.compile(
-    r"<script[^>]*\bsrc=\"(?:|https?:[^\"]*)\"[^>]*>\s*</script>|<link[^>]*href=\"https?:[^>]*>"
-)
-_REMOTE_MODULE = re.compile(
-    r"<script type=\"(?:module|text/x-mathjax-config)\">.*?</script>|"
-    r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->",
-    re.DOTALL,
-)
-_HEAD = """<style>
- main, .jp-Notebook { max-width: 1100px; margin: 0 auto }
- .iqa-back { font: 15px system-ui, sans-serif; margin: 1rem auto; max-width: 1100px }
- img { max-width: 100%; height: auto }
- @media (max-width: 700px) { .jp-InputPrompt, .jp-OutputPrompt { display: none } }
-</style></head>"""
+def _run_label(run: dict[str, Any]) -> str:
+    name = run["folder"].name.removeprefix(run["stem"]).strip("-")
+    return run["profile"] + (" (published)" if _is_published(run) else f" {name}" if name else "")
 
 
-class _Renderer(IPythonRenderer):
-    """Markdown renderer that writes formulas as MathML, which browsers draw themselves."""
+def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) -> str:
+    """Lead the links of a file in the repository to pages of the site.
 
-    def inline_math(self, body: str) -> str:
-        return latex2mathml.converter.convert(body)
+    What is no page leads to the repository, where pyproject.toml names its address, else nowhere.
+    """
+    up = "../" if page else ""
 
-    def block_math(self, body: str) -> str:
-        return latex2mathml.converter.convert(body, display="block")
+    def lead(match: re.Match[str]) -> str:
+        label, target, anchor = match[1], match[2], match[3] or ""
+        path = (ROOT / base / target).resolve()
+        known = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+        found = PAGES.get(known, "")
+        if known.startswith("notebooks/"):
+            own = [name for name, run in names.items() if run["stem"] == path.stem]
+            profile = names[page]["profile"] if page else ""
+            own.sort(key=lambda name: names[name]["profile"] != profile)
+            found = f"notebooks/{own[0]}" if own else ""
+        if found:
+            return f"[{label}]({up}{found}{anchor})"
+        repository = tables.address("repository")
+        there = f"{repository}/blob/main/{known}{anchor}"
+        return f"[{label}]({there})" if repository and known else label
 
-
-class _Exporter(HTMLExporter):
-    @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
-
-
-def write_notebook_page(notebook: Path, page: Path) -> None:
-    """Turn an executed notebook into one self-contained HTML file with a link to the index."""
-    content = nbformat.read(notebook, as_version=4)
-    content.metadata.pop("widgets", None)
-    exporter = _Exporter(config=Config({"HTMLExporter": {"embed_images": True}}))
-    for address in ("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url"):
-        setattr(exporter, address, "")
-    body, _ = exporter.from_notebook_node(content, {"metadata": {"name": notebook.stem}})
-    body = _REMOTE_MODULE.sub("", _REMOTE_SCRIPT.sub("", body))
-    body = body.replace("</head>", _HEAD, 1)
-    link = '<p class="iqa-back"><a href="index.html">&larr; all papers and notebooks</a></p>'
-    body = re.sub(r"(<body[^>]*>)", lambda match: match[0] + link, body, count=1)
-    page.write_text(body, encoding="utf-8")
+    return _LINK.sub(lead, text)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Five image-quality papers, number by number</title>
-<style>
- body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1100px }}
- body {{ padding: 1rem }}
- h1 {{ line-height: 1.15 }} h2 {{ margin-top: 2.2rem }} a {{ color: #0b5cad }}
- img {{ max-width: 100%; height: auto }} summary {{ cursor: pointer }}
- .wide {{ overflow-x: auto }}
- .figures {{ display: grid; gap: .8rem }}
- .figures {{ grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)) }}
- .figures img {{ border: 1px solid #ddd; background: #fff; aspect-ratio: 4/3; object-fit: contain }}
- article {{ border-top: 1px solid #ddd; padding: .4rem 0 1rem }} h3 {{ overflow-wrap: anywhere }}
-</style></head><body>
-<h1>Five papers on no-reference image quality, rebuilt, with a verdict on every number</h1>
-<p>{compared} None from synthetic data. Verdicts: {counts}.</p>
-<a href="scoreboard.png"><img src="scoreboard.png" alt="Verdicts by paper"></a>
-{papers}
-<h2>What nothing has tested yet</h2>
-<div class="wide">{waiting}</div>
-<h2>Runs</h2>
-{runs}
-<h2>Demo results</h2>
-<p>Synthetic data, small networks, random weights: these show that the machinery works, and are
-never compared with a paper.</p>
-{demo}
-</body></html>
-"""
+def _write_api(folder: Path) -> None:
+    """Write a page for each module of the package but the workshop, from its docstrings."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "iqa_utils").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        if len(parts) > 1 and parts[1] not in ("workshop", "__init__"):
+            found.setdefault(parts[1], []).append(module)
+    for name, modules in found.items():
+        said = [f"```{{eval-rst}}\n.. automodule:: {m}\n   :members:\n```\n" for m in modules]
+        _write(folder / f"{name}.md", "\n".join([f"# {name}\n", *said]))

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -302,12 +303,11 @@ class Run:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    import torch
-
+    """Seed Python, NumPy and, in a notebook that has imported it, torch."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
-    torch.manual_seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
 
 def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,32 +327,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = f'{text[:-2]},\n "results": [\n{rows}\n ]\n}}'
     with atomic_write(path) as file:
         file.write_text(text + "\n")
-
-
-def publish(folder: Path) -> Path:
-    """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
-
-    That is ``metrics.json``, ``provenance.json`` and PNG figures without photographs.
-    """
-    name = _relative(folder)
-    if not (folder / "metrics.json").is_file():
-        raise FileNotFoundError(f"{name} holds no metrics.json: the run did not finish")
-    if json.loads((folder / "provenance.json").read_text())["demo"]:
-        raise ValueError(f"{name} ran on demo data; only real results are published")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    if metrics["profile"] == "rehearsal":
-        raise ValueError(f"{name} is a rehearsal; only real results are published")
-    target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
-    new = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for figure in sorted((folder / "figures").glob("*.png")):
-        if not figure.name.startswith("private-"):
-            shutil.copy(figure, new)
-    for name in ("metrics.json", "provenance.json"):
-        shutil.copy(folder / name, new)
-    _replace_folder(new, target)
-    return target
 
 
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:

@@ -21,14 +21,23 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.benchmark import Timer
 
 from iqa_utils.distill.unlabelled import file_batches
 from iqa_utils.images import augment, build_store
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
-from iqa_utils.workshop.footprint import Job, footprint, kind
-from iqa_utils.workshop.jobs import JOBS, Disk
-from iqa_utils.workshop.plan import make_plan, score_table, sets_of, values_of
+from iqa_utils.workshop.demo.distortions import as_image
+from iqa_utils.workshop.jobs import JOBS
+from iqa_utils.workshop.plan import (
+    Job,
+    footprint,
+    kind,
+    make_plan,
+    score_table,
+    sets_of,
+    values_of,
+)
 from iqa_utils.workshop.runs import ROOT, write_json
 
 Source = Callable[[int], Iterator[Batch]]
@@ -42,14 +51,10 @@ def true_size(
     scale: float = 1.0,
     publish: bool = False,
 ) -> dict[str, Any]:
-    """Train every kind of network of a profile for some steps and write what that took.
+    """Train every kind of network of a profile for some steps, after as many that warm up.
 
-    Args:
-        steps: Steps of each that are timed; as many before them warm up.
-        stems: Notebooks, by name or number.
-        profile: Whose networks, batch sizes, pixels and precision.
-        scale: Shrinks batches and sides; below 1 the mechanism is tried and nothing published.
-        publish: Copy the file to ``figures/true_size/CARD.json``, where plans find it.
+    A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` copies the file
+    to ``figures/true_size/CARD.json``, where plans find it.
 
     Returns:
         What is in ``runs/true_size/true_size.json``: ``peak`` is the measured TFLOP/s of matrix
@@ -66,11 +71,12 @@ def true_size(
         values = values_of(stem, profile)
         tables = {name: score_table(name, None) for name in sets_of(values)}
         for job in JOBS[stem[:2]](values, tables):
-            if not isinstance(job, Disk):
+            if isinstance(job, Job):
                 jobs.setdefault(kind(job), job)
     peak = {name: matrix_peak(name, device) for name in {job.precision for job in jobs.values()}}
-    rows = []
-    with tempfile.TemporaryDirectory(dir=_out_dir()) as folder:
+    path, rows = ROOT / "runs" / "true_size" / "true_size.json", []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for label, job in jobs.items():
             row = measure(_shrunk(job, scale), steps, device, Path(folder))
             row["of_peak"] = row.pop("flops_per_s") / peak[job.precision]
@@ -82,7 +88,7 @@ def true_size(
     rates = (card, {row["kind"]: row["images_per_s"] for row in rows})
     plans = [make_plan(stem, profile, official=True, rates=rates) for stem in stems]
     found["hours"] = {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
-    write_json(path := _out_dir() / "true_size.json", found)
+    write_json(path, found)
     if publish:
         target = ROOT / "figures" / "true_size" / f"{card.replace(' ', '-')}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +106,13 @@ def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[st
     source, waits = _source(job, network, steps, device, folder), []
 
     def batches(epoch: int) -> Iterator[Batch]:
-        stream, waited = source(epoch), 0.0
-        while True:
-            start = time.perf_counter()
-            batch = next(stream, None)
-            waited += time.perf_counter() - start
-            if batch is None:
-                break
+        stream, start = source(epoch), time.perf_counter()
+        waits.append(0.0)
+        for batch in stream:
+            waits[-1] += time.perf_counter() - start
             yield batch
-        waits.append(waited)
+            start = time.perf_counter()
+        waits[-1] += time.perf_counter() - start
 
     if job.steps:
         took = _train(network, job, batches, device)
@@ -164,7 +168,7 @@ def _source(job: Job, network: nn.Module, steps: int, device: torch.device, fold
     n = steps * job.batch
     rows, mos = np.arange(n), np.random.default_rng(0).normal(size=n)
     how: dict[str, Any] = {"batch_size": job.batch, "device": device}
-    if not job.is_image:
+    if job.size[0] != 3:  # of what a frozen network made of images
         vectors = torch.randn(n, *job.size, device=device)
         stream = partial(tensor_batches, vectors, rows, mos, seed=0, **how)
     else:
@@ -189,42 +193,28 @@ def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
     names = [f"{width}x{height}-{i:04d}.jpg" for i in range(n)]
     for i, name in enumerate(names):
         if not (folder / name).is_file():
-            generator = np.random.default_rng(i)
-            coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-            noisy = smooth + generator.normal(0, 6, smooth.shape)  # bytes a pixel of a photograph
-            pixels = noisy.clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name, quality=90)
+            rng = np.random.default_rng(i)
+            coarse = as_image(rng.uniform(0, 1, (24, 32, 3)))
+            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 255
+            noisy = smooth + rng.normal(0, 0.024, smooth.shape)  # bytes a pixel of a photograph
+            as_image(noisy).save(folder / name, quality=90)
     return names
 
 
 def matrix_peak(precision: str, device: torch.device) -> float:
-    """Measure the FLOP/s of a large matrix product in one precision, the best of five.
-
-    fp32 may use TF32 on a GPU, as convolutions do.
-    """
+    """Measure the FLOP/s of a large matrix product; fp32 may use TF32, as convolutions do."""
     n = 8192 if device.type == "cuda" else 512
     a = torch.randn(n, n, device=device, dtype=DTYPES[precision])
-    times, before = [], torch.get_float32_matmul_precision()
+    before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("high")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=threads)
+    seconds = timer.timeit(5).mean  # after a warm-up; the device is waited for
     torch.set_float32_matmul_precision(before)
-    return 2 * n**3 / min(times[1:])
+    return 2 * n**3 / seconds
 
 
 def _shrunk(job: Job, scale: float) -> Job:
-    if scale == 1.0 or not job.is_image:
+    if scale == 1.0 or job.size[0] != 3:
         return job
     sides = [max(round(side * scale), 64) for side in job.size[1:]]
     return replace(job, batch=max(round(job.batch * scale), 2), size=(job.size[0], *sides))
-
-
-def _out_dir() -> Path:
-    folder = ROOT / "runs" / "true_size"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

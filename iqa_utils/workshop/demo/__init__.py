@@ -26,17 +26,11 @@ def make_demo(
     seed: int = 0,
     sets: tuple[str, ...] = (),
 ) -> dict[str, int]:
-    """Make demo data sets; each appears whole or not at all.
+    """Make demo data sets, all if none is named; each appears whole or not at all.
 
-    Args:
-        root: Folder that gets one folder per set.
-        scale: 1 is small (about a thousand images in all, a third of the real side); at 64 every
-            set has about its official number of images, from 9 on their real side.
-        seed: Root seed; an image depends on seed, set and its number alone.
-        sets: Names out of :data:`SETS`, all if empty.
-
-    Returns:
-        Number of images made, by set.
+    At scale 1 they have about a thousand images in all, a third of the real side; at 64 about their
+    official number, from 9 on their real side. An image depends on seed, set and its number alone.
+    Returns the number of images by set.
     """
     if not 0 < scale <= 64:
         raise ValueError(f"expected a scale in (0, 64], got {scale}")

@@ -15,21 +15,9 @@ Distortion = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
 def distort(pixels: np.ndarray, name: str, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Distort a picture.
-
-    Args:
-        pixels: RGB in [0, 1], shape (H, W, 3).
-        name: A key of :data:`DISTORTIONS` or :data:`ALIASES`.
-        level: Strength from 1 (hardly visible) to 5 (bad); fractions are allowed.
-        rng: Chooses noise and places.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3), float32.
-    """
-    key = ALIASES.get(name, name)
-    if key not in DISTORTIONS:
-        raise KeyError(f"no distortion {name!r}; there are {', '.join(sorted(DISTORTIONS))}")
-    return np.clip(DISTORTIONS[key](pixels, level, rng), 0, 1).astype(np.float32)
+    """Distort RGB in [0, 1], shape (H, W, 3), from level 1 (hardly visible) to 5 (bad)."""
+    distortion = DISTORTIONS[ALIASES.get(name, name)]
+    return np.clip(distortion(pixels, level, rng), 0, 1).astype(np.float32)
 
 
 def encode(pixels: np.ndarray, file_format: str, **options: object) -> np.ndarray:
@@ -155,10 +143,6 @@ def _impulse(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.n
     return np.where(hit, rng.integers(0, 2, pixels.shape), pixels)
 
 
-def _multiplicative(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    return pixels * (1 + 0.05 * level * rng.normal(size=pixels.shape))
-
-
 def _denoised(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
     noisy = np.clip(_noise(pixels, 1 + level, rng), 0, 1)
     return ndimage.median_filter(noisy, size=(3 + 2 * int(level > 3),) * 2 + (1,))
@@ -228,14 +212,6 @@ def _quantise(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
     return np.round(pixels * steps) / steps
 
 
-def _sharpen(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
-    return pixels + 0.7 * level * (pixels - ndimage.gaussian_filter(pixels, (1.2, 1.2, 0)))
-
-
-def _contrast(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
-    return pixels.mean() + (pixels - pixels.mean()) * (1 - 0.16 * level)
-
-
 def _sparse(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
     kept = (rng.random(pixels.shape[:2]) > np.interp(level, (1, 5), (0.45, 0.93))).astype(float)
     width = 0.5 + 0.25 * level
@@ -261,7 +237,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "masked noise": _masked_noise,
     "high frequency noise": _high_noise,
     "impulse noise": _impulse,
-    "multiplicative noise": _multiplicative,
+    "multiplicative noise": lambda p, s, r: p * (1 + 0.05 * s * r.normal(size=p.shape)),
     "denoising": _denoised,
     "brighten": lambda p, s, _: p ** (1 / (1 + 0.25 * s)),
     "darken": lambda p, s, _: p ** (1 + 0.3 * s),
@@ -271,8 +247,8 @@ DISTORTIONS: dict[str, Distortion] = {
     "pixelate": _pixelate,
     "quantisation": _quantise,
     "colour block": _blocks,
-    "sharpen": _sharpen,
-    "contrast change": _contrast,
+    "sharpen": lambda p, s, _: p + 0.7 * s * (p - ndimage.gaussian_filter(p, (1.2, 1.2, 0))),
+    "contrast change": lambda p, s, _: p.mean() + (p - p.mean()) * (1 - 0.16 * s),
     "jpeg transmission errors": lambda p, s, r: _lost_packets(_jpeg(p, 1, r), s, r),
     "jpeg2000 transmission errors": lambda p, s, r: _ripples(_jpeg2000(p, 1, r), s, r),
     "lossy compression of noise": lambda p, s, r: _jpeg(np.clip(_noise(p, s, r), 0, 1), 2, r),

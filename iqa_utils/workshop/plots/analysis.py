@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from PIL import Image
 
-from iqa_utils.workshop.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE, plain_log, plain_name
 
 
 def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
@@ -32,19 +32,22 @@ def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
     axes.tick_params(axis="x", rotation=40)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
+    axes.set_title("Which indicators go with MOS, and with each other?")
     return axes
 
 
 def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None = None) -> Axes:
     """Draw the images in each MOS range, and the printed counts as open diamonds."""
-    bars = axes.bar(counts.index, counts.to_numpy(), color=PALETTE[0], label="here")
-    axes.bar_label(bars, fmt="{:.0f}", padding=3, size=9)
+    axes.plot(counts.index, counts, "o", color=PALETTE[0], markersize=8, label="here")
+    for place, count in enumerate(counts):
+        axes.annotate(f"{count:,.0f}", (place, count), (9, 0), textcoords="offset points", size=9)
     if printed is not None:
-        axes.plot(printed.index, printed, "D", color="0.1", fillstyle="none", label="paper")
-        axes.legend(loc="upper left")
+        style = {"color": "0.1", "fillstyle": "none", "markersize": 11, "label": "paper"}
+        axes.plot(printed.index, printed, "D", **style)
     axes.set(xlabel="MOS range, points", ylabel="images", yscale="log")
-    axes.set_ylim(0.8, 3 * float(counts.max()))
-    axes.grid(axis="x", visible=False)
+    axes.set(xlim=(-0.4, len(counts) - 0.2), title="How many images does each range hold?")
+    plain_log(axes.yaxis)
+    axes.legend(loc="upper left")
     return axes
 
 
@@ -55,10 +58,11 @@ def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
         place = np.arange(len(row)) + (i - (len(shares) - 1) / 2) * width
         hatch = ("", "//", "..")[i % 3]
         axes.bar(place, 100 * row, width, color=PALETTE[i], hatch=hatch, label=part)
-    axes.set(xlabel="MOS range, points", ylabel="share of the part, %")
+    axes.set(xlabel="MOS range, points", ylabel="share of the set, %")
     axes.set_xticks(range(shares.shape[1]), shares.columns)
     axes.legend()
     axes.grid(axis="x", visible=False)
+    axes.set_title("Does the split treat the ranges alike?")
     return axes
 
 
@@ -77,6 +81,7 @@ def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
     axes.hist(np.asarray(mos) / 20, bins=np.linspace(0, 5, 51), color=PALETTE[0])
     axes.set(xlabel="MOS / 20, bins of 0.1", ylabel="images", xlim=(0, 5))
     axes.legend(loc="upper left")
+    axes.set_title("Where do the labels lie?")
     return axes
 
 
@@ -89,6 +94,7 @@ def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
     axes.plot(ends, 25 * (ends - 1), "--", color="0.2", label="(MOS - 1) / 4 * 100")
     axes.set(xlabel="MOS on 1-5", ylabel="z-score MOS, points")
     axes.legend()
+    axes.set_title("Is one scale a copy of the other?")
     return axes
 
 
@@ -99,6 +105,7 @@ def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axe
     axes.plot(grid, np.sqrt((grid - 1) * (5 - grid)), "--", color="0.3", label="largest possible")
     axes.set(xlabel="MOS on 1-5", ylabel="SD of the votes", xlim=(1, 5), ylim=(0, 2.1))
     axes.legend(loc="upper right")
+    axes.set_title("How much do raters disagree?")
     return axes
 
 
@@ -110,6 +117,7 @@ def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
     axes.minorticks_off()
     axes.set(xlabel="votes drawn", ylabel="SRCC with the other votes")
     axes.legend(loc="lower right")
+    axes.set_title("How well do a few votes predict the others?")
     return axes
 
 
@@ -131,11 +139,12 @@ def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
     )
     for box, colour in zip(boxes["boxes"], colours, strict=True):
         box.set(facecolor=(*colour, 0.55))
-    labels = [f"{name} ({len(frame):,})" for name, frame in tables.items()]
+    labels = [f"{plain_name(name)} ({len(frame):,})" for name, frame in tables.items()]
     axes.set_yticks(range(1, len(tables) + 1), labels)
     axes.invert_yaxis()
     axes.set(xlabel="MOS, share of the set's scale (blue authentic, orange synthetic)", xlim=(0, 1))
     axes.grid(axis="y", visible=False)
+    axes.set_title("Which part of its scale does each set use?")
     return axes
 
 

@@ -1,12 +1,16 @@
 """Pictures of the audit of published numbers."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
-from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS
+from iqa_utils.workshop.claims import counts
+from iqa_utils.workshop.papers import papers
+from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS, set_theme
 
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),
@@ -90,6 +94,7 @@ def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_xlabel("mean correlation over data sets")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3)
+    axes.set_title("Can the printed means come from their own rows?", pad=26)
     return axes
 
 
@@ -119,6 +124,7 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
         axes.annotate(text, (row.x, row.printed), (column, row.place), **style)
     axes.set(xlabel="SRCC", ylabel="KRCC", xlim=(0.6, 1), ylim=(0.4, 0.95))
     axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("Do the printed rank correlations agree with each other?")
     return axes
 
 
@@ -139,6 +145,7 @@ def plot_floors(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_xlabel("printed error / least error that the printed correlation allows")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=8)
+    axes.set_title("Are the printed errors possible with the printed correlations?", pad=26)
     return axes
 
 
@@ -157,6 +164,7 @@ def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set(xticks=x, xticklabels=wide.columns, ylabel="gain, transformer / regressor output")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", visible=False)
+    axes.set_title("Does every image of a set get the same gain?")
     return axes
 
 
@@ -175,4 +183,28 @@ def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="SRCC")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.legend(loc="lower left", fontsize=8)
+    axes.set_title("How far do splits scatter around the printed medians?")
     return axes
+
+
+def draw_scoreboard(board: pd.DataFrame) -> Figure:
+    """Draw where each paper stands: a bar per paper and kind of answer, a colour per verdict."""
+    set_theme()
+    table = counts(board)
+    titles = [f"{papers()[paper].TITLE.split(':')[0]}, {kind}" for paper, kind in table.index]
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
+    left = np.zeros(len(table))
+    for verdict in [v for v in VERDICT_COLOURS if table[v].any()]:
+        width = table[verdict].to_numpy(dtype=float)
+        bars = axes.barh(range(len(table)), width, left=left, color=VERDICT_COLOURS[verdict])
+        bars.set_label(verdict)
+        for row, (start, size) in enumerate(zip(left, width, strict=True)):
+            if size >= 0.04 * table.to_numpy().sum(axis=1).max():
+                axes.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", size=8)
+        left = left + width
+    axes.set(xlabel="distinct quantities", yticks=range(len(table)), yticklabels=titles)
+    axes.set_title("Which printed numbers have been checked?", x=-0.3)
+    axes.invert_yaxis()
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.16), fontsize=8)
+    axes.grid(axis="y", visible=False)
+    return figure

@@ -6,6 +6,7 @@ carries the same meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -14,8 +15,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from pandas.io.formats.style import Styler
 
+from iqa_utils.datasets import DATASETS
+
+WORDS = {
+    "as_written": "as written",
+    "sqrt_inv": "square root of the inverse",
+    "method1": "method 1",
+    "method2": "method 2",
+    "method3": "method 3",
+}
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLOURS = {
     "reproduced": PALETTE[2],
@@ -44,6 +56,33 @@ def set_theme() -> None:
             "svg.hashsalt": "iqa",
         }
     )
+
+
+def text_table(table: pd.DataFrame) -> Styler:
+    """Show a table without its index, numbers at four decimals, sentences left-aligned."""
+    words = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    styler = table.style.hide().format(precision=4, na_rep="")
+    return styler.set_properties(subset=words, **{"text-align": "left"})
+
+
+def plain_name(key: object) -> str:
+    """Name a data set by its title and any other key by its words."""
+    text = str(key)
+    if text in DATASETS:
+        return DATASETS[text].title
+    return WORDS.get(text) or re.sub(r"\bss0(\d)", r"subset \1", text)
+
+
+def plain_log(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, 1, 2 and 5 of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend_beside(axes: Axes, title: str | None = None) -> None:
+    """Put the legend to the right of the axes, where no curve runs."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=8)
 
 
 def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> Axes:
@@ -75,12 +114,13 @@ def plot_intervals(
         low, high = part["ci_low"].astype(float), part["ci_high"].astype(float)
         axes.hlines(y, low, high, color=colour, linewidth=1.6)
         mark = markers[g % len(markers)]
-        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=name)
-    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
+        label = None if name is None else plain_name(name)
+        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=label)
+    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=map(plain_name, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     if group:
-        axes.legend(loc="best", fontsize=8)
+        legend_beside(axes)
     return axes
 
 
@@ -97,24 +137,7 @@ def plot_curves(
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel=xlabel, ylabel=ylabel or y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return axes
-
-
-def plot_verdicts(axes: Axes, counts: pd.DataFrame) -> Axes:
-    """Draw stacked bars: how many claims of each row got which verdict."""
-    left = np.zeros(len(counts))
-    for verdict in [v for v in VERDICT_COLOURS if v in counts.columns]:
-        width = counts[verdict].to_numpy(dtype=float)
-        bars = axes.barh(range(len(counts)), width, left=left, color=VERDICT_COLOURS[verdict])
-        bars.set_label(verdict)
-        for row, (start, size) in enumerate(zip(left, width, strict=True)):
-            if size >= 0.04 * counts.to_numpy().sum(axis=1).max():
-                axes.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", size=8)
-        left = left + width
-    axes.set(xlabel="published numbers", yticks=range(len(counts)), yticklabels=counts.index)
-    axes.invert_yaxis()
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
-    axes.grid(axis="y", visible=False)
+    legend_beside(axes)
     return axes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.workshop.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 DASHES = ("-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)))
 
@@ -23,7 +23,7 @@ def plot_ranges(axes: Axes, merged: pd.DataFrame, *, unit: str) -> None:
         axes.hlines(y, low, high, color=colour, linewidth=2)
         axes.hlines(y, five, high_five, color=colour, linewidth=9, alpha=0.6)
         axes.plot(middle, y, "o", color="white", markeredgecolor=colour, markersize=6)
-    labels = [f"{name} ({(merged['dataset'] == name).sum():,})" for name in names]
+    labels = [f"{plain_name(name)} ({(merged['dataset'] == name).sum():,})" for name in names]
     axes.set(xlabel=unit, yticks=range(len(names)), yticklabels=labels)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -38,10 +38,14 @@ def plot_histograms(
     axes.hist(scores, edges, density=True, color="0.8", label=title)
     for i, (name, values) in enumerate(labelled.items()):
         style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
-        style |= {"histtype": "step", "linewidth": 1.6, "label": f"{name}, MOS ({len(values):,})"}
+        style |= {
+            "histtype": "step",
+            "linewidth": 1.6,
+            "label": f"{plain_name(name)}, MOS ({len(values):,})",
+        }
         axes.hist(values, edges, density=True, **style)
     axes.set(xlabel=unit, ylabel="density")
-    axes.legend(fontsize=8)
+    legend_beside(axes)
 
 
 def plot_learning(axes: Axes, history: pd.DataFrame, *, unit: str, scale: float = 1.0) -> None:
@@ -79,9 +83,11 @@ def plot_growth(axes: Axes, table: pd.DataFrame, baselines: pd.Series) -> None:
 
 def plot_rates(axes: Axes, rates: pd.Series) -> None:
     """Draw images per second of each step of the pipeline, on a logarithmic axis."""
-    bars = axes.barh(rates.index, rates.to_numpy(dtype=float), color=PALETTE[0])
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
+    axes.plot(rates.to_numpy(dtype=float), rates.index, "o", color=PALETTE[0], markersize=8)
+    for row, rate in enumerate(rates):
+        axes.annotate(f"{rate:,.0f}", (rate, row), (9, 0), textcoords="offset points", size=8)
     axes.set(xscale="log", xlabel="images per second")
-    axes.margins(x=0.15)
+    axes.margins(x=0.2, y=0.1)
+    plain_log(axes.xaxis)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

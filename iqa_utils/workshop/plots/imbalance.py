@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.workshop.plots.common import PALETTE
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 MARKERS = "osD^vP*X<>hd"
 LINES = ("-", "--", "-.", ":", (0, (1, 3)))
@@ -33,11 +33,19 @@ def plot_weights(axes: Axes, weights: Mapping[str, np.ndarray], edges: np.ndarra
     """Draw the loss weight per bin (K,) of several methods; NaN leaves a gap."""
     centres = (edges[1:] + edges[:-1]) / 2
     for k, (name, values) in enumerate(weights.items()):
-        axes.plot(centres, values, linestyle=LINES[k], color=PALETTE[k], label=name, linewidth=1.6)
+        axes.plot(
+            centres,
+            values,
+            linestyle=LINES[k],
+            color=PALETTE[k],
+            label=plain_name(name),
+            linewidth=1.6,
+        )
     axes.axhline(1, color="0.4", linewidth=0.8)
     axes.set(xlabel="MOS", ylabel="loss weight (mean 1)", yscale="log")
     axes.set_xlim(edges[0], edges[-1])
-    axes.legend(fontsize=8)
+    plain_log(axes.yaxis)
+    legend_beside(axes)
 
 
 def plot_smoothed_statistics(
@@ -52,7 +60,7 @@ def plot_smoothed_statistics(
     axes.plot(centres[~held], own[~held], "x", color="0.55", markersize=4, label="empty, filled")
     axes.plot(centres, smoothed, color=PALETTE[1], linewidth=1.6, label="smoothed")
     axes.set(xlabel="MOS", ylabel="feature mean (its own unit)")
-    axes.legend(fontsize=8)
+    legend_beside(axes)
 
 
 def plot_range_errors(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
@@ -69,7 +77,7 @@ def plot_range_errors(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -
     axes.set(xlabel="range of MOS", ylabel="MAE (MOS points)")
     axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    legend_beside(axes)
 
 
 def plot_differences(
@@ -107,9 +115,11 @@ def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str])
         label = f"{method}: {rank:+.2f}"
         axes.scatter(rows["images"], rows["mae"], s=8 + 3 * rows["n"], label=label, **style)
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100, 200, 500], map(str, ticks))
+    axes.set_xlim(-0.2, 1.4 * table["images"].max())
     axes.set(xlabel="training images in the label bin", ylabel="test MAE of the bin (MOS points)")
-    legend = axes.legend(fontsize=8, title="rank correlation over bins", title_fontsize=8)
-    for handle in legend.legend_handles:
+    legend_beside(axes, title="rank correlation over bins")
+    for handle in axes.get_legend().legend_handles:
         handle.set_sizes([30])
 
 

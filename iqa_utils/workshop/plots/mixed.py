@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.workshop.plots.common import PALETTE
+from iqa_utils.models.costs import SIZES
+from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -19,7 +20,7 @@ def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
         bars = axes.barh(y, visits[mixing], height, color=PALETTE[k], label=mixing)
         axes.bar_label(bars, fmt="%.1f", padding=3, size=8)
     axes.set(xlabel="visits to an image in one epoch", yticks=range(len(visits)))
-    axes.set_yticklabels(visits.index)
+    axes.set_yticklabels(map(plain_name, visits.index))
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -67,8 +68,8 @@ def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
             colour = "white" if value < 0.65 else "black"
             axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, size=8)
     axes.set(xticks=range(table.shape[1]), yticks=range(table.shape[0]), ylabel=label)
-    axes.set_xticklabels(table.columns, rotation=30, ha="right")
-    axes.set_yticklabels(table.index)
+    axes.set_xticklabels(map(plain_name, table.columns), rotation=30, ha="right")
+    axes.set_yticklabels(map(plain_name, table.index))
     axes.grid(visible=False)
     return axes
 
@@ -87,12 +88,16 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
 
 
 def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
-    """Draw GMAC: a row per image size, a column per network."""
+    """Draw GMAC: a row per image size, named by side or data set; a column per network."""
     for k, name in enumerate(table):
         y = np.arange(len(table)) + 0.16 * (k - (len(table.columns) - 1) / 2)
         axes.plot(table[name], y, "osD^vP"[k], color=PALETTE[k], label=name, markersize=5)
     axes.set(xlabel="GMAC per image", xscale="log", yticks=range(len(table)))
-    axes.set_yticklabels(table.index)
+    sizes = [f"{SIZES[name][1]} x {SIZES[name][0]}" for name in table.index]
+    sets = ["" if name.isdigit() else f" ({plain_name(name)})" for name in table.index]
+    axes.set_yticklabels([size + name for size, name in zip(sizes, sets, strict=True)])
+    axes.set_ylabel("image, width x height in pixels")
+    plain_log(axes.xaxis)
     axes.invert_yaxis()
-    axes.legend(fontsize=8)
+    legend_beside(axes)
     return axes

@@ -17,7 +17,7 @@ MARKERS = "osD^vP*X"
 
 
 def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
-    """Draw how many images of each range an epoch of each sampler shows, on a logarithmic axis.
+    """Draw how many images of each range an epoch of each sampler shows.
 
     Args:
         axes: Where to draw.
@@ -27,13 +27,12 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
     n_bars = len(counts)
     for i, (name, row) in enumerate(counts.iterrows()):
         x = np.arange(len(row)) + 0.8 * (i - (n_bars - 1) / 2) / n_bars
-        hatch = ("", "//", "..", "xx", "\\\\")[i % 5]
-        style = {"color": PALETTE[i], "hatch": hatch, "edgecolor": "white"}
-        axes.bar(x, row, 0.8 / n_bars, label=f"{name}: {int(row.sum()):,}", **style)
+        label = f"{common.plain_name(name)}: {int(row.sum()):,}"
+        axes.plot(x, row, MARKERS[i % 8], color=PALETTE[i], markersize=7, label=label)
     axes.set(xticks=range(len(counts.columns)), xticklabels=counts.columns, yscale="log")
-    axes.set(xlabel="range of MOS", ylabel="images an epoch")
-    axes.set_ylim(max(0.5 * counts.to_numpy().min(), 0.5), None)
-    axes.legend(fontsize=8, ncols=n_bars, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set(xlabel="range of MOS", ylabel="images per epoch")
+    common.plain_log(axes.yaxis)
+    common.legend_beside(axes)
     return axes
 
 
@@ -55,10 +54,11 @@ def plot_range_errors(
         style = {"marker": MARKERS[i % 8], "color": PALETTE[i], "linewidth": 1, "capsize": 2}
         x = np.arange(len(ranges)) + offset
         ends = [part["value"] - part["ci_low"], part["ci_high"] - part["value"]]
-        axes.errorbar(x, part["value"], yerr=np.clip(ends, 0, None), label=method, **style)
+        style["yerr"] = np.clip(ends, 0, None)
+        axes.errorbar(x, part["value"], label=common.plain_name(method), **style)
     axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS")
     axes.set(ylabel="RMSE, MOS points", ylim=(0, None))
-    axes.legend(fontsize=8)
+    common.legend_beside(axes)
     return axes
 
 
@@ -89,8 +89,10 @@ def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
     for i, (_, part) in enumerate(cost.groupby("network", sort=False)):
         part = part.sort_values("images")
         axes.plot(part["images"], part["seconds"], color=PALETTE[i], linewidth=1, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="images an epoch", ylabel="seconds an epoch")
-    axes.legend(fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="images per epoch", ylabel="seconds per epoch")
+    common.plain_log(axes.xaxis)
+    common.plain_log(axes.yaxis)
+    common.legend_beside(axes)
     return axes
 
 

@@ -1,0 +1,164 @@
+"""What the README and the site print of our results, as Markdown; nothing is typed by hand."""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iqa_utils.workshop.claims import COMPARED, KINDS, counts
+from iqa_utils.workshop.runs import ROOT
+
+
+def address(name: str) -> str:
+    """Return a public address of the project, ``repository`` or ``pages``; empty where not set."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"].get("iqa", {}).get(name, "").rstrip("/")
+
+
+def notebook_head(stem: str) -> tuple[str, str]:
+    """Return title and question of a notebook."""
+    content = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))
+    lines = "".join(content["cells"][0]["source"]).split("\n")
+    question = next((line[2:] for line in lines if line.startswith("> ")), "")
+    return lines[0].removeprefix("# "), question
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Write a table without its index; ``|`` may not stand in a cell."""
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "| --- " * table.shape[1] + "|"]
+    cells = table.astype(object).fillna("").to_numpy()
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in cells)])
+
+
+def real_results(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results on real data, each once though a published run is found twice."""
+    return _unique(result for run in runs for result in run["results"] if result["data"] != "demo")
+
+
+def demo_results(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results that were on synthetic data, each once."""
+    return _unique(result for run in runs for result in run["results"] if result["data"] == "demo")
+
+
+def _unique(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(result, sort_keys=True): result for result in results}.values())
+
+
+def compared_by_kind(board: pd.DataFrame) -> str:
+    """Say how many distinct quantities were compared, by kind of answer, trained networks first."""
+    table = counts(board)[list(COMPARED)].groupby("kind").sum().sum(axis=1)
+    trained = int(table.get("trained here", 0))
+    rest = ", ".join(f"{table[k]} {k}" for k in KINDS[:3] if table.get(k, 0))
+    return (
+        f"{(board['role'] == '').groupby(board.index).first().sum()} distinct quantities in "
+        f"{board.index.nunique()} printed numbers. Compared so far: {trained} of trained networks"
+        f"{', ' + rest if rest else ''}."
+    )
+
+
+def layer_table(runs: list[dict[str, Any]]) -> str:
+    """Write which layer of each network carries most quality, on real photographs.
+
+    Layer and regressor have the smallest cross-validated error on the training images; their SRCC
+    is of the test images.
+    """
+    columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
+    rows = []
+    fields = ("network", "stage", "variant", "layer", "regressor")
+    for run in runs:
+        if (run["stem"], run["profile"]) != ("04_deep_features_gpr", "biq2021"):
+            continue
+        told = [(tuple(r[f] for f in fields), r) for r in run["results"]]
+        levels = {(place, r["metric"]): r for place, r in told if not r["baseline"]}
+        best = [place for place, r in told if (r["baseline"], r["metric"]) == ("BRISQUE", "SRCC")]
+        for place in dict.fromkeys(best):
+            network, stage, variant, layer, regressor = place
+            cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
+            for metric in ("SRCC", "SRCC within subset"):
+                row = levels[place, metric]
+                cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
+            if cells not in rows:
+                rows.append(cells)
+    return markdown(pd.DataFrame(rows, columns=columns))
+
+
+def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
+    """Write the published measurements of ``make bench``.
+
+    One row per implementation: both times, the ratio (with the goal where it is missed), and the
+    largest difference between the results beside the one allowed.
+    """
+    rows, machines = [], set()
+    for file in _measurements(folder):
+        machine = file["machine"]
+        told = f"{machine['device']}, {machine['cpus']} CPU cores, torch {machine['torch']}"
+        machines.add(told)
+        for record in file["results"]:
+            gate = f"{record['gate']['difference']:.1g}, {record['gate']['allowed']:.1g}"
+            for name, ratio in record["ratios"].items():
+                times = ["", name]
+                if legs := record.get("seconds_per_unit"):
+                    both = (next(iter(legs)), name)
+                    times = [f"{leg}: {_time(legs[leg]['median'])}" for leg in both]
+                goal = record.get("goal") or 0
+                reached = f"{ratio:.1f}x" + (f", goal of {goal}x missed" if ratio < goal else "")
+                rows.append([record["title"], *times, reached, gate])
+    if not rows:
+        return "No measurements are published."
+    columns = ["what", "naive", "ours", "ratio", "difference, allowed"]
+    table = markdown(pd.DataFrame(rows, columns=columns))
+    return f"{table}\n\nMedians on {'; '.join(sorted(machines))}."
+
+
+def speed_line() -> str:
+    """Say in one line what the published measurements of ``make bench`` are."""
+    files = _measurements(ROOT / "figures" / "benchmarks")
+    records = [record for file in files for record in file["results"]]
+    ratios = sorted(r for record in records for r in record["ratios"].values())
+    if not ratios:
+        return "No measurements are published."
+    return (
+        f"{len(records)} jobs measured against what one would write first, with equal results: "
+        f"{ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {ratios[len(ratios) // 2]:.0f}x."
+    )
+
+
+def _measurements(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def _time(seconds: float) -> str:
+    for unit, size in {"s": 1, "ms": 1e-3}.items():
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def needs_table() -> str:
+    """Write what the ``paper`` profiles ask for, from official numbers."""
+    from iqa_utils.datasets import DATASETS
+    from iqa_utils.workshop.notebooks import notebook_stems
+    from iqa_utils.workshop.plan import ASSUMED, make_plan
+
+    columns = ["`paper` profile of", "data", "trainings", "images seen", "disk, and for a moment"]
+    columns += ["GPU memory", "hours on one large GPU"]
+    rows, computed, idle = [], False, []
+    for stem in notebook_stems():
+        plan = make_plan(stem, "paper", official=True)
+        if not plan["jobs"]:
+            idle.append(stem[:2])
+            continue
+        computed |= "computed" in plan["source"]
+        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
+        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
+        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
+        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
+        rows.append([*cells, f"{plan['memory'] / 1e9:.1f} GB"])
+        rows[-1].append(f"{plan['hours']:.1f}, {plan['source']}")
+    rows.append([", ".join(idle), "annotation files, results of the others", "none", *[""] * 4])
+    text = markdown(pd.DataFrame(rows, columns=columns))
+    text += "\n\nGPU memory is that of weights, gradients, moments and activations in one step."
+    return text + f" Computed: networks alone, with {ASSUMED}." * computed

@@ -1,0 +1,99 @@
+"""A sixth paper is six things to write; everything else finds it by its name.
+
+``tests/sixth_paper`` holds them as they would lie in the repository: ledger rows (in the files of
+``data``), its file in ``workshop/papers``, a notebook, its parameters, one module and its test.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TOY = Path(__file__).with_name("sixth_paper")
+STEPS = """
+import json, pytest
+from pathlib import Path
+from iqa_utils.workshop import claims, notebooks, papers, readme, report, sweeps
+from iqa_utils.workshop.rehearsal import rehearse
+from iqa_utils.workshop.runs import ROOT, find_runs
+
+assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_brightness.py"]) == 0
+assert list(papers.papers())[-1] == "toy2030"
+assert [job.stem for job in sweeps.read_grid(sweeps.grid_path("paper"))] == ["90_toy"]
+assert notebooks.run_notebooks(["90"]) == []
+assert rehearse(["90"]) == []
+assert notebooks.run_notebooks(["90"], profile="paper", publish_results=True) == []
+found = find_runs()
+board = claims.compare(report.real_results(found), "toy2030")
+readme.update_readme()
+index = report.build_report(runs=found)
+told = {"verdicts": board["verdict"].tolist(), "reasons": board["reason"].tolist()}
+told |= {"demo": len(report.demo_results(found)), "coverage": claims.coverage().query(
+    "paper == 'toy2030'")[["covered", "notebook"]].values.tolist()}
+told |= {"site": str(index.parent), "rehearsed": (ROOT / "runs/rehearsal/90_toy").is_dir()}
+Path("told.json").write_text(json.dumps(told))
+"""
+
+
+def write_set(folder: Path, *, demo: bool) -> None:
+    """Write sixty small images whose score is their brightness."""
+    folder.mkdir(parents=True)
+    levels = np.random.default_rng(0).permutation(np.arange(60)) * 4
+    for i, level in enumerate(levels):
+        Image.new("RGB", (8, 6), (int(level),) * 3).save(folder / f"{i:02d}.png")
+    table = pd.DataFrame({"image": [f"{i:02d}.png" for i in range(60)], "mos": levels / 50})
+    table.to_csv(folder / "scores.csv", index=False)
+    if demo:
+        (folder / "demo.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of the repository without the other notebooks, with the sixth paper in it."""
+    house = tmp_path_factory.mktemp("house")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "iqa_utils", house / "iqa_utils", ignore=ignored)
+    data = shutil.ignore_patterns("demo", "rehearsal", "splits")
+    shutil.copytree(ROOT / "data", house / "data", ignore=data)
+    shutil.copy(ROOT / "README.md", house)
+    shutil.copytree(TOY / "notebooks", house / "notebooks")
+    (house / "workflow" / "grids").mkdir(parents=True)
+    (house / "workflow" / "grids" / "paper.yaml").write_text("{}")
+    for path in (TOY / "data").iterdir():
+        target = house / "data" / path.name
+        target.write_text(target.read_text() + path.read_text())
+    kept = shutil.ignore_patterns("data", "__pycache__")
+    shutil.copytree(TOY, house, ignore=kept, dirs_exist_ok=True)
+    write_set(house / "data/real/table", demo=False)
+    write_set(house / "data/demo/table", demo=True)
+    return house
+
+
+def test_a_sixth_paper_is_found_by_everything_that_lists_papers(house):
+    environment = os.environ | {"PYTHONPATH": str(house), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS], cwd=house, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    told = json.loads((house / "told.json").read_text())
+    assert told["verdicts"] == ["reproduced", "not run"]
+    assert told["reasons"][1] == "the second camera of the paper is not public"
+    assert told["coverage"] == [[1, "90_toy"], [0, ""]]
+    assert told["demo"] == 1
+    assert told["rehearsed"]
+    text = (house / "README.md").read_text()
+    assert "| Toy 2030 | trained here | 1 | 1 | 0 |" in text  # one reproduced
+    assert "[90 · Toy](notebooks/90_toy.ipynb)" in text
+    assert "Brightness ranks the photographs of one camera." in text
+    site = Path(told["site"])
+    pages = "".join(path.read_text() for path in site.rglob("*.html"))
+    assert "Toy 2030: brightness as quality" in pages
+    assert "90_toy" in pages
