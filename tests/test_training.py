@@ -277,6 +277,23 @@ def test_an_interrupt_inside_the_process_leaves_the_handler_as_it_was(tmp_path):
     assert_same_outcome(network, train(network, optimizer, scheduler, checkpoint_dir=tmp_path))
 
 
+def test_a_rate_that_falls_inside_an_epoch_is_written_down_alike_after_a_kill(tmp_path):
+    steps = []
+
+    def step(model, batch):
+        steps.append(1)
+        if len(steps) == 5:
+            raise InterruptedError
+        return mse_loss(model(*batch.inputs), batch.mos)
+
+    options = {"epochs": 2, "schedule_each": "batch", "save_seconds": 0, "step": step}
+    with pytest.raises(InterruptedError):
+        train(*make(), checkpoint_dir=tmp_path, **options)
+    result = train(*make(), checkpoint_dir=tmp_path, **options)
+    expected = train(*make(), **options)
+    assert without_time(result.history).equals(without_time(expected.history))
+
+
 def test_a_shorter_training_is_read_off_a_longer_one(tmp_path):
     short = make()
     expected = train(*short, epochs=2)

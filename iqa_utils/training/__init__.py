@@ -196,7 +196,7 @@ def fit(
             _train_mode(model)
             watch = _LossWatch(state.epoch, every=1 if device.type == "cpu" else CHECK_EVERY)
             started = time.perf_counter() - state.seconds
-            learning_rate = optimizer.param_groups[0]["lr"]
+            state.rate = state.rate or optimizer.param_groups[0]["lr"]
             for number, batch in enumerate(train_batches(state.epoch)):
                 if compiled is not None and number == 0:
                     compiled.see(batch)
@@ -217,7 +217,7 @@ def fit(
             row = {
                 "epoch": state.epoch + 1,
                 "train_loss": state.loss_sum.item() / state.images,
-                "lr": learning_rate,
+                "lr": state.rate,
                 "images": state.images,
                 "seconds": time.perf_counter() - started,
             }

@@ -36,7 +36,7 @@ class TrainingState:
 
     def _start_epoch(self) -> None:
         self.batches, self.images, self.loss_sum, self.seconds = 0, 0, torch.zeros(()), 0.0
-        self.random = {}
+        self.random, self.rate = {}, 0.0  # the learning rate that the epoch began with
 
     def describe(self) -> dict[str, Any]:
         """Tell apart trainings that differ in what they train and how."""
@@ -93,7 +93,8 @@ class TrainingState:
         if finished:
             return outcome
         position = {
-            k: getattr(self, k) for k in ("batches", "images", "loss_sum", "seconds", "random")
+            k: getattr(self, k)
+            for k in ("batches", "images", "loss_sum", "seconds", "random", "rate")
         }
         position["threads"] = torch.get_num_threads()
         return outcome | position | {k: part.state_dict() for k, part in self.parts.items()}
