@@ -16,6 +16,8 @@ from torch import nn
 RANDOM, HUB, SHIPPED = ("random", "hub", "shipped")
 SHIPPED_BACKBONE = "tf_efficientnet_lite0"
 SHIPPED_FILE = Path(__file__).parent / "weights" / "quality.safetensors"
+# of Keras, where its weights come from; with timm's 1e-5 pooled features differ by 4 %
+BATCH_NORM_EPSILON = {"legacy_xception": 1e-3}
 
 
 def create_backbone(name: str, *, pretrained: str | Path, **options: Any) -> nn.Module:
@@ -41,15 +43,23 @@ def create_backbone(name: str, *, pretrained: str | Path, **options: Any) -> nn.
     if not timm.is_model(name):
         raise ValueError(f"backbone must be a timm model name, got {name!r}")
     if pretrained == HUB:
-        return _from_hub(name, **options)
+        return _with_epsilon(name, _from_hub(name, **options))
     if pretrained == SHIPPED and name != SHIPPED_BACKBONE:
         raise ValueError(f"pretrained='shipped' is a {SHIPPED_BACKBONE}, got backbone {name!r}")
-    network = timm.create_model(name, pretrained=False, **options)
+    network = _with_epsilon(name, timm.create_model(name, pretrained=False, **options))
     if pretrained == SHIPPED:
         return _load_shipped(network)
     if pretrained != RANDOM:
         names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
         load_weights(network, pretrained, classifier=(names,) if isinstance(names, str) else names)
+    return network
+
+
+def _with_epsilon(name: str, network: nn.Module) -> nn.Module:
+    """Give batch normalisation the epsilon of the library that trained the weights."""
+    for module in network.modules() if name in BATCH_NORM_EPSILON else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = BATCH_NORM_EPSILON[name]
     return network
 
 

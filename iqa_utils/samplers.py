@@ -47,12 +47,11 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
             has fewer than three ranges with images.
 
     Note:
-        The paper defines cross-sampling twice (section 2.2.3 is ``rule``, section 3.2 the three
-        methods). A ratio up to 2 is not mentioned in the rule: nothing is removed then. Method 2
-        counts on the training set, where its example (two ranges doubled) holds.
+        The rule does not mention a ratio up to 2: nothing is removed then. Method 2 counts on the
+        training set, where its example (two ranges doubled) holds.
 
     References:
-        Lehmann and Rokita, Machine Graphics & Vision 2023, sections 2.2.3 and 3.2.
+        Lehmann and Rokita, Machine Graphics & Vision 2023, sections 2.2.3 (rule) and 3.2.
 
     Example:
         >>> range_quotas([10, 40, 100], "rule").tolist()
@@ -133,9 +132,8 @@ def mixed_batches(
     """Draw the batches of one epoch over several data sets.
 
     ``released``: index i of the largest set takes image i modulo n of *every* set of n images, so
-    a batch of 32 indices holds 32 images of each of S sets: 192 for six. An epoch visits the
-    largest set once and cycles through the others. ``proportional``: every image of every set
-    once, shuffled together, so a set has the share of a batch that it has of all images.
+    an epoch visits the largest set once and cycles through the others. ``proportional``: every
+    image of every set once, shuffled together.
 
     Args:
         sizes: Training images of each set, S values.
@@ -145,8 +143,7 @@ def mixed_batches(
         epoch: Counted from 0.
 
     Returns:
-        One array a batch with columns (set, row in the set), int64, shape (B, 2). The last batch
-        may be smaller, and under ``proportional`` a batch may hold one image of a set or none.
+        One array per batch with columns (set, row in the set), int64, shape (B, 2).
 
     Raises:
         ValueError: If the mixing is unknown, a set is empty, or the batch size is not positive.

@@ -192,6 +192,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 import iqa_utils.files as files
+from iqa_utils.files import write_json
 from iqa_utils.workshop import runs
 from iqa_utils.images import build_store
 folder, what = Path(sys.argv[1]), sys.argv[2]

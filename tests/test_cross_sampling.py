@@ -45,7 +45,7 @@ def notebook(store, folder, *, mos=MOS, split=SPLIT, **changes):
     frame = pd.DataFrame({"image": store.names, "reference": store.names})
     space = dict(values, parameters=values, mos=mos, rows=rows, store=store, frame=frame)
     space |= {"numbers": torch.tensor(numbers), "training_mos": mos[rows["training"]]}
-    space |= {"data": "demo", "device": "cpu", "weights": None}
+    space |= {"data": "demo", "device": "cpu", "weights": "random"}
     space["counts"] = np.histogram(space["training_mos"], values["EDGES"])[0]
     space["run"] = SimpleNamespace(checkpoints_dir=folder / "checkpoints")
     cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
@@ -164,6 +164,49 @@ def test_a_notebook_stopped_inside_an_epoch_ends_with_the_same_numbers(store, tm
     assert len(steps) - again - again == 9  # nothing finished ran twice
     assert runs.predictions.equals(expected.predictions)
     assert runs.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+
+
+def test_equal_steps_go_on_from_equal_epochs_and_show_as_many_images(store, tmp_path):
+    one = notebook(store, tmp_path, EPOCHS=2, EDGES=[0, 15, 75, 100])
+    scenarios = {name: one.BASE | {"sampler": name} for name in ("none", "method1")}
+    shorter = one.train_all("samplers", scenarios, 1, "total")
+    runs = one.train_all("samplers", scenarios, 1, "total", equal_steps=True)
+    assert runs.predictions.equals(shorter.predictions)  # read off, to the last bit
+    seen = runs.cost.set_index("method")["images seen"]
+    per_epoch = 3 * one.counts.min()  # of method 1
+    assert seen["none"] == 2 * 16
+    assert abs(seen["method1"] - 2 * 16) <= per_epoch / 2
+    assert set(runs.longer["stage"]) == {"equal steps"}
+    rates = runs.history.query("method == 'method1'")["lr"].to_numpy()
+    assert len(rates) == round(2 * 16 / per_epoch) > 2
+    np.testing.assert_allclose(rates, np.resize([1e-3, 5e-4], len(rates)))
+
+
+def test_the_criterion_sums_root_mean_squares_of_the_ranges_or_their_squares(store, tmp_path):
+    one = notebook(store, tmp_path)
+    true = one.mos[one.rows["validation"]]
+    error = np.array([4.0, 4.0, 4.0, 4.0])
+    one.space["predict"] = lambda *_, **__: true + error
+    found = one.validate(None, store, "fp32")
+    ranges = np.unique(np.digitize(true, one.EDGES[1:-1]), return_counts=True)[1]
+    n = (ranges > 1).sum()  # a range with one image has no error
+    assert found["val_range_sum"] == pytest.approx(4 * n)
+    assert found["val_range_mse_sum"] == pytest.approx(16 * n)
+
+
+def test_copies_pass_the_frozen_layers_anew(store, tmp_path):
+    one = notebook(store, tmp_path, FROZEN="blocks.1")
+    rows = np.array([3, 7, 3, 3])
+    black = lambda pixels, generator: torch.zeros_like(pixels)  # noqa: E731
+    (batch,) = one.batches(rows, store, seed=0, copies=black)
+    (plain,) = one.batches(rows, store, seed=0)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (one.MEAN, one.STD))
+    stem = one.frozen_branch().eval().stem
+    expected = stem((torch.zeros(1, 3, 40, 48) - mean) / std)[0]
+    changed = [not torch.equal(a, b) for a, b in zip(batch.inputs[0], plain.inputs[0], strict=True)]
+    assert sum(changed) == 2  # of the three showings of image 3 the first stays
+    for at in np.flatnonzero(changed):
+        torch.testing.assert_close(batch.inputs[0][at], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_frozen_layers_are_applied_once_and_mirrored(store, tmp_path):

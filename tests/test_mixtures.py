@@ -52,7 +52,7 @@ def make_sets():
         noise = torch.randn(len(frame), 96, 2, 2, generator=generator)
         level = torch.tensor((frame["mos"] / frame["mos"].max()).to_numpy()).float()
         noise[:, :48] *= 0.2 + 3 * level[:, None, None, None]
-        pixels[name] = TrunkMaps(noise.permute(0, 2, 3, 1), key=name)
+        pixels[name] = TrunkMaps(noise.to(memory_format=torch.channels_last), key=name)
     return frames, pixels
 
 
@@ -60,7 +60,7 @@ def notebook(tmp_path, frames, pixels, *, fractions=(0.6, 0.2, 0.2), **parameter
     """Define what notebook 03 trains with on other data; returns its names."""
     space = default_parameters(NOTEBOOK) | SETTINGS | parameters
     splits = [split_sets(frames, fractions=fractions, seed=k) for k in range(2)]
-    space |= {"frames": frames, "pixels": pixels, "splits": splits, "weights": None}
+    space |= {"frames": frames, "pixels": pixels, "splits": splits, "weights": "random"}
     space |= {"sizes": {name: len(frame) for name, frame in frames.items()}, "device": "cpu"}
     starts = ("import inspect", "shape =", "def fit_options", "def train", "def tested")
     for start in starts:

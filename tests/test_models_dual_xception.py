@@ -1,5 +1,7 @@
 """Dual-Xception: the constructions by their parameter counts, and what each input does."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -173,3 +175,39 @@ def test_real_weights_reach_the_image_trunk_only(real_weights):
     assert torch.equal(image.conv_stem.weight, state["conv_stem.weight"])
     assert number.conv_stem.weight.shape[1] == 4
     assert not torch.equal(number.conv_head.weight, state["conv_head.weight"])
+
+
+# Keras's batch normalisation
+
+
+def test_xception_normalises_with_the_epsilon_that_its_weights_were_trained_with():
+    norms = [
+        m for m in PooledTrunk("legacy_xception", 3).modules() if isinstance(m, nn.BatchNorm2d)
+    ]
+    norm = norms[0].eval()
+    values, mean, variance = [-2.0, 0.5, 3.0], 0.5, 0.0015
+    with torch.no_grad():
+        norm.running_mean[0], norm.running_var[0] = mean, variance
+        norm.weight[0], norm.bias[0] = 3.0, -1.0
+        maps = torch.zeros(3, norm.num_features, 1, 1)
+        maps[:, 0, 0, 0] = torch.tensor(values)
+        found = norm(maps)[:, 0, 0, 0]
+    # 3 (x - 0.5) / sqrt(0.0015 + 0.001) - 1 = 60 (x - 0.5) - 1
+    torch.testing.assert_close(found, torch.tensor([-151.0, -1.0, 149.0]))
+    assert {norm.eps for norm in norms} == {1e-3}
+
+
+WEIGHTS = Path(__file__).parents[2] / "shared/weights"
+XCEPTION = WEIGHTS / "legacy_xception-imagenet-trunk-fp16.safetensors"
+
+
+@pytest.mark.skipif(not XCEPTION.is_file(), reason="the weights of Xception are not at hand")
+def test_the_whole_xception_is_that_of_keras():
+    # from an independent run: epsilon 1e-5 and 0.00099 added to every stored variance
+    stored = {1388: 1.7696006, 1292: 1.2868942, 461: 1.2859826, 684: 1.2811843, 1311: 1.2193688}
+    trunk = PooledTrunk("legacy_xception", 3, pretrained=XCEPTION).eval()
+    ramp = torch.linspace(-1, 1, 72 * 72).view(1, 1, 72, 72)
+    with torch.no_grad():
+        features = trunk(torch.cat([ramp, ramp.mT, -ramp], 1))[0]
+    expected = torch.tensor(list(stored.values()))
+    torch.testing.assert_close(features[list(stored)], expected, rtol=1e-4, atol=0)

@@ -84,9 +84,10 @@ def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
     values, jobs = jobs_of("02", "paper")
     shown = {one.name: one for one in jobs}
     for name, images in zip(samplers.METHODS, (7058, 645, 903, 2193, 1826), strict=True):
-        for method in (name, f"KonCept512, {name}"):
-            assert shown[method].images == 60 * images
-            assert shown[method].steps == 60 * (images // 4 + (images % 4 > 1))  # no lone image
+        equal_steps = round(60 * 7058 / images)  # the samplers, not their rivals
+        for method, epochs in ((name, equal_steps), (f"KonCept512, {name}", 60)):
+            assert shown[method].images == epochs * images
+            assert shown[method].steps == epochs * (images // 4 + (images % 4 > 1))  # no lone image
     assert sum(one.count for one in jobs) == 210  # "512x384" is "Images" again
     assert len(sampling_runs(values)) == 220
 
@@ -95,7 +96,7 @@ def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
 def test_02_is_planned_as_its_cells_train_it(profile):
     values, called = plan.values_of("02", profile), []
 
-    def train_all(stage, scenarios, n_runs, select, size=tuple(values["SIZE"])):
+    def train_all(stage, scenarios, n_runs, select, size=tuple(values["SIZE"]), equal_steps=False):
         for name, scenario in scenarios.items():
             called.extend((name, scenario, select, seed, size) for seed in range(n_runs))
         return MagicMock()
@@ -122,12 +123,13 @@ def test_the_demo_of_02_trains_what_its_samplers_draw():
     for one in jobs:
         if one.name in samplers.METHODS:
             drawn = samplers.cross_sample(training, one.name, **draw)
-            assert one.images == values["EPOCHS"] * len(drawn)
+            epochs = max(values["EPOCHS"], round(values["EPOCHS"] * len(training) / len(drawn)))
+            assert one.images == epochs * len(drawn)
 
 
 def test_overrides_of_single_trainings_are_planned():
     own = {"method1": {"EPOCHS": 7, "N_RUNS": 3, "PRECISION": "bf16", "COMPILE": True}}
-    _, jobs = jobs_of("02", "demo", OVERRIDES=own, N_RUNS=1)
+    _, jobs = jobs_of("02", "demo", OVERRIDES=own, N_RUNS=1, EQUAL_STEPS=False)
     changed = {one.name: one for one in jobs}
     one = changed["method1"]
     assert (one.count, one.precision, one.compile) == (3, "bf16", True)

@@ -26,7 +26,7 @@ ALLOWED = {
         "BACKBONE": SMALL, "KONCEPT_BACKBONE": SMALL, "PLANE_SIZE": PIXELS,
         "PRECISION": "no bf16 on a CPU", "COMPILE": "likewise",
         "SIZE": PIXELS, "RESOLUTIONS": PIXELS, "STEP": PIXELS, "EPOCHS": SHORT, "N_RUNS": SHORT,
-        "N_RUNS_MODELS": SHORT,
+        "N_RUNS_MODELS": SHORT, "STEP_BACKBONES": SMALL,
     },
     "03_mixed_datasets": {
         "BACKBONE": SMALL, "SIZE": PIXELS, "EPOCHS": SHORT, "N_SPLITS": SHORT,

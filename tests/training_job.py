@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import StepLR
 
 from iqa_utils.backbones import freeze_batch_statistics
-from iqa_utils.training import constant_then_halved as halved
 from iqa_utils.training import fit, mean_loss, predict, tensor_batches
 
 FEATURES = torch.randn(44, 5, generator=torch.Generator().manual_seed(3))
@@ -37,7 +37,7 @@ def make(*, dropout: float = 0.3, frozen: bool = False):
     if frozen:
         freeze_batch_statistics(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    return network, optimizer, halved(optimizer, every=2)
+    return network, optimizer, StepLR(optimizer, 2, gamma=0.5)
 
 
 def evaluate(network: nn.Module) -> dict[str, float]:

@@ -85,7 +85,7 @@ def teacher_pass(
         folder: Where the files lie; made if missing.
         batch_size: Images per forward pass.
         part_size: Images per parquet file, the most that a kill costs.
-        device: Where the network runs.
+        device: Where the network runs, in ``precision``.
         precision: ``"fp32"`` or ``"bf16"``.
         on_bad_image: ``"raise"`` stores what was scored and names the image; ``"drop"`` stores it
             without a score and with the reason.
@@ -140,9 +140,8 @@ def run_passes(
 ) -> tuple[UnlabelledSet, dict[str, np.ndarray]]:
     """Let every teacher score a set of images, each in its folder ``HASH-HEIGHTxWIDTH``.
 
-    Options are those of :func:`teacher_pass`; under ``on_bad_image="raise"`` no stored pass may
-    have dropped an image either. Returns the images that could be decoded, and their scores by
-    teacher, each of shape (N,).
+    Returns the images that could be decoded, and their scores by teacher, each of shape (N,);
+    under ``on_bad_image="raise"`` no stored pass may have dropped an image either.
     """
     passes, errors = {}, []
     for name, teacher in teachers.items():

@@ -145,8 +145,9 @@ def merge_scores(
             unknown.
 
     Note:
-        The paper trains its teacher on merged scores that are not public and cites another work
-        for the merging; this is a construction of ours with the same aim.
+        The paper's teacher learned scores merged by Kaipio, Ponomarenko and Egiazarian, "Merging
+        of MOS of large image databases", MMSP 2020. Those scores are not public and their method is
+        not used here: this construction of ours has the same aim.
     """
     if method not in ("monotone", "linear"):
         raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")

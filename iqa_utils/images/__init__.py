@@ -9,7 +9,8 @@ until they are on the device; normalisation and augmentation happen there, on wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from iqa_utils.images.decode_once import Fit, finished_folder
 if TYPE_CHECKING:  # imported where it is used: decoding and measuring files need no torch
     import torch
     from torch import Tensor
+
+    from iqa_utils.images.on_device import Transfer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -53,7 +56,8 @@ class ImageStore:
         self._starts = index["starts"]
         # copy-on-write: torch gets writable memory, the file never changes
         self._bytes = torch.from_numpy(np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="c"))
-        self._buffers: dict[torch.device, Tensor] = {}
+        self._transfers: dict[torch.device, Transfer] = {}
+        self._resident: dict[torch.device, Tensor] = {}  # all pixels, where a GPU holds them
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,7 +82,8 @@ class ImageStore:
 
         Args:
             indices: Rows, B values.
-            device: Where the batch goes; by way of pinned memory if it is a GPU.
+            device: Where the batch goes. A GPU whose memory holds the store gets all of it, once;
+                else batches go by way of two pinned buffers.
         """
         import torch
 
@@ -89,9 +94,8 @@ class ImageStore:
             )
         height, width = self.sizes[0].tolist()
         rows = torch.from_numpy(_row_numbers(indices))  # (B,)
-        buffer = self._buffer((len(rows), height * width * 3), device)
-        torch.index_select(self._bytes.view(len(self), -1), 0, rows, out=buffer)
-        return buffer.to(device).view(-1, height, width, 3).permute(0, 3, 1, 2)
+        gathered = self._gather(lambda pixels: pixels.view(len(self), -1), rows, device)
+        return gathered.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
     def crops(
         self,
@@ -121,22 +125,33 @@ class ImageStore:
         if generator is not None:
             share = torch.rand(room.shape, dtype=torch.float64, generator=generator).numpy()
         corners = (share * (room + (generator is not None))).astype(int)
-        buffer = self._buffer((len(indices), height, width, 3), device)
-        for slot, i, (top, left) in zip(buffer, indices, corners, strict=True):
-            crop = self.image(i)[:, top : top + height, left : left + width]
-            slot.copy_(crop.permute(1, 2, 0))
-        return buffer.to(device).permute(0, 3, 1, 2)
+        first = np.asarray(self._starts)[indices] + 3 * (
+            corners[:, 0] * self.sizes[indices, 1] + corners[:, 1]
+        )
+        lines = 3 * np.arange(height) * self.sizes[indices, 1:]  # (B, height)
+        lines = torch.from_numpy((first[:, None] + lines).ravel())
+        gathered = self._gather(lambda pixels: pixels.unfold(0, 3 * width, 1), lines, device)
+        return gathered.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
-    def _buffer(self, shape: tuple[int, ...], device: str | torch.device) -> Tensor:
-        """Return memory for a batch on its way to a device, pinned where that is a GPU."""
+    def _gather(
+        self, pieces: Callable[[Tensor], Tensor], rows: Tensor, device: str | torch.device
+    ) -> Tensor:
+        """Return some pieces of the pixels, (R, bytes of a piece), on a device."""
         import torch
 
-        device, n_bytes = torch.device(device), int(np.prod(shape))
-        kept = self._buffers.get(device)
-        if kept is None or len(kept) < n_bytes:
-            pin = device.type == "cuda"
-            kept = self._buffers[device] = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pin)
-        return kept[:n_bytes].view(shape)
+        from iqa_utils.images.on_device import Transfer, fits
+
+        device = torch.device(device)
+        if device not in self._resident and fits(len(self._bytes), device):
+            self._resident[device] = self._bytes.to(device)
+        if device in self._resident:
+            rows = rows.to(device, non_blocking=True)
+            return pieces(self._resident[device]).index_select(0, rows)
+        transfer = self._transfers.setdefault(device, Transfer(device))
+        table = pieces(self._bytes)
+        buffer = transfer.buffer((len(rows), table.shape[1]))
+        torch.index_select(table, 0, rows, out=buffer)
+        return transfer.send(buffer)
 
 
 def build_store(
@@ -201,12 +216,22 @@ def to_float(
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
     n, _, height, width = batch.shape
-    mean, std = (torch.tensor(values, device=batch.device) for values in (mean, std))
     # whole pixel rows at once: an inner axis of three channels is twice as slow
-    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)  # (W * 3,)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, batch.device)
     rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
     rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype or torch.float32)
     return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
+
+
+@lru_cache(maxsize=16)  # a copy to a GPU waits for it
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return what a row of ``width`` pixels is multiplied by, and what is taken off, (W * 3,)."""
+    import torch
+
+    mean, std = (torch.tensor(values, device=device) for values in (mean, std))
+    return (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
 
 
 def augment(
@@ -248,11 +273,9 @@ def augment(
             f"found {rotate}, {noise}, {contrast}"
         )
     device = batch.device
-    draws = torch.rand((3, len(batch), 1, 1, 1), generator=generator).to(device)
-    out = batch.clone()
-    if flip:
-        chosen = draws[0].flatten() < 0.5
-        out[chosen] = out[chosen].flip(3)
+    draws = torch.rand((3, len(batch), 1, 1, 1), generator=generator)
+    draws = draws.to(device, non_blocking=True)
+    out = torch.where(draws[0] < 0.5, batch.flip(3), batch) if flip else batch.clone()
     if not (rotate or contrast or noise):
         return out
     out = out.to(torch.float32)

@@ -50,11 +50,16 @@ MODELS = {
 }
 
 
-def count_macs(network: nn.Module, height: int, width: int) -> int:
-    """Count the MACs of one image; build the network on the meta device to compute nothing."""
+def count_macs(network: nn.Module, height: int, width: int, *more: Tensor) -> int:
+    """Count the MACs of one image, and of ``more`` inputs; on the meta device nothing is computed.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 1, bias=False), 4, 5)
+        480
+    """
     images = torch.empty(1, 3, height, width, device=next(network.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(images)
+        network.eval()(images, *more)
     return counter.get_total_flops() // 2
 
 

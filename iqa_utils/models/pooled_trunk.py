@@ -73,6 +73,10 @@ class PooledTrunk(nn.Module):
             images = step(images)
         return images
 
+    def frozen_layers(self) -> nn.Sequential:
+        """Return the layers of :meth:`stem`, shared with the trunk."""
+        return nn.Sequential(*self._frozen_steps)
+
     def freeze(self, last: str) -> None:
         """Freeze the trunk up to a child, or a step of one of its sequential blocks, by name."""
         steps = _chain(self.trunk)

@@ -26,34 +26,43 @@ from tqdm import tqdm
 
 from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
-from iqa_utils.training.checkpoints import (
-    config_key,
-    load_model,
-    save_model,
-)
+from iqa_utils.training.checkpoints import config_key, load_model, save_model
 from iqa_utils.training.compiled import CompiledNetwork
 from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
-from iqa_utils.training.schedules import constant_then_halved, cosine, staged
 
 __all__ = [
     "Batch",
     "FitResult",
-    "constant_then_halved",
-    "cosine",
     "fit",
     "freeze_batch_statistics",
     "load_model",
     "mean_loss",
     "predict",
+    "prepare_device",
     "save_model",
-    "staged",
     "store_batches",
     "tensor_batches",
 ]
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECK_EVERY = 50  # batches between looks at the loss on a GPU, where each look waits for the device
+
+
+def prepare_device(threads: int) -> str:
+    """Choose the GPU if there is one, else so many threads of the CPU; return its name for torch.
+
+    On a GPU convolutions are tried out once for each shape (``cudnn.benchmark``), and float32
+    products may round their factors to TF32.
+    """
+    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        print(f"trains on the CPU, threads: {threads}")
+        return "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    print(f"trains on {torch.cuda.get_device_name()}, cudnn.benchmark and TF32 on")
+    return "cuda"
 
 
 @dataclass(slots=True)
@@ -65,11 +74,13 @@ class FitResult:
             ``seconds`` (training without evaluation), and what ``evaluate`` returned.
         best_epoch: Epoch whose weights the network holds now.
         seconds: Training time of all epochs.
+        early: Epoch and weights that a training of ``read_off`` epochs would have ended with.
     """
 
     history: pd.DataFrame
     best_epoch: int
     seconds: float
+    early: tuple[int, dict[str, Tensor]] | None = None
 
     @property
     def best(self) -> dict[str, float]:
@@ -78,14 +89,7 @@ class FitResult:
 
 
 def mean_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
-    """Make the usual training step: the network's prediction against the scores.
-
-    Args:
-        loss: Function of (pred, mos), both of shape (B,).
-
-    Returns:
-        ``loss_step`` for :func:`fit`.
-    """
+    """Make the usual ``loss_step`` of :func:`fit` from a function of (pred, mos), shapes (B,)."""
     return lambda model, batch: loss(model(*batch.inputs), batch.mos)
 
 
@@ -99,6 +103,7 @@ def fit(
     scheduler: LRScheduler | None = None,
     schedule_each: Literal["epoch", "batch"] = "epoch",
     epochs: int,
+    read_off: int = 0,
     select: str = "val_srcc",
     mode: Literal["min", "max"] = "max",
     precision: Precision = "fp32",
@@ -108,7 +113,6 @@ def fit(
     save_seconds: float = 60.0,
     config: Mapping[str, Any],
     seed: int = 0,
-    resume: bool = True,
     progress: bool = True,
 ) -> FitResult:
     """Train a network and leave it with the weights of its best epoch.
@@ -125,22 +129,22 @@ def fit(
         scheduler: Learning-rate schedule, stepped after every epoch or batch.
         schedule_each: What the schedule counts.
         epochs: Epochs to train.
+        read_off: Also keep what a training of so many epochs would have ended with; 0 does not.
         select: Entry of ``evaluate`` that picks the best epoch; the first of equal ones wins.
         mode: Whether ``select`` should be small (``"min"``) or large (``"max"``).
-        precision: ``"bf16"`` and ``"fp16"`` use autocast, the latter with loss scaling.
+        precision: ``"bf16"`` uses autocast.
         channels_last: Keep images and convolutions in the memory format that is faster for them.
         compile: Compile the network for full batches; with CUDA graphs on a GPU, where small
             batches otherwise wait for kernel launches. Batches of another size and the evaluation
             run eagerly, and the log says so.
         checkpoint_dir: Folder for ``<key>/last.pt`` and the best weights beside it; the key is the
             hash of ``config``, the optimiser, the schedule and the arguments here. None keeps
-            nothing.
+            nothing. A checkpoint of this configuration is gone on from; another number of threads
+            than it began with warns that the last bits will differ.
         save_seconds: Time between saved states, also inside an epoch. The state is saved at the end
             and on an interrupt as well; what is kept of a finished training is its outcome.
         config: Everything else that determines the outcome: data, sizes, initial weights.
         seed: Root seed of what is random in an epoch.
-        resume: Go on from the checkpoint of this configuration, if there is one; warns where the
-            last bits will differ because the number of threads does.
         progress: Show a bar.
 
     Returns:
@@ -149,25 +153,25 @@ def fit(
     Raises:
         FloatingPointError: If a loss is not finite; names epoch, batch and images.
         KeyError: If ``evaluate`` does not return ``select``.
-        ValueError: If an option is unknown, an epoch has no batches, or ``select`` is never finite.
+        ValueError: If an epoch has no batches, or ``select`` is never finite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
-    _check_options(epochs=epochs, mode=mode, precision=precision, schedule_each=schedule_each)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     device = next(model.parameters()).device
     if channels_last:
         model.to(memory_format=torch.channels_last)
     compiled = CompiledNetwork(model) if compile else None
-    # squared errors on a 0-100 scale overflow fp16 gradients at the usual first scale of 65,536
-    scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
-    state = TrainingState(model, optimizer, scheduler, scaler)
+    state = TrainingState(model, optimizer, scheduler)
     path = None
     if checkpoint_dir is not None:
         arguments = {"epochs": epochs, "seed": seed, "precision": precision}
         arguments |= {"select": [select, mode], "schedule_each": schedule_each}
+        arguments["read_off"] = read_off
         key = config_key({"config": dict(config), **arguments, **state.describe()})
         path = Path(checkpoint_dir) / key / "last.pt"
     saver = Saver(path, save_seconds)
-    if path is not None and resume and path.is_file():
+    if path is not None and path.is_file():
         saver.load(state, epochs)
 
     def train_one_batch(batch: Batch) -> Tensor:
@@ -178,9 +182,8 @@ def fit(
             loss = loss_step(network, batch)
         if loss.ndim:
             raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss.backward()
+        optimizer.step()
         if scheduler is not None and schedule_each == "batch":
             scheduler.step()
         return loss.detach().double() * len(batch)
@@ -193,7 +196,7 @@ def fit(
             _train_mode(model)
             watch = _LossWatch(state.epoch, every=1 if device.type == "cpu" else CHECK_EVERY)
             started = time.perf_counter() - state.seconds
-            learning_rate = optimizer.param_groups[0]["lr"]
+            state.rate = state.rate or optimizer.param_groups[0]["lr"]
             for number, batch in enumerate(train_batches(state.epoch)):
                 if compiled is not None and number == 0:
                     compiled.see(batch)
@@ -214,7 +217,7 @@ def fit(
             row = {
                 "epoch": state.epoch + 1,
                 "train_loss": state.loss_sum.item() / state.images,
-                "lr": learning_rate,
+                "lr": state.rate,
                 "images": state.images,
                 "seconds": time.perf_counter() - started,
             }
@@ -223,7 +226,7 @@ def fit(
             if compiled is not None:
                 compiled.report()
             row |= _evaluate(model, evaluate, select)
-            state.finish_epoch(row, select, mode)
+            state.finish_epoch(row, select, mode, read_off)
             if saver.due() or interrupted.is_set() or state.epoch == epochs:
                 saver.save(state, finished=state.epoch == epochs)
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
@@ -234,7 +237,8 @@ def fit(
         raise ValueError(f"no epoch had a finite {select}, so none can be chosen")
     model.load_state_dict(state.best["weights"])
     history = pd.DataFrame(state.history)
-    return FitResult(history, state.best["epoch"], float(history["seconds"].sum()))
+    early = (state.early["epoch"], state.early["weights"]) if read_off else None
+    return FitResult(history, state.best["epoch"], float(history["seconds"].sum()), early)
 
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
@@ -251,7 +255,7 @@ def predict(
         model: Network whose output has shape (B,) or (B, 1).
         batches: The images.
         device: Where to compute; None keeps the network where it is.
-        precision: ``"bf16"`` and ``"fp16"`` use autocast.
+        precision: ``"bf16"`` uses autocast.
 
     Returns:
         Predictions, shape (N,), float64. The network is left in the mode it was in.
@@ -305,16 +309,3 @@ def _train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "frozen_statistics", False):
             module.eval()
-
-
-def _check_options(*, epochs: int, mode: str, precision: str, schedule_each: str) -> None:
-    allowed = {
-        "mode": (mode, ("min", "max")),
-        "precision": (precision, tuple(DTYPES)),
-        "schedule_each": (schedule_each, ("epoch", "batch")),
-    }
-    for name, (value, choices) in allowed.items():
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")

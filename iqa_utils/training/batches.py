@@ -45,21 +45,14 @@ class Batch:
             memory = torch.channels_last if images else torch.preserve_format
             return x.to(device, non_blocking=True, memory_format=memory)
 
-        return self._map(move)
-
-    def rows(self, rows: slice) -> Batch:
-        """Return some rows of the batch."""
-        return self._map(lambda x: x[rows])
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inputs"}
+        moved = {k: move(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, inputs=tuple(move(x) for x in self.inputs), **moved)
 
     def describe(self) -> str:
         """Name the images of the batch, or their rows where the names are not known."""
         index = self.index.tolist()
         return ", ".join(f"row {i}" if self.names is None else str(self.names[i]) for i in index)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inputs"}
-        changed = {k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, inputs=tuple(change(x) for x in self.inputs), **changed)
 
 
 def store_batches(
@@ -83,15 +76,14 @@ def store_batches(
 
     Args:
         store: Decoded images, N of them.
-        rows: Images of this epoch, in any order, repeats allowed.
+        rows: Images of this epoch, repeats allowed.
         mos: Scores of the whole store, shape (N,).
         batch_size: Images a batch; the last one may be smaller. With a seed, a lone last image
             joins the batch before it: batch statistics need two.
         seed: Shuffles and augments by ``(seed, epoch)``; None keeps the order and, unless
             ``augment`` is given, changes nothing.
         epoch: Counted from 0.
-        augment: Change of uint8 images such as :func:`iqa_utils.images.augment`; called with the
-            batch and ``generator=``. None leaves them alone.
+        augment: Change of uint8 images such as :func:`iqa_utils.images.augment`, or None.
         augment_copies: The same for images that this epoch has already shown once, instead of
             ``augment``: repeats of an oversampled class.
         crop: Height and width to cut out, at random when there is a seed, else from the centre.
@@ -109,23 +101,25 @@ def store_batches(
     """
     _check_rows(rows, mos, len(store))
     generator = torch.Generator().manual_seed(epoch_seed(0 if seed is None else seed, epoch))
+    table = _on_device(mos, weight, device)
     extra = None if extra_inputs is None else extra_inputs.to(device)
-    for index, repeated in _chunks(rows, batch_size, seed, epoch):
+    for index, here, repeated in _chunks(rows, batch_size, seed, epoch, device):
         if crop is None:
             images = store.batch(index, device=device)
         else:
-            images = store.crops(index, crop, generator=None if seed is None else generator)
-            images = images.to(device)
+            shift = None if seed is None else generator
+            images = store.crops(index, crop, generator=shift, device=device)
         if augment_copies is not None and repeated.any():
             images = images.clone()
-            images[repeated] = augment_copies(images[repeated], generator=generator)
-            if augment is not None and not repeated.all():
-                images[~repeated] = augment(images[~repeated], generator=generator)
+            for chosen, change in ((repeated, augment_copies), (~repeated, augment)):
+                at = chosen.nonzero().flatten().to(device, non_blocking=True)
+                if change is not None and len(at):
+                    images[at] = change(images[at], generator=generator)
         elif augment is not None:
             images = augment(images, generator=generator)
         images = to_float(images, mean=mean, std=std)
-        inputs = (images,) if extra is None else (images, extra[index.to(device)])
-        yield _batch(inputs, mos, index, weight, device, store.names)
+        inputs = (images,) if extra is None else (images, extra[here])
+        yield _batch(inputs, table, index, here, store.names)
 
 
 def tensor_batches(
@@ -143,21 +137,15 @@ def tensor_batches(
     """Stream rows of tensors that fit in memory, such as cached features.
 
     Args:
-        inputs: One tensor an argument of the network, each with N rows.
+        inputs: One tensor per argument of the network, each with N rows.
         rows: Rows of this epoch, repeats allowed.
         mos: Scores, shape (N,).
-        batch_size: As :func:`store_batches`.
+        batch_size: Likewise as :func:`store_batches`, as all that follows.
         seed: Shuffles by ``(seed, epoch)``; None keeps the order.
         epoch: Counted from 0.
         device: Where the batches go.
         weight: Loss weights, shape (N,).
         names: Image names, N values, for messages.
-
-    Yields:
-        Batches.
-
-    Raises:
-        ValueError: If ``mos`` does not have one score a row.
 
     Example:
         >>> x, mos = torch.zeros(5, 2), np.zeros(5)
@@ -167,22 +155,15 @@ def tensor_batches(
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in inputs:
         _check_rows(rows, mos, len(tensor))
-    for index, _ in _chunks(rows, batch_size, seed, epoch):
-        taken = tuple(x[index.to(x.device)].to(device).float() for x in inputs)
-        yield _batch(taken, mos, index, weight, device, names)
+    table = _on_device(mos, weight, device)
+    for index, here, _ in _chunks(rows, batch_size, seed, epoch, device):
+        own = [index if x.device.type == "cpu" else here for x in inputs]
+        taken = [x[i].to(device, non_blocking=True) for x, i in zip(inputs, own, strict=True)]
+        yield _batch(tuple(x.float() for x in taken), table, index, here, names)
 
 
 def epoch_seed(seed: int, epoch: int, *more: int) -> int:
-    """Mix a root seed and the number of an epoch into one seed.
-
-    Args:
-        seed: Root seed, 0 or more.
-        epoch: Counted from 0.
-        *more: Further numbers, for independent streams.
-
-    Returns:
-        A 63-bit integer; neighbouring seeds and epochs share nothing.
-    """
+    """Mix a root seed, an epoch and further numbers into 63 bits; neighbours share nothing."""
     sequence = np.random.SeedSequence([seed, epoch, *more])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -192,8 +173,9 @@ def _chunks(
     batch_size: int,
     seed: int | None,
     epoch: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of each batch, and which of them were already shown in this epoch."""
+    device: torch.device | str,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield each batch's rows, here and on the device, and which this epoch has shown already."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = np.asarray(rows, dtype=np.int64)
@@ -204,8 +186,10 @@ def _chunks(
     starts = list(range(0, len(order), batch_size))
     if seed is not None and batch_size > 1 and len(starts) > 1 and len(order) - starts[-1] == 1:
         starts.pop()
+    order, repeated = torch.from_numpy(order), torch.from_numpy(repeated)
+    moved = order.to(device)  # once an epoch: a copy for each batch would wait for the device
     for part in map(slice, starts, [*starts[1:], len(order)]):
-        yield torch.from_numpy(order[part]), torch.from_numpy(repeated[part])
+        yield order[part], moved[part], repeated[part]
 
 
 def _check_rows(rows: Sequence[int] | np.ndarray, mos: Sequence[float], n: int) -> None:
@@ -215,16 +199,20 @@ def _check_rows(rows: Sequence[int] | np.ndarray, mos: Sequence[float], n: int) 
         raise ValueError("an epoch needs at least one image, got none")
 
 
+def _on_device(
+    mos: Sequence[float] | np.ndarray, weight: np.ndarray | None, device: torch.device | str
+) -> list[Tensor | None]:
+    """Return scores and weights of all rows as float32 on the device, once an epoch."""
+    columns = (None if x is None else np.asarray(x, dtype=np.float32) for x in (mos, weight))
+    return [None if x is None else torch.as_tensor(x, device=device) for x in columns]
+
+
 def _batch(
     inputs: tuple[Tensor, ...],
-    mos: Sequence[float] | np.ndarray,
+    table: list[Tensor | None],
     index: Tensor,
-    weight: np.ndarray | None,
-    device: torch.device | str,
+    here: Tensor,
     names: Sequence[str] | None,
 ) -> Batch:
-    rows = index.numpy()  # NumPy would read a tensor of one row as a scalar
-    scores = torch.as_tensor(np.asarray(mos, dtype=np.float32)[rows], device=device)  # (B,)
-    if weight is not None:
-        weight = torch.as_tensor(np.asarray(weight, dtype=np.float32)[rows], device=device)
-    return Batch(inputs, scores, index, weight=weight, names=names)
+    mos, weight = (None if column is None else column[here] for column in table)
+    return Batch(inputs, mos, index, weight=weight, names=names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from iqa_utils.backbones import load_tensors, weights_hash
+from iqa_utils.files import atomic_write
 from iqa_utils.models import build_model
 
 HEADER = "iqa_utils"
@@ -28,30 +28,19 @@ REQUIRED_METADATA = ("preprocessing", "training_data", "scores_seen", "metrics")
 
 
 def config_key(config: Mapping[str, Any]) -> str:
-    """Hash a configuration: the name of the folder that its checkpoints live in.
+    """Hash what determines the outcome of a training, to 12 digits; the order of keys is free.
 
-    Args:
-        config: What determines the outcome of a training: JSON types, paths, NumPy scalars.
-
-    Returns:
-        12 hexadecimal digits; the order of the keys does not matter.
-
-    Raises:
-        TypeError: If a value could not be written down the same way twice (an object, a function).
+    Values are JSON types, paths and NumPy scalars; what could not be written down the same way
+    twice (an object, a function) raises a TypeError.
     """
     text = json.dumps(config, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def data_digest(rows_by_part: Mapping[str, np.ndarray], mos: np.ndarray) -> str:
-    """Hash a split and its scores, for the configuration of a training.
+    """Hash a split (rows of a table by name, in order) and all its scores, shape (N,).
 
-    Args:
-        rows_by_part: ``"training"``, ... to the rows of the table that it holds, in order.
-        mos: Scores of the whole table, shape (N,).
-
-    Returns:
-        64 hexadecimal digits; one row that changes place or one bit of a score changes them.
+    One row that changes place or one bit of a score changes the 64 digits.
     """
     digest = hashlib.sha256(np.asarray(mos, dtype=np.float64).tobytes())
     for part in sorted(rows_by_part):
@@ -61,41 +50,15 @@ def data_digest(rows_by_part: Mapping[str, np.ndarray], mos: np.ndarray) -> str:
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a training state in one move: a reader sees the old file or the new one, never half.
-
-    Args:
-        path: Target; its folder is made.
-        state: Nested dictionaries and lists of tensors and plain values.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a training state of nested dictionaries, tensors and plain values in one move."""
+    with atomic_write(path) as partial:
+        torch.save(dict(state), partial)
 
 
-def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote.
-
-    Args:
-        path: File.
-        device: Where tensors go.
-
-    Returns:
-        The state.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or would run code when loaded.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path.name}: nothing at {path}")
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote; what is damaged or would run code is refused."""
     try:
-        return load_tensors(path, device)
+        return load_tensors(path)
     except Exception as error:
         raise ValueError(
             f"checkpoint {path.name} is damaged or not one of ours; delete {path.parent} to start "
@@ -139,25 +102,17 @@ def save_model(
     header = {"architecture": dict(model.architecture), **metadata}
     header["weights_hash"] = weights_hash(model)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     state = {k: v.detach().to("cpu").contiguous().clone() for k, v in model.state_dict().items()}
     if half:
         matrices = {key for key, value in model.named_parameters() if value.ndim > 1}
         state = {k: v.half() if k in matrices else v for k, v in state.items()}
-    save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
     return path
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what :func:`save_model` was told about a network, without its weights.
-
-    Args:
-        path: ``.safetensors`` file.
-
-    Returns:
-        The metadata, ``architecture`` and ``weights_hash`` included.
+    """Read what :func:`save_model` was told about a network, and its ``architecture``.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from iqa_utils import losses, samplers, training
 from iqa_utils.backbones import weights_hash
-from iqa_utils.features import frozen_features
 from iqa_utils.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,6 +26,7 @@ from iqa_utils.models import monotonic
 from iqa_utils.samplers import Mixing
 from iqa_utils.training.batches import Batch, epoch_seed
 from iqa_utils.training.checkpoints import data_digest
+from iqa_utils.training.frozen_trunk import frozen_maps
 
 # source that decides a training, as it was loaded: other code, another training
 _MODULES = (sys.modules[__name__], losses, samplers, monotonic, training)
@@ -44,8 +44,10 @@ class CroppedImages:
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return one random, randomly mirrored crop per row, (B, 3, crop, crop)."""
-        crops = self.train.crops(rows, (self.crop, self.crop), generator=generator)
-        crops = augment(crops.to(self.device), generator=generator)
+        where = {"generator": generator, "device": self.device}
+        crops = augment(
+            self.train.crops(rows, (self.crop, self.crop), **where), generator=generator
+        )
         return to_float(crops, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -60,20 +62,20 @@ class CroppedImages:
 
 
 class TrunkMaps:
-    """Last maps of a frozen trunk, (N, h, w, C), computed once: inputs for heads alone."""
+    """Last maps of a frozen trunk, (N, C, h, w), computed once: inputs for heads alone."""
 
     def __init__(self, maps: Tensor, *, key: str) -> None:
         self.maps, self.key = maps, key
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the maps of the rows, (B, C, h, w), float32; there is nothing to draw."""
-        return self.maps[torch.as_tensor(rows)].permute(0, 3, 1, 2)
+        return self.maps[torch.as_tensor(rows)]
 
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield positions in ``rows`` and their maps."""
         for start in range(0, len(rows), 64):
             chosen = np.arange(start, min(start + 64, len(rows)))
-            yield chosen, self.maps[torch.as_tensor(rows[chosen])].permute(0, 3, 1, 2)
+            yield chosen, self.maps[torch.as_tensor(rows[chosen])]
 
 
 Pixels = Mapping[str, CroppedImages | TrunkMaps]
@@ -95,13 +97,7 @@ def prepare_maps(
 ) -> TrunkMaps:
     """Squash the images of a set to ``size`` x ``size`` and run a frozen trunk over them once."""
     store = build_store(root, images, cache_dir / "stores", size=(size, size))
-    options = {"pooling": "flatten", "cache_dir": cache_dir / "features", "batch_size": 16}
-    flat = frozen_features(trunk, store, **options)
-    device = next(trunk.parameters()).device
-    with torch.inference_mode():
-        shape = trunk.eval().forward_features(torch.zeros(1, 3, size, size, device=device)).shape
-    maps = torch.from_numpy(flat).reshape(-1, *shape[1:])  # (N, C, h, w)
-    maps = maps.permute(0, 2, 3, 1).contiguous()
+    maps = frozen_maps(trunk, store, cache_dir=cache_dir / "features", batch_size=16)
     return TrunkMaps(maps, key=f"{store.key} {weights_hash(trunk)}")
 
 

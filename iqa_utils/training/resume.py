@@ -24,21 +24,19 @@ class TrainingState:
     """What a killed training needs to go on."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None,
-        scaler: torch.amp.GradScaler,
+        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
     ) -> None:
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.epoch, self.history, self.best = 0, [], {"epoch": 0, "value": None, "weights": None}
+        self.epoch, self.history = 0, []
+        self.best: dict[str, Any] = {"epoch": 0, "value": None, "weights": None}
+        self.early = self.best  # the best of the first epochs, once they are over
         self.random: dict[str, Tensor]
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         self.batches, self.images, self.loss_sum, self.seconds = 0, 0, torch.zeros(()), 0.0
-        self.random = {}
+        self.random, self.rate = {}, 0.0  # the learning rate that the epoch began with
 
     def describe(self) -> dict[str, Any]:
         """Tell apart trainings that differ in what they train and how."""
@@ -74,8 +72,8 @@ class TrainingState:
             self.random = {}
         return number < self.batches
 
-    def finish_epoch(self, row: dict[str, float], select: str, mode: str) -> None:
-        """Note an epoch and keep its weights if it is the best so far."""
+    def finish_epoch(self, row: dict[str, float], select: str, mode: str, read_off: int) -> None:
+        """Note an epoch and keep its weights if it is the best so far, or of the first ones."""
         self.history.append(row)
         self.epoch += 1
         value, best = row[select], self.best["value"]
@@ -84,16 +82,19 @@ class TrainingState:
             state = self.parts["model"].state_dict()
             weights = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
             self.best = {"epoch": self.epoch, "value": value, "weights": weights}
+        if self.epoch == read_off:
+            self.early = self.best
         self._start_epoch()
 
     def to_dict(self, *, finished: bool) -> dict[str, Any]:
         """Return the state without the best weights; a finished training keeps only its outcome."""
-        best = self.best | {"weights": None}
-        outcome = {"epoch": self.epoch, "history": self.history, "best": best}
+        best, early = ({**one, "weights": None} for one in (self.best, self.early))
+        outcome = {"epoch": self.epoch, "history": self.history, "best": best, "early": early}
         if finished:
             return outcome
         position = {
-            k: getattr(self, k) for k in ("batches", "images", "loss_sum", "seconds", "random")
+            k: getattr(self, k)
+            for k in ("batches", "images", "loss_sum", "seconds", "random", "rate")
         }
         position["threads"] = torch.get_num_threads()
         return outcome | position | {k: part.state_dict() for k, part in self.parts.items()}
@@ -128,7 +129,7 @@ class Saver:
 
     def __init__(self, path: Path | None, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        self.saved_at, self.best_epoch = time.monotonic(), 0
+        self.saved_at, self.written = time.monotonic(), set()
 
     def due(self) -> bool:
         """Tell whether it is time to save."""
@@ -139,21 +140,23 @@ class Saver:
         started = time.perf_counter()
         if self.path is None:
             return 0.0
-        epoch = state.best["epoch"]
-        if epoch != self.best_epoch:
-            save_checkpoint(self._best(epoch), state.best["weights"])
+        kept = {self._best(one["epoch"]): one["weights"] for one in (state.best, state.early)}
+        for path, weights in kept.items():
+            if weights is not None and path not in self.written:
+                save_checkpoint(path, weights)
         save_checkpoint(self.path, state.to_dict(finished=finished))
-        for path in set(self.path.parent.glob("best-*.pt")) - {self._best(epoch)}:
+        for path in set(self.path.parent.glob("best-*.pt")) - set(kept):
             path.unlink()
-        self.saved_at, self.best_epoch = time.monotonic(), epoch
+        self.saved_at, self.written = time.monotonic(), set(kept)
         return time.perf_counter() - started
 
     def load(self, state: TrainingState, epochs: int) -> None:
         """Take over the state that was saved, and say where an unfinished training goes on."""
         saved = load_checkpoint(self.path)
-        self.best_epoch = saved["best"]["epoch"]
-        if self.best_epoch:
-            saved["best"]["weights"] = load_checkpoint(self._best(self.best_epoch))
+        for one in (saved["best"], saved["early"]):
+            if one["epoch"]:
+                one["weights"] = load_checkpoint(self._best(one["epoch"]))
+                self.written.add(self._best(one["epoch"]))
         state.load(saved, epochs)
         if state.epoch < epochs:
             print(f"resumed at epoch {state.epoch}, step {state.batches}", flush=True)

@@ -54,13 +54,16 @@ def n_batches(n: int, batch_size: int) -> int:
     return max(n // batch_size + (n % batch_size > 1), 1)
 
 
-def _training(values: Values, method: str, n: int, each: int, last: int = 0, **more: Any) -> Job:
+def _training(
+    values: Values, method: str, n: int, each: int, last: int = 0, epochs: int = 0, **more: Any
+) -> Job:
     """Describe a training on n images, with the overrides of its method.
 
-    It predicts ``each`` images after every epoch and ``last`` at its end.
+    It predicts ``each`` images after every epoch and ``last`` at its end, and has as many epochs as
+    the profile says, or ``epochs`` if that is more.
     """
-    own = values["OVERRIDES"].get(method, {})
-    epochs, batch = own.get("EPOCHS", values["EPOCHS"]), values["BATCH_SIZE"]
+    own, batch = values["OVERRIDES"].get(method, {}), values["BATCH_SIZE"]
+    epochs = max(epochs, own.get("EPOCHS", values["EPOCHS"]))
     facts = {
         "name": method,
         "batch": batch,
@@ -118,22 +121,26 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             images = network.image_branch.stem(images)
         return images, torch.zeros(len(images), 4, device=images.device)
 
+    goes_on = set(METHODS) - {"none"} if values["EQUAL_STEPS"] else set()
     unique: dict[Any, tuple[str, dict[str, str], tuple[int, ...]]] = {}
     for method, scenario, select, seed, size in sampling_runs(values):
         own = values["OVERRIDES"].get(method, {}).items()
         key = (*scenario.values(), size, str([o for o in own if o[0] != "N_RUNS"]), select, seed)
+        key += (method in goes_on,)
         unique.setdefault(key, (method, scenario, size))
     settings = {method: one for method, *one in unique.values()}
     for method, count in Counter(method for method, *_ in unique.values()).items():
         scenario, size = settings[method]
-        network = scenario["network"]
+        network, shown = scenario["network"], int(quota(scenario["sampler"]).sum())
+        equal_steps = round(values["EPOCHS"] * counts[0].sum() / shown)
         trunk = values["KONCEPT_BACKBONE" if network == "koncept" else "BACKBONE"]
         yield _training(
             values,
             method,
-            int(quota(scenario["sampler"]).sum()),
+            shown,
             int(n.get("validation", 0)),
             int(n.get("test", 0)),
+            epochs=equal_steps if method in goes_on else 0,
             network=f"{network} {trunk} {values['PLANE_SIZE']} {frozen or ''}".rstrip(),
             build=partial(build, network),
             count=count,

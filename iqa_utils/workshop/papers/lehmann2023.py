@@ -28,6 +28,7 @@ METRICS["Ranges standard deviation"] = ("Ranges standard deviation", "RMSE range
 DUAL = {"network": "dual legacy_xception", "weights": "imagenet", "recipe": "paper"}
 OFFICIAL = {"split": "official", "epochs": 60}
 KONCEPT = {"network": "KonCept512", "weights": "imagenet", "protocol": {"split": "official"}}
+BRISQUE = {"network": "BRISQUE", "recipe": "1024x768", "protocol": {"split": "official"}}
 OURS = ("without cross-sampling", "with cross-sampling")
 SIZE = ("parameters",)
 ANSWERS = (
@@ -38,7 +39,7 @@ ANSWERS = (
     Answer("Tab. 5", {"arithmetic": {"network": DUAL["network"]}}, metrics=SIZE),
     Answer("Tab. 5", {"trained here": {"protocol": {"device": "NVIDIA GeForce RTX 3070"}}}),
     Answer("Tab. 6", {"trained here": KONCEPT}, ("KonCept512",)),
-    Answer("Tab. 6", {"trained here": KONCEPT | {"network": "BRISQUE"}}, ("BRISQUE",)),
+    Answer("Tab. 6", {"trained here": BRISQUE}, ("BRISQUE",)),
     Answer("Tab. 6", {"trained here": DUAL | {"protocol": OFFICIAL | {"select": "total"}}}, OURS),
 )
 EASY = (

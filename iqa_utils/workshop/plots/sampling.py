@@ -39,7 +39,7 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
 def plot_range_errors(
     axes: Axes, scores: pd.DataFrame, methods: Sequence[str], ranges: Sequence[str]
 ) -> Axes:
-    """Draw the error in each range, with its deviation over runs: an even model is a flat line.
+    """Draw the error in each range, with its interval: an even model is a flat line.
 
     Args:
         axes: Where to draw.
@@ -53,9 +53,9 @@ def plot_range_errors(
         offset = 0.3 * (i / max(len(methods) - 1, 1) - 0.5)
         style = {"marker": MARKERS[i % 8], "color": PALETTE[i], "linewidth": 1, "capsize": 2}
         x = np.arange(len(ranges)) + offset
-        axes.errorbar(
-            x, part["value"], yerr=part["sd"].fillna(0), label=common.plain_name(method), **style
-        )
+        ends = [part["value"] - part["ci_low"], part["ci_high"] - part["value"]]
+        style["yerr"] = np.clip(ends, 0, None)
+        axes.errorbar(x, part["value"], label=common.plain_name(method), **style)
     axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS")
     axes.set(ylabel="RMSE, MOS points", ylim=(0, None))
     common.legend_beside(axes)
