@@ -6,10 +6,10 @@ A table of predictions has one row per image, method and run: the columns ``mos`
 
 A metric is a name: one of :data:`iqa_utils.metrics.METRICS`; ``"RMSE 0-20"`` or ``"MAE 0-20 and
 80-100"`` for the images in a range or in several; ``"RMSE ranges SD"`` and ``"MAE ranges mean"``
-for the spread and the mean of the errors of all ranges; ``"SRCC within subset"`` for the mean
-inside the groups of a column, each counted by its images, or by the column ``weight`` where the
-table has one: then the runs of a group are combined first. Noise raises a spread, and a bootstrap
-adds noise: read the interval of ``ranges SD`` as an upper one.
+for the spread and the mean of the errors of all ranges; ``"SRCC within subset"`` (or ``"MAE 0-20
+within subset"``) for the mean inside the groups of a column, each counted by its images, or by the
+column ``weight`` where the table has one: then the runs of a group are combined first. Noise raises
+a spread, and a bootstrap adds noise: read the interval of ``ranges SD`` as an upper one.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ class _Runs:
 
     def count(self, metric: str) -> int:
         """Return the images per run that a metric is computed from."""
-        where = metric.partition(" ")[2]
+        where = metric.partition(" within ")[0].partition(" ")[2]
         inside = [_inside(part, where, self.edges).sum() for part in self.runs]
         return round(sum(inside) / len(inside))
 
@@ -264,7 +264,8 @@ def _measure(
     """Compute a metric where image n occurs ``counts[r, n]`` times; shape (draws,)."""
     name = metric.partition(" within ")[0]
     name = name if name in METRICS else metric.split()[0]
-    where = metric[len(name) + 1 :]
+    where, _, column = metric[len(name) + 1 :].partition("within ")
+    where = where.strip()
     if name not in METRICS:
         raise KeyError(f"metric {metric!r} does not begin with one of {', '.join(METRICS)}")
     mos, pred = check_pair(part["mos"], part["pred"])
@@ -273,9 +274,9 @@ def _measure(
         masks = [mask for mask in masks if mask.sum() > 1]
         values = [_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks]
         return np.nanmean(values, 0) if where == "ranges mean" else np.nanstd(values, 0, ddof=1)
-    if where.startswith("within "):
-        groups = part[where.removeprefix("within ")].astype(str)
-        masks = [(groups == group).to_numpy() for group in groups.unique()]
+    if column:
+        groups, inside = part[column].astype(str), _inside(part, where, edges)
+        masks = [(groups == group).to_numpy() & inside for group in groups.unique()]
         masks = [mask for mask in masks if mask.sum() > 1]
         values = np.array([_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks])
         weights = np.array([counts[:, m].sum(1) for m in masks])

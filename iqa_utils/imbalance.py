@@ -24,10 +24,7 @@ ZERO_VARIANCE = 1e-10  # a bucket whose variances sum to less is not calibrated,
 
 
 def label_counts(mos: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
-    """Count images per bin, shape (K,), for scores (N,) and increasing edges (K + 1,).
-
-    Note:
-        The released code moves scores above the last bin into it; here they are an error.
+    """Count images per bin, (K,), for scores (N,) inside increasing edges (K + 1,).
 
     Example:
         >>> label_counts([0.5, 1.5, 1.5], [0, 1, 2]).tolist()
@@ -43,26 +40,13 @@ def smoothing_kernel(
     sigma: float = 2.0,
     mean: float = 0.0,
 ) -> FloatArray:
-    """Return a smoothing window over bins, scaled to a maximum of 1.
+    """Return a smoothing window over bins, of odd length and maximum 1.
 
-    ``released`` is the authors' Gaussian: a unit impulse of the window's own length passed through
-    a Gaussian filter whose reflecting edges fold the tails back in. For sigma well below the size
-    it is a Gaussian; (5, 2) is ``.86 .95 1 .95 .86`` and (11, 10) is a box to four digits.
-
-    Args:
-        shape: ``released`` or ``gaussian``, the sampled density.
-        size: Window length in bins, >= 1; an even size n gives n - 1, as in the released code.
-        sigma: Standard deviation in bins, > 0.
-        mean: Centre in bins to the right, ``gaussian`` only: the literal reading of N(12, 10).
-
-    Returns:
-        Weights, odd length, maximum 1.
-
-    Raises:
-        ValueError: For an unknown shape, ``size`` < 1 or ``sigma`` <= 0.
-
-    References:
-        Yang, Zha, Chen, Wang, Katabi, Delving into deep imbalanced regression, ICML 2021.
+    ``released`` is the authors' Gaussian (Yang et al., ICML 2021): a unit impulse of the window's
+    own length passed through a Gaussian filter whose reflecting edges fold the tails back in; (5,
+    2) is ``.86 .95 1 .95 .86`` and (11, 10) a box to four digits. ``gaussian`` is the sampled
+    density, its centre ``mean`` bins to the right: the literal reading of N(12, 10). ``size`` and
+    ``sigma`` are in bins; an even size n gives n - 1, as in the released code.
 
     Example:
         >>> smoothing_kernel(size=5, sigma=2).round(2).tolist()
@@ -103,12 +87,6 @@ def lds_density(
     Returns:
         Density, shape (K,), on an arbitrary scale; zeros lie beyond the histogram.
 
-    Raises:
-        ValueError: For an unknown option, or a kernel that is even or longer than the histogram.
-
-    References:
-        Nguyen et al., Imbalance problem in image quality assessment, 2024, section 2.2.1.
-
     Example:
         >>> lds_density([1, 4, 9]).tolist()
         [1.0, 2.0, 3.0]
@@ -136,17 +114,9 @@ def lds_density(
 
 
 def lds_bin_weights(counts: ArrayLike, **options: Any) -> FloatArray:
-    """Return the loss weight of every bin, averaging 1 over the counted images.
+    """Return the weight of every bin, (K,), averaging 1 over the counted images; NaN if no density.
 
-    Args:
-        counts: Images per bin, shape (K,), at least one image in all.
-        options: Those of :func:`lds_density`.
-
-    Returns:
-        Weights, shape (K,), >= 0; NaN where the density is zero, which never holds an image.
-
-    Raises:
-        ValueError: As :func:`lds_density`; or if a bin that holds images gets zero density.
+    ``options`` are those of :func:`lds_density`.
     """
     counts = np.asarray(counts, dtype=np.float64)
     density = lds_density(counts, **options)
@@ -166,11 +136,8 @@ def lds_weights(mos: ArrayLike, *, edges: ArrayLike, **options: Any) -> FloatArr
         options: Those of :func:`lds_density`; the paper's are ``reweight="sqrt_inv"`` with
             ``kernel=smoothing_kernel("released", size=12, sigma=10)``.
 
-    Returns:
-        Weights, shape (N,), > 0, mean 1.
-
     Raises:
-        ValueError: If a score lies outside the edges, or as :func:`lds_bin_weights`.
+        ValueError: If a score lies outside the edges, or a bin with images gets no density.
 
     Example:
         >>> lds_weights([0.5, 1.5, 1.5, 1.5], edges=[0, 1, 2], reweight="inverse").round(2).tolist()
@@ -223,11 +190,10 @@ class FDS(nn.Module):
     the identity.
 
     ``corrected`` (the default, because the paper describes it) whitens and re-colours with the
-    statistics of the same epoch, taken on uncalibrated features, and starts in epoch 1. The
-    released variants do what the authors' code does: the statistics they whiten with are an alias
-    of the running ones and so one epoch newer than the smoothed ones; the features they collect
-    have been calibrated in place; and the first smoothing that is not the identity comes in epoch
-    2. The authors published two rules for buckets without images: ``released_agedb`` never touches
+    statistics of the same epoch and starts in epoch 1. The released variants do what the authors'
+    code does: the statistics they whiten with are an alias of the running ones and so one epoch
+    newer than the smoothed ones, and the first smoothing that is not the identity comes in epoch 2.
+    The authors published two rules for buckets without images: ``released_agedb`` never touches
     them, their mean stays 0 and their variance 1; ``released_stsb`` averages the two adjacent rows
     in order, so that a long empty stretch starts near zero.
 
@@ -237,9 +203,8 @@ class FDS(nn.Module):
         kernel_size: Length of the smoothing window in buckets, at most K; an even n gives n - 1.
         sigma: Width in buckets.
         variant: ``corrected``, ``released_agedb`` or ``released_stsb``.
-
-    Raises:
-        ValueError: For a kernel longer than the buckets, or an unknown variant.
+        collects: Statistics of ``raw`` features, or of ``calibrated`` ones as the released loop
+            takes them, because it has smoothed them in place; None: calibrated where released.
 
     Note:
         Variances only (the paper's text says covariance; the code it builds on is diagonal).
@@ -260,10 +225,14 @@ class FDS(nn.Module):
         kernel_size: int = 5,
         sigma: float = 2.0,
         variant: Variant = "corrected",
+        collects: Literal["raw", "calibrated"] | None = None,
     ) -> None:
         super().__init__()
-        if variant not in CLIPS:
-            raise ValueError(f"variant must be one of {', '.join(CLIPS)}, got {variant!r}")
+        if variant not in CLIPS or collects not in (None, "raw", "calibrated"):
+            raise ValueError(
+                f"variant must be one of {', '.join(CLIPS)} and collects raw or calibrated, "
+                f"got {variant!r} and {collects!r}"
+            )
         edges = np.asarray(edges, dtype=np.float64)
         range_index([], edges)  # refuses edges that do not increase
         n_buckets = len(edges) - 1
@@ -272,9 +241,10 @@ class FDS(nn.Module):
         # Row k of this matrix smooths bucket k; "mirror" is what torch calls reflect padding.
         smoothing = convolve1d(np.eye(n_buckets), window, axis=0, mode="mirror")
         self.variant, self.momentum = variant, 0.9  # share of the old statistics
-        self.collects_calibrated = variant != "corrected"
-        self.edges: Tensor
-        self.register_buffer("edges", torch.tensor(edges), persistent=False)
+        self.collects = collects or ("raw" if variant == "corrected" else "calibrated")
+        self.ends = float(edges[0]), float(edges[-1])
+        self.inner: Tensor
+        self.register_buffer("inner", torch.tensor(edges[1:-1]), persistent=False)
         self.register_buffer("smoothing", torch.tensor(smoothing), persistent=False)
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))  # epochs ended so far
         self.register_buffer("mean", torch.zeros(n_buckets, n_features))  # (K, D) running
@@ -283,34 +253,35 @@ class FDS(nn.Module):
         self.register_buffer("shift", torch.zeros(n_buckets, n_features))
 
     def buckets(self, mos: Tensor) -> Tensor:
-        """Return the bucket (B,) of each score (B,); scores outside the edges are refused."""
-        if mos.ndim != 1 or not (mos.min() >= self.edges[0] and mos.max() <= self.edges[-1]):
-            raise ValueError(
-                f"FDS needs scores of shape (B,) inside [{self.edges[0]:g}, {self.edges[-1]:g}], "
-                f"got {tuple(mos.shape)} spanning [{mos.min():g}, {mos.max():g}]"
-            )
-        return torch.bucketize(mos.to(self.edges), self.edges[1:-1], right=True)
+        """Return the bucket (B,) of each score (B,)."""
+        if mos.ndim != 1:
+            raise ValueError(f"FDS needs scores of shape (B,), got {tuple(mos.shape)}")
+        return torch.bucketize(mos.to(self.inner), self.inner, right=True)
 
     def forward(self, features: Tensor, mos: Tensor | None = None) -> Tensor:
-        """Return calibrated features (B, D) while training, the features themselves otherwise.
-
-        Args:
-            features: Shape (B, D).
-            mos: Shape (B,), needed in training mode from epoch 1 on.
-        """
+        """Calibrate features (B, D) while training; ``mos`` (B,) is needed from epoch 1 on."""
         if not self.training or self.epoch < 1:
             return features
         if mos is None:
             raise ValueError("FDS needs the scores of a training batch, got None")
-        return self._calibrated(features, self.buckets(mos))
+        bucket = self.buckets(mos)
+        scale, shift = self.scale.index_select(0, bucket), self.shift.index_select(0, bucket)
+        return shift.addcmul_(features, scale)
 
     @torch.no_grad()
     def end_epoch(self, features: Tensor, mos: Tensor) -> None:
         """Take in the uncalibrated features (N, D) of the training set and its scores (N,)."""
-        bucket, older = self.buckets(mos), self._smoothed()
-        if self.collects_calibrated and self.epoch > 0:
-            features = self._calibrated(features, bucket)  # with the tables of the epoch that ended
-        self._update(features, bucket)
+        bucket, (low, high) = self.buckets(mos), self.ends
+        if not (mos.min() >= low and mos.max() <= high):  # also where one is not a number
+            raise ValueError(
+                f"FDS needs scores inside [{low:g}, {high:g}], got [{mos.min():g}, {mos.max():g}]"
+            )
+        older = self._smoothed()
+        near = self.mean if self.epoch > 0 else None
+        count, mean, variance = bucket_statistics(features, bucket, len(self.mean), near=near)
+        if self.collects == "calibrated" and self.epoch > 0:  # a linear map of every bucket
+            mean, variance = self.shift + self.scale * mean, self.scale.square() * variance
+        self._update(count, mean, variance)
         if self.variant == "corrected":
             self._calibrate(*self._smoothed())
         elif self.epoch > 0:
@@ -321,11 +292,7 @@ class FDS(nn.Module):
         smoothing = self.smoothing.to(self.mean)
         return smoothing @ self.mean, smoothing @ self.variance
 
-    def _calibrated(self, features: Tensor, bucket: Tensor) -> Tensor:
-        return torch.addcmul(self.shift[bucket], features, self.scale[bucket])
-
-    def _update(self, features: Tensor, bucket: Tensor) -> None:
-        count, mean, variance = bucket_statistics(features, bucket, len(self.mean))
+    def _update(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
         known = count > 0
         keep = self.momentum if self.epoch > 0 else 0.0
         if self.variant == "corrected":
@@ -349,17 +316,25 @@ class FDS(nn.Module):
 
 
 def bucket_statistics(
-    features: Tensor, bucket: Tensor, n_buckets: int
+    features: Tensor, bucket: Tensor, n_buckets: int, *, near: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (K,), mean and unbiased variance (K, D) per bucket, without a loop.
+    """Return images (K,), mean and unbiased variance (K, D) per bucket.
 
-    Statistics of an empty bucket, and the variance of a single image, are zero.
+    Statistics of an empty bucket, and the variance of a single image, are zero. One pass is enough
+    where means that are ``near`` the true ones are known, (K, D): no digits cancel.
     """
     count = torch.bincount(bucket, minlength=n_buckets)
-    total = features.new_zeros(n_buckets, features.shape[1])
-    mean = total.index_add(0, bucket, features) / count.clamp(min=1)[:, None]  # (K, D)
-    squares = (features - mean[bucket]).square_()
-    return count, mean, total.index_add(0, bucket, squares) / (count - 1).clamp(min=1)[:, None]
+    n = count.clamp(min=1)[:, None]
+    zeros = features.new_zeros(n_buckets, features.shape[1])
+    near = zeros.index_add(0, bucket, features) / n if near is None else near
+    first, second = zeros.clone(), zeros
+    for x, k in zip(features.split(128), bucket.split(128), strict=True):  # fits a cache
+        x = x - near.index_select(0, k)
+        first.index_add_(0, k, x)
+        second.index_add_(0, k, x.square_())
+    mean = torch.where(count[:, None] > 0, near + first / n, 0.0)
+    variance = (second - first.square() / n) / (n - 1).clamp(min=1)
+    return count, mean, torch.where(n > 1, variance, 0.0).clamp_(min=0)
 
 
 def _interpolate_rows(table: Tensor, known: Tensor) -> Tensor:

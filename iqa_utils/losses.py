@@ -41,13 +41,8 @@ def norm_in_norm(
     them, and a second term in which the prediction is first scaled by its cosine to the scores.
     ``l1`` is what the released code computes: its (1, B) tensor falls into a batch-of-one branch.
 
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,).
-        form: Which of the three; the rest is for ``nin``.
-        p: Exponent of the outer norm, >= 1.
-        q: Exponent of the inner norm, >= 1.
-        alphas: Weights of the plain and of the cosine-scaled term.
+    ``p`` and ``q`` are the exponents of its outer and inner norm, ``alphas`` the weights of its
+    plain and its cosine-scaled term.
 
     Returns:
         Scalar: ``eq4`` in [0, 2], ``nin`` in [0, 1], ``l1`` in score units. Where no correlation
@@ -100,11 +95,8 @@ def fidelity(
     The probabilities of truth and prediction are compared by 1 - sqrt(p q) - sqrt((1-p)(1-q)).
     Only the order within the batch matters, so scores of one data set must not meet another's.
 
-    Args:
-        pred: Predictions on a scale of their own, shape (B,).
-        mos: Scores, shape (B,).
-        mos_std: Standard deviations of the scores, (B,); None: the true probability is 0, 1/2 or 1.
-        pred_std: Those of the predictions, (B,), which UNIQUE learns; None: each is 1.
+    Without ``mos_std``, the deviations of the scores (B,), the true probability is 0, 1/2 or 1;
+    without ``pred_std``, which UNIQUE learns, each prediction's is 1.
 
     Returns:
         Mean over the B (B - 1) / 2 pairs, in [0, 1]; 0 with zero gradient for one image.
@@ -138,13 +130,14 @@ def fidelity(
 
 
 def mean_over_sources(
-    loss: Callable[[Tensor, Tensor], Tensor], pred: Tensor, mos: Tensor, source: Tensor
+    loss: Callable[..., Tensor], pred: Tensor, mos: Tensor, source: Tensor, *more: Tensor
 ) -> Tensor:
     """Apply a loss to each data set of a mixed batch and average the data sets equally.
 
     As in the released code of Feng et al., 2023: six losses, averaged. ``source`` numbers the data
-    set of each image, (B,). A data set without an image in the batch does not count; one with a
-    single image counts with what ``loss`` gives for it.
+    set of each image, (B,); ``loss`` gets pred, mos and ``more`` of (B,) of one set. A data set
+    without an image in the batch does not count; one with a single image counts with what ``loss``
+    gives for it.
 
     Example:
         >>> pred, mos = torch.tensor([1.0, 1.0, 5.0]), torch.tensor([1.0, 3.0, 4.0])
@@ -153,8 +146,8 @@ def mean_over_sources(
     """
     check_pair(pred, mos)
     check_pair(source, mos)
-    parts = [loss(pred[source == s], mos[source == s]) for s in source.unique().tolist()]
-    return torch.stack(parts).mean()
+    sets = [source == s for s in source.unique().tolist()]
+    return torch.stack([loss(*(x[own] for x in (pred, mos, *more))) for own in sets]).mean()
 
 
 def range_weighted_mse(
@@ -163,14 +156,8 @@ def range_weighted_mse(
     """Squared error in which rare score ranges weigh more: the alternative to cross-sampling.
 
     A range of n images weighs 1 / n ** power, scaled so that the weights of the training images
-    average 1: the loss keeps the scale of an ordinary mean squared error.
-
-    Args:
-        pred: Predictions, shape (B,).
-        mos: Scores, shape (B,), inside the edges.
-        counts: Training images in each range, shape (R,), at least 1 where a score falls.
-        edges: Increasing edges of the ranges, shape (R + 1,); left-closed, the last one closed.
-        power: 0 is the plain error, 1 lets every range count the same.
+    average 1: power 0 is the plain error, 1 lets every range count the same. ``counts`` (R,) are
+    the training images between ``edges`` (R + 1,), left-closed, the last one closed.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.

@@ -24,16 +24,10 @@ WARPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def load_sets(
     names: Sequence[str], root: Path, warps: Mapping[str, str]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Path], dict[str, str]]:
-    """Load the sets of a run: several real ones, or one cut into subsets with known maps.
+    """Load named sets, or all that are whole under the root; ``warps`` cuts one into subsets.
 
-    Args:
-        names: Sets to load; empty means every known set that is whole under the root.
-        root: Folder that holds each set in a folder of its name.
-        warps: As for :func:`warp_subsets`; empty leaves the sets as they are.
-
-    Returns:
-        Score tables by set, the folder that each set's image names are relative to, and for sets
-        that were passed over the reason why.
+    Returns score tables by set, the folder that each set's image names are relative to, and for
+    sets that were passed over the reason why.
     """
     frames, reasons = {}, {}
     for name in names or [known for known in DATASETS if known != "table"]:
@@ -58,15 +52,10 @@ def load_sets(
 
 
 def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Cut one set into subsets and pass the scores of each through a known monotone map.
+    """Cut a set with scores in [0, 1] by the first word of its image names; warp every part.
 
-    Args:
-        frame: Score table whose image names start with the name of a subset, scale [0, 1].
-        warps: Subset to a key of :data:`WARPS`.
-
-    Returns:
-        Score tables by subset: ``mos`` is warped, ``mos_original`` is not, ``row`` is the row in
-        the table given.
+    ``warps`` maps subsets to keys of :data:`WARPS`. In the tables ``mos`` is warped and
+    ``mos_original`` is not; ``row`` is the row in the table given.
     """
     unknown = sorted(set(warps.values()) - set(WARPS))
     if unknown or frame.attrs["scale"] != (0.0, 1.0):
@@ -107,6 +96,17 @@ def split_sets(
     return splits
 
 
+def split_table(frame: pd.DataFrame, *, n_splits: int = 10) -> pd.DataFrame:
+    """Tabulate the first 60/20/20 splits of a set: a row per reference image, a column per seed.
+
+    0 is training, 1 validation and 2 test. ``data/splits/feng2023-*.csv`` are these tables.
+    """
+    numbers = {part: number for number, part in enumerate(SPLITS)}
+    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(n_splits)}
+    table = frame[["reference"]].assign(**columns)
+    return table.drop_duplicates("reference").sort_values("reference", ignore_index=True)
+
+
 def describe_sets(
     frames: Mapping[str, pd.DataFrame], split: Mapping[str, Mapping[str, np.ndarray]]
 ) -> pd.DataFrame:
@@ -121,16 +121,15 @@ def describe_sets(
     return pd.DataFrame.from_dict(facts, orient="index")
 
 
+def rescaled_std(frame: pd.DataFrame, span: tuple[float, float]) -> np.ndarray:
+    """Bring deviations of scores to the scale of :func:`rescale`, (N,); NaN where unknown."""
+    return TOP * frame["mos_std"].to_numpy(dtype=float, na_value=np.nan) / (span[1] - span[0])
+
+
 def rescale(mos: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """Map scores linearly so that those of the training set span [0, 10].
+    """Map scores (N,) linearly so that those of the training rows span [0, 10].
 
-    Args:
-        mos: All scores of a set, shape (N,).
-        training: Its training rows.
-
-    Returns:
-        Re-scaled scores, shape (N,) (others may lie outside [0, 10]), and the lowest and highest
-        training score.
+    Returns them (others may lie outside) and the lowest and highest training score.
     """
     low, high = float(mos[training].min()), float(mos[training].max())
     if not high > low:

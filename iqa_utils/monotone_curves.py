@@ -32,13 +32,9 @@ def curve_points(
     *,
     n_points: int = 401,
 ) -> pd.DataFrame:
-    """Sample the curve of every set over the qualities that the model predicts.
+    """Sample the curve of every set with training scores in ``spans`` over predicted qualities.
 
-    Args:
-        model: Trained network.
-        spans: Lowest and highest training score of each set it was trained on.
-        predictions: Columns ``dataset`` and ``pred``, the quality.
-        n_points: Points per curve, evenly spaced.
+    ``predictions`` has the columns ``dataset`` and ``pred``, the quality.
 
     Returns:
         Columns ``dataset``, ``quality``, ``score`` (own scale) and ``inside``, true from the 1st to
@@ -63,11 +59,6 @@ def carry_over(
     A score m of a set is warped as the set's labels are, traced back through the set's curve to a
     quality, and read off the curve of the first set that was not warped. That should give m again.
     It is all that data can tell: a bend common to all curves is absorbed by the regressor.
-
-    Args:
-        points: From :func:`curve_points`, with ``method`` and ``seed``.
-        warps: Set to its known map, a key of :data:`iqa_utils.mixed_sets.WARPS`; empty for none.
-        n_points: Points per set.
 
     Returns:
         Columns ``method``, ``seed``, ``dataset``, ``mos`` (original) and ``carried``, equal where

@@ -280,3 +280,15 @@ def test_weighted_groups_are_combined_over_the_runs_before_they_are_averaged(pre
         table, ["method"], ["PLCC logistic within subset"], combine="median", resample=None
     )
     assert logistic["value"].between(0.3, 1).all()
+
+
+def test_a_range_inside_groups_counts_only_its_own_images():
+    table = pd.DataFrame({"mos": [5.0, 15, 6, 16, 7, 8], "subset": list("aabbbb"), "seed": 0})
+    table = table.assign(image=table.index.astype(str), pred=table["mos"] + [1, 9, 2, 9, 4, 6])
+    table["pred"] = table["pred"].astype(float)
+    wider = pd.concat([table, table.assign(image=table["image"] + "x")], ignore_index=True)
+    options = {"edges": (0, 10, 20), "resample": None}
+    for weighted, expected in ((wider, (2 * 1 + 6 * 4) / 8), (wider.assign(weight=1.0), 2.5)):
+        found = evaluate.score(weighted, ["seed"], ["MAE 0-10 within subset"], **options)
+        assert found["value"].item() == pytest.approx(expected)
+        assert found["n"].item() == 8

@@ -107,8 +107,7 @@ def test_the_released_layer_collects_features_that_it_has_calibrated_in_place():
     layer = _layer("released_agedb")
     layer.end_epoch(features, mos)
     layer.end_epoch(features, mos)
-    twin = _layer("released_agedb")
-    twin.collects_calibrated = False
+    twin = _layer("released_agedb", collects="raw")
     twin.load_state_dict(layer.state_dict())
     calibrated, before = layer(features, mos), layer.mean.clone()
     layer.end_epoch(features, mos)
@@ -205,6 +204,28 @@ def test_evaluation_and_the_first_epoch_leave_features_alone():
         layer.train()(features)
 
 
+def test_a_column_of_scores_is_refused_before_it_broadcasts():
+    features, mos = _sample()
+    layer = _layer()
+    layer.end_epoch(features, mos)
+    with pytest.raises(ValueError, match=r"shape \(B,\), got \(200, 1\)"):
+        layer(features, mos[:, None])
+
+
+def test_statistics_near_known_means_are_those_of_two_passes():
+    features, mos = _sample()
+    bucket = _layer().buckets(mos)
+    near = torch.randn(12, 6, dtype=torch.float64)
+    for one, two in zip(
+        bucket_statistics(features, bucket, 12, near=near),
+        bucket_statistics(features, bucket, 12),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+    lone = bucket_statistics(features, bucket, 12, near=near)[2][10]
+    assert torch.equal(lone, torch.zeros(6, dtype=torch.float64))
+
+
 def test_gradients_flow_through_the_calibration():
     features, mos = _sample()
     layer = _layer()
@@ -227,6 +248,7 @@ def test_a_layer_restored_in_mid_training_goes_on_the_same():
     [
         ({"kernel_size": 14}, "covers 13 bins, the histogram has 12"),
         ({"variant": "released"}, "variant must be one of corrected, released_agedb"),
+        ({"collects": "all"}, "collects raw or calibrated, got 'corrected' and 'all'"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

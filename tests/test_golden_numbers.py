@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench_fds import LoopFDS, run_epoch
 from PIL import Image
 from torch.nn.functional import smooth_l1_loss
 
-from iqa_utils.imbalance import FDS, lds_weights, smoothing_kernel
+from iqa_utils.imbalance import CLIPS, FDS, lds_weights, smoothing_kernel
 from iqa_utils.losses import fidelity, mean_over_sources, norm_in_norm
 from iqa_utils.metrics import fit_logistic
 from iqa_utils.models.monotonic import BilinearRegressor, MonotonicTransformers
@@ -79,11 +80,26 @@ def test_the_layer_calibrates_and_collects_as_the_released_one_over_six_epochs(r
 
 @pytest.mark.parametrize("release", FDS_EDGES)
 @pytest.mark.parametrize("case", ["full", "holes"])
+def test_the_loop_of_the_benchmark_calibrates_as_the_released_one(release, case, hold):
+    golden = load(f"fds_{release}")
+    features, mos = (torch.from_numpy(golden[f"{case}_{k}"]) for k in ("features", "labels"))
+    variant = f"released_{release}"
+    kernel = smoothing_kernel(size=5, sigma=2) / smoothing_kernel(size=5, sigma=2).sum()
+    options = {"kernel": kernel, "clip": CLIPS[variant], "variant": variant}
+    loop = LoopFDS(4, FDS_EDGES[release], dtype=torch.float32, **options)
+    found = [run_epoch(loop, x, mos, 64) for x in features]
+    hold(f"loop {release} {case} out", golden[f"{case}_out"], torch.stack(found[1:]), atol=1e-5)
+    hold(
+        f"FDS loop {release} {case} mean", golden[f"{case}_running_mean"][-1], loop.mean, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("release", FDS_EDGES)
+@pytest.mark.parametrize("case", ["full", "holes"])
 def test_the_layer_collects_raw_features_as_the_released_class_alone_does(release, case, hold):
     golden = load(f"fds_{release}")
     features, mos = (torch.from_numpy(golden[f"{case}_{k}"]) for k in ("features", "labels"))
-    layer = FDS(4, FDS_EDGES[release], variant=f"released_{release}").double()
-    layer.collects_calibrated = False
+    layer = FDS(4, FDS_EDGES[release], variant=f"released_{release}", collects="raw").double()
     for x in features.double():
         before = layer.mean.clone(), layer.variance.clone()
         layer.end_epoch(x, mos)

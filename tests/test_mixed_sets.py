@@ -4,13 +4,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils.mixed_sets import describe_sets, load_sets, rescale, split_sets, warp_subsets
+from iqa_utils.datasets import load_scores
+from iqa_utils.images.decoding import read_image
+from iqa_utils.mixed_sets import (
+    describe_sets,
+    load_sets,
+    rescale,
+    rescaled_std,
+    split_sets,
+    warp_subsets,
+)
+from iqa_utils.workshop.demo.distorted import KINDS, ensure_distorted
 
 
 def make_frame(name, n, scale=(0.0, 1.0), seed=0):
     mos = np.random.default_rng(seed).uniform(*scale, size=n)
     images = [f"{name} ({i}).png" for i in range(n)]
-    frame = pd.DataFrame({"image": images, "mos": mos, "reference": images})
+    frame = pd.DataFrame({"image": images, "mos": mos, "mos_std": np.nan, "reference": images})
     frame.attrs = {"dataset": name, "title": name, "scale": scale, "kind": "authentic"}
     frame.attrs |= {"demo": True, "fingerprint": ""}
     return frame
@@ -69,3 +79,30 @@ def test_sets_are_described_on_their_own_scales():
     table = describe_sets(frames, split_sets(frames, seed=0))
     assert table.loc["b", ["images", "training", "test"]].tolist() == [20, 12, 4]
     assert table.loc["b", "MOS max"] > 50 > 1 > table.loc["a", "MOS max"]
+
+
+def test_deviations_are_rescaled_with_their_scores_and_unknown_ones_stay_unknown():
+    frame = make_frame("a", 4).assign(mos=[1.0, 3.0, 5.0, 2.0], mos_std=[0.4, None, 1.0, 0.2])
+    scaled, span = rescale(frame["mos"].to_numpy(), np.array([0, 2]))
+    np.testing.assert_allclose(rescaled_std(frame, span), [1, np.nan, 2.5, 0.5])
+    assert (scaled[2] - scaled[0]) / 2.5 == pytest.approx((5 - 1) / 1.0)
+
+
+def test_distorted_pictures_have_known_levels_and_are_made_once(tmp_path):
+    folder = ensure_distorted(tmp_path, n_references=2, side=48)
+    frame = load_scores("table", folder)
+    assert len(frame) == 2 * (1 + 5 * len(KINDS))
+    assert not frame.attrs["demo"]
+    assert (frame["mos"] == 5 - frame["level"].astype(float)).all()
+    assert frame["reference"].nunique() == 2
+    noisy = frame[frame["distortion"] == "white noise"].groupby("reference")
+    for _, part in noisy:
+        images = [np.asarray(read_image(folder / name), float) for name in part["image"]]
+        first = part["image"].iloc[0].split("-")[0]
+        clean = np.asarray(read_image(folder / f"{first}-0.png"), float)
+        errors = [np.abs(image - clean).mean() for image in images]
+        assert errors == sorted(errors)
+        assert errors[0] > 0
+    stamp = (folder / "scores.csv").stat().st_mtime_ns
+    assert ensure_distorted(tmp_path, n_references=2, side=48) == folder
+    assert (folder / "scores.csv").stat().st_mtime_ns == stamp

@@ -62,7 +62,8 @@ def notebook(tmp_path, frames, pixels, *, fractions=(0.6, 0.2, 0.2), **parameter
     splits = [split_sets(frames, fractions=fractions, seed=k) for k in range(2)]
     space |= {"frames": frames, "pixels": pixels, "splits": splits, "weights": "random"}
     space |= {"sizes": {name: len(frame) for name, frame in frames.items()}, "device": "cpu"}
-    starts = ("import inspect", "shape =", "def fit_options", "def train", "def tested")
+    starts = ("import inspect", "shape =", "def fit_options", "def curve_loss", "def train")
+    starts = (*starts, "def tested")
     for start in starts:
         (cell,) = [cell for cell in CELLS if cell.startswith(start)]
         name = f"<notebook {start}>"
@@ -87,6 +88,31 @@ def test_every_method_learns_and_predicts_all_sets(tmp_path):
         assert predictions["mapped"].isna().equals(predictions["dataset"].eq("a") & unseen)
         starts[name] = fitted.history["val_srcc"].iloc[0]
     assert len(set(starts.values())) > 1
+
+
+def test_ranking_learns_from_the_deviations_of_a_set_that_has_them(tmp_path):
+    frames, pixels = make_sets()
+    hard = notebook(tmp_path / "hard", frames, pixels, METHODS=["ranking"])
+    soft = {**frames, "a": frames["a"].assign(mos_std=0.3)}
+    soft = notebook(tmp_path / "soft", soft, pixels, METHODS=["ranking"])
+    model, _, first = hard.train("ranking", 0)
+    _, _, second = soft.train("ranking", 0)
+    assert first.history["train_loss"].tolist() != second.history["train_loss"].tolist()
+    maps = pixels["a"].draw(np.arange(30), None)
+    quality, deviation = model.head.moments(maps)
+    torch.testing.assert_close(quality, model.head(maps))
+    assert (deviation > 0).all()
+    assert deviation.std() > 1e-4  # learnt, and of each image its own
+
+
+def test_a_loss_behind_a_name_replaces_that_of_the_profile(tmp_path):
+    methods = ["paper", "paper eq4", "paper nin", "paper l1", "released eq4"]
+    own = notebook(tmp_path, *make_sets(), METHODS=methods)
+    assert own.forms == dict(zip(methods, ["l1", "eq4", "nin", "l1", "eq4"], strict=True))
+    assert own.methods["paper eq4"] == own.methods["paper"]
+    found = {m: own.train(m, 0)[2].history["train_loss"].tolist() for m in methods[:4]}
+    assert found["paper"] == found["paper l1"]
+    assert len({tuple(loss) for loss in found.values()}) == 3
 
 
 def test_training_is_a_function_of_the_seed(tmp_path):
@@ -281,4 +307,7 @@ def test_every_job_of_the_grids_compares_all_its_methods():
         compared = names - depths if "linear" in names else set()
         if "released" in names:
             compared |= names & {"released", "ranking", "single:koniq10k", *depths}
+        for curves in ("released", "paper"):
+            losses = {name for name in names if name.startswith(f"{curves} ")}
+            compared |= losses | {curves} if losses and curves in names else set()
         assert compared == names

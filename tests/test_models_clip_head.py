@@ -124,7 +124,10 @@ def test_weights_of_a_tower_come_from_a_file_and_must_fit(tmp_path, monkeypatch)
 def test_the_head_counts_its_parameters_and_predicts_on_the_scale_of_the_scores():
     head = ClipHead(768, mos_mean=58.7, mos_std=15.4)
     layers = [*[768 * 768 + 768] * 3, 768 * 256 + 256, 256 + 1]
-    assert sum(p.numel() for p in head.parameters()) == sum(layers)
+    norms = 2 * (768 + 768 + 768 + 256)  # before both blocks and the neck, and behind it
+    assert sum(p.numel() for p in head.parameters()) == sum(layers) + norms
+    plain = ClipHead(768, form="plain")
+    assert sum(p.numel() for p in plain.parameters()) == sum(layers)
     nn.init.zeros_(head.last.weight)
     nn.init.constant_(head.last.bias, 2.0)
     torch.testing.assert_close(head(torch.randn(3, 768)), torch.full((3,), 58.7 + 2 * 15.4))
@@ -198,6 +201,48 @@ def test_a_head_with_its_encoder_scores_images_and_survives_saving(tmp_path):
     torch.testing.assert_close(again(images), whole(images))
     with pytest.raises(ValueError, match="expects vectors of 8, the encoder gives 2560"):
         ClipHead(8, encoder=encoder)
+
+
+def trained_as_the_paper(form, seed):
+    """Adam at 0.1 on raw 0-100 targets: spread over that of the scores, MAE over the median's."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(360, 64, generator=generator), torch.randn(360, generator=generator)
+    mos = 60 + 12 * (x[:, 0] + 0.5 * torch.tanh(x[:, 1] * x[:, 2]) + 0.3 * noise)
+    mos = mos.clamp(0, 100)
+    torch.manual_seed(seed)
+    head = ClipHead(64, width=256, neck=64, form=form, mos_mean=float(mos[:240].mean()))
+    adam = torch.optim.Adam(head.standardise(x[:240]).parameters(), lr=0.1)
+    for _ in range(60):
+        rows = torch.randint(240, (64,), generator=generator)
+        adam.zero_grad()
+        (head(x[rows]) - mos[rows]).abs().mean().backward()
+        adam.step()
+    pred, test = head.eval()(x[240:]).detach(), mos[240:]
+    error = (pred - test).abs().mean() / (test - mos[:240].median()).abs().mean()
+    return float(pred.std() / test.std()), float(error)
+
+
+def test_the_papers_setting_leaves_normalised_heads_alive_and_kills_plain_ones():
+    alive = np.array([trained_as_the_paper("normalised", seed) for seed in range(10)])
+    assert (alive[:, 0] > 0.2).all(), alive
+    assert (alive[:, 1] < 1).all(), alive
+    plain = np.array([trained_as_the_paper("plain", seed) for seed in range(4)])
+    assert (plain[:, 0] < 0.2).all(), plain
+
+
+def test_a_normalised_head_knows_no_scale_of_its_blocks_and_its_neck_is_not_cut_off_at_zero():
+    torch.manual_seed(0)
+    head, x = ClipHead(8, width=16, depth=2, neck=6), torch.randn(50, 8)
+    features = head.embed(x)
+    torch.testing.assert_close(features.mean(1), torch.zeros(50), atol=1e-5, rtol=0)
+    assert (features < 0).any()
+    assert (ClipHead(8, width=16, neck=6, form="plain").embed(x) >= 0).all()
+    with torch.no_grad():
+        head.body[0].weight *= 1e3
+        head.body[0].bias *= 1e3
+    assert head.embed(x).abs().max() < 6**0.5
+    with pytest.raises(ValueError, match="form must be normalised or plain, got 'relu'"):
+        ClipHead(8, form="relu")
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": -1}, {"mos_std": 0.0}, {"neck": 0}])

@@ -66,6 +66,19 @@ def test_evidence_comes_from_real_runs_of_the_same_comparison_only():
     assert not paper_pages.evidence(LDS, [run | {"stem": "06_distillation"}])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(-0.8, -0.2, "confirmed"), (-0.8, 0.2, "undecided"), (0.2, 0.8, "undecided")],
+)
+def test_a_claim_holds_only_where_the_mean_within_subsets_agrees(low, high, says):
+    inside = {"metric": f"{LDS.compare['metric']} within subset", "value": (low + high) / 2}
+    inside |= {"ci_low": low, "ci_high": high}
+    run = run_with({}, inside)
+    (one,) = paper_pages.evidence(LDS, [run])
+    assert (one["value"], one["says"], len(one["within"])) == (-0.6, says, 1)
+    assert "; within subsets " in paper_pages.headline_table([run])
+
+
 def test_the_detectable_difference_has_eighty_percent_power():
     (one,) = paper_pages.evidence(LDS, [run_with({})])
     error = 0.3 / 1.959964

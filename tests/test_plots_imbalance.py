@@ -70,3 +70,16 @@ def test_the_legend_of_early_curves_covers_none_of_them(axes):
     axes.figure.canvas.draw()
     legend = axes.get_legend().get_window_extent()
     assert legend.y0 >= axes.get_window_extent().y1
+
+
+def test_a_panel_has_a_line_per_head_and_fills_marks_of_sure_differences():
+    rows = {"rate": [1e-3, 1e-1], "value": [-2.0, 1.0], "ci_low": [-3.0, -1], "ci_high": [-1.0, 3]}
+    panel = pd.DataFrame(rows).assign(form="plain", size="64-1-64", targets="raw", metric="MAE")
+    panel = pd.concat([panel.assign(dead=0), panel.assign(form="normalised", dead=1)])
+    figure = plots.plot_panel(panel)
+    line, sure, zero = figure.axes[0].lines  # of the setting that died nothing
+    assert line.get_label() == "plain 64-1-64 raw"
+    np.testing.assert_array_equal(line.get_ydata(), [-2, 1])
+    np.testing.assert_array_equal(sure.get_ydata(), [-2])
+    assert set(zero.get_ydata()) == {0}
+    plt.close(figure)

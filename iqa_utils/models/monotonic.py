@@ -104,6 +104,7 @@ class BilinearRegressor(nn.Module):
         channels: Learn a projection to this many channels first; None uses all of them.
         form: ``triangle``, or ``full`` as published.
         hidden: Widths of the two hidden layers.
+        uncertain: Regress a standard deviation too, as UNIQUE does; see :meth:`moments`.
 
     Note:
         With the off-diagonal weights started at w_ij + w_ji and trained at twice the learning rate
@@ -122,6 +123,7 @@ class BilinearRegressor(nn.Module):
         channels: int | None = None,
         form: Literal["triangle", "full"] = "triangle",
         hidden: tuple[int, int] = (512, 64),
+        uncertain: bool = False,
     ) -> None:
         super().__init__()
         if form not in ("triangle", "full"):
@@ -145,11 +147,21 @@ class BilinearRegressor(nn.Module):
         nn.init.zeros_(self.first.bias)
         if form == "triangle":
             nn.init.normal_(self.off_diagonal.weight, std=2**0.5 * std)  # the sum of two
+        self.deviation = nn.Linear(hidden[1], 1) if uncertain else None  # drawn last
 
     def forward(self, maps: Tensor) -> Tensor:
         """Regress quality, (B,), from maps of any height and width, (B, in_channels, h, w)."""
         with full_precision(maps.device.type):
-            return self.last(F.relu(self.second(F.relu(self._read(maps.float())))))[:, 0]
+            return self.last(self._hidden(maps))[:, 0]
+
+    def moments(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Regress quality and its standard deviation, > 0; (B,) each."""
+        with full_precision(maps.device.type):
+            hidden = self._hidden(maps)
+            return self.last(hidden)[:, 0], F.softplus(self.deviation(hidden))[:, 0]
+
+    def _hidden(self, maps: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self._read(maps.float()))))
 
     def _read(self, maps: Tensor) -> Tensor:
         places = self.project(maps.flatten(2).mT)  # (B, hw, C)
@@ -183,14 +195,9 @@ def _signed_root(x: Tensor) -> Tensor:
 class MonotonicIQA(nn.Module):
     """Trunk, bilinear regressor and one monotone transformer for each data set.
 
-    Args:
-        sources: Names of the data sets, in the order of the transformers.
-        backbone: Any convolutional timm model.
-        pretrained: Weights of the trunk, see :func:`iqa_utils.backbones.create_backbone`.
-        channels: See :class:`BilinearRegressor`; wide trunks need it.
-        form: See :class:`BilinearRegressor`.
-        variant: See :class:`MonotonicTransformers`.
-        n_layers: Likewise.
+    ``sources`` names the data sets in the order of the transformers; ``backbone`` is any
+    convolutional timm model. For the rest see :class:`BilinearRegressor` (wide trunks need
+    ``channels``), :class:`MonotonicTransformers` and :func:`iqa_utils.backbones.create_backbone`.
 
     References:
         Feng et al., Learning from mixed datasets, Electronics Letters 2023, Fig. 2.
@@ -204,6 +211,7 @@ class MonotonicIQA(nn.Module):
         pretrained: str | Path = "random",
         channels: int | None = None,
         form: Literal["triangle", "full"] = "triangle",
+        uncertain: bool = False,
         variant: Variant = "paper",
         n_layers: int = 5,
     ) -> None:
@@ -214,13 +222,14 @@ class MonotonicIQA(nn.Module):
             "backbone": backbone,
             "channels": channels,
             "form": form,
+            "uncertain": uncertain,
             "variant": variant,
             "n_layers": n_layers,
         }
         self.trunk = create_backbone(backbone, pretrained=pretrained, num_classes=0, global_pool="")
         # timm calls it num_features before and head_hidden_size after the last 1x1 convolution
         width = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features
-        self.head = BilinearRegressor(width, channels=channels, form=form)
+        self.head = BilinearRegressor(width, channels=channels, form=form, uncertain=uncertain)
         self.transformers = MonotonicTransformers(len(sources), variant=variant, n_layers=n_layers)
 
     def quality(self, images: Tensor) -> Tensor:

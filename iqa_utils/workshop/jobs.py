@@ -186,7 +186,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     pixels = {name: stored_bytes(table.attrs["pixels"], 768) / 3 for name, table in tables.items()}
     singles = [f"single:{name}" for name in tables]
     for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
-        variant, _, depth = method.partition("-")
+        variant, _, depth = method.partition(" ")[0].partition("-")
         variant = variant if variant in VARIANTS else "identity"
         names = [method.removeprefix("single:")] if method in singles else list(tables)
         sizes = [int(counts[name]["training"]) for name in names]
@@ -276,7 +276,8 @@ def _heads(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     yield Job(name="encoder", batch=32, images=len(frame), **how)
     hidden, depth, neck = values["HEAD"]
     how = {"network": f"head {hidden}-{depth}-{neck}", "size": (width,), "saved": False}
-    how["build"] = partial(ClipHead, width, width=hidden, depth=depth, neck=neck)
+    head = {"width": hidden, "depth": depth, "neck": neck, "form": values["HEAD_FORM"]}
+    how["build"] = partial(ClipHead, width, **head)
     for method in values["METHODS"]:
         count = values["OVERRIDES"].get(method, {}).get("N_SEEDS", values["N_SEEDS"])
         yield _training(values, method, n, len(frame), count=count, **how)

@@ -8,6 +8,7 @@ import pandas as pd
 from iqa_utils.workshop.claims import COMPARED, audit, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.result_tables import markdown
+from iqa_utils.workshop.runs import NUMBERS
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 
@@ -17,6 +18,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
 
     A difference the other way round (``baseline`` minus ``method``) counts with its sign turned.
 
+    Where the run has the same result within subsets, a claim holds only if both agree.
+
     Returns:
         Results with ``profile``, ``says`` and ``detectable``, the smallest difference that such a
         run finds with 80 % power; equal results of a run and its published copy once.
@@ -25,18 +28,32 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     wanted = {"baseline": ""} | dict(headline.compare)
     mirrored = wanted | {"method": wanted["baseline"], "baseline": wanted["method"]}
     for run in runs:
-        for result in run["results"] if run["stem"] == headline.notebook else ():
-            if result["data"] == "demo" or result["ci_low"] is None:
+        results = run["results"] if run["stem"] == headline.notebook else []
+        for result in results:
+            same, turned = _fits(result, wanted), wanted["baseline"] and _fits(result, mirrored)
+            if result["data"] == "demo" or result["ci_low"] is None or not (same or turned):
                 continue
-            value, low, high = result["value"], result["ci_low"], result["ci_high"]
-            if wanted["baseline"] and _fits(result, mirrored):
-                value, low, high = -value, -high, -low
-            elif not _fits(result, wanted):
-                continue
+            pairs = [_interval(one, turned) for one in (result, *_within_subsets(result, results))]
+            value, low, high = pairs[0]
+            says = {headline.says(*ends) for _, *ends in pairs}
             told = {"value": value, "ci_low": low, "ci_high": high, "profile": run["profile"]}
-            told |= {"says": headline.says(low, high), "detectable": POWER * (high - low) / 2}
+            told |= {"says": says.pop() if len(says) == 1 else "undecided", "within": pairs[1:]}
+            told |= {"detectable": POWER * (high - low) / 2}
             found.setdefault(repr((run["profile"], result)), result | told)
     return list(found.values())
+
+
+def _interval(result: dict[str, Any], turned: bool) -> tuple[float, float, float]:
+    """Return value and ends, of the difference the other way round where it is turned."""
+    value, low, high = result["value"], result["ci_low"], result["ci_high"]
+    return (-value, -high, -low) if turned else (value, low, high)
+
+
+def _within_subsets(result: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Find the same result as a mean within subsets."""
+    same = {k: v for k, v in result.items() if k not in NUMBERS}
+    same["metric"] = f"{result['metric']} within subset"
+    return [one for one in results if {k: one.get(k) for k in same} == same]
 
 
 def _fits(result: dict[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -63,6 +80,8 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
 
 def _cells(one: dict[str, Any]) -> list[str]:
     value = f"{one['value']:+.3f} [{one['ci_low']:+.3f}, {one['ci_high']:+.3f}]"
+    for inside, low, high in one["within"]:
+        value += f"; within subsets {inside:+.3f} [{low:+.3f}, {high:+.3f}]"
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
     data = ", ".join(dict.fromkeys(filter(None, [one["data"], one["profile"], *which])))
     return [data, value, str(one["n_runs"]), f"{one['detectable']:.3f}", one["says"]]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
@@ -101,6 +103,29 @@ def plot_differences(
     axes.grid(axis="y", visible=False)
     title = "filled: p < 0.05 after Holm"
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=8)
+
+
+def plot_panel(panel: pd.DataFrame) -> Figure:
+    """Draw a difference over the learning rate: a picture per metric, a line per kind of head.
+
+    ``panel`` has ``form``, ``size``, ``targets``, ``rate``, ``metric``, ``value`` and its interval;
+    marks are filled where that does not touch zero. Settings with a training that died are left
+    out: ``dead`` counts them.
+    """
+    metrics, panel = panel["metric"].unique(), panel[panel["dead"] == 0]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5.2 * len(metrics), 4.2), squeeze=False)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        groups = panel[panel["metric"] == metric].groupby(["form", "size", "targets"], sort=False)
+        for k, (names, rows) in enumerate(groups):
+            style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
+            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **style)
+            sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
+            ax.plot(sure["rate"], sure["value"], linestyle="none", **style)
+        ax.axhline(0, color="0.4", linewidth=0.8)
+        ax.set(xscale="log", xlabel="learning rate", title=metric)
+    axes[0, 0].set_ylabel("LDS minus vanilla (MOS points)")
+    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
 def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str]) -> None:

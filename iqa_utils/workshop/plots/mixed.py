@@ -37,7 +37,11 @@ def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> Axes:
     inside = points[points["inside"]].groupby("method", sort=False)
     for k, (method, curve) in enumerate(inside):
         quality = (curve["quality"] - curve["quality"].min()) / np.ptp(curve["quality"])
-        style = {"color": PALETTE[k], "linestyle": LINES[k % len(LINES)], "linewidth": 2}
+        style = {
+            "color": PALETTE[k % len(PALETTE)],
+            "linestyle": LINES[k % len(LINES)],
+            "linewidth": 2,
+        }
         axes.plot(quality, curve["score"], label=method, **style)
     axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
     return axes
@@ -80,7 +84,11 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
     for k, (method, of_method) in enumerate(carried.groupby("method", sort=False)):
         for i, (_, part) in enumerate(of_method.groupby("seed")):
             label = method if i == 0 else None
-            style = {"color": PALETTE[k], "linestyle": LINES[k % len(LINES)], "linewidth": 1.7}
+            style = {
+                "color": PALETTE[k % len(PALETTE)],
+                "linestyle": LINES[k % len(LINES)],
+                "linewidth": 1.7,
+            }
             axes.plot(part["mos"], part["carried"], label=label, alpha=0.85, **style)
     axes.set(xlabel="original MOS", ylabel="carried to the unwarped set's scale", title=title)
     axes.set(xlim=(0, 1), ylim=(-0.3, 1.3))
