@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from iqa_utils.regression import gaussian_process
 from iqa_utils.regression.gaussian_process import (
     _Likelihood,
     calibration,
@@ -182,6 +183,21 @@ def test_the_noise_search_ends_near_the_noise_that_was_put_in():
     assert len(search.trials) == 12
     assert (search.trials["best"].diff().dropna() <= 0).all()
     assert 2 < search.process.noise_sd < 8  # 4 was put in
+
+
+def test_the_search_fits_each_noise_once_and_keeps_the_best(monkeypatch):
+    features, mos = made_data(n=80, noise=0.4)
+    fitted = []
+
+    def counted(*args, **options):
+        fitted.append(fit_gaussian_process(*args, **options))
+        return fitted[-1]
+
+    monkeypatch.setattr(gaussian_process, "fit_gaussian_process", counted)
+    search = search_noise(cdist(features, features), mos, n_trials=6, seed=0)
+    assert len(fitted) == 1 + 6  # the likelihood's own, and one per trial
+    assert search.by_likelihood is fitted[0]
+    assert search.process is fitted[1 + search.trials["loss"].idxmin()]
 
 
 def test_predictive_intervals_of_a_true_process_cover_as_often_as_they_say():

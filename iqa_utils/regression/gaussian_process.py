@@ -265,9 +265,14 @@ def search_noise(
         start = (free.length, (noise_sd / free.signal_sd) ** 2)
         return fit_gaussian_process(distances, mos, noise_sd=noise_sd, start=start, device=device)
 
+    best: list[tuple[float, GaussianProcess]] = []  # one at a time in memory
+
     def objective(trial: optuna.Trial) -> float:
         process = fit(trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True))
-        return math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
+        loss = math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
+        if not best or loss < best[0][0]:
+            best[:] = [(loss, process)]
+        return loss
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5)
@@ -276,8 +281,7 @@ def search_noise(
     tried = [(trial.params["noise_sd"], trial.value) for trial in study.trials]
     trials = pd.DataFrame(tried, columns=["noise_sd", "loss"])
     trials["best"] = trials["loss"].cummin()
-    process = fit(study.best_params["noise_sd"])
-    return NoiseSearch(trials, process, free, time.perf_counter() - started)
+    return NoiseSearch(trials, best[0][1], free, time.perf_counter() - started)
 
 
 def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.ndarray:
