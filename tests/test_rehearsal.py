@@ -19,7 +19,7 @@ EVERYWHERE = {
     "N_RESAMPLES": SHORT,
     "THREADS": "two notebooks share two cores",
     "SAVE_SECONDS": "states are saved often enough for a kill to find one",
-    "OVERRIDES": "two epochs, two runs, bf16 and compilation in one training each",
+    "OVERRIDES": "two epochs, two runs, bf16 and compilation in one training each; few steps",
 }
 ALLOWED = {
     "02_cross_sampling": {
@@ -92,6 +92,15 @@ def test_plans_of_distillation_change_their_steps_alone():
         assert mine[plan][1:3] == paper[plan][1:3], "batch size and learning rate are the paper's"
     assert mine["N_UNLABELLED"] == [n // 100 for n in paper["N_UNLABELLED"]]
     assert mine["N_KEPT"] == paper["N_KEPT"] // 100
+
+
+def test_the_final_network_of_04_is_rehearsed_by_the_papers_recipe_in_fewer_steps():
+    paper, mine = (
+        notebooks.read_profile("04_deep_features_gpr", name) for name in ("paper", "rehearsal")
+    )
+    papers, ours = (profile["OVERRIDES"][profile["FINAL"][0]] for profile in (paper, mine))
+    assert ours["AUGMENT"] == papers["AUGMENT"]
+    assert 0 < ours["N_STEPS"] < papers["N_STEPS"]
 
 
 def test_the_profile_is_the_papers_under_the_overlay_with_declared_types():
