@@ -125,7 +125,7 @@ def test_scores_on_the_outer_edges_belong_to_the_outer_buckets():
     assert _layer().buckets(scores).tolist() == [0, 1, 11, 11]
     for outside in (-0.01, 12.01):
         with pytest.raises(ValueError, match=r"inside \[0, 12\]"):
-            _layer().buckets(torch.tensor([outside]))
+            _layer().end_epoch(*_sample()[:1], torch.full((len(_sample()[1]),), outside))
 
 
 def test_collected_features_do_not_depend_on_the_mode_the_layer_is_in():

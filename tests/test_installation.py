@@ -71,7 +71,7 @@ def test_the_core_imports_and_scores_without_the_extras(tmp_path):
         for module, owners in metadata.packages_distributions().items()
         if any(name_of(owner) in extra for owner in owners)
     }
-    assert blocked >= {"jupyterlab", "snakemake", "nbval", "optuna", "great_tables", "pytest"}
+    assert blocked >= {"jupyterlab", "snakemake", "nbval", "optuna", "pytest"}
     assert not blocked & {"torch", "numpy", "yaml"}
     model = IMQNet(width=0.125, high_level_side=48, mos_mean=50.0, mos_std=10.0)
     pixels = {"size": [64, 64], "fit": "squash", "resampler": "bilinear"}

@@ -236,7 +236,7 @@ def test_batches_carry_scores_sets_and_names_of_training_images_only():
             row = index - (30 if name == "b" else 0)
             assert batch.names[index] == f"{name}/{frames[name]['image'][row]}"
             assert mos.item() == pytest.approx(scaled[name][row], rel=1e-6)
-            assert torch.equal(maps, pixels[name].maps[row].permute(2, 0, 1))
+            assert torch.equal(maps, pixels[name].maps[row])
             seen.add(batch.names[index])
     assert seen == allowed
 

@@ -138,13 +138,13 @@ def test_the_pictures_draw_what_they_are_given(koniq: pd.DataFrame) -> None:
     figure, axes = plt.subplots()
     counts = ratings.range_counts(koniq["mos"])
     plots.plot_range_counts(axes, counts, counts)
-    assert [bar.get_height() for bar in axes.patches] == counts.tolist()
+    assert [line.get_ydata().tolist() for line in axes.lines] == [counts.tolist()] * 2
     axes.clear()
     plots.plot_label_histogram(axes, koniq["mos"].to_numpy())
     assert sum(p.get_height() for p in axes.patches[5:]) == pytest.approx(10073)
     axes.clear()
     plots.plot_sets(axes, {"koniq10k": koniq})
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["koniq10k (10,073)"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["KonIQ-10k (10,073)"]
     plt.close(figure)
 
 

@@ -26,9 +26,10 @@ from iqa_utils.workshop.result_tables import demo_results, real_results
 from iqa_utils.workshop.rehearsal import rehearse
 from iqa_utils.workshop.runs import ROOT, find_runs
 
-assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_brightness.py"]) == 0
+assert pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "tests/test_brightness.py"]) == 0
 assert list(papers.papers())[-1] == "toy2030"
-assert [job.stem for job in sweeps.read_grid(sweeps.grid_path("paper"))] == ["90_toy"]
+jobs = [job.stem for job in sweeps.read_grid(sweeps.grid_path("paper"))]
+assert jobs == ["07_scoreboard", "90_toy"]
 assert notebooks.run_notebooks(["90"]) == []
 assert rehearse(["90"]) == []
 assert notebooks.run_notebooks(["90"], profile="paper", publish_results=True) == []
@@ -70,7 +71,10 @@ def house(tmp_path_factory):
     shutil.copytree(ROOT / "docs", house / "docs")
     shutil.copytree(TOY / "notebooks", house / "notebooks")
     (house / "workflow" / "grids").mkdir(parents=True)
-    (house / "workflow" / "grids" / "paper.yaml").write_text("{}")
+    grid = "07_scoreboard:\n  gpus: 0\n  grid: {SEED: [0]}\n"
+    (house / "workflow" / "grids" / "paper.yaml").write_text(grid)
+    for name in ("07_scoreboard.ipynb", "params/07_scoreboard.paper.yaml"):
+        shutil.copy(ROOT / "notebooks" / name, house / "notebooks" / name)
     for path in (TOY / "data").iterdir():
         target = house / "data" / path.name
         target.write_text(target.read_text() + path.read_text())

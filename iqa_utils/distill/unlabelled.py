@@ -132,7 +132,7 @@ def scan_images(
 
 
 def central_crop(path: Path, crop: tuple[int, int]) -> np.ndarray:
-    """Decode one image and keep its centre: uint8 RGB, shape (*crop, 3), nothing enlarged.
+    """Decode one image and keep its centre: uint8 RGB, shape (h, w, 3), nothing enlarged.
 
     An odd margin leaves its extra line below and right.
     """

@@ -30,6 +30,7 @@ from iqa_utils.workshop.plots.claims import draw_scoreboard
 from iqa_utils.workshop.plots.common import VERDICT_COLOURS
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
+from iqa_utils.workshop.tables import write_csv
 
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
@@ -115,7 +116,7 @@ def _write(path: Path, text: str) -> None:
 
 def _take_away(rows: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV and LaTeX."""
-    rows.to_csv(path.with_name(f"{path.name}.csv"), index=False)
+    write_csv(rows, path.with_name(f"{path.name}.csv"))
     styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
     text = styler.format_index(escape="latex", axis=1).to_latex(hrules=True)
     _write(path.with_name(f"{path.name}.tex"), text)

@@ -61,7 +61,7 @@ def set_theme() -> None:
 def text_table(table: pd.DataFrame) -> Styler:
     """Show a table without its index, numbers at four decimals, sentences left-aligned."""
     words = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
-    styler = table.style.hide().format(precision=4, na_rep="")
+    styler = table.reset_index(drop=True).style.hide().format(precision=4, na_rep="")
     return styler.set_properties(subset=words, **{"text-align": "left"})
 
 
