@@ -163,6 +163,11 @@ def freeze_batch_statistics(network: nn.Module) -> nn.Module:
     return network
 
 
+def normalisation(network: nn.Module) -> dict[str, tuple[float, ...]]:
+    """Return ``mean`` and ``std``, for pixels in [0, 1], that a timm network was trained with."""
+    return {key: tuple(network.pretrained_cfg[key]) for key in ("mean", "std")}
+
+
 def weights_hash(network: nn.Module) -> str:
     """Hash every parameter and buffer of a network to 16 hexadecimal digits, for caches."""
     digest = hashlib.sha256()

@@ -20,6 +20,9 @@ N = 24
 MOS = np.linspace(2, 98, N)[np.random.default_rng(2).permutation(N)]  # every set has all scores
 SPLIT = np.repeat(["training", "validation", "test"], [16, 4, 4])
 SMALL = {"EPOCHS": 1, "BATCH_SIZE": 4, "N_RUNS": 1, "EDGES": [0, 50, 75, 100], "SIZE": [40, 48]}
+SMALL |= {"BACKBONE": "test_efficientnet", "KONCEPT_BACKBONE": "test_efficientnet", "FROZEN": ""}
+SMALL |= {"FREEZE_STATISTICS": False, "RIDGE_START": False, "POOLING": "mean"}
+SMALL |= {"MEAN": [0.485, 0.456, 0.406], "STD": [0.229, 0.224, 0.225], "LEARNING_RATE": 1e-3}
 CELLS = ["imports", "forward", "0b7a41c2", "0b7a41c4", "0b7a41c6", "0b7a41c8", "0b7a41ca"]
 CELLS += ["0b7a41cc", "5c41e07a"]
 
@@ -47,7 +50,8 @@ def notebook(store, folder, *, mos=MOS, split=SPLIT, **changes):
     space |= {"numbers": torch.tensor(numbers), "training_mos": mos[rows["training"]]}
     space |= {"data": "demo", "device": "cpu", "weights": "random"}
     space["counts"] = np.histogram(space["training_mos"], values["EDGES"])[0]
-    space["run"] = SimpleNamespace(checkpoints_dir=folder / "checkpoints")
+    run = {"checkpoints_dir": folder / "checkpoints", "use_weights": lambda *_: None}
+    space["run"] = SimpleNamespace(**run)
     cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
     for name in CELLS:
         exec(cells[name], space)  # of our own notebook

@@ -249,7 +249,8 @@ def test_crops_of_real_files_train_the_trunk_and_whole_images_of_any_size_are_pr
         pixels = rng.integers(0, 256, size=(*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / name)
     store = build_store(tmp_path, frame["image"], tmp_path / "s", size=None, fit="native")
-    images = {"a": CroppedImages(store, store, crop=32)}
+    trunk = create_backbone("test_resnet", pretrained="random", num_classes=0)
+    images = {"a": CroppedImages(store, store, crop=32, trunk=trunk)}
     parameters = {"METHODS": ["paper"], "FROZEN_TRUNK": False, "LR_TRUNK": 1e-3, "EPOCHS": 1}
     own = notebook(tmp_path, {"a": frame}, images, **parameters)
     model, _, _ = own.train("paper", 0)
@@ -279,15 +280,12 @@ def test_pixels_prepared_for_training_give_what_the_saved_network_gives_for_file
         )
         model.trunk = torch.nn.Identity()
     else:
-        pixels = prepare_crops(*files, size=24, sides=[30, 36], device="cpu")
+        pixels = prepare_crops(*files, size=24, sides=[30, 36], trunk=trunk)
         fit = {"size": 36, "fit": "shrink_short_side"}
     quality = predict_quality(model, pixels, np.arange(6))
     model.trunk = trunk
-    pixels = fit | {
-        "resampler": "bilinear",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    }
+    own = {"mean": [0.5] * 3, "std": [0.5] * 3}  # what this network was trained with
+    pixels = fit | {"resampler": "bilinear", **own}
     about = {"preprocessing": pixels, "training_data": {"dataset": "a", "demo": True}}
     save_model(tmp_path / "m.safetensors", model, about | {"scores_seen": [], "metrics": {}})
     scored = score_images([tmp_path / n for n in names], tmp_path / "m.safetensors", progress=False)

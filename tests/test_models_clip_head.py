@@ -35,6 +35,11 @@ def test_both_libraries_give_the_papers_768_values_before_the_projection(name, l
     assert encoder.mean == pytest.approx(timm.get_pretrained_cfg(PAPER_ENCODER).mean)
 
 
+def test_images_are_normalised_as_the_encoder_was_trained():
+    encoder = ImageEncoder("test_resnet", pooling="mean_std")
+    assert encoder.mean == encoder.std == (0.5, 0.5, 0.5)
+
+
 def test_the_papers_old_name_means_the_new_one():
     with torch.device("meta"):
         encoder = ImageEncoder("vit_base_patch32_224_clip_laion2b")

@@ -44,7 +44,7 @@ def test_every_kind_of_a_profile_is_timed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(true_size, "ROOT", tmp_path)
     found = true_size.true_size(1, ["05"], profile="demo", scale=0.5)
     kinds = [row["kind"] for row in found["rows"]]
-    assert [kind.split(", ")[0] for kind in kinds] == ["test_efficientnet", "head 64-1-32"]
+    assert [kind.split(", ")[0] for kind in kinds] == ["tf_efficientnet_lite0", "head 64-1-32"]
     assert found["card"] == "CPU"
     assert found["hours"] == {}  # of no meaning at another size
     saved = json.loads((tmp_path / "runs/true_size/true_size.json").read_text())

@@ -15,8 +15,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.backbones import HUB, create_backbone, load_weights
-from iqa_utils.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from iqa_utils.backbones import HUB, create_backbone, load_weights, normalisation
+from iqa_utils.images import CLIP_MEAN, CLIP_STD
 from iqa_utils.imbalance import FDS
 from iqa_utils.models.scores import scaled_score
 
@@ -66,8 +66,8 @@ class ImageEncoder(nn.Module):
             self.trunk = create_backbone(name, pretrained=pretrained, num_classes=0)
             self.n_features = self.trunk.num_features * (2 if pooling == "mean_std" else 1)
         is_clip = library == "open_clip" or "clip" in name
-        self.mean = CLIP_MEAN if is_clip else IMAGENET_MEAN
-        self.std = CLIP_STD if is_clip else IMAGENET_STD
+        own = {"mean": CLIP_MEAN, "std": CLIP_STD} if is_clip else normalisation(self.trunk)
+        self.mean, self.std = own["mean"], own["std"]
         self.requires_grad_(False)
         self.eval()
 

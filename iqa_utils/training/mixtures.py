@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from iqa_utils import losses, samplers, training
-from iqa_utils.backbones import weights_hash
-from iqa_utils.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageStore,
-    augment,
-    build_store,
-    to_float,
-)
+from iqa_utils.backbones import normalisation, weights_hash
+from iqa_utils.images import ImageStore, augment, build_store, to_float
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.models import monotonic
 from iqa_utils.samplers import Mixing
@@ -36,10 +29,9 @@ _CODE = "".join(map(inspect.getsource, _MODULES))
 class CroppedImages:
     """Pixels of one set: seeded random crops of ``train``, whole images of ``test`` to predict."""
 
-    def __init__(
-        self, train: ImageStore, test: ImageStore, *, crop: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self.train, self.test, self.crop, self.device = train, test, crop, device
+    def __init__(self, train: ImageStore, test: ImageStore, *, crop: int, trunk: nn.Module) -> None:
+        self.train, self.test, self.crop = train, test, crop
+        self.device, self.normal = next(trunk.parameters()).device, normalisation(trunk)
         self.key = f"{train.key} {test.key} {crop}"
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
@@ -48,7 +40,7 @@ class CroppedImages:
         crops = augment(
             self.train.crops(rows, (self.crop, self.crop), **where), generator=generator
         )
-        return to_float(crops, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return to_float(crops, **self.normal)
 
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield positions in ``rows`` and images, (B, 3, H, W), batched by their size."""
@@ -58,7 +50,7 @@ class CroppedImages:
             for start in range(0, len(same), 8):
                 chosen = same[start : start + 8]
                 images = torch.stack([self.test.image(i) for i in rows[chosen]]).to(self.device)
-                yield chosen, to_float(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+                yield chosen, to_float(images, **self.normal)
 
 
 class TrunkMaps:
@@ -82,14 +74,20 @@ Pixels = Mapping[str, CroppedImages | TrunkMaps]
 
 
 def prepare_crops(
-    root: Path, images: list[str], cache_dir: Path, *, size: int, sides: Sequence[int], device: str
+    root: Path,
+    images: list[str],
+    cache_dir: Path,
+    *,
+    size: int,
+    sides: Sequence[int],
+    trunk: nn.Module,
 ) -> CroppedImages:
     """Decode a set for crops of ``size`` from the first shorter side and tests at the second."""
     stores = [
         build_store(root, images, cache_dir / "stores", size=side, fit="shrink_short_side")
         for side in sides
     ]
-    return CroppedImages(*stores, crop=size, device=device)
+    return CroppedImages(*stores, crop=size, trunk=trunk)
 
 
 def prepare_maps(
@@ -97,7 +95,8 @@ def prepare_maps(
 ) -> TrunkMaps:
     """Squash the images of a set to ``size`` x ``size`` and run a frozen trunk over them once."""
     store = build_store(root, images, cache_dir / "stores", size=(size, size))
-    maps = frozen_maps(trunk, store, cache_dir=cache_dir / "features", batch_size=16)
+    how = {"cache_dir": cache_dir / "features", "batch_size": 16, **normalisation(trunk)}
+    maps = frozen_maps(trunk, store, **how)
     return TrunkMaps(maps, key=f"{store.key} {weights_hash(trunk)}")
 
 
