@@ -31,6 +31,12 @@ BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images
 BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
 NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
+_GITHUB = "https://raw.githubusercontent.com"
+_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
+_SETS = "koniq10k_distributions_sets.csv"
+_SETS_SHA256 = "d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a"
+_KADID_SHA256 = "fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c"
+_KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x768")
 
 
 @dataclass(frozen=True)
@@ -56,30 +62,11 @@ class Source:
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "koniq10k": (
-        Source(
-            "https://raw.githubusercontent.com/subpic/koniq/master/metadata/"
-            "koniq10k_distributions_sets.csv",
-            target="koniq10k_distributions_sets.csv",
-            sha256="d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a",
-        ),
-        Source(f"{_KONSTANZ}/koniq10k_scores_and_distributions.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_indicators.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_512x384.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_1024x768.zip"),
+        Source(f"{_GITHUB}/subpic/koniq/master/metadata/{_SETS}", _SETS, sha256=_SETS_SHA256),
+        *(Source(f"{_KONSTANZ}/koniq10k_{name}.zip") for name in _KONIQ_ARCHIVES),
     ),
-    "kadid10k": (
-        Source(
-            f"{_KONSTANZ}/kadid10k.zip",
-            strip="kadid10k/",
-            sha256="fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c",
-        ),
-    ),
-    "biq2021": (
-        Source(
-            "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip",
-            strip="BIQ2021-main/",
-        ),
-    ),
+    "kadid10k": (Source(f"{_KONSTANZ}/kadid10k.zip", strip="kadid10k/", sha256=_KADID_SHA256),),
+    "biq2021": (Source(_BIQ2021, strip="BIQ2021-main/"),),
 }
 
 
@@ -138,14 +125,9 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
         if source.sha256 not in (None, hash_file(path)):
             raise ValueError(f"{path}: there is another file of this name; move it away")
         return path
-    shop = pooch.create(
-        path.parent,
-        base_url="",
-        registry={path.name: source.sha256},
-        urls={path.name: source.url},
-        retry_if_failed=retries,
-    )
-    bar = sys.stderr.isatty()
+    bar, places = sys.stderr.isatty(), {"urls": {path.name: source.url}, "base_url": ""}
+    known = {path.name: source.sha256}
+    shop = pooch.create(path.parent, registry=known, retry_if_failed=retries, **places)
     client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
 
     def get(url: str, file: str, shop: pooch.Pooch) -> None:
@@ -252,19 +234,16 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
         raise ValueError(f"{root}: {len(missing)} images have no file or score: {listed(missing)}")
     for image in split:
         link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)
-    counts = {}
     for part, file_name in BIQ2021_FILES.items():
         chosen = [lines[image] for image in split if split[image] == part]
-        counts[part] = len(chosen)
         # the two official files differ in stray commas: each line takes the form of its new file
         stray = b"," * (headers[part].count(b",") - 1)
-        with (out / file_name).open("wb") as file:
-            file.write(headers[part])
-            for line in chosen:
-                text = line.rstrip(b"\r\n")
-                ending = line[len(text) :] or b"\n"
-                file.write(b",".join(text.split(b",")[:2]) + stray + ending)
-    return counts
+        texts = [line.rstrip(b"\r\n") for line in chosen]
+        endings = [line[len(text) :] or b"\n" for line, text in zip(chosen, texts, strict=True)]
+        cut = [b",".join(text.split(b",")[:2]) + stray for text in texts]
+        rows = map(b"".join, zip(cut, endings, strict=True))
+        (out / file_name).write_bytes(headers[part] + b"".join(rows))
+    return {part: list(split.values()).count(part) for part in BIQ2021_FILES}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

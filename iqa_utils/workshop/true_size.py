@@ -30,15 +30,7 @@ from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.jobs import JOBS
-from iqa_utils.workshop.plan import (
-    Job,
-    footprint,
-    kind,
-    make_plan,
-    score_table,
-    sets_of,
-    values_of,
-)
+from iqa_utils.workshop.plan import Job, footprint, kind, make_plan, score_table, sets_of, values_of
 from iqa_utils.workshop.runs import ROOT
 
 Source = Callable[[int], Iterator[Batch]]
@@ -135,20 +127,11 @@ def _train(network: nn.Module, job: Job, batches: Source, device: torch.device) 
     def loss_step(model: nn.Module, batch: Batch) -> torch.Tensor:
         return mse_loss(model(*batch.inputs).float().reshape(-1), batch.mos)
 
-    result = fit(
-        network,
-        batches,
-        loss_step=loss_step,
-        evaluate=lambda _: {"looked": 0.0},
-        select="looked",
-        optimizer=torch.optim.Adam(trained, lr=1e-5),
-        epochs=2,
-        precision=job.precision,
-        channels_last=len(job.size) == 3,
-        compile=job.compile and device.type == "cuda",
-        config={},
-        progress=False,
-    )
+    how = {"precision": job.precision, "compile": job.compile and device.type == "cuda"}
+    how |= {"channels_last": len(job.size) == 3, "config": {}, "progress": False}
+    how |= {"evaluate": lambda _: {"looked": 0.0}, "select": "looked", "epochs": 2}
+    adam = torch.optim.Adam(trained, lr=1e-5)
+    result = fit(network, batches, loss_step=loss_step, optimizer=adam, **how)
     return float(result.history["seconds"].iloc[-1])
 
 
@@ -181,11 +164,9 @@ def _source(job: Job, network: nn.Module, steps: int, device: torch.device, fold
             mos, how = mos[:n_files], how | {"augment": augment, "seed": 0}
             stream = partial(store_batches, store, rows, mos, **how)
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        for batch in stream(epoch=epoch):
-            yield replace(batch, inputs=job.inputs(network, batch.inputs[0]))
-
-    return batches
+    return lambda epoch: (
+        replace(batch, inputs=job.inputs(network, batch.inputs[0])) for batch in stream(epoch=epoch)
+    )
 
 
 def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
