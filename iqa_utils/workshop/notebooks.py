@@ -45,6 +45,12 @@ def find_notebook(stem: str) -> Path:
     return NOTEBOOKS / f"{fitting[0]}.ipynb"
 
 
+def notebook_head(stem: str) -> tuple[str, str]:
+    """Return title and question of a notebook."""
+    title, *lines = nbformat.read(find_notebook(stem), as_version=4).cells[0].source.splitlines()
+    return title.removeprefix("# "), " ".join(line[2:] for line in lines if line[:2] == "> ")
+
+
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
     """Read the parameter values of a profile; one that the notebook does not have is refused.
 

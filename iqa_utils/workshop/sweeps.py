@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +66,17 @@ def read_grid(path: str | Path) -> list[Job]:
                 f"{path.name}, {stem}: expected `grid` with a list of values for each parameter, "
                 f"found {entry!r}"
             )
-        unknown = set(entry) - {"grid", "after", "gpus"}
-        if unknown:
+        if unknown := set(entry) - {"grid", "after", "gpus"}:
             raise ValueError(f"{path.name}, {stem}: unknown {sorted(unknown)}")
-        missing = [name for name in entry.get("after", []) if name not in entries]
-        if missing:
+        after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
+        if missing := [name for name in after if name not in entries]:
             raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
         notebook = notebooks.find_notebook(stem)
-        names = list(entry["grid"])
-        varied = [name for name in names if len(entry["grid"][name]) > 1]
-        for values in itertools.product(*entry["grid"].values()):
-            parameters = dict(zip(names, values, strict=True))
+        for values in itertools.product(*grid.values()):
+            parameters = dict(zip(grid, values, strict=True))
             notebooks.check_parameters(notebook, parameters)
-            after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
-            name = run_name({key: parameters[key] for key in varied})
-            jobs.append(Job(stem, name, parameters, after, gpus))
+            varied = {key: value for key, value in parameters.items() if len(grid[key]) > 1}
+            jobs.append(Job(stem, run_name(varied), parameters, after, gpus))
     check_seeds(jobs, path.stem)
     return jobs
 
@@ -101,7 +98,7 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
     A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
     1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
     """
-    ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    ranges = defaultdict(list)
     for job in jobs:
         values = notebooks.default_parameters(notebooks.find_notebook(job.stem))
         values |= notebooks.read_profile(job.stem, profile) | dict(job.parameters)
@@ -109,7 +106,7 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
         settings = [values, *values.get("OVERRIDES", {}).values()]
         n_runs = max(one.get(name, 1) for one in settings for name in COUNTS)
         seeds = values["SEED"], values["SEED"] + n_runs - 1
-        ranges.setdefault((job.stem, json.dumps(others, sort_keys=True)), []).append(seeds)
+        ranges[job.stem, json.dumps(others, sort_keys=True)].append(seeds)
     for (stem, _), found in ranges.items():
         for (a, last), (b, _) in itertools.pairwise(sorted(found)):
             if b <= last:
@@ -137,14 +134,15 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     mine = [job for job in jobs if job.stem == stem]
     files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
     done = [job for job in mine if files[job.run_name].is_file()]
-    missing = [job.run_name for job in mine if job not in done]
-    if missing:
+    if missing := [job.run_name for job in mine if job not in done]:
         print(f"{stem}: {len(done)} of {len(mine)} runs finished, not {', '.join(missing)}")
     if not done:
         raise FileNotFoundError(f"{stem}: no run of the grid has finished")
-    read = [_read(job, files[job.run_name]) for job in done]
-    rows = _once(pd.concat(read, keys=range(len(done)), names=["job"]))
-    summary = _summarise(rows)
+    read = [_read(job, files[job.run_name]).assign(job=i) for i, job in enumerate(done)]
+    rows = pd.concat(read, ignore_index=True)
+    # a result of one repeat counts from the first job that has it
+    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
+    summary = _summarise(rows[rows["job"] == first])
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / "aggregate.csv", index=False)
@@ -160,36 +158,20 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
 
 def _read(job: Job, file: Path) -> pd.DataFrame:
     table = pd.DataFrame(json.loads(file.read_text())["results"], columns=list(RESULT_COLUMNS))
-    named = job.run_name.split(".")
-    fixed = {
-        name: value
-        for name, value in job.parameters.items()
-        if name not in REPEATS + PARTS and any(part.startswith(f"{name}-") for part in named)
-    }
-    label = " ".join(f"{name}={value}" for name, value in fixed.items())
+    named = {part.partition("-")[0] for part in job.run_name.split(".")} - {*REPEATS, *PARTS}
+    label = " ".join(f"{name}={v}" for name, v in job.parameters.items() if name in named)
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
     protocol = [json.dumps(one, sort_keys=True) for one in table["protocol"]]
     return table.assign(variant=variant, repeat=repeat, protocol=protocol)
 
 
-def _once(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep a result of one repeat from the first job that has it."""
-    rows = rows.reset_index("job")
-    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
-    return rows[rows["job"] == first].drop(columns="job").reset_index(drop=True)
-
-
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(KEYS, sort=False, dropna=False)
-    table = groups.agg(
-        mean=("value", "mean"),
-        sd=("value", "std"),
-        median=("value", "median"),
-        n=("n", "max"),
-        n_runs=("value", "size"),
-        pred_spread=("pred_spread", "min"),
-    ).reset_index()
+    kinds = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
+    of_value = {name: ("value", kind) for name, kind in kinds.items()}
+    others = {"n": ("n", "max"), "pred_spread": ("pred_spread", "min")}
+    table = groups.agg(**of_value, **others).reset_index()
     half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
     half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
