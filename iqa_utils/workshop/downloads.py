@@ -125,10 +125,10 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
         if source.sha256 not in (None, hash_file(path)):
             raise ValueError(f"{path}: there is another file of this name; move it away")
         return path
-    bar, places = sys.stderr.isatty(), {"urls": {path.name: source.url}, "base_url": ""}
-    known = {path.name: source.sha256}
-    shop = pooch.create(path.parent, registry=known, retry_if_failed=retries, **places)
-    client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
+    known, urls = {path.name: source.sha256}, {path.name: source.url}
+    shop = pooch.create(path.parent, "", registry=known, urls=urls, retry_if_failed=retries)
+    how = {"progressbar": sys.stderr.isatty(), "chunk_size": 1 << 18, "timeout": timeout}
+    client = pooch.HTTPDownloader(**how)
 
     def get(url: str, file: str, shop: pooch.Pooch) -> None:
         client(url, file, shop)
@@ -173,25 +173,24 @@ def _checked_entries(
     """Target -> entry of every file; refuses the archive as a whole."""
     entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for info in opened.infolist():
-        where, path = f"{archive}: entry {info.filename!r}", PurePosixPath(info.filename)
-        if path.is_absolute() or "\\" in info.filename or ":" in info.filename:
-            raise ArchiveError(f"{where} has an absolute path, a drive or a foreign separator")
-        if ".." in path.parts:
-            raise ArchiveError(f"{where} climbs out of its folder")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ArchiveError(f"{where} is a link or a device")
-        if info.flag_bits & 1:
-            raise ArchiveError(f"{where} is encrypted")
-        if info.is_dir():
-            continue
-        if not info.filename.startswith(strip):
-            raise ArchiveError(f"{where} is outside of {strip!r}")
-        target = PurePosixPath(info.filename.removeprefix(strip))
-        if target in entries:
-            raise ArchiveError(f"{where} is there twice")
-        if target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER:
-            raise ArchiveError(f"{where} has a name that this program gives its own notes")
-        entries[target] = info
+        name, path = info.filename, PurePosixPath(info.filename)
+        target, mode = PurePosixPath(name.removeprefix(strip)), info.external_attr >> 16
+        foreign, notes = path.is_absolute() or {"\\", ":"} & {*name}, (NOTES, DEMO_MARKER)
+        wrong = {
+            "has an absolute path, a drive or a foreign separator": foreign,
+            "climbs out of its folder": ".." in path.parts,
+            "is a link or a device": stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "is encrypted": info.flag_bits & 1,
+        }
+        if not info.is_dir():
+            own = [part.lower() in notes for part in (*target.parts[:1], target.name)]
+            wrong[f"is outside of {strip!r}"] = not name.startswith(strip)
+            wrong["is there twice"] = target in entries
+            wrong["has a name that this program gives its own notes"] = any(own)
+        for reason in filter(wrong.get, wrong):
+            raise ArchiveError(f"{archive}: entry {name!r} {reason}")
+        if not info.is_dir():
+            entries[target] = info
     total = sum(info.file_size for info in entries.values())
     most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
     if total > most:

@@ -136,13 +136,10 @@ def seconds(job: Job, seen: Footprint, rate: float | None = None) -> float:
     The backward pass takes twice the operations of the forward pass.
     """
     forward = seen.flops / FLOPS[job.precision]
-    if rate is not None:
-        time = job.images / rate + job.watched / (3 * rate)
-    elif job.steps:
-        step = max(3 * forward * job.images / job.steps, LAYER_SECONDS[job.compile] * seen.layers)
-        time = job.steps * step + job.watched * forward
-    else:
-        time = job.images * forward
+    time = job.images / rate + job.watched / (3 * rate) if rate else job.images * forward
+    if job.steps and not rate:
+        least = job.steps * LAYER_SECONDS[job.compile] * seen.layers
+        time = max(3 * time, least) + job.watched * forward
     decoded = (job.images + job.watched) / FILES_A_SECOND if job.files else 0.0
     return job.count * max(time, decoded)
 

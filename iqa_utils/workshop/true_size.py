@@ -107,10 +107,7 @@ def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[st
             start = time.perf_counter()
         waits[-1] += time.perf_counter() - start
 
-    if job.steps:
-        took = _train(network, job, batches, device)
-    else:
-        took = [_pass(network, job, batches(epoch), device) for epoch in range(2)][-1]
+    took = (_train if job.steps else _pass)(network, job, batches, device)
     images = steps * job.batch
     flops = footprint(job).flops * (3 if job.steps else 1)  # backward: twice the forward pass
     return {
@@ -136,14 +133,16 @@ def _train(network: nn.Module, job: Job, batches: Source, device: torch.device) 
 
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
-def _pass(network: nn.Module, job: Job, batches: Iterator[Batch], device: torch.device) -> float:
-    half, start = job.precision != "fp32", time.perf_counter()
+def _pass(network: nn.Module, job: Job, batches: Source, device: torch.device) -> float:
+    half = job.precision != "fp32"
     network.eval()
-    with torch.autocast(device.type, DTYPES[job.precision], enabled=half):
-        for batch in batches:
-            network(*batch.inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    for epoch in range(2):
+        start = time.perf_counter()
+        with torch.autocast(device.type, DTYPES[job.precision], enabled=half):
+            for batch in batches(epoch):
+                network(*batch.inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
