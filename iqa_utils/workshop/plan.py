@@ -170,7 +170,9 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     n, (low, high) = info.n_images, info.scale or (0.0, 1.0)
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)]})
     frame["mos"] = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
-    frame["reference"] = [f"i{i % (info.references or max(n, 1)):03d}.bmp" for i in range(n)]
+    frame["reference"] = frame["image"]
+    if info.references:
+        frame["reference"] = [f"i{i % info.references:03d}.bmp" for i in range(n)]
     frame["split"], frame["distortion"] = None, "jpeg"
     if info.split_sizes:
         frame["split"] = np.repeat(SPLITS, info.split_sizes)
