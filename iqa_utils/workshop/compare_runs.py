@@ -39,11 +39,9 @@ def find(root: Path) -> dict[str, Path]:
 
 
 def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
-    """Compare two runs, or all runs of two folders; a run without a partner is an error.
+    """Yield run, file, column and the largest relative difference of two runs or folders of runs.
 
-    Yields:
-        Run, file, column and the largest difference relative to the larger value; infinite where
-        words, missing values or the number of rows differ.
+    It is infinite where words, missing values or row numbers differ; all runs need a partner.
     """
     ours, theirs = find(a), find(b)
     if not ours or set(ours) != set(theirs):

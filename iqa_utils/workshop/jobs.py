@@ -52,11 +52,7 @@ def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
 def _training(
     values: Values, method: str, n: int, each: int, last: int = 0, epochs: int = 0, **more: Any
 ) -> Job:
-    """Describe a training on n images, with the overrides of its method.
-
-    It predicts ``each`` images after every epoch and ``last`` at its end, and has as many epochs as
-    the profile says, or ``epochs`` if that is more.
-    """
+    """Describe a training on n images; it predicts ``each`` after an epoch, ``last`` at its end."""
     own, batch = values | values["OVERRIDES"].get(method, {}), values["BATCH_SIZE"]
     epochs = max(epochs, own["EPOCHS"])
     n_batches = max(n // batch + (n % batch > 1), 1)  # a lone last image joins the batch before it
@@ -66,10 +62,7 @@ def _training(
 
 
 def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, tuple[int, ...]]]:
-    """List the trainings of notebook 02: method, scenario, criterion, seed, size.
-
-    A training that two tables show is listed twice, as in the run's history.
-    """
+    """List the trainings of notebook 02, each as often as tables show it."""
     base = {"network": "dual", "sampler": "none", "loss": "mse"}
     models = {name: base | {"network": name} for name in ("images", "parameters", "dual")}
     cross = {"sampler": values["CROSS_SAMPLER"]}

@@ -26,7 +26,6 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     """Find the results of real runs that a headline names, with what they say.
 
     A difference the other way round (``baseline`` minus ``method``) counts with its sign turned.
-
     Where the run has the same result within subsets, a claim holds only if both agree.
 
     Returns:

@@ -237,10 +237,7 @@ def _run_label(run: dict[str, Any]) -> str:
 
 
 def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) -> str:
-    """Lead the links of a file in the repository to pages of the site.
-
-    What is no page leads to the repository, where pyproject.toml names its address, else nowhere.
-    """
+    """Lead the links of a file to pages of the site, else to the public repository or nowhere."""
     up = "../" if page else ""
 
     def lead(match: re.Match[str]) -> str:

@@ -52,11 +52,7 @@ def compared_by_kind(board: pd.DataFrame) -> str:
 
 
 def layer_table(runs: list[dict[str, Any]]) -> str:
-    """Write which layer of each network carries most quality, on real photographs.
-
-    Layer and regressor have the smallest cross-validated error on the training images; their SRCC
-    is of the test images.
-    """
+    """Write the layer and regressor with the smallest cross-validated error, and their SRCC."""
     columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
     fields, rows = ("network", "stage", "variant", "layer", "regressor"), []
     wanted = ("04_deep_features_gpr", "biq2021")
@@ -77,11 +73,7 @@ def interval(result: dict[str, Any]) -> str:
 
 
 def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
-    """Write the published measurements of ``make bench``.
-
-    One row per implementation: both times, the ratio (with the goal where it is missed), and the
-    largest difference between the results beside the one allowed.
-    """
+    """Write the published measurements of ``make bench``, one row per implementation."""
     rows, machines = [], set()
     for file in _measurements(folder):
         machine = "{device}, {cpus} CPU cores, torch {torch}".format_map(file["machine"])

@@ -93,11 +93,7 @@ def _add_unlisted(entries: dict[str, Any], profile: str) -> None:
 
 
 def check_seeds(jobs: Sequence[Job], profile: str) -> None:
-    """Refuse runs that would be aggregated as repeats although they share seeds.
-
-    A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
-    1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
-    """
+    """Refuse repeats that share seeds: ``N`` trainings or splits use ``SEED`` and those after."""
     ranges = defaultdict(list)
     for job in jobs:
         values = notebooks.default_parameters(notebooks.find_notebook(job.stem))
@@ -178,11 +174,7 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def typed(given: Any) -> Any:
-    """Read every text in values that went through a command line as YAML.
-
-    Snakemake parses ``--config parameters='{"EPOCHS": 3}'`` itself, and every number in it stays
-    text; from a file of settings it may come as one string.
-    """
+    """Read every text in values as YAML: in ``--config parameters=...`` numbers stay text."""
     if isinstance(given, str):
         return yaml.safe_load(given) if given else given
     if isinstance(given, Mapping):
@@ -191,10 +183,7 @@ def typed(given: Any) -> Any:
 
 
 def command_line(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as ``-p NAME VALUE`` of ``iqa run``, quoted for a shell.
-
-    Values are YAML in one line: ``1e-05``, as JSON has it, would be read as text.
-    """
+    """Write parameters as ``-p NAME VALUE``, quoted, in YAML, which reads JSON's 1e-05 as text."""
     line = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
     values = {k: yaml.safe_dump([v], **line).strip()[1:-1] for k, v in parameters.items()}
     return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items())

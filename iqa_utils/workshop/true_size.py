@@ -50,9 +50,8 @@ def true_size(
     to ``figures/true_size/CARD.json``, where plans find it.
 
     Returns:
-        What is in ``runs/true_size/true_size.json``: ``peak`` is the measured TFLOP/s of matrix
-        products by precision, ``waiting`` the share of a step that waits for input, ``of_peak`` the
-        share of the matrix peak that is reached.
+        ``runs/true_size/true_size.json``: ``peak`` TFLOP/s of matrix products by precision, and by
+        network ``waiting`` for input, as a share of a step, and ``of_peak``, the share reached.
     """
     on_gpu = torch.cuda.is_available()
     if publish and not (on_gpu and scale == 1.0):
