@@ -38,7 +38,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, Option("--version", callback=_version, help="Say which.")] = False,
+    version: Annotated[bool, Option("--version", callback=_version, help="Print version.")] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
@@ -76,10 +76,10 @@ def run(
 
 @app.command()
 def rehearse(
-    stems: Annotated[list[str] | None, Argument(help="Names or numbers; all if none.")] = None,
+    stems: Annotated[list[str] | None, Argument(help="Notebooks; all if none.")] = None,
     annotations: Annotated[Path | None, Option(help="Real annotations, a folder per set.")] = None,
     true_size: Annotated[
-        bool, Option("--true-size", help="Time the true networks instead.")
+        bool, Option("--true-size", help="Time the true networks instead, a few steps each.")
     ] = False,
     steps: Annotated[int, Option(min=1, help="Timed steps of each network at true size.")] = 20,
     scale: Annotated[float, Option(help="Below 1, shrinks batches and sides.")] = 1.0,
@@ -283,10 +283,10 @@ def write_report(
 def score(
     paths: Annotated[list[Path], Argument(help="Image files and folders.")],
     checkpoint: Annotated[
-        Path | None, Option(help="A model of a run; else the shipped one.")
+        Path | None, Option(help="A model.safetensors of a run; else the shipped model.")
     ] = None,
     method: Annotated[
-        str, Option(help="model or brisque, of 100; niqe, lower is better.")
+        str, Option(help="model or brisque (0-100, higher is better); niqe (lower is better).")
     ] = "model",
     out: Annotated[Path, Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
     batch_size: BatchSize = 4,

@@ -175,7 +175,7 @@ def _checked_entries(
     for info in opened.infolist():
         name, path = info.filename, PurePosixPath(info.filename)
         target, mode = PurePosixPath(name.removeprefix(strip)), info.external_attr >> 16
-        foreign, notes = path.is_absolute() or {"\\", ":"} & {*name}, (NOTES, DEMO_MARKER)
+        foreign = path.is_absolute() or "\\" in name or ":" in name
         wrong = {
             "has an absolute path, a drive or a foreign separator": foreign,
             "climbs out of its folder": ".." in path.parts,
@@ -183,10 +183,10 @@ def _checked_entries(
             "is encrypted": info.flag_bits & 1,
         }
         if not info.is_dir():
-            own = [part.lower() in notes for part in (*target.parts[:1], target.name)]
+            own = target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER
             wrong[f"is outside of {strip!r}"] = not name.startswith(strip)
             wrong["is there twice"] = target in entries
-            wrong["has a name that this program gives its own notes"] = any(own)
+            wrong["has a name that this program gives its own notes"] = own
         for reason in filter(wrong.get, wrong):
             raise ArchiveError(f"{archive}: entry {name!r} {reason}")
         if not info.is_dir():
