@@ -9,7 +9,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from iqa_utils.backbones import weights_hash
 from iqa_utils.workshop import provenance, runs
 
 matplotlib.use("Agg")
@@ -159,6 +161,7 @@ def test_a_lock_file_that_names_a_living_process_does_not_hold_a_run(repo):
 RACE = """
 import sys, time
 from pathlib import Path
+from iqa_utils.backbones import weights_hash
 from iqa_utils.workshop import runs
 print("ready", flush=True)
 start, held = float(input()), []
@@ -201,14 +204,17 @@ def test_figures_are_the_same_bytes_on_every_repeat(repo):
 def test_provenance_pins_what_was_used(repo):
     table = pd.DataFrame({"image": ["a"], "mos": [0.709]})
     table.attrs = {"dataset": "d", "fingerprint": "f", "demo": False}
-    run = runs.start_run("00_x", PARAMETERS)
+    network = torch.nn.Linear(2, 1)
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "/somewhere/net.safetensors"})
     run.use_data(table, pixels="key")
-    run.use_weights("net", source="/somewhere/net.safetensors", digest="abc")
+    run.use_weights("net", network)
     seen = json.loads((run.finish() / "provenance.json").read_text())
     assert seen["data"]["d"]["pixels"] == "key"
     assert seen["data"]["d"]["table"] == provenance.table_digest(table.assign(mos=0.7090))
     assert seen["data"]["d"]["table"] != provenance.table_digest(table.assign(mos=0.7091))
-    assert seen["weights"] == {"net": {"source": "net.safetensors", "digest": "abc"}}
+    assert seen["weights"] == {
+        "net": {"source": "net.safetensors", "digest": weights_hash(network)}
+    }
     assert set(seen["machine"]) == {"cpu", "cores", "memory_gib"}
     assert isinstance(seen["clean"], bool)
     assert "iqa_utils/workshop/runs.py" in seen["files"]

@@ -33,8 +33,8 @@ from iqa_utils.workshop.parameters import wrong_types
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import nn
 
-WEIGHTS = ("random", "hub", "shipped")  # words of PRETRAINED, see iqa_utils.backbones
 REQUIRED = ("PROFILE", "DATA_ROOT", "PRETRAINED", "RUN_NAME", "SEED")
 NUMBERS = ("value", "ci_low", "ci_high", "n", "n_runs", "sd", "pred_spread")
 DESCRIBED = ("network", "weights", "recipe", "protocol", "kind")
@@ -125,15 +125,15 @@ class Run:
 
     @property
     def pretrained(self) -> str:
-        """The parameter PRETRAINED: a word as it is, a path resolved."""
+        """The parameter PRETRAINED: a word of ``iqa_utils.backbones`` as it is, a path resolved."""
         given = self.parameters["PRETRAINED"]
-        return given if given in WEIGHTS else str(resolve(given))
+        return given if given in ("random", "hub", "shipped") else str(resolve(given))
 
     @property
     def weights_source(self) -> str:
         """Where weights come from, in one word: `imagenet` for a hub, else the file."""
-        given = self.parameters["PRETRAINED"]
-        return {"hub": "imagenet"}.get(given, Path(given).stem)
+        word = Path(self.parameters["PRETRAINED"]).stem
+        return "imagenet" if word == "hub" else word
 
     def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
         """Note in the provenance which score table was used, and the image store of its pixels."""
@@ -144,9 +144,12 @@ class Run:
         self.fingerprints[attrs["dataset"]] = seen
         return frame
 
-    def use_weights(self, name: str, *, source: str, digest: str) -> None:
-        """Note in the provenance which weights a network started from, and their hash."""
-        self.weights[name] = {"source": Path(source).name, "digest": digest}
+    def use_weights(self, name: str, network: nn.Module) -> None:
+        """Note in the provenance where the weights of a network came from, and their hash."""
+        from iqa_utils.backbones import weights_hash
+
+        file = Path(self.parameters["PRETRAINED"]).name
+        self.weights[name] = {"source": file, "digest": weights_hash(network)}
 
     def save_figure(self, figure: Figure, name: str, *, photographs: bool = False) -> Path:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
@@ -307,10 +310,8 @@ def seed_everything(seed: int) -> None:
 
 def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Replace absolute paths in parameters by their last part, which means the same elsewhere."""
-    return {
-        k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v
-        for k, v in parameters.items()
-    }
+    given = parameters.items()
+    return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in given}
 
 
 def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
