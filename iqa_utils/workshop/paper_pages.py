@@ -8,7 +8,6 @@ import pandas as pd
 import yaml
 
 from iqa_utils.workshop.claims import COMPARED, audit, compare, counts, load_claims
-from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.result_tables import (
     address,
@@ -170,6 +169,8 @@ def _verdict(headline: Headline, runs: list[dict[str, Any]]) -> str:
 
 def notebook_rows(runs: list[dict[str, Any]]) -> str:
     """One row per notebook that answers a question of its own; the scoreboard's counts below."""
+    from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
+
     board, rows = compare(real_results(runs)), []
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
     for stem in notebook_stems():
