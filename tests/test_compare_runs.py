@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iqa_utils.workshop import cli
-from iqa_utils.workshop.compare_runs import differences, digest
+from iqa_utils.workshop.compare_runs import differences
 
 
 @pytest.fixture
@@ -33,7 +33,6 @@ def rewrite(folder, change):
 def test_runs_that_differ_in_seconds_alone_are_equal(runs):
     a, b = runs
     assert {row[3] for row in differences(a, b)} == {0.0}
-    assert digest(a / "02_cross_sampling") == digest(b / "02_cross_sampling")
     done = CliRunner().invoke(cli.app, ["compare-runs", str(a), str(b)])
     assert done.exit_code == 0
     assert "1 runs compared, largest relative difference 0" in done.output
@@ -44,7 +43,6 @@ def test_the_last_bit_of_a_number_is_seen(runs):
     rewrite(b, lambda t: t.assign(val_srcc=[np.nextafter(0.5, 1), np.nan]))
     found = {row[2]: row[3] for row in differences(a, b) if row[3]}
     assert found == {"val_srcc": pytest.approx(2.2e-16, rel=0.1)}
-    assert digest(a / "02_cross_sampling") != digest(b / "02_cross_sampling")
     done = CliRunner().invoke(cli.app, ["compare-runs", str(a), str(b)])
     assert done.exit_code == 1
 

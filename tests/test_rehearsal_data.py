@@ -11,8 +11,8 @@ from iqa_utils.datasets import DATASETS, check_dataset, check_images, load_score
 from iqa_utils.datasets.readers import LIVE_FOLDERS
 from iqa_utils.distill.unlabelled import central_crop, scan_images
 from iqa_utils.images.decoding import BadImageError
-from iqa_utils.workshop import notebooks, rehearsal_data
-from iqa_utils.workshop.rehearsal_data import NETWORK_SETS, SETS, ensure_rehearsal_data
+from iqa_utils.workshop import notebooks, rehearsal
+from iqa_utils.workshop.rehearsal import NETWORK_SETS, SETS, ensure_rehearsal_data
 
 WHOLE = ("koniq10k", "live", "csiq", "tid2008", "tid2013", "bid", "livec")
 SHARE = 0.02
@@ -21,14 +21,14 @@ SHARE = 0.02
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    ensure_rehearsal_data(root, progress=False, sets=WHOLE)
+    ensure_rehearsal_data(root, sets=WHOLE)
     return root
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
-    ensure_rehearsal_data(root, progress=False, share=SHARE)
+    ensure_rehearsal_data(root, share=SHARE)
     return root
 
 
@@ -63,7 +63,7 @@ def test_the_originals_of_live_and_the_training_images_of_livec_are_there(whole:
     images = {folder: len(list((whole / "live" / folder).glob("*.bmp"))) for folder in LIVE_FOLDERS}
     assert images == LIVE_FOLDERS  # 982, of which 203 are originals
     live = load_scores("live", whole / "live")["distortion"].value_counts()
-    assert live.to_dict() == rehearsal_data.UNEVEN["live"]
+    assert live.to_dict() == rehearsal.UNEVEN["live"]
     assert len(list((whole / "livec" / "Images" / "trainingImages").iterdir())) == 7
 
 
@@ -114,7 +114,7 @@ def test_the_unlabelled_folder_is_as_untidy_as_a_real_one(small: Path) -> None:
 def test_pictures_follow_real_scores_and_stay_marked_as_synthetic(
     real_data: Path, tmp_path: Path
 ) -> None:
-    made = ensure_rehearsal_data(tmp_path, real_data, progress=False, sets=("livec", "csiq"))
+    made = ensure_rehearsal_data(tmp_path, real_data, sets=("livec", "csiq"))
     assert made == {"livec": 1169, "csiq": 866}  # the official score file of CSIQ is not there
     frame = load_scores("livec", tmp_path / "livec")
     real = load_scores("livec", real_data / "livec")
@@ -125,7 +125,7 @@ def test_pictures_follow_real_scores_and_stay_marked_as_synthetic(
     sample = frame.sample(60, random_state=0)
     shown = sample["image"].map(lambda image: brightness(tmp_path / "livec" / image))
     assert sample["mos"].corr(shown, method="spearman") > 0.4
-    ensure_rehearsal_data(tmp_path, progress=False, sets=("livec",))
+    ensure_rehearsal_data(tmp_path, sets=("livec",))
     assert load_scores("livec", tmp_path / "livec")["mos"].tolist() != real["mos"].tolist()
 
 
@@ -140,7 +140,7 @@ def test_a_set_is_made_once_and_again_when_its_version_changes(
     ]
     assert ensure_rehearsal_data(tmp_path, **options) == first == {"bid": 12, "nrtid": 10}
     assert not capsys.readouterr().out
-    monkeypatch.setattr(rehearsal_data, "VERSION", rehearsal_data.VERSION + 1)
+    monkeypatch.setattr(rehearsal, "VERSION", rehearsal.VERSION + 1)
     ensure_rehearsal_data(tmp_path, **options)
     assert len(capsys.readouterr().out.splitlines()) == 2
 
@@ -148,11 +148,11 @@ def test_a_set_is_made_once_and_again_when_its_version_changes(
 def test_a_set_that_fails_is_not_there_and_the_next_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(root: Path, studio: rehearsal_data.Linker) -> dict[str, str]:
+    def fail(root: Path, studio: rehearsal.Linker) -> dict[str, str]:
         (root / "half.txt").write_text("half")
         raise OSError("disk full")
 
-    options = {"progress": False, "sets": ("bid", "nrtid"), "share": SHARE}
+    options = {"sets": ("bid", "nrtid"), "share": SHARE}
     with monkeypatch.context() as patch:
         patch.setitem(SETS, "nrtid", fail)
         with pytest.raises(OSError, match="disk full"):
@@ -167,5 +167,5 @@ def test_a_set_that_fails_is_not_there_and_the_next_call_goes_on(
 
 def test_enough_unlabelled_images_fit_the_crop_of_the_rehearsal():
     wanted = notebooks.read_profile("06_distillation", "rehearsal")
-    fitting = rehearsal_data.OPEN_SHAPES[tuple(wanted["CROP"])] - 1  # one is truncated
+    fitting = rehearsal.OPEN_SHAPES[tuple(wanted["CROP"])] - 1  # one is truncated
     assert fitting >= wanted["N_UNLABELLED"][-1] + wanted["N_KEPT"]

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, cli, notebooks, readme, report
+from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report
 from iqa_utils.workshop import result_tables as tables
 from iqa_utils.workshop.papers import Headline
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
@@ -186,7 +186,7 @@ def test_the_package_is_documented_from_its_docstrings(site):
 def test_the_readme_shows_what_the_published_results_say(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    assert not readme.update_readme(copy), "run: iqa report --readme"
+    assert not paper_pages.update_readme(copy), "run: iqa report --readme"
     assert len(copy.read_text().splitlines()) <= 120
 
 
@@ -194,7 +194,7 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        readme.update_readme(path)
+        paper_pages.update_readme(path)
 
 
 def test_links_of_the_readme_and_of_docs_lead_to_files():
@@ -239,22 +239,22 @@ def test_a_headline_says_its_numbers_the_way_round_that_it_states():
     cell |= {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n_runs": 10}
     runs = [{"stem": "05_x", "profile": "biq2021", "results": [cell]}]
     told = "MAE, a minus b: -0.500 [-0.750, -0.250]; 10 runs"
-    assert readme._numbers(headline, runs) == told
-    assert readme._verdict(headline, runs) == "confirmed"
+    assert paper_pages._numbers(headline, runs) == told
+    assert paper_pages._verdict(headline, runs) == "confirmed"
     two = [*runs, {**runs[0], "profile": "other", "results": [cell | {"ci_low": -0.1}]}]
-    assert readme._verdict(headline, two) == "confirmed in 1, undecided in 1 of 2 settings"
-    assert readme._verdict(headline, []) == "not run yet"
+    assert paper_pages._verdict(headline, two) == "confirmed in 1, undecided in 1 of 2 settings"
+    assert paper_pages._verdict(headline, []) == "not run yet"
 
 
 def test_public_addresses_come_from_one_setting(monkeypatch):
-    assert readme._badges() == " · ".join(
+    assert paper_pages._badges() == " · ".join(
         f"[{text}]({tables.address(name)})"
         for name, text in {"pages": "the site", "repository": "the repository"}.items()
         if tables.address(name)
     )
-    monkeypatch.setattr(readme, "address", lambda name: f"https://example.org/{name}")
-    assert "[the site](https://example.org/pages)" in readme._badges()
-    assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
+    monkeypatch.setattr(paper_pages, "address", lambda name: f"https://example.org/{name}")
+    assert "[the site](https://example.org/pages)" in paper_pages._badges()
+    assert "(https://example.org/pages/papers/feng2023.html)" in paper_pages.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():

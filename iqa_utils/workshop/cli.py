@@ -11,11 +11,10 @@ from typer import Argument, Option
 
 from iqa_utils.workshop.checkout import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
 
+variables = VARIABLES | {"HF_ENDPOINT": "another server for weights from the hub"}
 app = typer.Typer(
     help="Re-run five papers on no-reference image quality assessment.",
-    epilog="Variables. "
-    + "".join(f"{name}: {meaning}. " for name, meaning in VARIABLES.items())
-    + "HF_ENDPOINT: another server for weights from the hub.",
+    epilog=". ".join(["Variables", *(f"{name}: {said}" for name, said in variables.items())]) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -25,6 +24,7 @@ DATA_ROOT = (ROOT if IS_CHECKOUT else Path()) / "data"
 DataRoot = Annotated[Path, Option(help="Folder with one folder per data set.")]
 SetName = Annotated[str, Argument(help="One of `iqa data list`.")]
 SetFolder = Annotated[Path, Argument(help="Folder of this data set.")]
+BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Profile = Annotated[str, Option(help="notebooks/params/STEM.PROFILE.yaml")]
 
 
@@ -38,9 +38,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_version, help="Print version.")] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
@@ -71,20 +69,15 @@ def run(
     from iqa_utils.workshop import notebooks
 
     stems, parameters = _split_parameters(arguments)
-    chosen = [] if stems == ["all"] else stems
     options = {"profile": profile, "parameters": parameters, "publish_results": publish}
-    if notebooks.run_notebooks(chosen, **options):
+    if notebooks.run_notebooks([] if stems == ["all"] else stems, **options):
         raise typer.Exit(1)
 
 
 @app.command()
 def rehearse(
-    stems: Annotated[
-        list[str] | None, Argument(help="Notebooks by name or number; all if none.")
-    ] = None,
-    annotations: Annotated[
-        Path | None, Option(help="Folder of real annotation files, one folder per set.")
-    ] = None,
+    stems: Annotated[list[str] | None, Argument(help="Notebooks; all if none.")] = None,
+    annotations: Annotated[Path | None, Option(help="Real annotations, a folder per set.")] = None,
     true_size: Annotated[
         bool, Option("--true-size", help="Time the true networks instead, a few steps each.")
     ] = False,
@@ -149,38 +142,37 @@ def label(
     teacher: Annotated[Path, Option(help="Model file of any notebook.")],
     out: Annotated[Path, Option(help="Folder for the scores (parquet).")],
     crop: Annotated[tuple[int, int], Option(min=1, help="Height, width.")] = (768, 1024),
-    batch_size: Annotated[int, Option(min=1, help="Images per forward pass.")] = 64,
+    batch_size: BatchSize = 64,
     part_size: Annotated[int, Option(min=1, help="Images per parquet file.")] = 1024,
     drop_bad: Annotated[bool, Option(help="Note undecodable images and go on.")] = False,
 ) -> None:
     """Score images without scores; resumes, and shares them under torchrun."""
     from iqa_utils import distill
 
-    sizes = {"crop": crop, "batch_size": batch_size, "part_size": part_size}
-    on_bad = "drop" if drop_bad else "raise"
-    scored, corrupt = distill.label_folders(folders, teacher, out, **sizes, on_bad_image=on_bad)
+    options = {"crop": crop, "batch_size": batch_size, "part_size": part_size}
+    options["on_bad_image"] = "drop" if drop_bad else "raise"
+    scored, corrupt = distill.label_folders(folders, teacher, out, **options)
     print(f"{scored} images scored, {corrupt} corrupt -> {out}")
 
 
 def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
     import yaml
 
-    stems, parameters, rest = [], {}, list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word not in ("-p", "--parameter"):
-            if word.startswith("-"):
-                raise ValueError(f"unknown option {word}; parameters are given as -p NAME VALUE")
-            stems.append(word)
-        elif len(rest) < 2:
-            raise ValueError("-p needs a name and a value")
-        else:
-            name, value = rest.pop(0), rest.pop(0)
+    stems, parameters, words = [], {}, iter(arguments)
+    for word in words:
+        if word in ("-p", "--parameter"):
+            name, value = next(words, None), next(words, None)
+            if value is None:
+                raise ValueError("-p needs a name and a value")
             try:
                 parameters[name] = yaml.safe_load(value)
             except yaml.YAMLError as error:
                 problem = getattr(error, "problem", None) or error
                 raise ValueError(f"-p {name}: {value!r} is not YAML: {problem}") from error
+        elif word.startswith("-"):
+            raise ValueError(f"unknown option {word}; parameters are given as -p NAME VALUE")
+        else:
+            stems.append(word)
     if not stems:
         raise ValueError("name the notebooks to run, or 'all'")
     return stems, parameters
@@ -199,9 +191,8 @@ def demo(
     made = make_demo(DEMO_ROOT, scale=scale)
     print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
     failures = notebooks.run_notebooks([], profile="demo", workers=2)
-    index = report.build_report()
     print("executed notebooks and figures: runs/demo/<notebook>/")
-    print(f"index of everything:            {index.relative_to(ROOT)}")
+    print(f"index of everything:            {report.build_report().relative_to(ROOT)}")
     if failures:
         raise typer.Exit(1)
 
@@ -281,7 +272,7 @@ def write_report(
     """Turn the runs into one offline HTML site."""
     need_checkout()
     from iqa_utils.workshop import report
-    from iqa_utils.workshop.readme import update_readme
+    from iqa_utils.workshop.paper_pages import update_readme
 
     if readme:
         print("README updated" if update_readme() else "README was up to date")
@@ -290,17 +281,16 @@ def write_report(
 
 @app.command()
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    paths: Annotated[list[Path], Argument(help="Image files and folders.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A model.safetensors of a run; else the shipped model.")
+        Path | None, Option(help="A model.safetensors of a run; else the shipped model.")
     ] = None,
     method: Annotated[
-        str,
-        typer.Option(help="model or brisque (0-100, higher is better); niqe (lower is better)."),
+        str, Option(help="model or brisque (0-100, higher is better); niqe (lower is better).")
     ] = "model",
-    out: Annotated[Path, typer.Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 4,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps")] = None,
+    out: Annotated[Path, Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
+    batch_size: BatchSize = 4,
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps")] = None,
 ) -> None:
     """Score images: a table, a CSV (full precision) and a contact sheet, best first; resumes."""
     from iqa_utils.workshop import scoring
@@ -311,9 +301,8 @@ def score(
     print(scoring.text_table(scores))
     print(note)
     print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
-    for row in bad.itertuples():
-        reason = row.error.removeprefix(f"{row.image}: ")
-        print(f"iqa: not scored: {row.image}: {reason}", file=sys.stderr)
+    for image, error in zip(bad["image"], bad["error"], strict=True):
+        print(f"iqa: not scored: {image}: {error.removeprefix(f'{image}: ')}", file=sys.stderr)
     if len(bad):
         raise typer.Exit(1)
 
@@ -335,8 +324,7 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         extras = "pip install iqa-utils[notebooks], or [batch], [onnx], [dev]"
-        print(f"iqa: {error}; an extra may bring it: {extras}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(f"iqa: {error}; an extra may bring it: {extras}") from error
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"iqa: {text}", file=sys.stderr)

@@ -5,7 +5,7 @@ A change of code that is meant to move nothing is checked by running notebooks b
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,49 +15,33 @@ import pandas as pd
 from iqa_utils.files import read_mapping
 
 FILES = ("metrics.json", "predictions.parquet", "history.parquet")
-TIMES = ("seconds", "images_per_second")  # columns that measure the machine
+TIMES = ["seconds", "images_per_second"]  # columns that measure the machine
 
 
 def read_tables(run: Path) -> dict[str, pd.DataFrame]:
     """Read what a run left as tables; times of the machine are left out."""
     tables = {}
-    for name in FILES:
-        if (run / name).is_file():
-            if name == "metrics.json":
-                table = pd.DataFrame(read_mapping(run / name)["results"])
-            else:
-                table = pd.read_parquet(run / name)
-            table = table.drop(columns=[c for c in TIMES if c in table])
-            timed = table[[c for c in ("metric",) if c in table]].astype(str).agg(" ".join, axis=1)
-            tables[name] = table[~timed.str.contains("second|time")].reset_index(drop=True)
+    for path in filter(Path.is_file, (run / name for name in FILES)):
+        results = path.suffix == ".json"
+        table = pd.DataFrame(read_mapping(path)["results"]) if results else pd.read_parquet(path)
+        if "metric" in table:
+            table = table[~table["metric"].astype(str).str.contains("second|time")]
+        tables[path.name] = table.drop(columns=TIMES, errors="ignore").reset_index(drop=True)
     return tables
-
-
-def digest(run: Path) -> dict[str, str]:
-    """Hash each table of a run: equal digests mean equal bits."""
-    return {
-        name: hashlib.sha256(
-            pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy().tobytes()
-        ).hexdigest()[:16]
-        for name, table in read_tables(run).items()
-    }
 
 
 def find(root: Path) -> dict[str, Path]:
     """Name the finished runs in a folder, or the folder itself if it is one."""
     if (root / "metrics.json").is_file():
         return {".": root}
-    paths = sorted(root.rglob("metrics.json"))
-    parts = {path.parent.relative_to(root): path.parent for path in paths}
-    return {str(k): v for k, v in parts.items() if not any(p.startswith(".") for p in k.parts)}
+    found = {str(path.parent.relative_to(root)): path.parent for path in root.rglob("metrics.json")}
+    return {name: found[name] for name in sorted(found) if not re.match(r"(.*/)?\.", name)}
 
 
 def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
-    """Compare two runs, or all runs of two folders; a run without a partner is an error.
+    """Yield run, file, column and the largest relative difference of two runs or folders of runs.
 
-    Yields:
-        Run, file, column and the largest difference relative to the larger value; infinite where
-        words, missing values or the number of rows differ.
+    It is infinite where words, missing values or row numbers differ; all runs need a partner.
     """
     ours, theirs = find(a), find(b)
     if not ours or set(ours) != set(theirs):
@@ -76,11 +60,9 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str, str, float]]:
 def _largest(a: pd.DataFrame, b: pd.DataFrame, column: str) -> float:
     a, b = (t if column in t else t.assign(**{column: ""}) for t in (a, b))  # absent: empty
     left, right = (pd.to_numeric(t[column], errors="coerce").to_numpy(float) for t in (a, b))
-    text = np.isnan(left) & np.isnan(right)
-    if (np.isnan(left) != np.isnan(right)).any():
-        return float("inf")
+    text = np.isnan(left)
     words = [["" if pd.isna(v) is True else str(v) for v in t[column][text]] for t in (a, b)]
-    if words[0] != words[1]:
+    if (text != np.isnan(right)).any() or words[0] != words[1]:
         return float("inf")
     scale = np.maximum(np.maximum(np.abs(left), np.abs(right)), np.finfo(float).tiny)
     return float(np.nanmax(np.abs(left - right) / scale, initial=0.0))

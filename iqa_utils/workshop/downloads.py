@@ -31,6 +31,12 @@ BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images
 BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
 NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
+_GITHUB = "https://raw.githubusercontent.com"
+_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
+_SETS = "koniq10k_distributions_sets.csv"
+_SETS_SHA256 = "d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a"
+_KADID_SHA256 = "fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c"
+_KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x768")
 
 
 @dataclass(frozen=True)
@@ -56,30 +62,11 @@ class Source:
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "koniq10k": (
-        Source(
-            "https://raw.githubusercontent.com/subpic/koniq/master/metadata/"
-            "koniq10k_distributions_sets.csv",
-            target="koniq10k_distributions_sets.csv",
-            sha256="d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a",
-        ),
-        Source(f"{_KONSTANZ}/koniq10k_scores_and_distributions.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_indicators.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_512x384.zip"),
-        Source(f"{_KONSTANZ}/koniq10k_1024x768.zip"),
+        Source(f"{_GITHUB}/subpic/koniq/master/metadata/{_SETS}", _SETS, sha256=_SETS_SHA256),
+        *(Source(f"{_KONSTANZ}/koniq10k_{name}.zip") for name in _KONIQ_ARCHIVES),
     ),
-    "kadid10k": (
-        Source(
-            f"{_KONSTANZ}/kadid10k.zip",
-            strip="kadid10k/",
-            sha256="fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c",
-        ),
-    ),
-    "biq2021": (
-        Source(
-            "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip",
-            strip="BIQ2021-main/",
-        ),
-    ),
+    "kadid10k": (Source(f"{_KONSTANZ}/kadid10k.zip", strip="kadid10k/", sha256=_KADID_SHA256),),
+    "biq2021": (Source(_BIQ2021, strip="BIQ2021-main/"),),
 }
 
 
@@ -138,15 +125,10 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
         if source.sha256 not in (None, hash_file(path)):
             raise ValueError(f"{path}: there is another file of this name; move it away")
         return path
-    shop = pooch.create(
-        path.parent,
-        base_url="",
-        registry={path.name: source.sha256},
-        urls={path.name: source.url},
-        retry_if_failed=retries,
-    )
-    bar = sys.stderr.isatty()
-    client = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18, timeout=timeout)
+    known, urls = {path.name: source.sha256}, {path.name: source.url}
+    shop = pooch.create(path.parent, "", registry=known, urls=urls, retry_if_failed=retries)
+    how = {"progressbar": sys.stderr.isatty(), "chunk_size": 1 << 18, "timeout": timeout}
+    client = pooch.HTTPDownloader(**how)
 
     def get(url: str, file: str, shop: pooch.Pooch) -> None:
         client(url, file, shop)
@@ -191,25 +173,24 @@ def _checked_entries(
     """Target -> entry of every file; refuses the archive as a whole."""
     entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for info in opened.infolist():
-        where, path = f"{archive}: entry {info.filename!r}", PurePosixPath(info.filename)
-        if path.is_absolute() or "\\" in info.filename or ":" in info.filename:
-            raise ArchiveError(f"{where} has an absolute path, a drive or a foreign separator")
-        if ".." in path.parts:
-            raise ArchiveError(f"{where} climbs out of its folder")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ArchiveError(f"{where} is a link or a device")
-        if info.flag_bits & 1:
-            raise ArchiveError(f"{where} is encrypted")
-        if info.is_dir():
-            continue
-        if not info.filename.startswith(strip):
-            raise ArchiveError(f"{where} is outside of {strip!r}")
-        target = PurePosixPath(info.filename.removeprefix(strip))
-        if target in entries:
-            raise ArchiveError(f"{where} is there twice")
-        if target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER:
-            raise ArchiveError(f"{where} has a name that this program gives its own notes")
-        entries[target] = info
+        name, path = info.filename, PurePosixPath(info.filename)
+        target, mode = PurePosixPath(name.removeprefix(strip)), info.external_attr >> 16
+        foreign = path.is_absolute() or "\\" in name or ":" in name
+        wrong = {
+            "has an absolute path, a drive or a foreign separator": foreign,
+            "climbs out of its folder": ".." in path.parts,
+            "is a link or a device": stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "is encrypted": info.flag_bits & 1,
+        }
+        if not info.is_dir():
+            own = target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER
+            wrong[f"is outside of {strip!r}"] = not name.startswith(strip)
+            wrong["is there twice"] = target in entries
+            wrong["has a name that this program gives its own notes"] = own
+        for reason in filter(wrong.get, wrong):
+            raise ArchiveError(f"{archive}: entry {name!r} {reason}")
+        if not info.is_dir():
+            entries[target] = info
     total = sum(info.file_size for info in entries.values())
     most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
     if total > most:
@@ -252,19 +233,16 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
         raise ValueError(f"{root}: {len(missing)} images have no file or score: {listed(missing)}")
     for image in split:
         link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)
-    counts = {}
     for part, file_name in BIQ2021_FILES.items():
         chosen = [lines[image] for image in split if split[image] == part]
-        counts[part] = len(chosen)
         # the two official files differ in stray commas: each line takes the form of its new file
         stray = b"," * (headers[part].count(b",") - 1)
-        with (out / file_name).open("wb") as file:
-            file.write(headers[part])
-            for line in chosen:
-                text = line.rstrip(b"\r\n")
-                ending = line[len(text) :] or b"\n"
-                file.write(b",".join(text.split(b",")[:2]) + stray + ending)
-    return counts
+        texts = [line.rstrip(b"\r\n") for line in chosen]
+        endings = [line[len(text) :] or b"\n" for line, text in zip(chosen, texts, strict=True)]
+        cut = [b",".join(text.split(b",")[:2]) + stray for text in texts]
+        rows = map(b"".join, zip(cut, endings, strict=True))
+        (out / file_name).write_bytes(headers[part] + b"".join(rows))
+    return {part: list(split.values()).count(part) for part in BIQ2021_FILES}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -51,17 +51,10 @@ def export_onnx(model: str | Path, out: str | Path) -> float:
     images = torch.from_numpy(rng.random((2, 3, *size), dtype=np.float32))
     network = _Scores(scorer).eval()
     with atomic_write(out) as partial:
-        torch.onnx.export(
-            network,
-            (images,),
-            partial,
-            input_names=["images"],
-            output_names=["scores"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        batch = {"images": {0: torch.export.Dim("batch", min=1, max=4096)}}
+        how = {"dynamic_shapes": batch, "dynamo": True, "external_data": False, "verbose": False}
+        how |= {"input_names": ["images"], "output_names": ["scores"]}
+        torch.onnx.export(network, (images,), partial, **how)
         session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
         checked = torch.from_numpy(rng.random((5, 3, *size), dtype=np.float32))
         [theirs] = session.run(None, {"images": checked.numpy()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,38 +49,20 @@ def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
     return frame["split"] if frame.empty else official_or_content_split(frame, seed=seed)
 
 
-def n_batches(n: int, batch_size: int) -> int:
-    """Count the batches of an epoch: a lone last image joins the batch before it."""
-    return max(n // batch_size + (n % batch_size > 1), 1)
-
-
 def _training(
     values: Values, method: str, n: int, each: int, last: int = 0, epochs: int = 0, **more: Any
 ) -> Job:
-    """Describe a training on n images, with the overrides of its method.
-
-    It predicts ``each`` images after every epoch and ``last`` at its end, and has as many epochs as
-    the profile says, or ``epochs`` if that is more.
-    """
-    own, batch = values["OVERRIDES"].get(method, {}), values["BATCH_SIZE"]
-    epochs = max(epochs, own.get("EPOCHS", values["EPOCHS"]))
-    facts = {
-        "name": method,
-        "batch": batch,
-        "images": epochs * n,
-        "steps": epochs * n_batches(n, batch),
-        "watched": epochs * each + last,
-        "precision": own.get("PRECISION", values.get("PRECISION", "fp32")),
-        "compile": own.get("COMPILE", values.get("COMPILE", False)),
-    }
-    return Job(**facts | more)
+    """Describe a training on n images; it predicts ``each`` after an epoch, ``last`` at its end."""
+    own, batch = values | values["OVERRIDES"].get(method, {}), values["BATCH_SIZE"]
+    epochs = max(epochs, own["EPOCHS"])
+    n_batches = max(n // batch + (n % batch > 1), 1)  # a lone last image joins the batch before it
+    facts = {"name": method, "batch": batch, "images": epochs * n, "steps": epochs * n_batches}
+    facts |= {"watched": epochs * each + last, "precision": own.get("PRECISION", "fp32")}
+    return Job(**facts | {"compile": own.get("COMPILE", False)} | more)
 
 
 def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, tuple[int, ...]]]:
-    """List the trainings of notebook 02: method, scenario, criterion, seed, size.
-
-    A training that two tables show is listed twice, as in the run's history.
-    """
+    """List the trainings of notebook 02, each as often as tables show it."""
     base = {"network": "dual", "sampler": "none", "loss": "mse"}
     models = {name: base | {"network": name} for name in ("images", "parameters", "dual")}
     cross = {"sampler": values["CROSS_SAMPLER"]}
@@ -122,47 +104,34 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         return images, torch.zeros(len(images), 4, device=images.device)
 
     goes_on = set(METHODS) - {"none"} if values["EQUAL_STEPS"] else set()
-    unique: dict[Any, tuple[str, dict[str, str], tuple[int, ...]]] = {}
-    for method, scenario, select, seed, size in sampling_runs(values):
-        own = values["OVERRIDES"].get(method, {}).items()
-        key = (*scenario.values(), size, str([o for o in own if o[0] != "N_RUNS"]), select, seed)
-        key += (method in goes_on,)
-        unique.setdefault(key, (method, scenario, size))
+    unique: dict[str, tuple[str, dict[str, str], tuple[int, ...]]] = {}
+    for method, scenario, *rest in sampling_runs(values):
+        own = values["OVERRIDES"].get(method, {}) | {"N_RUNS": 0}  # what else sets it apart
+        key = str((scenario, sorted(own.items()), rest, method in goes_on))
+        unique.setdefault(key, (method, scenario, rest[-1]))
     settings = {method: one for method, *one in unique.values()}
     for method, count in Counter(method for method, *_ in unique.values()).items():
         scenario, size = settings[method]
         network, shown = scenario["network"], int(quota(scenario["sampler"]).sum())
         equal_steps = round(values["EPOCHS"] * counts[0].sum() / shown)
         trunk = values["KONCEPT_BACKBONE" if network == "koncept" else "BACKBONE"]
-        yield _training(
-            values,
-            method,
-            shown,
-            int(n.get("validation", 0)),
-            int(n.get("test", 0)),
-            epochs=equal_steps if method in goes_on else 0,
-            network=f"{network} {trunk} {values['PLANE_SIZE']} {frozen or ''}".rstrip(),
-            build=partial(build, network),
-            count=count,
-            inputs=inputs,
-            size=(3, *size),
-            frozen=bool(frozen),
-        )
+        name = f"{network} {trunk} {values['PLANE_SIZE']} {frozen or ''}".rstrip()
+        how = {"network": name, "build": partial(build, network), "inputs": inputs}
+        how |= {"epochs": equal_steps if method in goes_on else 0, "size": (3, *size)}
+        watched = int(n.get("validation", 0)), int(n.get("test", 0))
+        yield _training(values, method, shown, *watched, count=count, frozen=bool(frozen), **how)
 
 
 def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     if values["SUBSET_WARPS"]:  # one set cut into subsets of like size
         frame = next(iter(tables.values()))
         subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
-        tables = {name: frame[subset == name] for name in values["SUBSET_WARPS"]}
-        tables = {
-            k: t if len(t) else frame.iloc[i :: len(tables)]
-            for i, (k, t) in enumerate(tables.items())
-        }
-    counts = {
-        name: parts_of(frame.assign(split=None), values["SEED"]).value_counts()
-        for name, frame in tables.items()
-    }
+        names = values["SUBSET_WARPS"]
+        cuts = [frame[subset == name] for name in names]
+        shares = [frame.iloc[i :: len(names)] for i in range(len(names))]  # of a stand-in
+        tables = {k: a if len(a) else b for k, a, b in zip(names, cuts, shares, strict=True)}
+    split = partial(parts_of, seed=values["SEED"])
+    counts = {k: split(frame.assign(split=None)).value_counts() for k, frame in tables.items()}
     frozen, side, released = values["FROZEN_TRUNK"], values["SIZE"], values["MIXING"] == "released"
     trunk = f"{values['BACKBONE']} {values['CHANNELS'] or ''}".rstrip()
 
@@ -193,19 +162,11 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         n = max(sizes) * len(names) if released else sum(sizes)
         batch = values["BATCH_SIZE"] * (len(names) if released else 1)
         n_watched = [int(counts[name]["validation"]) for name in names]
-        one = _training(
-            values,
-            method,
-            n,
-            sum(n_watched),
-            n_test,
-            network=f"{variant}-{depth or 5} {trunk}",
-            build=partial(build, names, variant, int(depth or 5)),
-            batch=batch,
-            size=size,
-            inputs=partial(inputs, len(names)),
-            count=values["OVERRIDES"].get(method, {}).get("N_SPLITS", values["N_SPLITS"]),
-        )
+        count = values["OVERRIDES"].get(method, {}).get("N_SPLITS", values["N_SPLITS"])
+        how = {"network": f"{variant}-{depth or 5} {trunk}", "inputs": partial(inputs, len(names))}
+        how |= {"build": partial(build, names, variant, int(depth or 5)), "size": size}
+        watched = sum(n_watched), n_test
+        one = _training(values, method, n, *watched, batch=batch, count=count, **how)
         whole = [pixels[name] / side**2 for name in names]  # images are predicted whole
         share = 1.0 if frozen else float(np.average(whole, weights=n_watched))
         steps = one.images // n * math.ceil(n / batch)
@@ -235,31 +196,26 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     def size(name: str, key: str) -> tuple[int, ...]:
         return (3, *(values[key] or NETWORKS[name].side,) * 2)
 
+    def tuned_network(name: str) -> nn.Module:
+        return quality.ScoreNetwork(create_network(name, pretrained="random"))
+
     trained = {}
     for name, mode, sets, whole in wanted:
         rows, validation = quality.tuning_rows(frame, parts, mode, sets, whole=whole)
         trained.setdefault((name, rows.tobytes()), (mode, len(rows), len(validation)))
     groups = Counter((name, *facts) for (name, _), facts in trained.items())
     for (name, mode, n, n_validation), count in groups.items():
-        own = values.get("OVERRIDES", {}).get(name, {})
-        n_steps = own.get("N_STEPS", values["N_STEPS"])  # per epoch
-        yield _training(
-            values,
-            name,
-            n_steps * values["BATCH_SIZE"] if n_steps else n,
-            n_validation,
-            name=f"{name}, {mode}",
-            network=name,
-            count=count,
-            build=lambda name=name: quality.ScoreNetwork(create_network(name, pretrained="random")),
-            size=size(name, "TUNING_SIDE"),
-        )
+        n_steps = (values | values["OVERRIDES"].get(name, {}))["N_STEPS"]  # per epoch
+        seen = n_steps * values["BATCH_SIZE"] if n_steps else n
+        how = {"name": f"{name}, {mode}", "network": name, "size": size(name, "TUNING_SIDE")}
+        how["build"] = partial(tuned_network, name)
+        yield _training(values, name, seen, n_validation, count=count, **how)
     for name, n in passes.items():
         build = partial(create_network, name, pretrained="random")
         how = {"network": name, "build": build, "size": size(name, "SIDE")}
         yield Job(name=f"{name}, layers and crops", batch=32, images=n, **how)
-    choice = values["TAPS"]
-    sizes = {name: [row.size for row in layers_of(name, choice=choice)] for name in tapped}
+    layers = {name: layers_of(name, choice=values["TAPS"]) for name in tapped}
+    sizes = {name: [row.size for row in rows] for name, rows in layers.items()}
     use = disk_use(n_selection, sizes)
     of_tuned = disk_use(n_selection, {name: sizes[name] for name in tuned})["grams"]
     yield Disk("Gram matrices", use["grams"] + len(modes) * of_tuned)
@@ -312,28 +268,23 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             values["N_LABELLED"] or sum(int(parts[name].isin(which).sum()) for name in sets)
             for sets, which in chosen.values()
         )
-        training = teaching
-        if frozen:
-            with torch.device("meta"):
-                width = KonCept(trunk).image_branch.n_features
+        with torch.device("meta"):
+            width = KonCept(trunk).image_branch.n_features
 
-            def head() -> nn.Module:
-                return PooledHead(KonCept(trunk, widths=tuple(values["HEAD"])))
+        def head() -> nn.Module:
+            return PooledHead(KonCept(trunk, widths=tuple(values["HEAD"])))
 
-            training = {"network": f"head of KonCept {trunk}", "build": head, "size": (width,)}
+        of_head = {"network": f"head of KonCept {trunk}", "build": head, "size": (width,)}
+        how_taught = {"plan": values["TEACHER_PLAN"], **(of_head if frozen else teaching)}
         for n, count in seen.items():
-            plan = values["TEACHER_PLAN"]
-            yield lesson(f"teacher of {n:,} scores", plan, n, count=count, **training)
+            yield lesson(f"teacher of {n:,} scores", watched=n, count=count, **how_taught)
     everywhere = {**teaching, "precision": values["PRECISION"]}
     n_known = sum(map(len, tables.values()))
     yield Job(name="features of all scored images", images=n_known, batch=16, **everywhere)
     labelling = {**everywhere, "batch": 64, "count": len(chosen), "files": True}
     yield Job(name="teacher passes", images=kept + main, **labelling)
-    imqnet = {
-        "build": partial(IMQNet, **values["STUDENT"]),
-        "network": f"IMQNet {values['STUDENT']}",
-        "size": (3, *values["CROP"]),
-    }
+    imqnet = {"network": f"IMQNet {values['STUDENT']}", "size": (3, *values["CROP"])}
+    imqnet["build"] = partial(IMQNet, **values["STUDENT"])
     few = int((parts[values["LABELLED"][0]] == "training").sum())
     few, n = values["N_LABELLED"] or few, len(values["N_UNLABELLED"]) + len(chosen) - 1
     yield lesson("distilled", student, 2 * kept, count=n, files=files, **imqnet)
@@ -347,13 +298,7 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     yield lesson("pretrained, distilled", control, 2 * kept, files=files, **rival)
 
 
-JOBS: dict[str, Callable[[Values, Tables], Iterator[Job | Disk]]] = {
-    "02": _sampling,
-    "03": _mixing,
-    "04": _layers,
-    "05": _heads,
-    "06": _distillation,
-}
+JOBS = {"02": _sampling, "03": _mixing, "04": _layers, "05": _heads, "06": _distillation}
 
 
 def to_fetch(values: Values) -> list[str]:

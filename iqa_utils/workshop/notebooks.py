@@ -12,9 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from iqa_utils.workshop.publishing import publish
 from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 NOTEBOOKS = ROOT / "notebooks"
+Job = tuple[str, Mapping[str, Any]]  # stem, parameters
+Outcome = tuple[str, float, str]  # name, seconds, failure
 
 
 def notebook_stems() -> list[str]:
@@ -44,21 +45,23 @@ def find_notebook(stem: str) -> Path:
     return NOTEBOOKS / f"{fitting[0]}.ipynb"
 
 
+def notebook_head(stem: str) -> tuple[str, str]:
+    """Return title and question of a notebook."""
+    title, *lines = nbformat.read(find_notebook(stem), as_version=4).cells[0].source.splitlines()
+    return title.removeprefix("# "), " ".join(line[2:] for line in lines if line[:2] == "> ")
+
+
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
     """Read the parameter values of a profile; one that the notebook does not have is refused.
 
     ``demo`` is what the notebook declares, ``rehearsal`` its ``paper`` values under the overlay.
     """
-    path = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml"
+    path, known = NOTEBOOKS / "params" / f"{stem}.{profile}.yaml", profiles_of(stem)
     if profile == "rehearsal" and stem in (overlay := read_overlay()):
         return {**read_profile(stem, "paper"), **overlay[stem], "PROFILE": profile}
-    if path.is_file():
-        return read_mapping(path)
-    if profile == "demo":
-        return {}
-    raise FileNotFoundError(
-        f"{stem} has no profile {profile!r}; it has {', '.join(profiles_of(stem))}"
-    )
+    if profile not in known:
+        raise FileNotFoundError(f"{stem} has no profile {profile!r}; it has {', '.join(known)}")
+    return read_mapping(path) if path.is_file() else {}
 
 
 def profiles_of(stem: str) -> list[str]:
@@ -69,12 +72,10 @@ def profiles_of(stem: str) -> list[str]:
 
 def read_overlay() -> dict[str, dict[str, Any]]:
     """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; a stem may have a file."""
-    folder = NOTEBOOKS / "params"
-    path = folder / "rehearsal.yaml"
+    path = NOTEBOOKS / "params" / "rehearsal.yaml"
+    own = sorted(path.parent.glob("*.rehearsal.yaml"))
     overlay = read_mapping(path) if path.is_file() else {}
-    for path in sorted(folder.glob("*.rehearsal.yaml")):
-        overlay[path.name.split(".")[0]] = read_mapping(path)
-    return overlay
+    return overlay | {path.name.split(".")[0]: read_mapping(path) for path in own}
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
@@ -98,8 +99,8 @@ def _declarations(notebook: Path) -> list[ast.AnnAssign]:
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
     """Refuse values whose names or types the notebook does not declare; all of them are listed."""
     declared = declared_parameters(notebook)
-    known = ", ".join(declared)
-    problems = [f"{name} is not one of {known}" for name in values if name not in declared]
+    unknown = [name for name in values if name not in declared]
+    problems = [f"{name} is not one of {', '.join(declared)}" for name in unknown]
     kinds = {k: eval(kind, {"Any": Any}) for k, kind in declared.items() if k in values}  # our own
     if problems := problems + wrong_types(kinds, values):
         raise ValueError(f"{notebook.stem}: " + "; ".join(sorted(problems)))
@@ -142,7 +143,12 @@ def run_notebook(
     """
     stem = (notebook := find_notebook(stem)).stem
     values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
-    _check_needs(stem, {**default_parameters(notebook), **values})
+    needed = default_parameters(notebook) | values
+    if resolve(needed["DATA_ROOT"]) != resolve("data/demo"):  # a notebook makes these itself
+        from iqa_utils.workshop.plan import preflight
+
+        if problems := preflight(stem, needed):
+            raise ValueError(f"{stem} cannot run: " + "; ".join(problems))
     folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -172,24 +178,6 @@ def run_notebook(
     return folder
 
 
-def _check_needs(stem: str, values: Mapping[str, Any]) -> None:
-    if resolve(values["DATA_ROOT"]) == resolve("data/demo"):
-        return  # a notebook makes these data itself, and they are small
-    from iqa_utils.workshop.plan import preflight
-
-    if problems := preflight(stem, values):
-        raise ValueError(f"{stem} cannot run: " + "; ".join(problems))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one notebook of several ended: its run, its seconds, and why it failed, if it did."""
-
-    name: str
-    seconds: float
-    failure: str = ""
-
-
 def run_notebooks(
     stems: Sequence[str],
     *,
@@ -202,15 +190,11 @@ def run_notebooks(
     chosen = [find_notebook(stem).stem for stem in stems or notebook_stems()]
     jobs = [(stem, parameters or {}) for stem in chosen]
     outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
-    return [one.failure for one in outcomes if one.failure]
+    return [failure for *_, failure in outcomes if failure]
 
 
 def run_jobs(
-    jobs: Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    profile: str,
-    publish_results: bool = False,
-    workers: int = 1,
+    jobs: Sequence[Job], *, profile: str, publish_results: bool = False, workers: int = 1
 ) -> list[Outcome]:
     """Run notebooks, ``workers`` at a time, and go on past one that fails.
 
@@ -218,36 +202,32 @@ def run_jobs(
     are checked before anything starts; the rest is as for :func:`run_notebook`.
 
     Returns:
-        How each run ended, in the order of ``jobs``.
+        How each run ended, in the order of ``jobs``: name, seconds, and why it failed, if it did.
     """
     for stem, parameters in jobs:
         checked_values(stem, profile, parameters, publish_results=publish_results)
-    options = {"profile": profile, "publish_results": publish_results}
-    names = ["-".join(filter(None, (stem, p.get("RUN_NAME", "")))) for stem, p in jobs]
-    last = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard")]
-    first = [i for i in range(len(jobs)) if i not in last]
-    done: dict[int, Outcome] = {}
-    for group in (first, last):
-        for index, outcome in _each(group, [*zip(names, jobs, strict=True)], options, workers):
-            done[index] = outcome
-            how = f"FAILED: {outcome.failure}" if outcome.failure else "done"
-            tqdm.write(f"[{len(done)}/{len(jobs)}] {outcome.seconds:6.1f} s  {outcome.name}: {how}")
+    options, done = {"profile": profile, "publish_results": publish_results}, {}
+    for last in (False, True):
+        chosen = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard") == last]
+        for index, outcome in _each({i: jobs[i] for i in chosen}, options, workers):
+            done[index], (name, seconds, failure) = outcome, outcome
+            how = f"FAILED: {failure}" if failure else "done"
+            tqdm.write(f"[{len(done)}/{len(jobs)}] {seconds:6.1f} s  {name}: {how}")
     return [done[index] for index in range(len(jobs))]
 
 
-def _each(indices: Sequence[int], jobs: Sequence[Any], options: Any, workers: int) -> Any:
-    """Yield the index and outcome of every job as it ends."""
-    if workers == 1 or len(indices) < 2:
-        yield from ((index, _outcome(*jobs[index], options)) for index in indices)
+def _each(
+    jobs: Mapping[int, Job], options: Mapping[str, Any], workers: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield the number and outcome of every job as it ends."""
+    if workers == 1 or len(jobs) < 2:
+        yield from ((index, _outcome(job, options)) for index, job in jobs.items())
         return
     context = multiprocessing.get_context("spawn")
     watch = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
     with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
-        futures: dict[Future, int] = {
-            pool.submit(_outcome, *jobs[index], options): index for index in indices
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        futures = {pool.submit(_outcome, job, options): index for index, job in jobs.items()}
+        yield from ((futures[future], future.result()) for future in as_completed(futures))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -261,13 +241,14 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _outcome(name: str, job: tuple[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Outcome:
-    start, failure = time.perf_counter(), ""
+def _outcome(job: Job, options: Mapping[str, Any]) -> Outcome:
+    (stem, parameters), start, failure = job, time.perf_counter(), ""
     try:
-        run_notebook(job[0], parameters=job[1], **options)
+        run_notebook(stem, parameters=parameters, **options)
     except Exception as error:
         failure = str(error)
-    return Outcome(name, time.perf_counter() - start, failure)
+    name = "-".join(filter(None, (stem, parameters.get("RUN_NAME", ""))))
+    return name, time.perf_counter() - start, failure
 
 
 def _finish_time(folder: Path) -> int | None:

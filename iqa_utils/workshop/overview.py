@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -30,12 +29,12 @@ def catalogue(data_root: Path) -> list[str]:
     """Describe every data set, and whether it is here, served openly, or fetched by hand."""
     texts = []
     for name in DATASETS:
-        where = str(data_root / name)
-        if not is_here(name, data_root):
-            served = name in SOURCES
-            where = f"no; iqa data download {name} {where}" if served else f"no; by hand to {where}"
-        elif (data_root / name / DEMO_MARKER).is_file():
-            where += ", synthetic"
+        where = f"{data_root / name}"
+        if is_here(name, data_root):
+            where += ", synthetic" * (data_root / name / DEMO_MARKER).is_file()
+        else:
+            how = f"iqa data download {name}" if name in SOURCES else "by hand to"
+            where = f"no; {how} {where}"
         texts.append(f"{describe(name)}\n  here    {where}")
     return texts
 
@@ -55,14 +54,12 @@ def write_index() -> Path:
     """
     import nbformat
 
-    from iqa_utils.workshop.notebooks import find_notebook, notebook_stems
+    from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 
     told = ["# Notebooks", "What this repository is: [README](../README.md)."]
     for stem in notebook_stems():
-        first = nbformat.read(find_notebook(stem), as_version=4).cells[0].source
-        title, *lines = first.splitlines()
-        question = " ".join(line[2:] for line in lines if line.startswith("> "))
-        told.append(f"**[{title[2:]}](../notebooks/{stem}.ipynb)**  \n{question}")
+        title, question = notebook_head(stem)
+        told.append(f"**[{title}](../notebooks/{stem}.ipynb)**  \n{question}")
     cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
@@ -72,20 +69,18 @@ def write_index() -> Path:
 
 
 def _notebook_lines() -> list[str]:
-    from iqa_utils.workshop.notebooks import find_notebook, notebook_stems, profiles_of
+    from iqa_utils.workshop.notebooks import notebook_head, notebook_stems, profiles_of
 
-    runs = defaultdict(list)
-    for folder, word in (("figures", ", published"), ("runs", "")):
-        for path in sorted((ROOT / folder).glob("*/*/metrics.json")):
-            if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
-                stem, profile = (read_mapping(path).get(key) for key in ("stem", "profile"))
-                name = path.parent.name.removeprefix(f"{stem}") if folder == "runs" else ""
-                runs[stem].append(f"{profile}{name}{word}")
+    runs, places = defaultdict(list), ("figures", "runs")
+    files = [p for place in places for p in (ROOT / place).glob("[!.]*/[!.]*/metrics.json")]
+    for path in sorted(files):
+        stem, profile = (read_mapping(path).get(key) for key in ("stem", "profile"))
+        name = path.parent.name.removeprefix(f"{stem}")
+        runs[stem].append(profile + (name if path.is_relative_to(ROOT / "runs") else ", published"))
     texts = []
     for stem in notebook_stems():
-        cells = json.loads(find_notebook(stem).read_text(encoding="utf-8"))["cells"]
-        title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
-        texts.append(f"  {title}: {_listed(profiles_of(stem))}; {_listed(runs[stem], '; ')}")
+        told = f"{_listed(profiles_of(stem))}; {_listed(runs[stem], '; ')}"
+        texts.append(f"  {notebook_head(stem)[0]}: {told}")
     return texts
 
 

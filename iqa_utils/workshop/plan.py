@@ -25,7 +25,7 @@ from PIL import Image
 from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import ROOT, resolve
+from iqa_utils.workshop.runs import ROOT, WEIGHTS, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,13 +136,10 @@ def seconds(job: Job, seen: Footprint, rate: float | None = None) -> float:
     The backward pass takes twice the operations of the forward pass.
     """
     forward = seen.flops / FLOPS[job.precision]
-    if rate is not None:
-        time = job.images / rate + job.watched / (3 * rate)
-    elif job.steps:
-        step = max(3 * forward * job.images / job.steps, LAYER_SECONDS[job.compile] * seen.layers)
-        time = job.steps * step + job.watched * forward
-    else:
-        time = job.images * forward
+    time = job.images / rate + job.watched / (3 * rate) if rate else job.images * forward
+    if job.steps and not rate:
+        least = job.steps * LAYER_SECONDS[job.compile] * seen.layers
+        time = max(3 * time, least) + job.watched * forward
     decoded = (job.images + job.watched) / FILES_A_SECOND if job.files else 0.0
     return job.count * max(time, decoded)
 
@@ -192,25 +189,19 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
 
 def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
     """Return the bytes of the decoded images by how they are fitted; a set is of one size here."""
-    fits: list[Any] = []  # (height, width), the longest shorter side, or None for native
-    match stem[:2]:
-        case "02":
-            fits = [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))]
-        case "03":
-            fits = [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]
-        case "04":
-            fits = [None]
-        case "05":
-            fits = [(values["IMAGE_SIZE"],) * 2]
-        case "06":
-            fits = [tuple(values["TEACHER_SIZE"]), values["CROP"][0]]
+    known: dict[str, Callable[[], list[Any]]] = {
+        "02": lambda: [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))],
+        "03": lambda: [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768],
+        "04": lambda: [None],
+        "05": lambda: [(values["IMAGE_SIZE"],) * 2],
+        "06": lambda: [tuple(values["TEACHER_SIZE"]), values["CROP"][0]],
+    }  # (height, width), the longest shorter side, or None for native
     found = {}
-    for fit in fits:
+    for fit in known.get(stem[:2], list)():
         label = f"shorter side {fit}" if fit else "native size"
         label = "x".join(map(str, fit[::-1])) if isinstance(fit, tuple) else label
-        found[f"decoded, {label}"] = sum(
-            len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()
-        )
+        sizes = [len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()]
+        found[f"decoded, {label}"] = sum(sizes)
     if stem[:2] == "06" and not values["STREAM"]:
         n = values["N_KEPT"] + values["N_UNLABELLED"][-1]
         found["decoded, unlabelled crops"] = n * 3 * math.prod(values["CROP"])
@@ -219,13 +210,12 @@ def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
 
 def stored_bytes(pixels: tuple[int, int], fit: Any) -> int:
     """Return the bytes of one decoded image: (height, width), a longest shorter side, or native."""
-    height, width = pixels
+    short = min(pixels)
     if isinstance(fit, tuple):
-        height, width = fit
-    elif fit is not None and min(height, width) > fit:
-        short = min(height, width)
-        height, width = height * fit // short, width * fit // short
-    return 3 * height * width
+        pixels = fit
+    elif fit is not None and short > fit:
+        pixels = (pixels[0] * fit // short, pixels[1] * fit // short)
+    return 3 * math.prod(pixels)
 
 
 def missing(values: Values) -> list[str]:
@@ -239,14 +229,13 @@ def missing(values: Values) -> list[str]:
             except (FileNotFoundError, KeyError, ValueError) as error:
                 problems.append(f"{name}: {error}")
         files += [root / name for name in values.get("UNLABELLED", [])]
-    weights = values["PRETRAINED"]
-    if weights not in ("random", "hub", "shipped") and "NETWORKS_TAPPED" in values:
-        for name in sorted({*values["NETWORKS_TAPPED"], values["FINAL"][0]}):
-            ends = (".pth", ".safetensors")
-            if not any((resolve(weights) / f"{name}-imagenet{end}").is_file() for end in ends):
-                problems.append(f"no weights at {resolve(weights) / name}-imagenet.pth")
-    elif weights not in ("random", "hub", "shipped"):
-        files.append(weights)
+    weights, networks = values["PRETRAINED"], set()
+    if weights not in WEIGHTS:
+        networks = {*values.get("NETWORKS_TAPPED", []), *values.get("FINAL", [])[:1]}
+        files += [] if networks else [weights]
+    for path in (resolve(weights) / f"{name}-imagenet.pth" for name in sorted(networks)):
+        if not (path.is_file() or path.with_suffix(".safetensors").is_file()):
+            problems.append(f"no weights at {path}")
     absent = [resolve(file) for file in files if file and not resolve(file).exists()]
     return problems + [f"nothing at {path}" for path in absent]
 
@@ -268,10 +257,9 @@ def preflight(stem: str, values: Values) -> list[str]:
 @cache
 def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[str, float]]:
     """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        return "", {}
-    seen = json.loads(files[-1].read_text())
+    seen: dict[str, Any] = {"card": "", "rows": []}
+    for file in sorted(folder.glob("*.json"))[-1:]:
+        seen = json.loads(file.read_text())
     return seen["card"], {row["kind"]: row["images_per_s"] for row in seen["rows"]}
 
 

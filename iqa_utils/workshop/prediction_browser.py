@@ -40,11 +40,9 @@ def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
     file = Path(run) / "predictions.parquet"
     if not file.is_file():
         raise FileNotFoundError(f"{Path(run).name} holds no predictions.parquet")
-    predictions = pd.read_parquet(file)
-    sets = predictions.groupby("dataset", sort=False)
-    tables = [_join_scores(part, str(name), Path(data_root) / str(name)) for name, part in sets]
-    joined = pd.concat(tables).sort_index()
-    return joined.assign(error=joined["pred"] - joined["mos"])
+    sets = pd.read_parquet(file).groupby("dataset", sort=False)
+    joined = pd.concat(_join_scores(part, str(k), Path(data_root) / str(k)) for k, part in sets)
+    return joined.sort_index().assign(error=joined["pred"] - joined["mos"])
 
 
 def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
@@ -73,9 +71,8 @@ def select(
     if order not in ORDERS:
         raise ValueError(f"order must be one of {tuple(ORDERS)}, got {order!r}")
     rows = predictions[predictions["mos"].between(*scores)]
-    for column, value in wanted.items():
-        if value != ANY:
-            rows = rows[rows[column] == value]
+    for column in (column for column in wanted if wanted[column] != ANY):
+        rows = rows[rows[column] == wanted[column]]
     rows = rows.loc[ORDERS[order](rows).sort_values(kind="stable").index]
     return rows.drop_duplicates(["dataset", "image"]).head(n)
 
@@ -89,23 +86,18 @@ def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int 
         axes.set_axis_off()
     for i, (_, row) in enumerate(rows.iterrows()):
         line, column = divmod(i, columns)
-        _draw_image(cells[2 * line, column], row, _prediction_of(other, row))
+        _draw_image(cells[2 * line, column], row, other)
         _draw_votes(cells[2 * line + 1, column], row)
     if rows.empty:
         cells[0, 0].text(0.0, 0.5, "no prediction fits this choice")
     return figure
 
 
-def _prediction_of(other: pd.DataFrame | None, row: pd.Series) -> float | None:
-    if other is None:
-        return None
-    same = other[(other["dataset"] == row["dataset"]) & (other["image"] == row["image"])]
-    return None if same.empty else float(same["pred"].iloc[0])
-
-
-def _draw_image(axes: Axes, row: pd.Series, second: float | None) -> None:
+def _draw_image(axes: Axes, row: pd.Series, other: pd.DataFrame | None) -> None:
     title = f"opinion {row['mos']:.2f}, predicted {row['pred']:.2f}"
-    title += "" if second is None else f", other run {second:.2f}"
+    if other is not None:
+        same = other[(other["dataset"] == row["dataset"]) & (other["image"] == row["image"])]
+        title += "".join(f", other run {pred:.2f}" for pred in same["pred"][:1])
     axes.set_title(f"{Path(row['image']).name}\n{title}", fontsize=8)
     try:
         with Image.open(row["path"]) as stored:
@@ -123,22 +115,22 @@ def _draw_votes(axes: Axes, row: pd.Series) -> None:
         return
     axes.set_axis_on()
     axes.bar(range(1, 6), votes / votes.sum(), color=PALETTE[0])
-    axes.set(xticks=range(1, 6), yticks=[], ylim=(0, 1), xlabel="share of votes per grade")
-    axes.xaxis.label.set_size(7)
+    axes.set(xticks=range(1, 6), yticks=[], ylim=(0, 1))
+    axes.set_xlabel("share of votes per grade", size=7)
     axes.tick_params(labelsize=7)
     axes.grid(visible=False)
 
 
 def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
     """Show the browser, or return one picture where no front end listens."""
-    if not _has_front_end():
+    if "JPY_SESSION_NAME" not in os.environ:  # of a kernel that Jupyter starts for a person
         return draw(select(predictions), other=other)
     import ipywidgets as widgets
 
-    choices = {
-        column: widgets.Dropdown(options=_options(predictions, column), description=column)
-        for column in ("method", "dataset", "distortion")
-    }
+    choices = {}
+    for column in ("method", "dataset", "distortion"):
+        options = [ANY, *sorted(predictions[column].dropna().astype(str).unique())]
+        choices[column] = widgets.Dropdown(options=options, description=column)
     order = widgets.Dropdown(options=tuple(ORDERS), description="order")
     low, high = float(predictions["mos"].min()), float(predictions["mos"].max())
     scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
@@ -153,12 +145,3 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
     left, right = widgets.VBox([order, *choices.values()]), widgets.VBox([scores, n])
     display(widgets.HBox([left, right]), widgets.interactive_output(show, controls))
     return None
-
-
-def _options(predictions: pd.DataFrame, column: str) -> list[str]:
-    return [ANY, *sorted(predictions[column].dropna().astype(str).unique())]
-
-
-def _has_front_end() -> bool:
-    # Jupyter servers name the session of a kernel they start for a person; batch runners do not
-    return "JPY_SESSION_NAME" in os.environ

@@ -41,11 +41,9 @@ def publish(folder: Path) -> Path:
     new = target.with_name(f".{target.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for figure in sorted((folder / "figures").glob("*.png")):
-        if not figure.name.startswith("private-"):
-            shutil.copy(figure, new)
-    for file in ("metrics.json", "provenance.json"):
-        shutil.copy(folder / file, new)
+    figures = [p for p in folder.glob("figures/*.png") if not p.name.startswith("private-")]
+    for file in (folder / "metrics.json", folder / "provenance.json", *figures):
+        shutil.copy(file, new)
     if (notebook := folder / f"{metrics['stem']}.ipynb").is_file():
         (new / notebook.name).write_text(public_notebook(notebook), encoding="utf-8")
     runs._replace_folder(new, target)
@@ -69,13 +67,10 @@ def public_notebook(path: Path) -> str:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
             cell.source = without_paths(cell.source)
-            if cell.cell_type == "code":
-                hidden = "photographs" in tags and cell.outputs
-                cell.outputs = (
-                    [nbformat.v4.new_output("stream", name="stdout", text=f"{HIDDEN}\n")]
-                    if hidden
-                    else [_public_output(one, side, colours) for one in cell.outputs]
-                )
+            if "photographs" in tags and cell.get("outputs"):
+                cell.outputs = [nbformat.v4.new_output("stream", text=f"{HIDDEN}\n")]
+            for output in cell.get("outputs", []):
+                _make_public(output, side, colours)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         if len(text.encode()) <= MOST_BYTES:
             return text
@@ -88,7 +83,7 @@ def without_paths(text: str) -> str:
     return _ABSOLUTE.sub(r"\1", text)
 
 
-def _public_output(output: nbformat.NotebookNode, side: int, colours: int) -> nbformat.NotebookNode:
+def _make_public(output: nbformat.NotebookNode, side: int, colours: int) -> None:
     output.get("metadata", {}).pop("image/png", None)
     if "text" in output:
         output["text"] = _anonymous(output["text"])
@@ -97,7 +92,6 @@ def _public_output(output: nbformat.NotebookNode, side: int, colours: int) -> nb
             output["data"][kind] = small_picture(content, side, colours)
         elif isinstance(content, str):
             output["data"][kind] = _anonymous(content)
-    return output
 
 
 def _anonymous(text: str) -> str:

@@ -1,23 +1,55 @@
 """The rehearsal: every paper profile from end to end at its true counts, on two CPU cores.
 
 ``notebooks/params/rehearsal.yaml`` overlays the ``paper`` profile of each notebook and replaces
-only what a small machine cannot hold: networks, pixels, epochs, repeats. Nothing it yields is ever
-compared with a paper.
+only what a small machine cannot hold: networks, pixels, epochs, repeats. Its data sets have their
+official layouts and counts, and link to tiny pictures. A picture is blurred and darkened as its
+score is low, so that something can be learned. Score files are synthetic, or the real ones where
+they are given; either way every folder carries the marker of synthetic data, and no result on it
+can pass for a real one.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from iqa_utils.files import write_json
+import numpy as np
+from scipy import ndimage
+
+from iqa_utils.datasets import DEMO_MARKER, fingerprint, load_scores, locate
+from iqa_utils.datasets.readers import LIVE_FOLDERS
+from iqa_utils.files import atomic_folder, atomic_write, lock, write_json
+from iqa_utils.indicators import measure
 from iqa_utils.workshop import notebooks
+from iqa_utils.workshop.demo.distortions import as_image
+from iqa_utils.workshop.demo.layouts import WRITERS
+from iqa_utils.workshop.demo.pictures import Picture, Studio, generator, range_qualities
+from iqa_utils.workshop.demo.scenes import dead_leaves
+from iqa_utils.workshop.downloads import link_or_copy
 from iqa_utils.workshop.plan import sets_of, values_of
 from iqa_utils.workshop.runs import ROOT, resolve
 
 PROFILE = "rehearsal"
+VERSION = 2  # of what is made here; a folder of another version is made again
+SIDES, NETWORK_SIDES = (72, 96), (128, 128)  # height and width of a labelled picture, px
+N_SCENES, N_LEVELS = 8, 64  # of the pool
+# unlabelled images: 3,420 to learn from, 180 kept aside, and what the crop leaves out
+OPEN_SHAPES = {(48, 64): 3640, (43, 64): 40, (64, 48): 20, (30, 40): 1}
+SETS = {name: write for name, write in WRITERS.items() if name != "unlabelled"}
+NETWORK_SETS = ("tid2013", "tid2008", "csiq", "live")
+LEVELS = {"tid2008": 4}  # of a distortion; 5 elsewhere
+UNEVEN = {  # images of a distortion where not every reference has every level
+    "live": {"jp2k": 169, "jpeg": 175, "wn": 145, "gblur": 145, "fastfading": 145},
+    "csiq": {"contrast": 116},
+}
 
 
 def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -32,16 +64,12 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     wanted = [notebooks.find_notebook(stem).stem for stem in stems] or [stem for stem, *_ in runs]
     if absent := sorted(set(wanted) - {stem for stem, *_ in runs}):
         raise ValueError(f"no rehearsal of {', '.join(absent)}: rehearsal.yaml does not name it")
-    return [
-        (stem, _of_its_own(stem, name, values) if name else {})
-        for stem, name, values in runs
-        if stem in wanted
-    ]
-
-
-def _of_its_own(stem: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    paper = notebooks.read_profile(stem, "paper")
-    return {**paper, **values, "PROFILE": PROFILE, "RUN_NAME": name}
+    found = []
+    for stem, name, values in runs:
+        named = {**values, "PROFILE": PROFILE, "RUN_NAME": name}
+        own = notebooks.read_profile(stem, "paper") | named if name else {}
+        found += [(stem, own)] if stem in wanted else []
+    return found
 
 
 def rehearse(
@@ -52,19 +80,199 @@ def rehearse(
     Only the sets that they name are made. Real files in ``annotations`` take the place of generated
     scores. Returns one line per failure.
     """
-    from iqa_utils.workshop.rehearsal_data import SETS, ensure_rehearsal_data
-
-    jobs, root, sets = rehearsals(stems), ROOT / "data" / "rehearsal", {}
+    jobs, root, folders = rehearsals(stems), ROOT / "data" / "rehearsal", []
     for stem, own in jobs:
         values = values_of(stem, PROFILE) | own
-        if (folder := resolve(values["DATA_ROOT"])).is_relative_to(root):
-            names = [name for name in sets_of(values) if name in SETS]
-            names += values.get("UNLABELLED", [])
-            sets |= {str((folder / name).relative_to(root)): None for name in names}
+        names = [name for name in sets_of(values) if name in SETS] + values.get("UNLABELLED", [])
+        folders += [resolve(values["DATA_ROOT"]) / name for name in names]
+    sets = [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]
     if sets:
-        ensure_rehearsal_data(root, annotations, sets=list(sets))
+        ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
     outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=workers)
     log = ROOT / "runs" / PROFILE / "times.json"
     earlier = json.loads(log.read_text()) if log.is_file() else {}
-    write_json(log, earlier | {one.name: round(one.seconds, 1) for one in outcomes})
-    return [one.failure for one in outcomes if one.failure]
+    write_json(log, earlier | {name: round(seconds, 1) for name, seconds, _ in outcomes})
+    return [failure for *_, failure in outcomes if failure]
+
+
+def ensure_rehearsal_data(
+    root: str | Path,
+    annotations: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    share: float = 1.0,
+) -> dict[str, int]:
+    """Make the sets that are not there yet, or were made otherwise; each appears whole or not.
+
+    ``root`` gets one folder per set, ``open_images`` without scores, and ``networks`` with 60
+    images of five references for each set of notebook 04. Score files below ``annotations``, one
+    folder per set, are used. Returns the number of image files by set.
+    """
+    root = Path(root)
+    names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
+    counts = {}
+    with lock(root / ".lock"):
+        for name in names:
+            real = {} if "/" in name else _real_files(name, annotations)
+            wanted = {"version": VERSION, "share": share}
+            wanted["annotations"] = fingerprint(real) if real else ""
+            marker = root / name / DEMO_MARKER
+            known = json.loads(marker.read_text()) if marker.is_file() else {}
+            if wanted.items() <= known.items():
+                counts[name] = known["images"]
+                continue
+            start = time.perf_counter()
+            few = name.startswith("networks/")
+            linker = Linker(pool=root / f".pool-{VERSION}", share=share, few=few)
+            with atomic_folder(root / name) as folder:
+                if name == "open_images":
+                    n = _make_open_images(folder, root / "koniq10k", share)
+                elif real:
+                    n = _link_real(name, folder, real, linker)
+                else:
+                    n = len(SETS[name.removeprefix("networks/")](folder, linker))
+                content = {"made_by": "iqa rehearse", **wanted, "images": n}
+                (folder / DEMO_MARKER).write_text(json.dumps(content))
+            counts[name], seconds = n, time.perf_counter() - start
+            scores = "real" if real else "no" if name == "open_images" else "synthetic"
+            print(f"{name}: {n:,} images, {scores} scores, {seconds:.1f} s")
+    return counts
+
+
+@dataclass(frozen=True)
+class Linker(Studio):
+    """Links the pictures of a set to those of a pool, by scene and quality; `few` are 60 images."""
+
+    scale: float = 64.0
+    seed: int = 0
+    pool: Path = Path()
+    share: float = 1.0
+    few: bool = False
+    official = True
+
+    def count(self, official: int, small: int) -> int:
+        """Return the official number of images, or its share."""
+        return max(5, round(official * self.share))
+
+    def authentic(self, name: str, n: int, size: tuple[int, int]) -> list[Picture]:
+        """Draw qualities from KonIQ-10k's range counts; every image is a scene of its own."""
+        qualities = generator(self.seed, name).permutation(range_qualities(n))
+        return [Picture(f"{name}-{i}", "", 0, None, float(q)) for i, q in enumerate(qualities)]
+
+    def synthetic(
+        self,
+        name: str,
+        types: Sequence[str],
+        size: tuple[int, int],
+        *,
+        official: int,
+        scenes: int,
+        per_pair: int,
+    ) -> list[Picture]:
+        """Describe the official number of images of each distortion; quality falls with level."""
+        rng = generator(self.seed, name)
+        n_references = 5 if self.few else self.count(official, scenes)
+        types = types[:12] if self.few else types
+        levels, pictures = LEVELS.get(name, 5), []
+        for i in range(n_references):
+            for j, kind in enumerate(types):
+                whole = UNEVEN.get(name, {}).get(kind, official * levels)
+                n = 60 // len(types) if self.few else round(whole * n_references / official)
+                each, rest = divmod(n, n_references)
+                n_here = each + ((i - j * rest) % n_references < rest)
+                n_levels = max(levels, n_here)
+                for step in range(n_here):
+                    level = (i + j + step) % n_levels + 1
+                    quality = np.clip(1.05 - 0.16 * level + rng.normal(0, 0.06), 0, 1)
+                    pictures.append(Picture(f"scene{i:02d}", kind, level, None, float(quality)))
+        return pictures
+
+    def originals(self, name: str, folder: str, size: tuple[int, int]) -> list[Picture]:
+        """Describe the official number of clean images in a folder of LIVE."""
+        n = round((LIVE_FOLDERS[folder] - UNEVEN[name][folder]) * self.share)
+        n, scenes = (5, 5) if self.few else (n, self.count(29, 8))
+        return [Picture(f"scene{i % scenes:02d}", "", 0, None, 1.0) for i in range(n)]
+
+    def save(self, picture: Picture, path: Path, **options: object) -> None:
+        """Link a file to the pool's picture of this scene and quality."""
+        link_or_copy(self._source(picture, path.suffix), path)
+
+    def measure(self, picture: Picture, path: Path) -> dict[str, float]:
+        """Measure the indicators of a picture of the pool, once."""
+        return _measured(self._source(picture, path.suffix))
+
+    def _source(self, picture: Picture, suffix: str) -> Path:
+        """Return the picture's file in the pool, made where it is not there."""
+        size, scene = NETWORK_SIDES if self.few else SIDES, crc32(picture.reference.encode())
+        place, level = scene % N_SCENES, min(N_LEVELS - 1, int(picture.quality * N_LEVELS))
+        source = self.pool / f"{size[0]}-{place}-{level:02d}{suffix.lower()}"
+        if not source.exists():
+            with atomic_write(source) as partial:
+                as_image(_spoilt(_scene(place, size), (level + 0.5) / N_LEVELS)).save(partial)
+        return source
+
+
+_measured = cache(measure)
+
+
+@cache
+def _scene(place: int, size: tuple[int, int]) -> np.ndarray:
+    return dead_leaves(size, generator(0, "rehearsal", place))
+
+
+def _spoilt(pixels: np.ndarray, quality: float) -> np.ndarray:
+    """Blur and darken pixels (H, W, 3), the more the lower the quality."""
+    sigma = 3 * (1 - quality)
+    return (0.3 + 0.7 * quality) * ndimage.gaussian_filter(pixels, (sigma, sigma, 0))
+
+
+def _real_files(name: str, annotations: str | Path | None) -> dict[str, Path]:
+    """Return the score files of a set that lie below a folder, or none."""
+    with suppress(FileNotFoundError):
+        if annotations is not None and name in SETS:
+            return locate(name, Path(annotations) / name)[0]
+    return {}
+
+
+def _link_real(name: str, folder: Path, real: dict[str, Path], linker: Linker) -> int:
+    """Copy real score files to their official places, and link a picture for each score."""
+    for relative, path in real.items():
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / relative)
+    frame = load_scores(name, folder)
+    quality = frame["mos"].rank(pct=True)  # FLIVE's scores fill a tenth of their scale
+    for image, scene, q in zip(frame["image"], frame["reference"], quality, strict=True):
+        linker.save(Picture(scene, "", 0, None, q), folder / image)
+    unscored = {
+        "live": [f"{f}/img{i + 1}.bmp" for f, n in LIVE_FOLDERS.items() for i in range(n)],
+        "livec": [f"Images/trainingImages/t{i + 1}.bmp" for i in range(7)],
+    }.get(name, [])
+    rest = [path for path in unscored if not (folder / path).exists()]
+    for path in rest:
+        linker.save(Picture(path, "", 0, None, 1.0), folder / path)
+    return len(frame) + len(rest)
+
+
+def _make_open_images(root: Path, koniq: Path, share: float) -> int:
+    """Write unlabelled images as they come: most of them fit the crop, some files are bad."""
+    rng = generator(0, "open_images")
+    scenes = [dead_leaves((200, 260), rng) for _ in range(6)]
+    folder, encoded = root / "train_0", {}
+    folder.mkdir()
+
+    def fresh() -> Path:
+        return folder / f"{rng.integers(2**63):016x}.jpg"
+
+    for (height, width), n in OPEN_SHAPES.items():
+        for _ in range(max(1, round(n * share))):
+            pixels = scenes[rng.integers(len(scenes))]
+            top, left = rng.integers(200 - height), rng.integers(260 - width)
+            crop = pixels[top : top + height, left : left + width]
+            path = fresh()
+            as_image(_spoilt(crop, rng.uniform())).save(path, quality=90)
+            encoded.setdefault((height, width), path)
+    whole = encoded[48, 64]
+    whole.write_bytes(whole.read_bytes()[:-400])  # truncated: its header is fine
+    fresh().touch()
+    shutil.copyfile(min((koniq / "1024x768").iterdir()), fresh())  # a labelled image
+    return sum(1 for _ in folder.iterdir())

@@ -7,6 +7,7 @@ notebooks; nothing is computed again. Sphinx turns ``docs/`` and what is written
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ import pandas as pd
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop import result_tables as tables
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
+from iqa_utils.workshop.notebooks import notebook_head
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import draw_scoreboard
 from iqa_utils.workshop.plots.common import VERDICT_COLOURS
@@ -44,13 +46,11 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     """
     folder = folder or ROOT / "runs" / "report"
     runs, broken = read_runs() if runs is None else (runs, [])
-    runs = [run for run in runs if folder not in run["folder"].parents]
     source = folder.with_name(f".{folder.name}.source")
     built = source / "_build" / "site"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
-    board = compare(tables.real_results(runs))
-    _write_pages(source, runs, board)
+    _write_pages(source, [run for run in runs if folder not in run["folder"].parents])
     _write(source / "generated" / "broken.md", "\n".join([*broken, ""]))
     command = [sys.executable, "-m", "sphinx", "-q", "-d", f"{source}/_build/trees"]
     command += ["-b", "html", str(source), str(built)]
@@ -74,8 +74,9 @@ def read_runs() -> tuple[list[dict[str, Any]], list[str]]:
     return runs, broken
 
 
-def _write_pages(source: Path, runs: list[dict[str, Any]], board: pd.DataFrame) -> None:
+def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
     """Write what ``docs/`` includes and lists: tables, and a page per paper, run and module."""
+    board = compare(tables.real_results(runs))
     for name in ("generated", "papers", "tables"):
         (source / name).mkdir()
     names = {_page_name(run): run for run in _in_order(runs)}
@@ -143,8 +144,8 @@ def _board(board: pd.DataFrame) -> str:
         lines.append(f'<select aria-label="{what}"><option value="">every {what}</option>')
         lines.append(f"{offered}</select>")
     heads = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
-    lines += ['</p><div class="wide"><table class="scoreboard"><thead><tr>']
-    lines += [*(f"<th>{name}</th>" for name in heads), "</tr></thead>"]
+    named = "".join(f"<th>{name}</th>" for name in heads)
+    lines.append(f'</p><div class="wide"><table class="scoreboard"><thead><tr>{named}</tr></thead>')
     for (paper, table), part in board.groupby(["paper", "table"], sort=False):
         place = html.escape(table)
         lines.append(f'<tbody data-paper="{paper}" data-table="{place}"><tr class="group">')
@@ -185,11 +186,10 @@ def _page_name(run: dict[str, Any]) -> str:
 
 def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, Any]) -> None:
     """Write the page of a run: its executed notebook where there is one, else its figures."""
-    results = pd.DataFrame(run["results"])
-    if len(results):
-        _take_away(results, folder / name)
     told = [_provenance(run["folder"])]
-    told += [f"Results: [CSV]({name}.csv), [LaTeX]({name}.tex)."] if len(results) else []
+    if run["results"]:
+        _take_away(pd.DataFrame(run["results"]), folder / name)
+        told.append(f"Results: [CSV]({name}.csv), [LaTeX]({name}.tex).")
     notebook = run["folder"] / f"{run['stem']}.ipynb"
     if notebook.is_file():
         content = nbformat.read(notebook, as_version=4)
@@ -201,15 +201,11 @@ def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, An
         nbformat.write(content, folder / f"{name}.ipynb")
         return
     figures = sorted([*run["folder"].glob("*.png"), *run["folder"].glob("figures/*.png")])
-    lines = [f"# {_title(run)}", "", " ".join(told), ""]
+    lines = [f"# {notebook_head(run['stem'])[0]}", "", " ".join(told), ""]
     for figure in figures:
         shutil.copy(figure, folder / f"{name}-{figure.name}")
         lines += [f"## {figure.stem.replace('_', ' ')}", "", f"![]({name}-{figure.name})", ""]
     _write(folder / f"{name}.md", "\n".join(lines))
-
-
-def _title(run: dict[str, Any]) -> str:
-    return tables.notebook_head(run["stem"])[0]
 
 
 def _provenance(folder: Path) -> str:
@@ -219,21 +215,19 @@ def _provenance(folder: Path) -> str:
     seen = json.loads(path.read_text())
     data = ", ".join(seen["data"]) or "no data set"
     data = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
-    code = "has not changed" if is_current(seen) else "has changed"
-    return (
-        f"This run: {data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}; "
-        f"the code that it used {code} since."
-    )
+    told = f"This run: {data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}"
+    changed = "has not changed" if is_current(seen) else "has changed"
+    return f"{told}; the code that it used {changed} since."
 
 
 def _notebook_list(names: dict[str, dict[str, Any]]) -> str:
-    lines = [] if names else ["No finished run yet: `make demo`."]
-    for stem in dict.fromkeys(run["stem"] for run in names.values()):
-        title, question = tables.notebook_head(stem)
-        own = [(name, run) for name, run in names.items() if run["stem"] == stem]
+    lines, entries = [] if names else ["No finished run yet: `make demo`."], []
+    for stem, own in itertools.groupby(names.items(), lambda item: item[1]["stem"]):
+        title, question = notebook_head(stem)
+        labels = {name: _run_label(run) for name, run in own}
         lines += [f"## {title}", "", question, ""]
-        lines += [f"- [{_run_label(run)}]({name})" for name, run in own] + [""]
-    entries = [f"{_title(run)}, {_run_label(run)} <{name}>" for name, run in names.items()]
+        lines += [f"- [{label}]({name})" for name, label in labels.items()] + [""]
+        entries += [f"{title}, {label} <{name}>" for name, label in labels.items()]
     return "\n".join([*lines, "```{toctree}", ":hidden:", "", *entries, "```"])
 
 
@@ -243,10 +237,7 @@ def _run_label(run: dict[str, Any]) -> str:
 
 
 def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) -> str:
-    """Lead the links of a file in the repository to pages of the site.
-
-    What is no page leads to the repository, where pyproject.toml names its address, else nowhere.
-    """
+    """Lead the links of a file to pages of the site, else to the public repository or nowhere."""
     up = "../" if page else ""
 
     def lead(match: re.Match[str]) -> str:
@@ -255,8 +246,8 @@ def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) 
         known = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
         found = PAGES.get(known, "")
         if known.startswith("notebooks/"):
-            own = [name for name, run in names.items() if run["stem"] == path.stem]
             profile = names[page]["profile"] if page else ""
+            own = [name for name, run in names.items() if run["stem"] == path.stem]
             own.sort(key=lambda name: names[name]["profile"] != profile)
             found = f"notebooks/{own[0]}" if own else ""
         if found:
@@ -274,8 +265,8 @@ def _write_api(folder: Path) -> None:
     for path in sorted((ROOT / "iqa_utils").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         module = ".".join(part for part in parts if part != "__init__")
-        if len(parts) > 1 and parts[1] not in ("workshop", "__init__"):
-            found.setdefault(parts[1], []).append(module)
-    for name, modules in found.items():
-        said = [f"```{{eval-rst}}\n.. automodule:: {m}\n   :members:\n```\n" for m in modules]
-        _write(folder / f"{name}.md", "\n".join([f"# {name}\n", *said]))
+        said = f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+        if parts[1] not in ("workshop", "__init__"):
+            found.setdefault(parts[1], [f"# {parts[1]}\n"]).append(said)
+    for name, texts in found.items():
+        _write(folder / f"{name}.md", "\n".join(texts))

@@ -18,14 +18,6 @@ def address(name: str) -> str:
     return project["tool"].get("iqa", {}).get(name, "").rstrip("/")
 
 
-def notebook_head(stem: str) -> tuple[str, str]:
-    """Return title and question of a notebook."""
-    content = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))
-    lines = "".join(content["cells"][0]["source"]).split("\n")
-    question = next((line[2:] for line in lines if line.startswith("> ")), "")
-    return lines[0].removeprefix("# "), question
-
-
 def markdown(table: pd.DataFrame) -> str:
     """Write a table without its index; ``|`` may not stand in a cell."""
     lines = ["| " + " | ".join(map(str, table.columns)) + " |", "| --- " * table.shape[1] + "|"]
@@ -60,42 +52,32 @@ def compared_by_kind(board: pd.DataFrame) -> str:
 
 
 def layer_table(runs: list[dict[str, Any]]) -> str:
-    """Write which layer of each network carries most quality, on real photographs.
-
-    Layer and regressor have the smallest cross-validated error on the training images; their SRCC
-    is of the test images.
-    """
+    """Write the layer and regressor with the smallest cross-validated error, and their SRCC."""
     columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
-    rows = []
-    fields = ("network", "stage", "variant", "layer", "regressor")
-    for run in runs:
-        if (run["stem"], run["profile"]) != ("04_deep_features_gpr", "biq2021"):
-            continue
-        told = [(tuple(r[f] for f in fields), r) for r in run["results"]]
-        levels = {(place, r["metric"]): r for place, r in told if not r["baseline"]}
-        best = [place for place, r in told if (r["baseline"], r["metric"]) == ("BRISQUE", "SRCC")]
-        for place in dict.fromkeys(best):
-            network, stage, variant, layer, regressor = place
-            cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
-            for metric in ("SRCC", "SRCC within subset"):
-                row = levels[place, metric]
-                cells.append(f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
-            if cells not in rows:
-                rows.append(cells)
-    return markdown(pd.DataFrame(rows, columns=columns))
+    fields, rows = ("network", "stage", "variant", "layer", "regressor"), []
+    wanted = ("04_deep_features_gpr", "biq2021")
+    for run in [run for run in runs if (run["stem"], run["profile"]) == wanted]:
+        told = {(*(r[f] for f in fields), r["baseline"], r["metric"]): r for r in run["results"]}
+        for *place, baseline, metric in told:
+            if (baseline, metric) == ("BRISQUE", "SRCC"):
+                levels = [told[*place, "", m] for m in ("SRCC", "SRCC within subset")]
+                network, stage, variant, layer, regressor = place
+                cells = [network, f"{stage} {variant}".strip(), f"{layer}, {regressor}"]
+                rows.append([*cells, *(f"{r['value']:.3f} {interval(r)}" for r in levels)])
+    return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
+
+
+def interval(result: dict[str, Any]) -> str:
+    """Write the interval of a result."""
+    return f"[{result['ci_low']:.3f}, {result['ci_high']:.3f}]"
 
 
 def speed_table(folder: Path = ROOT / "figures" / "benchmarks") -> str:
-    """Write the published measurements of ``make bench``.
-
-    One row per implementation: both times, the ratio (with the goal where it is missed), and the
-    largest difference between the results beside the one allowed.
-    """
+    """Write the published measurements of ``make bench``, one row per implementation."""
     rows, machines = [], set()
     for file in _measurements(folder):
-        machine = file["machine"]
-        told = f"{machine['device']}, {machine['cpus']} CPU cores, torch {machine['torch']}"
-        machines.add(told)
+        machine = "{device}, {cpus} CPU cores, torch {torch}".format_map(file["machine"])
+        machines.add(machine)
         for record in file["results"]:
             gate = f"{record['gate']['difference']:.1g}, {record['gate']['allowed']:.1g}"
             for name, ratio in record["ratios"].items():
@@ -143,22 +125,23 @@ def needs_table() -> str:
     from iqa_utils.workshop.notebooks import notebook_stems
     from iqa_utils.workshop.plan import ASSUMED, make_plan
 
-    columns = ["`paper` profile of", "data", "trainings", "images seen", "disk, and for a moment"]
-    columns += ["GPU memory", "hours on one large GPU"]
-    rows, computed, idle = [], False, []
-    for stem in notebook_stems():
-        plan = make_plan(stem, "paper", official=True)
-        if not plan["jobs"]:
-            idle.append(stem[:2])
-            continue
-        computed |= "computed" in plan["source"]
+    plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in notebook_stems()}
+    rows, idle = [], ", ".join(number for number, plan in plans.items() if not plan["jobs"])
+    for number, plan in plans.items():
         disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
-        cells = [stem[:2], ", ".join(DATASETS[name].title for name in plan["sets"])]
-        cells += [f"{plan['trainings']:,}", f"{plan['images'] / 1e6:.1f} million"]
-        cells += [f"{disk:.0f} GB" + (f", {moment:.0f} GB" if moment else "")]
-        rows.append([*cells, f"{plan['memory'] / 1e9:.1f} GB"])
-        rows[-1].append(f"{plan['hours']:.1f}, {plan['source']}")
-    rows.append([", ".join(idle), "annotation files, results of the others", "none", *[""] * 4])
-    text = markdown(pd.DataFrame(rows, columns=columns))
+        row = {
+            "`paper` profile of": number,
+            "data": ", ".join(DATASETS[name].title for name in plan["sets"]),
+            "trainings": f"{plan['trainings']:,}",
+            "images seen": f"{plan['images'] / 1e6:.1f} million",
+            "disk, and for a moment": f"{disk:.0f} GB" + f", {moment:.0f} GB" * bool(moment),
+            "GPU memory": f"{plan['memory'] / 1e9:.1f} GB",
+            "hours on one large GPU": f"{plan['hours']:.1f}, {plan['source']}",
+        }
+        rows += [row] if plan["jobs"] else []
+    others = {"data": "annotation files, results of the others", "trainings": "none"}
+    rows.append({"`paper` profile of": idle} | others)
+    text = markdown(pd.DataFrame(rows))
     text += "\n\nGPU memory is that of weights, gradients, moments and activations in one step."
+    computed = any("computed" in plan["source"] for plan in plans.values())
     return text + f" Computed: networks alone, with {ASSUMED}." * computed

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +66,17 @@ def read_grid(path: str | Path) -> list[Job]:
                 f"{path.name}, {stem}: expected `grid` with a list of values for each parameter, "
                 f"found {entry!r}"
             )
-        unknown = set(entry) - {"grid", "after", "gpus"}
-        if unknown:
+        if unknown := set(entry) - {"grid", "after", "gpus"}:
             raise ValueError(f"{path.name}, {stem}: unknown {sorted(unknown)}")
-        missing = [name for name in entry.get("after", []) if name not in entries]
-        if missing:
+        after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
+        if missing := [name for name in after if name not in entries]:
             raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
         notebook = notebooks.find_notebook(stem)
-        names = list(entry["grid"])
-        varied = [name for name in names if len(entry["grid"][name]) > 1]
-        for values in itertools.product(*entry["grid"].values()):
-            parameters = dict(zip(names, values, strict=True))
+        for values in itertools.product(*grid.values()):
+            parameters = dict(zip(grid, values, strict=True))
             notebooks.check_parameters(notebook, parameters)
-            after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
-            name = run_name({key: parameters[key] for key in varied})
-            jobs.append(Job(stem, name, parameters, after, gpus))
+            varied = {key: value for key, value in parameters.items() if len(grid[key]) > 1}
+            jobs.append(Job(stem, run_name(varied), parameters, after, gpus))
     check_seeds(jobs, path.stem)
     return jobs
 
@@ -96,12 +93,8 @@ def _add_unlisted(entries: dict[str, Any], profile: str) -> None:
 
 
 def check_seeds(jobs: Sequence[Job], profile: str) -> None:
-    """Refuse runs that would be aggregated as repeats although they share seeds.
-
-    A notebook that trains ``N`` times, or on ``N`` splits, uses the seeds ``SEED`` to ``SEED + N -
-    1``: ``SEED`` 0 and 1 with ten runs each are eleven trainings, not twenty.
-    """
-    ranges: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    """Refuse repeats that share seeds: ``N`` trainings or splits use ``SEED`` and those after."""
+    ranges = defaultdict(list)
     for job in jobs:
         values = notebooks.default_parameters(notebooks.find_notebook(job.stem))
         values |= notebooks.read_profile(job.stem, profile) | dict(job.parameters)
@@ -109,7 +102,7 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
         settings = [values, *values.get("OVERRIDES", {}).values()]
         n_runs = max(one.get(name, 1) for one in settings for name in COUNTS)
         seeds = values["SEED"], values["SEED"] + n_runs - 1
-        ranges.setdefault((job.stem, json.dumps(others, sort_keys=True)), []).append(seeds)
+        ranges[job.stem, json.dumps(others, sort_keys=True)].append(seeds)
     for (stem, _), found in ranges.items():
         for (a, last), (b, _) in itertools.pairwise(sorted(found)):
             if b <= last:
@@ -137,14 +130,15 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     mine = [job for job in jobs if job.stem == stem]
     files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
     done = [job for job in mine if files[job.run_name].is_file()]
-    missing = [job.run_name for job in mine if job not in done]
-    if missing:
+    if missing := [job.run_name for job in mine if job not in done]:
         print(f"{stem}: {len(done)} of {len(mine)} runs finished, not {', '.join(missing)}")
     if not done:
         raise FileNotFoundError(f"{stem}: no run of the grid has finished")
-    read = [_read(job, files[job.run_name]) for job in done]
-    rows = _once(pd.concat(read, keys=range(len(done)), names=["job"]))
-    summary = _summarise(rows)
+    read = [_read(job, files[job.run_name]).assign(job=i) for i, job in enumerate(done)]
+    rows = pd.concat(read, ignore_index=True)
+    # a result of one repeat counts from the first job that has it
+    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
+    summary = _summarise(rows[rows["job"] == first])
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / "aggregate.csv", index=False)
@@ -160,47 +154,27 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
 
 def _read(job: Job, file: Path) -> pd.DataFrame:
     table = pd.DataFrame(json.loads(file.read_text())["results"], columns=list(RESULT_COLUMNS))
-    named = job.run_name.split(".")
-    fixed = {
-        name: value
-        for name, value in job.parameters.items()
-        if name not in REPEATS + PARTS and any(part.startswith(f"{name}-") for part in named)
-    }
-    label = " ".join(f"{name}={value}" for name, value in fixed.items())
+    named = {part.partition("-")[0] for part in job.run_name.split(".")} - {*REPEATS, *PARTS}
+    label = " ".join(f"{name}={v}" for name, v in job.parameters.items() if name in named)
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]
     repeat = ", ".join(f"{k} {v}" for k, v in job.parameters.items() if k in REPEATS)
     protocol = [json.dumps(one, sort_keys=True) for one in table["protocol"]]
     return table.assign(variant=variant, repeat=repeat, protocol=protocol)
 
 
-def _once(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep a result of one repeat from the first job that has it."""
-    rows = rows.reset_index("job")
-    first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
-    return rows[rows["job"] == first].drop(columns="job").reset_index(drop=True)
-
-
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(KEYS, sort=False, dropna=False)
-    table = groups.agg(
-        mean=("value", "mean"),
-        sd=("value", "std"),
-        median=("value", "median"),
-        n=("n", "max"),
-        n_runs=("value", "size"),
-        pred_spread=("pred_spread", "min"),
-    ).reset_index()
+    kinds = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
+    of_value = {name: ("value", kind) for name, kind in kinds.items()}
+    others = {"n": ("n", "max"), "pred_spread": ("pred_spread", "min")}
+    table = groups.agg(**of_value, **others).reset_index()
     half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
     half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
 
 
 def typed(given: Any) -> Any:
-    """Read every text in values that went through a command line as YAML.
-
-    Snakemake parses ``--config parameters='{"EPOCHS": 3}'`` itself, and every number in it stays
-    text; from a file of settings it may come as one string.
-    """
+    """Read every text in values as YAML: in ``--config parameters=...`` numbers stay text."""
     if isinstance(given, str):
         return yaml.safe_load(given) if given else given
     if isinstance(given, Mapping):
@@ -209,10 +183,7 @@ def typed(given: Any) -> Any:
 
 
 def command_line(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as ``-p NAME VALUE`` of ``iqa run``, quoted for a shell.
-
-    Values are YAML in one line: ``1e-05``, as JSON has it, would be read as text.
-    """
+    """Write parameters as ``-p NAME VALUE``, quoted, in YAML, which reads JSON's 1e-05 as text."""
     line = {"default_flow_style": True, "width": float("inf"), "allow_unicode": True}
     values = {k: yaml.safe_dump([v], **line).strip()[1:-1] for k, v in parameters.items()}
     return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items())

@@ -75,9 +75,6 @@ def measure_rates(
         F.mse_loss(student(pixels), target).backward()
         student.zero_grad(set_to_none=True)
 
-    def forward() -> None:
-        teacher.score(crops, device=device, precision=precision)
-
     def whole_pass() -> None:
         label_in_batches(teacher, paths, images.crop, batch_size=batch_size, precision=precision)
 
@@ -85,18 +82,16 @@ def measure_rates(
     steps: dict[str, tuple[Callable[[], object], int]] = {
         "read": (lambda: [path.read_bytes() for path in paths], n),
         "decode": (lambda: [None for _ in crop_batches(paths, groups, images.crop)], n),
-        "network": (forward, len(crops)),
+        "network": (lambda: teacher.score(crops, device=device, precision=precision), len(crops)),
         "pass": (whole_pass, n),
         "student step": (step, len(crops)),
     }
-    rates = {name: count / _seconds(function) for name, (function, count) in steps.items()}
+    rates = {}
+    for name, (function, count) in steps.items():
+        timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
+        rates[name] = count / timer.timeit(5).mean  # after a warm-up; waits for the device
     rates["bytes"] = float(images.images["bytes"].iloc[:n].mean())
     return pd.Series(rates, name="images/s")
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
-    return timer.timeit(5).mean  # after a warm-up; the device's work is waited for
 
 
 def plans(rates: pd.Series) -> pd.DataFrame:
@@ -121,8 +116,8 @@ def plans(rates: pd.Series) -> pd.DataFrame:
     table["teacher"] = n / (rates["network"] * table["devices"]) / 60
     learning = n / (rates["student step"] * table["devices"]) / 60
     table["student"] = 2.8 * np.maximum(learning, table["decode"])
-    table["bottleneck"] = np.where(table["decode"] >= table["teacher"], "decode", "teacher")
-    labelling = table[["decode", "teacher"]].max(axis=1)
-    table["minutes"] = labelling + table["student"]
-    table["reading"] = n * rates["bytes"] / 1e6 / (labelling * 60)
+    labelling = table[["decode", "teacher"]]
+    table["bottleneck"] = labelling.idxmax(axis=1)
+    table["minutes"] = labelling.max(axis=1) + table["student"]
+    table["reading"] = n * rates["bytes"] / 1e6 / (labelling.max(axis=1) * 60)
     return table

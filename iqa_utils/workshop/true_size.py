@@ -30,15 +30,7 @@ from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.jobs import JOBS
-from iqa_utils.workshop.plan import (
-    Job,
-    footprint,
-    kind,
-    make_plan,
-    score_table,
-    sets_of,
-    values_of,
-)
+from iqa_utils.workshop.plan import Job, footprint, kind, make_plan, score_table, sets_of, values_of
 from iqa_utils.workshop.runs import ROOT
 
 Source = Callable[[int], Iterator[Batch]]
@@ -58,9 +50,8 @@ def true_size(
     to ``figures/true_size/CARD.json``, where plans find it.
 
     Returns:
-        What is in ``runs/true_size/true_size.json``: ``peak`` is the measured TFLOP/s of matrix
-        products by precision, ``waiting`` the share of a step that waits for input, ``of_peak`` the
-        share of the matrix peak that is reached.
+        ``runs/true_size/true_size.json``: ``peak`` TFLOP/s of matrix products by precision, and by
+        network ``waiting`` for input, as a share of a step, and ``of_peak``, the share reached.
     """
     on_gpu = torch.cuda.is_available()
     if publish and not (on_gpu and scale == 1.0):
@@ -115,10 +106,7 @@ def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[st
             start = time.perf_counter()
         waits[-1] += time.perf_counter() - start
 
-    if job.steps:
-        took = _train(network, job, batches, device)
-    else:
-        took = [_pass(network, job, batches(epoch), device) for epoch in range(2)][-1]
+    took = (_train if job.steps else _pass)(network, job, batches, device)
     images = steps * job.batch
     flops = footprint(job).flops * (3 if job.steps else 1)  # backward: twice the forward pass
     return {
@@ -135,32 +123,25 @@ def _train(network: nn.Module, job: Job, batches: Source, device: torch.device) 
     def loss_step(model: nn.Module, batch: Batch) -> torch.Tensor:
         return mse_loss(model(*batch.inputs).float().reshape(-1), batch.mos)
 
-    result = fit(
-        network,
-        batches,
-        loss_step=loss_step,
-        evaluate=lambda _: {"looked": 0.0},
-        select="looked",
-        optimizer=torch.optim.Adam(trained, lr=1e-5),
-        epochs=2,
-        precision=job.precision,
-        channels_last=len(job.size) == 3,
-        compile=job.compile and device.type == "cuda",
-        config={},
-        progress=False,
-    )
+    how = {"precision": job.precision, "compile": job.compile and device.type == "cuda"}
+    how |= {"channels_last": len(job.size) == 3, "config": {}, "progress": False}
+    how |= {"evaluate": lambda _: {"looked": 0.0}, "select": "looked", "epochs": 2}
+    adam = torch.optim.Adam(trained, lr=1e-5)
+    result = fit(network, batches, loss_step=loss_step, optimizer=adam, **how)
     return float(result.history["seconds"].iloc[-1])
 
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
-def _pass(network: nn.Module, job: Job, batches: Iterator[Batch], device: torch.device) -> float:
-    half, start = job.precision != "fp32", time.perf_counter()
+def _pass(network: nn.Module, job: Job, batches: Source, device: torch.device) -> float:
+    half = job.precision != "fp32"
     network.eval()
-    with torch.autocast(device.type, DTYPES[job.precision], enabled=half):
-        for batch in batches:
-            network(*batch.inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    for epoch in range(2):
+        start = time.perf_counter()
+        with torch.autocast(device.type, DTYPES[job.precision], enabled=half):
+            for batch in batches(epoch):
+                network(*batch.inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -181,11 +162,9 @@ def _source(job: Job, network: nn.Module, steps: int, device: torch.device, fold
             mos, how = mos[:n_files], how | {"augment": augment, "seed": 0}
             stream = partial(store_batches, store, rows, mos, **how)
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        for batch in stream(epoch=epoch):
-            yield replace(batch, inputs=job.inputs(network, batch.inputs[0]))
-
-    return batches
+    return lambda epoch: (
+        replace(batch, inputs=job.inputs(network, batch.inputs[0])) for batch in stream(epoch=epoch)
+    )
 
 
 def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
