@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from iqa_utils import losses, samplers, training
 from iqa_utils.backbones import weights_hash
-from iqa_utils.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageStore,
-    augment,
-    build_store,
-    to_float,
-)
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, augment, build_store, to_float
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.models import monotonic
 from iqa_utils.samplers import Mixing

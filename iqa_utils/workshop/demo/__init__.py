@@ -20,11 +20,7 @@ SETS = {name: WRITERS[name] for name in NAMES}
 
 
 def make_demo(
-    root: str | Path = DEMO_ROOT,
-    *,
-    scale: float = 1.0,
-    seed: int = 0,
-    sets: tuple[str, ...] = (),
+    root: str | Path = DEMO_ROOT, *, scale: float = 1.0, seed: int = 0, sets: tuple[str, ...] = ()
 ) -> dict[str, int]:
     """Make demo data sets, all if none is named; each appears whole or not at all.
 
