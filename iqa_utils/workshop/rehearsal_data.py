@@ -23,8 +23,13 @@ from iqa_utils.files import atomic_folder, atomic_write, lock
 from iqa_utils.indicators import measure
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
-from iqa_utils.workshop.demo.pictures import Picture, Studio, generator, range_qualities
-from iqa_utils.workshop.demo.scenes import dead_leaves
+from iqa_utils.workshop.demo.pictures import (
+    Picture,
+    Studio,
+    dead_leaves,
+    generator,
+    range_qualities,
+)
 from iqa_utils.workshop.downloads import link_or_copy
 
 VERSION = 2  # of what is made here; a folder of another version is made again
