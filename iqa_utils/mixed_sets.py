@@ -76,10 +76,7 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
 
 
 def split_sets(
-    frames: Mapping[str, pd.DataFrame],
-    *,
-    fractions: tuple[float, ...] = (0.6, 0.2, 0.2),
-    seed: int,
+    frames: Mapping[str, pd.DataFrame], *, fractions: tuple[float, ...] = (0.6, 0.2, 0.2), seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Split every set by reference image: rows by set and by training, validation and test."""
     splits = {}

@@ -15,8 +15,14 @@ from iqa_utils.splits import check_disjoint, content_split, official_split
 from iqa_utils.workshop import demo
 from iqa_utils.workshop.demo import pictures as made_pictures
 from iqa_utils.workshop.demo.distortions import ALIASES, DISTORTIONS, distort
-from iqa_utils.workshop.demo.pictures import KONIQ_RANGES, difference, range_qualities
-from iqa_utils.workshop.demo.scenes import PHOTOGRAPHS, crop_photograph, dead_leaves
+from iqa_utils.workshop.demo.pictures import (
+    KONIQ_RANGES,
+    PHOTOGRAPHS,
+    crop_photograph,
+    dead_leaves,
+    difference,
+    range_qualities,
+)
 
 SCALE = 0.05
 

@@ -14,7 +14,7 @@ from iqa_utils.mixed_sets import (
     split_sets,
     warp_subsets,
 )
-from iqa_utils.workshop.demo.distorted import KINDS, ensure_distorted
+from iqa_utils.workshop.demo import KINDS, ensure_distorted
 
 
 def make_frame(name, n, scale=(0.0, 1.0), seed=0):

@@ -32,7 +32,7 @@ from iqa_utils.models.quality_net import QualityNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import save_checkpoint, save_model
 from iqa_utils.workshop.demo.distortions import as_image
-from iqa_utils.workshop.demo.scenes import dead_leaves
+from iqa_utils.workshop.demo.pictures import dead_leaves
 
 ROOT = Path(__file__).parents[1]
 DOCS, MODEL = ROOT / "docs", SHIPPED_FILE

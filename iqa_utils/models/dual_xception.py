@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from iqa_utils.models.pooled_trunk import PooledTrunk, Pooling, Variant
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.scores import architecture, scaled_score
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
@@ -71,21 +71,11 @@ class DualXception(nn.Module):
         pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
-        _check(inputs=inputs, fusion=fusion, variant=variant, pooling=pooling)
-        self.architecture: dict[str, Any] = {
-            "name": "dual_xception",
-            "backbone": backbone,
-            "inputs": inputs,
-            "fusion": fusion,
-            "variant": variant,
-            "width": width,
-            "plane_size": plane_size,
-            "pooling": pooling,
-            "activation": activation,
-            "frozen": frozen,
-            "mos_mean": mos_mean,
-            "mos_std": mos_std,
-        }
+        self.architecture = architecture("dual_xception", locals())
+        allowed = {"inputs": Inputs, "fusion": Fusion, "variant": Variant, "pooling": Pooling}
+        for name, literal in allowed.items():
+            if self.architecture[name] not in (known := get_args(literal)):
+                raise ValueError(f"{name} must be one of {known}, got {self.architecture[name]!r}")
         options = {"variant": variant, "width": width, "pooling": pooling}
         self.image_branch = self.parameter_branch = None
         n_features = 0
@@ -95,9 +85,7 @@ class DualXception(nn.Module):
                 self.image_branch.freeze(frozen)
             n_features += self.image_branch.n_features
         if inputs == "parameters" or (inputs == "both" and fusion == "dual"):
-            self.parameter_branch = PooledTrunk(
-                backbone, N_PARAMETERS, pretrained="random", **options
-            )
+            self.parameter_branch = PooledTrunk(backbone, N_PARAMETERS, **options)
             n_features += self.parameter_branch.n_features
         elif inputs == "both":
             linear = fusion == "linear"
@@ -123,9 +111,16 @@ class DualXception(nn.Module):
     def features(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Return what both branches make of the arguments of :meth:`forward`, shape (B, D)."""
         parts = [] if self.image_branch is None else [self.image_branch(images)]  # (B, F)
-        if self.parameter_branch is not None:
-            parts.append(self._parameter_features(images, parameters))
-        return torch.cat(parts, dim=1)
+        if self.parameter_branch is None:
+            return parts[0]
+        expected = (len(images), N_PARAMETERS)
+        if parameters is None or tuple(parameters.shape) != expected:
+            found = "none" if parameters is None else tuple(parameters.shape)
+            raise ValueError(f"the network needs indicators of shape {expected}, got {found}")
+        if isinstance(self.parameter_branch, PooledTrunk):
+            size = images.shape[2:] if self.plane_size is None else (self.plane_size,) * 2
+            parameters = parameters[:, :, None, None].expand(-1, -1, *size).contiguous()
+        return torch.cat([*parts, self.parameter_branch(parameters)], dim=1)
 
     @torch.no_grad()
     def start_from(self, weights: Tensor, intercept: float) -> None:
@@ -138,26 +133,3 @@ class DualXception(nn.Module):
         self.head.weight.zero_()
         self.head.weight[0, :n_features] = weights / self.mos_std
         self.head.bias.fill_((intercept - self.mos_mean) / self.mos_std)
-
-    def _parameter_features(self, images: Tensor, parameters: Tensor | None) -> Tensor:
-        expected = (len(images), N_PARAMETERS)
-        if parameters is None or tuple(parameters.shape) != expected:
-            found = "none" if parameters is None else tuple(parameters.shape)
-            raise ValueError(f"the network needs indicators of shape {expected}, got {found}")
-        if not isinstance(self.parameter_branch, PooledTrunk):
-            return self.parameter_branch(parameters)
-        size = images.shape[2:] if self.plane_size is None else (self.plane_size,) * 2
-        planes = parameters[:, :, None, None].expand(-1, -1, *size)  # (B, 4, h, w)
-        return self.parameter_branch(planes.contiguous())
-
-
-def _check(**options: str) -> None:
-    allowed = {
-        "inputs": ("both", "images", "parameters"),
-        "fusion": ("dual", "linear", "plain"),
-        "variant": ("A", "B", "C", "G"),
-        "pooling": ("mean", "mean_std"),
-    }
-    for name, value in options.items():
-        if value not in allowed[name]:
-            raise ValueError(f"{name} must be one of {allowed[name]}, got {value!r}")

@@ -7,9 +7,9 @@ connected layers here are a plan that fits every sentence of it and is stated wh
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.costs import count_macs
+from iqa_utils.models.scores import architecture, scaled_score
 
 # (channels at width 1, stride) of each block; a stride of 2 halves the map
 LOW_LEVEL = [(24, 1), (24, 2), (48, 1), (48, 2), (96, 1), (96, 2)]
@@ -94,15 +94,7 @@ class IMQNet(nn.Module):
             )
         if mos_std <= 0:
             raise ValueError(f"mos_std must be > 0, got {mos_std}")
-        self.architecture = {
-            "name": "imqnet",
-            "width": width,
-            "downscale": downscale,
-            "high_level_side": high_level_side,
-            "hidden": list(hidden),
-            "mos_mean": mos_mean,
-            "mos_std": mos_std,
-        }
+        self.architecture = architecture("imqnet", locals())
         self.downscale, self.high_level_side = downscale, high_level_side
         self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
         self.register_buffer("mos_std", torch.tensor(float(mos_std)))
@@ -110,13 +102,9 @@ class IMQNet(nn.Module):
         self.high_level = _branch(HIGH_LEVEL, width)
         joined = _scaled(LOW_LEVEL[-1][0], width) + _scaled(HIGH_LEVEL[-1][0], width)
         self.space_to_depth = nn.PixelUnshuffle(GRID)
-        self.head = nn.Sequential(
-            nn.Linear(joined * GRID * GRID, hidden[0]),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden[1], 1),
-        )
+        first, second = nn.Linear(joined * GRID * GRID, hidden[0]), nn.Linear(*hidden)
+        last = nn.Linear(hidden[1], 1)
+        self.head = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), last)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -148,12 +136,10 @@ def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[st
     forward pass (convolutions and fully connected layers).
     """
     with torch.device("meta"):
-        model, images = IMQNet(**model_arguments), torch.empty(1, 3, height, width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
+        model = IMQNet(**model_arguments)
     parts = ["low_level", "high_level", "head"]
     count = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts}
-    return {"parameters": sum(count.values()), **count, "macs": counter.get_total_flops() // 2}
+    return {"parameters": sum(count.values()), **count, "macs": count_macs(model, height, width)}
 
 
 def _convolutions(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from iqa_utils.models.pooled_trunk import PooledTrunk
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.scores import architecture, scaled_score
 
 WIDTHS = (2048, 1024, 256)
 DROPOUT = (0.25, 0.25, 0.5)
@@ -59,15 +59,7 @@ class KonCept(nn.Module):
             raise ValueError(f"pooling must be 'global' or '8x8', got {pooling!r}")
         if len(widths) != len(DROPOUT):
             raise ValueError(f"widths must be {len(DROPOUT)} numbers, got {tuple(widths)}")
-        self.architecture: dict[str, Any] = {
-            "name": "koncept",
-            "backbone": backbone,
-            "pooling": pooling,
-            "widths": list(widths),
-            "frozen": frozen,
-            "mos_mean": mos_mean,
-            "mos_std": mos_std,
-        }
+        self.architecture = architecture("koncept", locals())
         how = "mean" if pooling == "global" else pooling
         self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)
         if frozen is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iqa_utils.backbones import create_backbone
-from iqa_utils.models.scores import full_precision
+from iqa_utils.models.scores import architecture, full_precision
 
 Variant = Literal["released", "paper", "mixed", "scalar", "identity"]
 VARIANTS = ("released", "paper", "mixed", "scalar", "identity")
@@ -216,16 +216,7 @@ class MonotonicIQA(nn.Module):
         n_layers: int = 5,
     ) -> None:
         super().__init__()
-        self.architecture: dict[str, Any] = {
-            "name": "monotonic",
-            "sources": list(sources),
-            "backbone": backbone,
-            "channels": channels,
-            "form": form,
-            "uncertain": uncertain,
-            "variant": variant,
-            "n_layers": n_layers,
-        }
+        self.architecture = architecture("monotonic", locals()) | {"sources": list(sources)}
         self.trunk = create_backbone(backbone, pretrained=pretrained, num_classes=0, global_pool="")
         # timm calls it num_features before and head_hidden_size after the last 1x1 convolution
         width = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features

@@ -1,11 +1,19 @@
-"""The last step of every network: from features to a score on the scale of the data."""
+"""What all networks share: the facts to rebuild them, and the last step to a score."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def architecture(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network by ``locals()`` of its constructor, without its pretrained weights."""
+    kept = {k: v for k, v in arguments.items() if k not in ("self", "__class__", "pretrained")}
+    return {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
 def full_precision(device: str) -> AbstractContextManager:

@@ -31,8 +31,13 @@ from iqa_utils.indicators import measure
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
-from iqa_utils.workshop.demo.pictures import Picture, Studio, generator, range_qualities
-from iqa_utils.workshop.demo.scenes import dead_leaves
+from iqa_utils.workshop.demo.pictures import (
+    Picture,
+    Studio,
+    dead_leaves,
+    generator,
+    range_qualities,
+)
 from iqa_utils.workshop.downloads import link_or_copy
 from iqa_utils.workshop.plan import sets_of, values_of
 from iqa_utils.workshop.runs import ROOT, resolve

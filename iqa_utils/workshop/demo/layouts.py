@@ -19,18 +19,9 @@ import pandas as pd
 import scipy.io
 from openpyxl import Workbook
 
-from iqa_utils.datasets.readers import (
-    CSIQ_TYPES,
-    KADID_TYPES,
-    KONIQ_COUNTS,
-    KONIQ_INDICATORS,
-    LIVE_FOLDERS,
-    LIVE_TOP,
-    TID_TYPES,
-)
+from iqa_utils.datasets import readers
 from iqa_utils.workshop.demo import pictures as made
-from iqa_utils.workshop.demo.pictures import Picture, Studio
-from iqa_utils.workshop.demo.scenes import PHOTOGRAPHS
+from iqa_utils.workshop.demo.pictures import PHOTOGRAPHS, Picture, Studio
 
 KONIQ_MEAN, KONIQ_SD = 58.73, 15.43  # of the official z-score MOS
 KONIQ_PARTS = {  # images of the official split in each MOS range
@@ -56,9 +47,10 @@ def _save_all(
     studio: Studio, folder: Path, names: Sequence[str], pictures: list[Picture], **options: int
 ) -> dict[str, str]:
     """Save pictures under their names; returns their scenes by name."""
-    for name, picture in zip(names, pictures, strict=True):
+    named = dict(zip(names, pictures, strict=True))
+    for name, picture in named.items():
         studio.save(picture, folder / name, **options)
-    return {name: p.reference for name, p in zip(names, pictures, strict=True)}
+    return {name: picture.reference for name, picture in named.items()}
 
 
 def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
@@ -77,18 +69,19 @@ def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
     z_score = np.nanmean(by_rater, axis=1)
     z_score = KONIQ_MEAN + KONIQ_SD * (z_score - z_score.mean()) / z_score.std(ddof=1)
     table = pd.DataFrame({"image_name": [f"{number}.jpg" for number in ids]})
-    table[KONIQ_COUNTS] = counts
+    table[readers.KONIQ_COUNTS] = counts
     table["c_total"] = total
     table["MOS"] = counts @ np.arange(1, 6) / total
     table["SD"] = np.nanstd(answers, axis=1, ddof=1)
     table["MOS_zscore"] = np.clip(z_score, 0, 100)
-    indicators = []
+    indicators, references = [], {}
     for name, picture in zip(table["image_name"], pictures, strict=True):
         factor = int(rng.integers(71, 101))
-        path = root / "1024x768" / name
+        path, references[name] = root / "1024x768" / name, picture.reference
         studio.save(picture, path, quality=factor)
-        indicators.append(_indicators(studio.measure(picture, path), factor, rng))
-    references = {n: p.reference for n, p in zip(table["image_name"], pictures, strict=True)}
+        row = studio.measure(picture, path) | {"quality_factor": factor}
+        row["hxw"] = int(rng.choice([3145728, 5038848, 10036224, 14732784]))  # of the original
+        indicators.append(row | {"deep_feature": int(rng.integers(1, 201))})
     table["set"] = _parts_by_scene(table, references)
     if studio.official:
         table["MOS_zscore"], table["set"] = _official_ranges(table["MOS_zscore"], rng)
@@ -96,10 +89,10 @@ def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
     by_name = sets.drop(columns="set")
     by_name.to_csv(root / "koniq10k_scores_and_distributions.csv", index=False, quoting=2)
     sets["MOS"] = sets["MOS_zscore"]
-    sets[KONIQ_COUNTS] = sets[KONIQ_COUNTS].div(sets["c_total"], axis=0)
+    sets[readers.KONIQ_COUNTS] = sets[readers.KONIQ_COUNTS].div(sets["c_total"], axis=0)
     sets.drop(columns="MOS_zscore").to_csv(root / "koniq10k_distributions_sets.csv", index=False)
     by_id = pd.DataFrame(indicators).assign(image_id=ids)  # in the order of the numbers
-    by_id = by_id[["image_id", *KONIQ_INDICATORS]]
+    by_id = by_id[["image_id", *readers.KONIQ_INDICATORS]]
     by_id.to_csv(root / "koniq10k_indicators.csv", index=False)
     return references
 
@@ -132,30 +125,17 @@ def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Serie
     return part.fillna(place.map(lambda i: pattern[i % 10]))
 
 
-def _indicators(
-    measured: dict[str, float], factor: int, rng: np.random.Generator
-) -> dict[str, float]:
-    """Add to what is measured what the official table of indicators holds besides."""
-    measured = measured | {"quality_factor": factor}
-    measured["hxw"] = int(rng.choice([3145728, 5038848, 10036224, 14732784]))  # of the original
-    measured["deep_feature"] = int(rng.integers(1, 201))
-    return measured
-
-
 def make_live(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE release 2: five folders with originals among the images, realigned DMOS."""
     layout = {"official": 29, "scenes": 8, "per_pair": 3}
-    pictures = studio.synthetic("live", list(LIVE_FOLDERS), (512, 768), **layout)
+    pictures = studio.synthetic("live", list(readers.LIVE_FOLDERS), (512, 768), **layout)
     answers = 100 * (1.02 - _answers(studio, "live", pictures, 23))
-    dmos = np.clip(answers.mean(axis=1), LIVE_TOP - 114.4, LIVE_TOP)
+    dmos = np.clip(answers.mean(axis=1), readers.LIVE_TOP - 114.4, readers.LIVE_TOP)
     std = answers.std(axis=1, ddof=1) / 23**0.5
     rows, references = [], {}
-    for folder in LIVE_FOLDERS:
-        images = [
-            (picture, (dmos[i], std[i], 0))
-            for i, picture in enumerate(pictures)
-            if picture.distortion == folder
-        ]
+    for folder in readers.LIVE_FOLDERS:
+        judged = zip(pictures, dmos, std, strict=True)
+        images = [(p, (mean, sd, 0)) for p, mean, sd in judged if p.distortion == folder]
         originals = studio.originals("live", folder, (512, 768))
         images[1:1] = [(picture, (0.0, 0.0, 1)) for picture in originals]  # as the real folders
         info = []
@@ -178,7 +158,7 @@ def make_live(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
-    types = {folder: (kind, token) for kind, (folder, token) in CSIQ_TYPES.items()}
+    types = {folder: (kind, token) for kind, (folder, token) in readers.CSIQ_TYPES.items()}
     layout = {"official": 30, "scenes": 8, "per_pair": 2}
     pictures = studio.synthetic("csiq", list(types), (512, 512), **layout)
     answers = 1 - _answers(studio, "csiq", pictures, 25)
@@ -208,9 +188,9 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
 def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KADID-10k: whole answers from 1 to 5, their mean called dmos and their variance."""
     layout = {"official": 81, "scenes": 6, "per_pair": 1}
-    pictures = studio.synthetic("kadid10k", KADID_TYPES, (384, 512), **layout)
+    pictures = studio.synthetic("kadid10k", readers.KADID_TYPES, (384, 512), **layout)
     answers = np.clip(np.rint(1 + 4 * _answers(studio, "kadid10k", pictures, 30)), 1, 5)
-    coded = _coded(pictures, KADID_TYPES)
+    coded = _coded(pictures, readers.KADID_TYPES)
     table = pd.DataFrame({"dist_img": [f"I{i:02d}_{j:02d}_{k:02d}.png" for i, j, k in coded]})
     table["ref_img"] = [f"I{i:02d}.png" for i, _, _ in coded]
     table["dmos"] = answers.mean(axis=1).round(2)
@@ -264,19 +244,15 @@ def make_livec(root: Path, studio: Studio) -> dict[str, str]:
     answers = np.clip(100 * _answers(studio, "livec", pictures, 175, 0.17), 0, 100)
     names = [f"t{i + 1}.bmp" for i in range(7)]
     names += [f"{100 + i}.{('bmp', 'JPG')[i % 2]}" for i in range(n)]
-    for name, picture in zip(names, pictures, strict=True):
-        folder = root / "Images" / ("trainingImages" if name[0] == "t" else "")
-        studio.save(picture, folder / name)
     (root / "Data").mkdir()
-    columns = {
-        "Images": np.array(names, dtype=object)[:, None],
-        "MOS": answers.mean(axis=1)[None],
-        "StdDev": answers.std(axis=1, ddof=1)[None],
-    }
+    columns = {"Images": np.array(names, dtype=object)[:, None]}
+    columns |= {"MOS": answers.mean(axis=1)[None], "StdDev": answers.std(axis=1, ddof=1)[None]}
     for part, values in columns.items():
         path = root / "Data" / f"All{part}_release.mat"
         _write_matlab(path, {f"All{part}_release": values})
-    return {n: p.reference for n, p in zip(names, pictures, strict=True)}
+    images = root / "Images"
+    training = _save_all(studio, images / "trainingImages", names[:7], pictures[:7])
+    return training | _save_all(studio, images, names[7:], pictures[7:])
 
 
 def make_spaq(root: Path, studio: Studio) -> dict[str, str]:
@@ -338,8 +314,8 @@ WRITERS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
     "koniq10k": make_koniq10k,
     "live": make_live,
     "csiq": make_csiq,
-    "tid2013": partial(make_tid, name="tid2013", types=TID_TYPES),
-    "tid2008": partial(make_tid, name="tid2008", types=TID_TYPES[:17]),
+    "tid2013": partial(make_tid, name="tid2013", types=readers.TID_TYPES),
+    "tid2008": partial(make_tid, name="tid2008", types=readers.TID_TYPES[:17]),
     "kadid10k": make_kadid10k,
     "bid": make_bid,
     "livec": make_livec,

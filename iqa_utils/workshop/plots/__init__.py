@@ -1,1 +1,1 @@
-"""Pictures: one module a topic; every function draws on given axes and returns them."""
+"""Pictures: one module per topic; every function draws on given axes."""

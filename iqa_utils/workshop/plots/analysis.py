@@ -14,7 +14,7 @@ from PIL import Image
 from iqa_utils.workshop.plots.common import PALETTE, plain_log, plain_name
 
 
-def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
+def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> None:
     """Draw a correlation matrix with its numbers at two decimals."""
     sns.heatmap(
         matrix,
@@ -33,10 +33,9 @@ def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> Axes:
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
     axes.set_title("Which indicators go with MOS, and with each other?")
-    return axes
 
 
-def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None = None) -> Axes:
+def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None = None) -> None:
     """Draw the images in each MOS range, and the printed counts as open diamonds."""
     axes.plot(counts.index, counts, "o", color=PALETTE[0], markersize=8, label="here")
     for place, count in enumerate(counts):
@@ -48,10 +47,9 @@ def plot_range_counts(axes: Axes, counts: pd.Series, printed: pd.Series | None =
     axes.set(xlim=(-0.4, len(counts) - 0.2), title="How many images does each range hold?")
     plain_log(axes.yaxis)
     axes.legend(loc="upper left")
-    return axes
 
 
-def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
+def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> None:
     """Draw the share of each MOS range in each set of a split."""
     width = 0.8 / len(shares)
     for i, (part, row) in enumerate(shares.iterrows()):
@@ -63,10 +61,9 @@ def plot_range_shares(axes: Axes, shares: pd.DataFrame) -> Axes:
     axes.legend()
     axes.grid(axis="x", visible=False)
     axes.set_title("Does the split treat the ranges alike?")
-    return axes
 
 
-def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
+def plot_label_histogram(axes: Axes, mos: np.ndarray) -> None:
     """Draw the labels on 0-5 in bins of 0.1, with the ranges that nguyen2024 names."""
     spans = (
         (0, 1, 4, "called zero-shot"),
@@ -82,10 +79,9 @@ def plot_label_histogram(axes: Axes, mos: np.ndarray) -> Axes:
     axes.set(xlabel="MOS / 20, bins of 0.1", ylabel="images", xlim=(0, 5))
     axes.legend(loc="upper left")
     axes.set_title("Where do the labels lie?")
-    return axes
 
 
-def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
+def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> None:
     """Draw the two MOS of KonIQ-10k against each other, with the best line."""
     slope, offset = np.polyfit(raw, z_score, 1)
     ends = np.array([np.min(raw), np.max(raw)])
@@ -95,10 +91,9 @@ def plot_two_scales(axes: Axes, raw: np.ndarray, z_score: np.ndarray) -> Axes:
     axes.set(xlabel="MOS on 1-5", ylabel="z-score MOS, points")
     axes.legend()
     axes.set_title("Is one scale a copy of the other?")
-    return axes
 
 
-def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axes:
+def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> None:
     """Draw how much raters disagree about an image against its MOS."""
     axes.scatter(mos, deviation, s=5, alpha=0.3, linewidths=0, rasterized=True)
     grid = np.linspace(1, 5, 100)
@@ -106,10 +101,9 @@ def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Axe
     axes.set(xlabel="MOS on 1-5", ylabel="SD of the votes", xlim=(1, 5), ylim=(0, 2.1))
     axes.legend(loc="upper right")
     axes.set_title("How much do raters disagree?")
-    return axes
 
 
-def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
+def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> None:
     """Draw how well the mean of a few votes predicts the others, and the ceiling of a model."""
     axes.semilogx(curve["votes"], curve["srcc"], "o-", label="mean of n votes")
     axes.axhline(ceiling, color=PALETTE[3], linestyle="--", label=f"ceiling {ceiling:.3f}")
@@ -118,10 +112,9 @@ def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> Axes:
     axes.set(xlabel="votes drawn", ylabel="SRCC with the other votes")
     axes.legend(loc="lower right")
     axes.set_title("How well do a few votes predict the others?")
-    return axes
 
 
-def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
+def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
     """Draw the scores of every data set as shares of its own scale."""
     shares = []
     for frame in tables.values():
@@ -145,10 +138,9 @@ def plot_sets(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
     axes.set(xlabel="MOS, share of the set's scale (blue authentic, orange synthetic)", xlim=(0, 1))
     axes.grid(axis="y", visible=False)
     axes.set_title("Which part of its scale does each set use?")
-    return axes
 
 
-def plot_gallery(axes: Sequence[Axes], frame: pd.DataFrame, root: str | Path) -> Sequence[Axes]:
+def plot_gallery(axes: Sequence[Axes], frame: pd.DataFrame, root: str | Path) -> None:
     """Show images with their scores; never to be published."""
     for panel, (_, row) in zip(axes, frame.iterrows(), strict=True):
         with Image.open(Path(root) / row["image"]) as picture:
@@ -156,4 +148,3 @@ def plot_gallery(axes: Sequence[Axes], frame: pd.DataFrame, root: str | Path) ->
             panel.imshow(np.asarray(picture.convert("RGB")))
         panel.set_title(f"MOS {row['mos']:.1f}", loc="center")
         panel.set_axis_off()
-    return axes

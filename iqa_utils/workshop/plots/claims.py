@@ -28,7 +28,7 @@ def _mark(
     axes.scatter(x, y, label=label or None, **style)
 
 
-def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> Axes:
+def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> None:
     """Draw one mark per check, a block per paper: how much was checked and what fails."""
     rank = {name: k for k, name in enumerate(reversed(STYLES))}
     top, ticks, labels = 0.0, [], []
@@ -50,10 +50,9 @@ def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> Axes:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    return axes
 
 
-def plot_kinds(axes: Axes, table: pd.DataFrame) -> Axes:
+def plot_kinds(axes: Axes, table: pd.DataFrame) -> None:
     """Draw stacked bars: checks of each family by verdict."""
     counts = pd.crosstab(table["kind"], table["verdict"]).reindex(columns=[*STYLES], fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values().index]
@@ -64,10 +63,9 @@ def plot_kinds(axes: Axes, table: pd.DataFrame) -> Axes:
         axes.text(n + 0.8, row, f"{n}" + (f", {odd} not" if odd else ""), va="center", size=8)
     axes.set(xlabel="checks", ylabel="", xlim=(0, total.max() * 1.2))
     axes.grid(axis="y", visible=False)
-    return axes
 
 
-def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
+def plot_weighted(axes: Axes, table: pd.DataFrame) -> None:
     """Draw each printed mean over sets against what its own row gives.
 
     Bars span every value that hidden digits and set sizes allow.
@@ -95,10 +93,9 @@ def plot_weighted(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3)
     axes.set_title("Can the printed means come from their own rows?", pad=26)
-    return axes
 
 
-def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, label: str) -> Axes:
+def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, label: str) -> None:
     """Draw every printed Kendall against its Spearman, with measured pairs and a plausible band."""
     line = np.linspace(0.4, 1, 200)
     curve = np.array([kendall_from_spearman(r) for r in line])
@@ -125,10 +122,9 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
     axes.set(xlabel="SRCC", ylabel="KRCC", xlim=(0.6, 1), ylim=(0.4, 0.95))
     axes.legend(loc="lower right", fontsize=8)
     axes.set_title("Do the printed rank correlations agree with each other?")
-    return axes
 
 
-def plot_floors(axes: Axes, table: pd.DataFrame) -> Axes:
+def plot_floors(axes: Axes, table: pd.DataFrame) -> None:
     """Draw printed errors over the least error that their correlation allows."""
     rows = table[(table["kind"] == "error floor") & np.isinf(table["high"])].reset_index(drop=True)
     y = np.arange(len(rows))
@@ -146,10 +142,9 @@ def plot_floors(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=8)
     axes.set_title("Are the printed errors possible with the printed correlations?", pad=26)
-    return axes
 
 
-def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
+def plot_gains(axes: Axes, table: pd.DataFrame) -> None:
     """Draw the gain that each split's transformer learned, one column per data set.
 
     Splits of one model are joined by a line.
@@ -166,10 +161,9 @@ def plot_gains(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", visible=False)
     axes.set_title("Does every image of a set get the same gain?")
-    return axes
 
 
-def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
+def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> None:
     """Draw SRCC of every split and set, its median, and the printed median."""
     rows = table[table["metric"] == "SRCC"]
     names = list(dict.fromkeys(rows["dataset"]))
@@ -186,7 +180,6 @@ def plot_splits(axes: Axes, table: pd.DataFrame, printed: pd.Series) -> Axes:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.legend(loc="lower left", fontsize=8)
     axes.set_title("How far do splits scatter around the printed medians?")
-    return axes
 
 
 def draw_scoreboard(board: pd.DataFrame) -> Figure:

@@ -38,12 +38,8 @@ def plot_histograms(
     axes.hist(scores, edges, density=True, color="0.8", label=title)
     for i, (name, values) in enumerate(labelled.items()):
         style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
-        style |= {
-            "histtype": "step",
-            "linewidth": 1.6,
-            "label": f"{plain_name(name)}, MOS ({len(values):,})",
-        }
-        axes.hist(values, edges, density=True, **style)
+        style["label"] = f"{plain_name(name)}, MOS ({len(values):,})"
+        axes.hist(values, edges, density=True, histtype="step", linewidth=1.6, **style)
     axes.set(xlabel=unit, ylabel="density")
     legend_beside(axes)
 

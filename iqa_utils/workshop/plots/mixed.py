@@ -12,7 +12,11 @@ from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, p
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
+def _line(k: int) -> dict[str, object]:
+    return {"color": PALETTE[k % len(PALETTE)], "linestyle": LINES[k % len(LINES)]}
+
+
+def plot_visits(axes: Axes, visits: pd.DataFrame) -> None:
     """Draw how often an epoch shows an image: a row per set, a column per mixing."""
     height = 0.8 / len(visits.columns)
     for k, mixing in enumerate(visits):
@@ -25,10 +29,9 @@ def plot_visits(axes: Axes, visits: pd.DataFrame) -> Axes:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.legend(title="batches")
-    return axes
 
 
-def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> Axes:
+def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> None:
     """Draw the learned curves of one set, each over the qualities its own model predicts.
 
     Qualities of different models have no common unit, so each model's middle 98 % is drawn from 0
@@ -37,17 +40,11 @@ def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> Axes:
     inside = points[points["inside"]].groupby("method", sort=False)
     for k, (method, curve) in enumerate(inside):
         quality = (curve["quality"] - curve["quality"].min()) / np.ptp(curve["quality"])
-        style = {
-            "color": PALETTE[k % len(PALETTE)],
-            "linestyle": LINES[k % len(LINES)],
-            "linewidth": 2,
-        }
-        axes.plot(quality, curve["score"], label=method, **style)
+        axes.plot(quality, curve["score"], label=method, linewidth=2, **_line(k))
     axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
-    return axes
 
 
-def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> Axes:
+def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> None:
     """Draw ``value`` as one dot per ``seed`` and ``method``, joined by seed, medians as bars."""
     methods = list(dict.fromkeys(table["method"]))
     for row, method in enumerate(methods):
@@ -60,10 +57,9 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> Axes:
     axes.set(xlabel=xlabel, yticks=range(len(methods)), yticklabels=methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    return axes
 
 
-def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
+def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
     """Draw a table of correlations as colours with their numbers; NaN stays white."""
     values = table.to_numpy(dtype=float)
     axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -75,27 +71,21 @@ def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> Axes:
     axes.set_xticklabels(map(plain_name, table.columns), rotation=30, ha="right")
     axes.set_yticklabels(map(plain_name, table.index))
     axes.grid(visible=False)
-    return axes
 
 
-def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> Axes:
+def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> None:
     """Draw scores carried from one set's scale to another's, a line per method and split."""
     axes.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle=(0, (2, 2)), label="recovered")
     for k, (method, of_method) in enumerate(carried.groupby("method", sort=False)):
         for i, (_, part) in enumerate(of_method.groupby("seed")):
             label = method if i == 0 else None
-            style = {
-                "color": PALETTE[k % len(PALETTE)],
-                "linestyle": LINES[k % len(LINES)],
-                "linewidth": 1.7,
-            }
-            axes.plot(part["mos"], part["carried"], label=label, alpha=0.85, **style)
+            style = {"label": label, "alpha": 0.85, "linewidth": 1.7}
+            axes.plot(part["mos"], part["carried"], **style, **_line(k))
     axes.set(xlabel="original MOS", ylabel="carried to the unwarped set's scale", title=title)
     axes.set(xlim=(0, 1), ylim=(-0.3, 1.3))
-    return axes
 
 
-def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
+def plot_costs(axes: Axes, table: pd.DataFrame) -> None:
     """Draw GMAC: a row per image size, named by side or data set; a column per network."""
     for k, name in enumerate(table):
         y = np.arange(len(table)) + 0.16 * (k - (len(table.columns) - 1) / 2)
@@ -108,4 +98,3 @@ def plot_costs(axes: Axes, table: pd.DataFrame) -> Axes:
     plain_log(axes.xaxis)
     axes.invert_yaxis()
     legend_beside(axes)
-    return axes

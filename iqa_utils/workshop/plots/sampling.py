@@ -16,7 +16,7 @@ from iqa_utils.workshop.plots.common import PALETTE
 MARKERS = "osD^vP*X"
 
 
-def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
+def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> None:
     """Draw how many images of each range an epoch of each sampler shows.
 
     Args:
@@ -33,12 +33,11 @@ def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> Axes:
     axes.set(xlabel="range of MOS", ylabel="images per epoch")
     common.plain_log(axes.yaxis)
     common.legend_beside(axes)
-    return axes
 
 
 def plot_range_errors(
     axes: Axes, scores: pd.DataFrame, methods: Sequence[str], ranges: Sequence[str]
-) -> Axes:
+) -> None:
     """Draw the error in each range, with its interval: an even model is a flat line.
 
     Args:
@@ -59,12 +58,11 @@ def plot_range_errors(
     axes.set(xticks=range(len(ranges)), xticklabels=ranges, xlabel="range of MOS")
     axes.set(ylabel="RMSE, MOS points", ylim=(0, None))
     common.legend_beside(axes)
-    return axes
 
 
 def plot_range_scatter(
     axes: Axes, mos: np.ndarray, pred: np.ndarray, edges: Sequence[float], *, title: str = ""
-) -> Axes:
+) -> None:
     """Draw predictions against scores, both shape (N,), with the mean prediction of each range."""
     low, high = edges[0], edges[-1]
     axes.plot([low, high], [low, high], color="0.4", linewidth=1, linestyle="--", zorder=0)
@@ -75,10 +73,9 @@ def plot_range_scatter(
         if inside.any():
             axes.hlines(pred[inside].mean(), edges[i], edges[i + 1], color=PALETTE[i], linewidth=2)
     axes.set(xlabel="MOS, observed", ylabel="MOS, predicted", title=title, xlim=(low, high))
-    return axes
 
 
-def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
+def plot_cost(axes: Axes, cost: pd.DataFrame) -> None:
     """Draw time against images of an epoch, both logarithmic, one line per network.
 
     Args:
@@ -93,12 +90,10 @@ def plot_cost(axes: Axes, cost: pd.DataFrame) -> Axes:
     common.plain_log(axes.xaxis)
     common.plain_log(axes.yaxis)
     common.legend_beside(axes)
-    return axes
 
 
-def plot_differences(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> Axes:
+def plot_differences(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> None:
     """Draw the differences of :func:`iqa_utils.evaluate.compare`; 0 is no difference."""
     axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
     common.plot_intervals(axes, tests, xlabel=xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
-    return axes
