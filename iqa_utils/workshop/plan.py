@@ -25,7 +25,7 @@ from PIL import Image
 from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import ROOT, WEIGHTS, resolve
+from iqa_utils.workshop.runs import ROOT, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -230,7 +230,7 @@ def missing(values: Values) -> list[str]:
                 problems.append(f"{name}: {error}")
         files += [root / name for name in values.get("UNLABELLED", [])]
     weights, networks = values["PRETRAINED"], set()
-    if weights not in WEIGHTS:
+    if weights not in ("random", "hub", "shipped"):
         networks = {*values.get("NETWORKS_TAPPED", []), *values.get("FINAL", [])[:1]}
         files += [] if networks else [weights]
     for path in (resolve(weights) / f"{name}-imagenet.pth" for name in sorted(networks)):
