@@ -96,14 +96,14 @@ def test_every_picture_of_the_audit_draws():
     by_split = released.split_metrics(scores, {"SRCC": metrics.srcc})
     printed = by_split.groupby("dataset")["value"].median()
     figure, axes = plt.subplots(2, 4)
-    drawn = [
-        plots.plot_audit(axes[0, 0], table), plots.plot_kinds(axes[0, 1], table),
-        plots.plot_weighted(axes[0, 2], table), plots.plot_floors(axes[0, 3], table),
-        plots.plot_kendall(axes[1, 0], table, released.kendall_points(scores), label="made"),
-        plots.plot_gains(axes[1, 1], released.gains(scores)),
-        plots.plot_splits(axes[1, 2], by_split, printed),
-    ]  # fmt: skip
-    assert drawn == [*axes[0], *axes[1, :3]]
+    plots.plot_audit(axes[0, 0], table)
+    plots.plot_kinds(axes[0, 1], table)
+    plots.plot_weighted(axes[0, 2], table)
+    plots.plot_floors(axes[0, 3], table)
+    plots.plot_kendall(axes[1, 0], table, released.kendall_points(scores), label="synthetic")
+    plots.plot_gains(axes[1, 1], released.gains(scores))
+    plots.plot_splits(axes[1, 2], by_split, printed)
+    assert all(panel.has_data() for panel in axes.flat[:7])
     marks = sum(len(c.get_offsets()) for c in axes[0, 0].collections)
     assert marks == len(table)
     plt.close(figure)
