@@ -218,3 +218,9 @@ def test_a_size_below_one_is_refused_before_anything_is_read(arguments):
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 2
     assert "greater than or" in done.output
+
+
+def test_all_notebooks_of_a_profile_are_those_that_have_it():
+    assert notebooks.stems_with("demo") == notebooks.notebook_stems()
+    assert "08_across_data_sets" not in notebooks.stems_with("paper")
+    assert "05_lds_fds" in notebooks.stems_with("paper")

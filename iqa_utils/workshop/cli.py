@@ -70,7 +70,9 @@ def run(
 
     stems, parameters = _split_parameters(arguments)
     options = {"profile": profile, "parameters": parameters, "publish_results": publish}
-    if notebooks.run_notebooks([] if stems == ["all"] else stems, **options):
+    if notebooks.run_notebooks(
+        notebooks.stems_with(profile) if stems == ["all"] else stems, **options
+    ):
         raise typer.Exit(1)
 
 
@@ -110,10 +112,10 @@ def plan(
     need_checkout()
     from json import dumps
 
-    from iqa_utils.workshop.notebooks import notebook_stems
+    from iqa_utils.workshop.notebooks import stems_with
     from iqa_utils.workshop.plan import make_plan, plan_lines
 
-    chosen = notebook_stems() if stems == ["all"] else stems
+    chosen = stems_with(profile) if stems == ["all"] else stems
     plans = [make_plan(stem, profile, rate=rate) for stem in chosen]
     print(dumps(plans, indent=1) if json else "\n\n".join("\n".join(plan_lines(p)) for p in plans))
 

@@ -70,6 +70,11 @@ def profiles_of(stem: str) -> list[str]:
     return ["demo", *sorted(path.stem.removeprefix(f"{stem}.") for path in paths)]
 
 
+def stems_with(profile: str) -> list[str]:
+    """List the notebooks that have a profile: 08 is of no paper."""
+    return [stem for stem in notebook_stems() if profile in profiles_of(stem)]
+
+
 def read_overlay() -> dict[str, dict[str, Any]]:
     """Read what a rehearsal replaces, by ``STEM`` or ``STEM-RUN_NAME``; a stem may have a file."""
     path = NOTEBOOKS / "params" / "rehearsal.yaml"

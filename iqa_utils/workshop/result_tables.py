@@ -122,10 +122,10 @@ def _time(seconds: float) -> str:
 def needs_table() -> str:
     """Write what the ``paper`` profiles ask for, from official numbers."""
     from iqa_utils.datasets import DATASETS
-    from iqa_utils.workshop.notebooks import notebook_stems
+    from iqa_utils.workshop.notebooks import stems_with
     from iqa_utils.workshop.plan import ASSUMED, make_plan
 
-    plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in notebook_stems()}
+    plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in stems_with("paper")}
     rows, idle = [], ", ".join(number for number, plan in plans.items() if not plan["jobs"])
     for number, plan in plans.items():
         disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
