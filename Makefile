@@ -10,13 +10,14 @@ BIN := .venv/bin
 WRITTEN := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
 READY := .venv/.ready
 
-.PHONY: help setup demo test check rehearse lab hooks report bench batch lint clean
+.PHONY: help setup demo test check rehearse attack lab hooks report bench batch lint clean
 
 help:
 	@echo "make demo    run every notebook on small synthetic data (minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
 	@echo "make check   run the fast tests: no notebook, no server, no long run"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
+	@echo "make attack  faults, kills, full disks and mutants against all of it (90 minutes)"
 	@echo "make lab     open JupyterLab on an index of the notebooks"
 	@echo "make hooks   let git check commits and drop what JupyterLab writes into notebooks"
 	@echo "make report  build the offline site from the runs there are"
@@ -41,6 +42,9 @@ check: $(READY)
 
 rehearse: $(READY)
 	@$(BIN)/iqa rehearse $(STEMS)
+
+attack: $(READY)
+	@$(BIN)/python -m tests.attack
 
 lab: $(READY)
 	@$(BIN)/python -c "from iqa_utils.workshop.overview import write_index; write_index()"

@@ -95,11 +95,22 @@ def write_set(root):
     (root / "table" / "demo.json").write_text('{"seed": 0}')
 
 
+def test_a_broken_run_does_not_stop_the_list(monkeypatch, tmp_path):
+    torn = tmp_path / "runs" / "demo" / "05_lds_fds" / "metrics.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"stem": "05_l')
+    monkeypatch.setattr(overview, "ROOT", tmp_path)
+    with pytest.warns(UserWarning, match=r"a run is left out: .*05_lds_fds/metrics\.json"):
+        lines = overview.lines(tmp_path / "data")
+    assert any(line.startswith("  05 · LDS and FDS: ") for line in lines)
+
+
 def test_the_list_names_runs_data_and_weights_that_are_here(monkeypatch, tmp_path):
     write_set(tmp_path / "data")
     run = tmp_path / "runs" / "demo" / "05_lds_fds-two" / "metrics.json"
     run.parent.mkdir(parents=True)
-    run.write_text(json.dumps({"stem": "05_lds_fds", "profile": "demo"}))
+    whole = {"stem": "05_lds_fds", "profile": "demo", "parameters": {}, "results": []}
+    run.write_text(json.dumps(whole))
     (tmp_path / "data" / "weights").mkdir()
     (tmp_path / "data" / "weights" / "trunk.pth").touch()
     monkeypatch.setattr(overview, "ROOT", tmp_path)

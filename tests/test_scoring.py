@@ -67,6 +67,22 @@ def test_a_model_of_synthetic_data_says_so_above_its_scores(checkpoint, folder, 
     assert f"<p>{note}</p>" in (tmp_path / "sheet.html").read_text()
 
 
+def test_a_model_that_does_not_tell_its_data_is_refused(checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        header = json.loads(file.metadata()["iqa_utils"])
+    path = tmp_path / "silent.safetensors"
+    silent = header | {"training_data": ["synthetic"]}
+    save_file(load_file(checkpoint), path, metadata={"iqa_utils": json.dumps(silent)})
+    with pytest.raises(ValueError, match=r"silent\.safetensors must tell the data set .*\['synth"):
+        scoring.describe_model(path)
+    del header["scores_seen"]
+    save_file(load_file(checkpoint), path, metadata={"iqa_utils": json.dumps(header)})
+    with pytest.raises(
+        ValueError, match=r"silent\.safetensors must tell .*missing \['scores_seen'\]"
+    ):
+        scoring.describe_model(path)
+
+
 def test_a_bad_file_is_listed_and_the_others_are_scored(folder, checkpoint):
     (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     scores = scoring.score_images([folder], checkpoint, progress=False)

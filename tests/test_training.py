@@ -485,7 +485,7 @@ def test_model_files_that_do_not_fit_are_refused(tmp_path):
     network = DualXception("test_efficientnet", inputs="images")
     with pytest.raises(ValueError, match=r"missing \['scores_seen', 'metrics'\]"):
         save_model(tmp_path / "m.safetensors", network, {"preprocessing": 0, "training_data": 0})
-    with pytest.raises(ValueError, match="must tell dataset and demo, got 'koniq10k'"):
+    with pytest.raises(ValueError, match=r"must tell the data set .*'koniq10k'"):
         save_model(tmp_path / "m.safetensors", network, {**METADATA, "training_data": "koniq10k"})
     network.architecture["pooling"] = "mean_std"
     path = save_model(tmp_path / "m.safetensors", network, METADATA)

@@ -87,21 +87,14 @@ def save_model(
         ValueError: If a required entry is missing.
         AttributeError: If the network does not know its architecture.
     """
-    absent = [key for key in REQUIRED_METADATA if key not in metadata]
-    if absent:
-        raise ValueError(
-            f"model metadata must tell {', '.join(REQUIRED_METADATA)}; missing {absent}"
-        )
-    told = metadata["training_data"]
-    if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
-        raise ValueError(f"training_data must tell dataset and demo, got {told!r}")
+    path = Path(path)
+    _check_metadata(path, metadata)
     if half:
         with torch.no_grad():
             for value in model.parameters():
                 value.copy_(value.half()) if value.ndim > 1 else None
     header = {"architecture": dict(model.architecture), **metadata}
     header["weights_hash"] = weights_hash(model)
-    path = Path(path)
     state = {k: v.detach().to("cpu").contiguous().clone() for k, v in model.state_dict().items()}
     if half:
         matrices = {key for key, value in model.named_parameters() if value.ndim > 1}
@@ -128,7 +121,22 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
     if header is None:
         raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
-    return json.loads(header)
+    metadata = json.loads(header)
+    _check_metadata(path, metadata)
+    return metadata
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a model that does not tell how its pixels were made and what it was trained on."""
+    if absent := [key for key in REQUIRED_METADATA if key not in metadata]:
+        wanted = ", ".join(REQUIRED_METADATA)
+        raise ValueError(f"model {path.name} must tell {wanted}; missing {absent}")
+    told = metadata["training_data"]
+    if not (isinstance(told, Mapping) and {"dataset", "demo"} <= set(told)):
+        raise ValueError(
+            f"model {path.name} must tell the data set it was trained on and whether that is "
+            f"synthetic, found training_data {told!r}"
+        )
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
-from iqa_utils.files import atomic_write, read_mapping
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop.checkout import ROOT
 from iqa_utils.workshop.downloads import SOURCES
 
@@ -70,13 +70,13 @@ def write_index() -> Path:
 
 def _notebook_lines() -> list[str]:
     from iqa_utils.workshop.notebooks import notebook_head, notebook_stems, profiles_of
+    from iqa_utils.workshop.runs import find_runs
 
-    runs, places = defaultdict(list), ("figures", "runs")
-    files = [p for place in places for p in (ROOT / place).glob("[!.]*/[!.]*/metrics.json")]
-    for path in sorted(files):
-        stem, profile = (read_mapping(path).get(key) for key in ("stem", "profile"))
-        name = path.parent.name.removeprefix(f"{stem}")
-        runs[stem].append(profile + (name if path.is_relative_to(ROOT / "runs") else ", published"))
+    runs, roots = defaultdict(list), (ROOT / "figures", ROOT / "runs")
+    for run in [*find_runs(*roots), *find_runs(*roots, rehearsal=True)]:
+        name = run["folder"].name.removeprefix(run["stem"])
+        is_own = run["folder"].is_relative_to(ROOT / "runs")
+        runs[run["stem"]].append(run["profile"] + (name if is_own else ", published"))
     texts = []
     for stem in notebook_stems():
         told = f"{_listed(profiles_of(stem))}; {_listed(runs[stem], '; ')}"

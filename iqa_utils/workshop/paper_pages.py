@@ -35,8 +35,7 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     wanted = {"baseline": ""} | dict(headline.compare)
     mirrored = wanted | {"method": wanted["baseline"], "baseline": wanted["method"]}
     for run in runs:
-        own = run["stem"] == headline.notebook and run["profile"] != "sensitivity"
-        results = run["results"] if own else []  # a panel has other settings than the claim
+        results = run["results"] if run["stem"] == headline.notebook else []
         for result in results:
             same, turned = _fits(result, wanted), wanted["baseline"] and _fits(result, mirrored)
             if result["data"] == "demo" or result["ci_low"] is None or not (same or turned):

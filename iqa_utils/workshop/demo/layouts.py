@@ -347,7 +347,7 @@ def _write_matlab(path: Path, variables: dict[str, np.ndarray]) -> None:
     """Write a MATLAB file without the time of writing in its header."""
     stream = io.BytesIO()
     scipy.io.savemat(stream, variables)
-    path.write_bytes(b"MATLAB 5.0 MAT-file, made data".ljust(116) + stream.getvalue()[116:])
+    path.write_bytes(b"MATLAB 5.0 MAT-file, synthetic data".ljust(116) + stream.getvalue()[116:])
 
 
 def _write_book(path: Path, book: Workbook) -> None:
