@@ -44,26 +44,6 @@ class Check(NamedTuple):
     cells: tuple[int, ...] = ()  # ledger rows that the verdict is about
 
 
-def fact(
-    paper: str,
-    table: str,
-    kind: str,
-    what: str,
-    recomputed: float | Interval,
-    printed: float | Interval,
-    meaning: str,
-    otherwise: str = "inconsistent",
-    cells: Sequence[int] = (),
-) -> Check:
-    """Compare the values that other numbers allow with those that the paper's words allow."""
-    low, high = recomputed if isinstance(recomputed, tuple) else (recomputed, recomputed)
-    said = printed if isinstance(printed, tuple) else (printed, printed)
-    verdict = "consistent" if overlap((low, high), said) else otherwise
-    middle, told = float(np.mean((low, high))), float(np.mean(said))
-    ends = float(low), float(high)
-    return Check(paper, table, kind, what, middle, *ends, told, verdict, meaning, tuple(cells))
-
-
 def check_cell(
     cell: pd.Series,
     kind: str,
@@ -196,10 +176,10 @@ def check_kendall(rows: pd.DataFrame) -> list[Check]:
         low, high = (kendall_from_spearman(r) for r in printed_interval(partner["printed"]))
         value = kendall_from_spearman(partner["value"])
         good = printed_interval(cell["printed"])[0] <= high + KENDALL_BAND
-        above = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
+        wrong = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
         said = (
             "Close to what its rank correlation predicts.",
-            f"{above}predictions stay within 0.03.",
+            f"{wrong}predictions stay within 0.03.",
         )
         place = "Kendall against Spearman", f"{cell['method']}, {cell['dataset']}"
         bounds = (value, low - KENDALL_BAND, high + KENDALL_BAND)
@@ -215,15 +195,12 @@ def layer_shapes() -> pd.DataFrame:
 def check_features(rows: pd.DataFrame) -> list[Check]:
     """Multiply out every layer's activation and compare the printed feature count with it."""
     found, shapes = [], layer_shapes()["shape"]
-    for index, cell in rows[rows["metric"] == "feature count"].iterrows():
+    for _, cell in rows[rows["metric"] == "feature count"].iterrows():
         layer = cell["method"].split(" (")[0]
-        size = float(prod(map(int, shapes[layer].split(" x "))))
-        wrong = (
-            f"The layer gives {shapes[layer]} = {size:,.0f}; the printed size belongs to another."
-        )
-        meaning = f"{shapes[layer]}, as printed." if size == cell["value"] else wrong
-        place = (cell["paper"], cell["table"], "feature size", layer)
-        found.append(fact(*place, size, cell["value"], meaning, cells=[index]))
+        shape, size = shapes[layer], float(prod(map(int, shapes[layer].split(" x "))))
+        wrong = f"The layer gives {shape} = {size:,.0f}; the printed size belongs to another."
+        said, good = (f"{shape}, as printed.", wrong), size == cell["value"]
+        found.append(check_cell(cell, "feature size", layer, (size, size, size), good, said))
     return found
 
 
@@ -233,15 +210,13 @@ def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
     There an empty data set or metric stands for any, an empty first data set for the same.
     """
     keys = ["paper", "table", "method", "dataset", "metric"]
-    rows = dict(zip(map(tuple, claims[keys].to_numpy()), claims.index, strict=True))
-    found = []
+    rows, found = {tuple(key): index for index, *key in claims[keys].itertuples()}, []
     table = pd.read_csv(ROOT / "data" / "repeats.csv", keep_default_na=False)
-    for paper, table_2, method, dataset, metric, *first in table.to_numpy():
-        for (p, t, m, d, x), index in rows.items():
-            same = (p, t, m) == (paper, table_2, method)
-            if same and dataset in ("", d) and metric in ("", x):
-                source = rows.get((paper, first[0], first[1], first[2] or d, x))
-                found += [] if source is None else [(index, source)]
+    for *place, dataset, metric, table_1, method_1, dataset_1 in table.to_numpy():
+        for (*own, d, x), index in rows.items():
+            source = rows.get((place[0], table_1, method_1, dataset_1 or d, x))
+            if own == place and dataset in ("", d) and metric in ("", x) and source is not None:
+                found.append((index, source))
     return found
 
 
@@ -250,12 +225,11 @@ def check_repeats(rows: pd.DataFrame) -> list[Check]:
     found = []
     for index, source in repeated_rows(rows):
         cell, other = rows.loc[index], rows.loc[source]
-        bounds = printed_interval(other["printed"])
-        good = overlap(bounds, printed_interval(cell["printed"]))
+        ends = printed_interval(other["printed"])
+        good = overlap(ends, printed_interval(cell["printed"]))
         said = "The same number in both places.", "The two places differ."
         what = f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}"
-        bounds = (other["value"], *bounds)
-        found.append(check_cell(cell, "repeated cell", what, bounds, good, said))
+        found.append(check_cell(cell, "repeated cell", what, (other["value"], *ends), good, said))
     return found
 
 
@@ -269,17 +243,19 @@ def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
     found = []
     for row in table[table["paper"] == rows["paper"].iloc[0]].itertuples():
         values = computed.get(row.what, [])
-        ours = (float(row.low), float(row.high)) if row.low else values[0]
-        said = values[-1] if not row.printed_low else (row.printed_low, row.printed_high)
+        ours = _ends((row.low, row.high) if row.low else values[0])
+        said = _ends((row.printed_low, row.printed_high) if row.printed_low else values[-1])
+        verdict = "consistent" if overlap(ours, said) else row.otherwise
         cells = rows.index[(rows["table"] == row.table) & (rows["what"] == row.cell)]
-        found.append(
-            fact(
-                *(row.paper, row.table, row.kind, row.what),
-                *(ours, tuple(map(float, said)) if isinstance(said, tuple) else said),
-                *(row.meaning, row.otherwise, cells),
-            )
-        )
+        place, middle = (row.paper, row.table, row.kind, row.what), float(np.mean(ours))
+        told = float(np.mean(said)), verdict, row.meaning
+        found.append(Check(*place, middle, *ours, *told, tuple(cells)))
     return found
+
+
+def _ends(value: float | tuple[float | str, float | str]) -> Interval:
+    low, high = value if isinstance(value, tuple) else (value, value)
+    return float(low), float(high)
 
 
 def run(claims: pd.DataFrame) -> pd.DataFrame:

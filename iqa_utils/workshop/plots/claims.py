@@ -26,7 +26,7 @@ def _mark(
     axes: Axes, x: object, y: object, style: tuple[object, str, int], label: str | None = None
 ) -> None:
     colour, marker, size = style
-    axes.scatter(x, y, size, colour, marker=marker, linewidths=0, zorder=3, label=label)
+    axes.scatter(x, y, size, color=colour, marker=marker, lw=0, zorder=3, label=label)
 
 
 def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> None:
