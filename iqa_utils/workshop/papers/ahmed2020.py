@@ -11,7 +11,6 @@ TITLE = "Ahmed & Asif 2020: deep features and Gaussian processes"
 DOI = "10.31577/cai_2020_3_385"
 NOTEBOOKS = ("04_deep_features_gpr",)
 LEDGER = (442, "52c4d43013a22534")
-METRICS: dict[str, tuple[str, ...]] = {}
 # sample SD of a whole set in its own units; the interval covers every scale in circulation
 SCORE_SD: dict[str, Interval] = {
     "tid2008": (1.3423, 1.3423),
@@ -45,27 +44,26 @@ ONE_CROP = {"weights": "imagenet", "protocol": {"crops": 1}}
 READINGS = ("as_written", "strict")  # section 3.2 is silent on test images
 TUNING = {"weights": "imagenet", "recipe": READINGS, "protocol": {"crops": 1, "epochs": 30}}
 WHOLE = {"network": "nasnetalarge", "weights": "imagenet", "recipe": READINGS}
+WHOLE["protocol"] = {"crops": 10}
 COUNT = ("feature count",)
 
 
 def _layers(name: str, network: str) -> list[Answer]:
     """What answers the rows of one network: a size needs no more than the network itself."""
-    size = {"network": network} if "," in network or " " in network else {}
-    rows = [Answer(table, {"arithmetic": size}, (f"{name} /",), COUNT) for table in TABLES]
-    needs = ({"network": network} | stage for stage in (ONE_CROP, TUNING))
-    pairs = zip(TABLES, needs, strict=True)
-    return rows + [Answer(table, {"trained here": need}, (f"{name} /",)) for table, need in pairs]
+    own, rows = {"network": network}, []
+    for table, stage in (("Table 1", ONE_CROP), ("Table 2", TUNING)):
+        size = {"arithmetic": own if " " in network else {}}
+        rows.append(Answer(table, size, (f"{name} /",), COUNT))
+        rows.append(Answer(table, {"trained here": own | stage}, (f"{name} /",)))
+    return rows
 
 
-TABLES = ("Table 1", "Table 2")
 ANSWERS = (
     *(answer for name, network in NETWORKS.items() for answer in _layers(name, network)),
     Answer("Table 10", {"arithmetic": {}}, metrics=COUNT),
     Answer("Table 10", {"trained here": TUNING | {"network": "nasnetalarge"}}),
-    *(
-        Answer(f"Table {k}", {"trained here": WHOLE | {"protocol": {"crops": 10}}}, methods)
-        for k, methods in ((4, ("",)), (5, ("",)), (6, ("",)), (7, ("",)), (8, ("Proposed",)))
-    ),
+    *(Answer(f"Table {k}", {"trained here": WHOLE}) for k in (4, 5, 6, 7)),
+    Answer("Table 8", {"trained here": WHOLE}, ("Proposed",)),
 )
 EASY = "Layers are named with their sizes, so that most taps can be found without doubt."
 DIFFICULT = (
@@ -89,9 +87,11 @@ def checks(rows: pd.DataFrame) -> list[Check]:
     for index, cell in rows[rows["metric"] == "RMSE"].iterrows():
         correlation = min(1.0, printed_interval(plcc[cell["table"], cell["dataset"]])[1])
         factor = float(np.sqrt(1 - correlation**2))
-        units = {"the set's own units": SCORE_SD[cell["dataset"]]}
-        units["standard deviations"] = (1.0, 1.0)
-        units["units of the training set"] = SCORE_SD[TRAINED_ON[cell["table"]]]
+        units = {
+            "the set's own units": SCORE_SD[cell["dataset"]],
+            "standard deviations": (1.0, 1.0),
+            "units of the training set": SCORE_SD[TRAINED_ON[cell["table"]]],
+        }
         printed, said, told = printed_interval(cell["printed"])[1], [], []
         for unit, (low, high) in units.items():
             if printed < low * factor - SLACK:
@@ -118,12 +118,8 @@ def facts(rows: pd.DataFrame) -> Facts:
     two = rows[rows["table"].isin(["Table 1", "Table 2"])]
     implied = two.pivot_table(index=["table", "method"], columns="metric", values="value")
     implied = implied["RMSE"] / np.sqrt(1 - implied["PLCC"] ** 2)
-    final = rows[(rows["table"] == "Table 4") & (rows["dataset"] == "tid2013")]
-    rmse, plcc = (final.set_index("metric")["value"][m] for m in ("RMSE", "PLCC"))
-    return found | {
-        "median score SD that 63 rows imply": [implied.median()],
-        "TID2013, score SD implied by RMSE and PLCC": [
-            float(rmse / np.sqrt(1 - plcc**2)),
-            (implied.min(), implied.max()),
-        ],
-    }
+    final = rows.query("table == 'Table 4' and dataset == 'tid2013'").set_index("metric")["value"]
+    own = float(final["RMSE"] / np.sqrt(1 - final["PLCC"] ** 2))
+    found["median score SD that 63 rows imply"] = [implied.median()]
+    words = "TID2013, score SD implied by RMSE and PLCC"
+    return found | {words: [own, (implied.min(), implied.max())]}
