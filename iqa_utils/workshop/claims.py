@@ -28,10 +28,8 @@ COMPARED = ("reproduced", "close", "better", "worse")
 VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
 KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
 # which variant of a result is compared with the paper: the nearest to what the authors did
-VARIANTS = (
-    *("released scores", "paper", "as written", "as_written", "released", "released_agedb", ""),
-    "corrected",
-)
+VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "released_agedb")
+VARIANTS += ("", "corrected")
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
 
 
@@ -99,11 +97,8 @@ def verdict(
         return "not run", obstacle or "no result yet"
     if obstacle:
         return "not comparable", obstacle
-    ours, target, said = (
-        result["value"],
-        float(claim["printed"]),
-        printed_interval(claim["printed"]),
-    )
+    ours, printed = result["value"], claim["printed"]
+    target, said = float(printed), printed_interval(printed)
     correlation = any(name in result["metric"] for name in CORRELATIONS)
     allowed, exact = 0.03 if correlation else 0.1 * abs(ours), result.get("kind") in KINDS[:3]
     if exact:
@@ -276,21 +271,14 @@ def _judge(
     claim: dict[str, Any], result: dict[str, Any] | None, odd: tuple[str, str] | None
 ) -> dict[str, Any]:
     """One row of `compare`; ``odd`` is what the audit says of a number that cannot be right."""
-    given = result or {"data": "", "variant": ""}
+    given = result or {"data": ""}
     shown = {} if given["data"] == "demo" else given
-    low, high = shown.get("ci_low"), shown.get("ci_high")
+    row = {key: shown.get(key) for key in ("ci_low", "ci_high", "n", "n_runs")}
+    row["ci"] = "" if row["ci_low"] is None else "[{ci_low:.4g}, {ci_high:.4g}]".format_map(row)
     word, reason = odd or verdict(claim, result, _obstacle(claim, result))
-    return claim | {
-        "paper value": claim["printed"],
-        "ours": shown.get("value"),
-        "ci": "" if low is None else f"[{low:.4g}, {high:.4g}]",
-        "n": shown.get("n"),
-        "n_runs": shown.get("n_runs"),
-        "data": given["data"],
-        "variant": given.get("variant") or "",
-        "verdict": word,
-        "reason": reason,
-    }
+    row |= {"paper value": claim["printed"], "ours": shown.get("value"), "data": given["data"]}
+    row |= {"variant": given.get("variant") or "", "verdict": word, "reason": reason}
+    return claim | row
 
 
 def counts(board: pd.DataFrame) -> pd.DataFrame:

@@ -14,16 +14,12 @@ from iqa_utils.workshop.downloads import SOURCES
 
 def lines(data_root: Path) -> list[str]:
     """Say in lines of text which notebooks, profiles, runs, data sets and weights there are."""
-    return [
-        "notebooks: profiles; finished runs",
-        *_notebook_lines(),
-        f"data sets below {data_root}",
-        f"  here      {_listed(name for name in DATASETS if is_here(name, data_root))}",
-        f"  download  {_listed(n for n in SOURCES if not is_here(n, data_root))}",
-        "  others    iqa data list",
-        "weights",
-        *(f"  {line}" for line in _weights()),
-    ]
+    here = [name for name in DATASETS if is_here(name, data_root)]
+    texts = ["notebooks: profiles; finished runs", *_notebook_lines()]
+    texts += [f"data sets below {data_root}", f"  here      {_listed(here)}"]
+    texts += [f"  download  {_listed(name for name in SOURCES if name not in here)}"]
+    texts += ["  others    iqa data list", "weights"]
+    return texts + [f"  {line}" for line in _weights()]
 
 
 def catalogue(data_root: Path) -> list[str]:

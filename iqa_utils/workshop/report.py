@@ -17,17 +17,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
+from matplotlib.colors import to_hex
 
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.notebooks import notebook_head
 from iqa_utils.workshop.papers import papers
-from iqa_utils.workshop.plots.claims import draw_scoreboard
-from iqa_utils.workshop.plots.common import VERDICT_COLOURS
+from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
 from iqa_utils.workshop.tables import write_csv
@@ -77,8 +76,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
     board = compare(paper_pages.real_results(runs))
     for name in ("generated", "papers", "tables"):
         (source / name).mkdir()
-    in_order = sorted(runs, key=lambda run: (run["stem"], *_rank(run)))
-    names = {_page_name(run): run for run in in_order}
+    names = {_page_name(run): run for run in sorted(runs, key=_place)}
     for path in list(PAGES)[1:]:
         text = (ROOT / path).read_text(encoding="utf-8")
         _write(source / PAGES[path], _relink(text, Path(path).parent, "", names))
@@ -128,10 +126,9 @@ def _take_away(rows: pd.DataFrame, path: Path) -> None:
 def _board(board: pd.DataFrame) -> str:
     """Write every row of the ledger as one HTML table, grouped, with the verdict first."""
     titles = {key: paper.TITLE.split(":")[0] for key, paper in papers().items()}
-    colours = "".join(
-        f'[data-verdict="{verdict}"] .verdict{{background:{matplotlib.colors.to_hex(colour)}66}}'
-        for verdict, colour in VERDICT_COLOURS.items()
-    )
+    style = '[data-verdict="{}"] .verdict{{background:{}66}}'
+    shades = {verdict: to_hex(colour) for verdict, colour in VERDICT_COLOURS.items()}
+    colours = "".join(style.format(*shade) for shade in shades.items())
     said = {v: v for v in VERDICTS if (board["verdict"] == v).any()}
     lines = ["```{raw} html", f"<style>{colours}</style>", '<p class="filters">']
     for what, options in (("paper", titles), ("table", {}), ("verdict", said)):
@@ -158,10 +155,10 @@ def _board_row(row: dict[str, Any]) -> str:
     return f'<tr data-verdict="{verdict}"><td class="verdict">{verdict}</td>{text}</tr>'
 
 
-def _rank(run: dict[str, Any]) -> tuple[bool, bool, str, str]:
-    """Where a run stands: published ones first, then other real ones, demo runs last."""
+def _place(run: dict[str, Any]) -> tuple[str, bool, bool, str, str]:
+    """Order runs by notebook, published ones first, then other real ones, demo runs last."""
     demo = run["profile"] == "demo"
-    return not _is_published(run), demo, run["profile"], str(run["folder"])
+    return run["stem"], not _is_published(run), demo, run["profile"], str(run["folder"])
 
 
 def _is_published(run: dict[str, Any]) -> bool:

@@ -22,21 +22,15 @@ SCORE_SD: dict[str, Interval] = {
 TRAINED_ON = {"Table 5": "tid2013", "Table 6": "csiq", "Table 7": "live2"}
 ALIASES = {"live1": ("live (jp2k + jpeg)",), "live2": ("live",), "live": ("live1",)}
 DATA = {"live1": {"live"}, "live2": {"live"}}
-NETWORKS = {  # the paper's name to ours; three are not to be had as the paper used them
-    "AlexNet": "alexnet, two columns",
-    "Vgg16": "vgg16",
-    "VGG16": "vgg16",
+SAME = ("Vgg16", "VGG16", "SqueezeNet", "DenseNet201", "ResNet50", "ResNet101", "Xception")
+NETWORKS = {name: name.lower() for name in SAME} | {  # the paper's name to ours
+    "AlexNet": "alexnet, two columns",  # this and the next two are not to be had as used there
     "GoogleNet": "googlenet without batch normalisation",
-    "SqueezeNet": "squeezenet",
     "ShuffleNet": "shufflenet v1",
     "InceptionV3": "inception_v3",
-    "DenseNet201": "densenet201",
     "MobileNetV2": "mobilenet_v2",
     "MobileNet-V2": "mobilenet_v2",
-    "ResNet50": "resnet50",
-    "ResNet101": "resnet101",
     "Inception-ResNet-V2": "inception_resnet_v2",
-    "Xception": "xception",
     "NASNet": "nasnetalarge",
     "NASNet-Large": "nasnetalarge",
 }

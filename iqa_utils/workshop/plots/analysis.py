@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from PIL import Image
 
-from iqa_utils.workshop.plots.common import PALETTE, name_rows, plain_log, plain_name
+from iqa_utils.workshop.plots.common import PALETTE, name_rows, plain_log, plain_name, plot_table
 
 REGIMES = (  # ranges of the labels on 0-5, a colour for each and what nguyen2024 calls it
     (0, 1, 4, "called zero-shot"),
@@ -25,11 +24,9 @@ CLOUD = {"s": 5, "alpha": 0.3, "linewidths": 0, "rasterized": True}
 
 def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> None:
     """Draw a correlation matrix with its numbers at two decimals."""
-    numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"size": 8}, "linewidths": 0.5}
+    colours = {"vmin": -1, "vmax": 1, "cmap": "vlag", "fmt": ".2f", "linewidths": 0.5}
     bar = {"label": "Pearson correlation"}
-    colours = {"vmin": -1, "vmax": 1, "cmap": "vlag", "cbar_kws": bar}
-    sns.heatmap(matrix, square=True, ax=axes, **numbers, **colours)
-    axes.set_xticks(axes.get_xticks(), matrix.columns, rotation=40, ha="right")
+    plot_table(axes, matrix, square=True, cbar_kws=bar, **colours)
     axes.set_title("Which indicators go with MOS, and with each other?")
 
 

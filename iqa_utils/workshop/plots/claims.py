@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from iqa_utils.workshop.audit import KENDALL_BAND, kendall_from_spearman
-from iqa_utils.workshop.claims import counts
+from iqa_utils.workshop.claims import VERDICTS, counts
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots import common
-from iqa_utils.workshop.plots.common import PALETTE, VERDICT_COLOURS, name_rows, plain_name
+from iqa_utils.workshop.plots.common import PALETTE, name_rows, plain_name
 
+GREYS = [(0.72, 0.72, 0.72), (0.9, 0.9, 0.9)]  # of what says nothing about a number
+COLOURS = [*(PALETTE[k] for k in (2, 9, 0, 1, 3, 4)), *GREYS]
+VERDICT_COLOURS = dict(zip(VERDICTS, COLOURS, strict=True))
 STYLES = {  # colour, marker and size: the marker says the same as the colour
     "consistent": ((0.62, 0.75, 0.86), "s", 52),
     "implausible": (VERDICT_COLOURS["implausible"], "^", 60),

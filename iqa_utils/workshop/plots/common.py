@@ -25,16 +25,6 @@ WORDS = {"as_written": "as written", "sqrt_inv": "square root of the inverse"}
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X<>hd"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-VERDICT_COLOURS = {
-    "reproduced": PALETTE[2],
-    "close": PALETTE[9],
-    "better": PALETTE[0],
-    "worse": PALETTE[1],
-    "inconsistent": PALETTE[3],
-    "implausible": PALETTE[4],
-    "not comparable": (0.72, 0.72, 0.72),
-    "not run": (0.9, 0.9, 0.9),
-}
 
 
 def set_theme() -> None:
@@ -115,6 +105,23 @@ def plot_intervals(
     if group:
         legend_beside(axes)
     return axes
+
+
+def plot_about_zero(axes: Axes, tests: pd.DataFrame, **options: str) -> None:
+    """Draw the differences of :func:`iqa_utils.evaluate.compare`; 0 is no difference.
+
+    The options are those of :func:`plot_intervals`.
+    """
+    axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
+    plot_intervals(axes, tests, **options)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
+
+
+def plot_table(axes: Axes, table: pd.DataFrame, texts: object = True, **colours: object) -> None:
+    """Draw a table as coloured cells with their numbers, or other texts; NaN stays white."""
+    sns.heatmap(table, ax=axes, annot=texts, annot_kws={"size": 8}, **colours)
+    axes.set_xticks(axes.get_xticks(), table.columns, rotation=40, ha="right")
+    axes.grid(visible=False)
 
 
 def plot_curves(axes: Axes, history: pd.DataFrame, *, y: str, group: str, ylabel: str) -> None:

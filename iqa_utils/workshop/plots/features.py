@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
-from iqa_utils.workshop.plots.common import PALETTE, look, plot_curves, plot_intervals
+from iqa_utils.workshop.plots import common
+from iqa_utils.workshop.plots.common import PALETTE, look
 
 
 def plot_layers(
@@ -66,10 +67,9 @@ def plot_differences(
     """Draw differences in SRCC (of :func:`iqa_utils.evaluate.compare`) about zero."""
     shown = table[table["metric"] == "SRCC"]
     shown = shown.assign(label=shown[list(names)].agg(", ".join, axis=1))
-    plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test set")
-    axes.axvline(0, color="0.3", linewidth=1)
+    options = {"label": "label", "group": by, "xlabel": "difference in SRCC, test set"}
+    common.plot_about_zero(axes, shown, **options)
     axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
     axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
@@ -84,7 +84,7 @@ def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
         (right, "val", "validation images"),
     ):
         label = f"RMSE of {images},\nscore SDs"
-        plot_curves(axes, table, y=f"{part}_rmse", group="training", ylabel=label)
+        common.plot_curves(axes, table, y=f"{part}_rmse", group="training", ylabel=label)
         axes.get_legend().set_visible(False)
     _legend_below(right, 2)
 
@@ -193,11 +193,7 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 
 def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
     """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
-    axes.imshow(table, cmap="PuOr", vmin=-1.6, vmax=1.6)
-    for (i, j), value in np.ndenumerate(table):
-        axes.text(j, i, "·+−"[int(value)], ha="center", va="center")
-    axes.set_xticks(range(len(table)), table.columns, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(table)), table.index, fontsize=8)
+    signs = table.replace({1: "+", 0: "·", -1: "−"})
+    common.plot_table(axes, table, signs, fmt="", cmap="PuOr", vmin=-1.6, vmax=1.6, cbar=False)
     axes.set(xlabel="column", ylabel="row")
     axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
-    axes.grid(visible=False)

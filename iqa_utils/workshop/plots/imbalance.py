@@ -13,7 +13,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from iqa_utils.workshop.plots import common
 from iqa_utils.workshop.plots.common import PALETTE, line, look, name_rows, plain_log, plain_name
@@ -112,13 +111,6 @@ def plot_cost(axes: Axes, cost: pd.DataFrame) -> None:
     plain_log(axes.xaxis)
     plain_log(axes.yaxis)
     common.legend_beside(axes)
-
-
-def plot_about_zero(axes: Axes, tests: pd.DataFrame, *, xlabel: str) -> None:
-    """Draw the differences of :func:`iqa_utils.evaluate.compare`; 0 is no difference."""
-    axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
-    common.plot_intervals(axes, tests, xlabel=xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
 
 
 def plot_differences(

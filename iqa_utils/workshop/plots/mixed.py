@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from iqa_utils.models.costs import SIZES
@@ -56,11 +55,8 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> None:
 def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
     """Draw a table of correlations as colours with their numbers; NaN stays white."""
     named = table.astype(float).rename(index=plain_name, columns=plain_name)
-    colours = {"cmap": "viridis", "vmin": 0, "vmax": 1, "cbar": False}
-    sns.heatmap(named, ax=axes, annot=True, fmt=".3f", annot_kws={"size": 8}, **colours)
-    axes.set_xticks(axes.get_xticks(), named.columns, rotation=30, ha="right")
+    common.plot_table(axes, named, fmt=".3f", cmap="viridis", vmin=0, vmax=1, cbar=False)
     axes.set(ylabel=label, xlabel="")
-    axes.grid(visible=False)
 
 
 def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> None:
