@@ -7,7 +7,7 @@ prints so, by rounding or by truncation, and only what no such value can satisfy
 alone has is checked in its file under `papers`; this module holds the arithmetic and the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
 from math import prod
@@ -120,9 +120,9 @@ def kendall_from_spearman(rho: float) -> float:
 
 def check_mean(
     rows: pd.DataFrame, table: str, column: str, weights: Mapping[str, float | Interval]
-) -> list[Check]:
+) -> Iterator[Check]:
     """Recompute every weighted mean over data sets from the row it stands in."""
-    rows, found = rows[rows["table"] == table], []
+    rows = rows[rows["table"] == table]
     boxes = [w if isinstance(w, tuple) else (w, w) for w in weights.values()]
     for _, cell in rows[rows["dataset"] == column].iterrows():
         row = rows[(rows["method"] == cell["method"]) & (rows["metric"] == cell["metric"])]
@@ -133,17 +133,16 @@ def check_mean(
         wrong = f"The row gives {value:.3f}; no set sizes or hidden digits give the printed "
         said = ("The printed mean is the mean of its row.", f"{wrong}{cell['printed']}.")
         what = f"{cell['method']}, {cell['metric']} over sets"
-        found.append(check_cell(cell, "weighted mean", what, (value, low, high), good, said))
-    return found
+        yield check_cell(cell, "weighted mean", what, (value, low, high), good, said)
 
 
-def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> list[Check]:
+def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> Iterator[Check]:
     """Pool the errors of the five ranges of KonIQ-10k into the total, with the official shares.
 
     The papers do not list their test images, and lehmann2023 averages ten runs: a total is given
     its printed spread and the change that other shares of a random fifth bring.
     """
-    rows, name, found = rows[rows["table"] == table], total.split()[0], []
+    rows, name = rows[rows["table"] == table], total.split()[0]
     weights = np.array(TEST_COUNTS) / sum(TEST_COUNTS)
     for _, cell in rows[rows["metric"] == total].iterrows():
         row = rows[rows["method"] == cell["method"]].set_index("metric")["value"]
@@ -159,32 +158,27 @@ def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> lis
         said = (f"{pooled} give the printed total.", f"{pooled} do not give the printed total.")
         bounds = (value, value - slack, value + slack)
         what = f"{cell['method']}, total from five ranges"
-        found.append(check_cell(cell, "pooled error", what, bounds, good, said))
-    return found
+        yield check_cell(cell, "pooled error", what, bounds, good, said)
 
 
-def check_kendall(rows: pd.DataFrame) -> list[Check]:
+def check_kendall(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare every Kendall coefficient with the one its Spearman neighbour predicts.
 
     Sixty real prediction sets lie within 0.022 of the normal curve; gross outliers could lift
     Kendall further, so that a large excess is implausible, never impossible.
     """
-    found = []
     spearman = rows[rows["metric"] == "SROCC"].set_index(["table", "method", "dataset"])
     for _, cell in rows[rows["metric"] == "KROCC"].iterrows():
         partner = spearman.loc[(cell["table"], cell["method"], cell["dataset"])]
         low, high = (kendall_from_spearman(r) for r in printed_interval(partner["printed"]))
         value = kendall_from_spearman(partner["value"])
         good = printed_interval(cell["printed"])[0] <= high + KENDALL_BAND
-        wrong = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
-        said = (
-            "Close to what its rank correlation predicts.",
-            f"{wrong}predictions stay within 0.03.",
-        )
+        gap = f"{cell['value'] - value:+.2f} above what the Spearman value predicts"
+        wrong = f"{gap}; measured predictions stay within 0.03."
+        said = "Close to what its rank correlation predicts.", wrong
         place = "Kendall against Spearman", f"{cell['method']}, {cell['dataset']}"
         bounds = (value, low - KENDALL_BAND, high + KENDALL_BAND)
-        found.append(check_cell(cell, *place, bounds, good, said, "implausible"))
-    return found
+        yield check_cell(cell, *place, bounds, good, said, "implausible")
 
 
 def layer_shapes() -> pd.DataFrame:
@@ -192,16 +186,15 @@ def layer_shapes() -> pd.DataFrame:
     return pd.read_csv(ROOT / "data" / "layer_shapes.csv", keep_default_na=False).set_index("layer")
 
 
-def check_features(rows: pd.DataFrame) -> list[Check]:
+def check_features(rows: pd.DataFrame) -> Iterator[Check]:
     """Multiply out every layer's activation and compare the printed feature count with it."""
-    found, shapes = [], layer_shapes()["shape"]
+    shapes = layer_shapes()["shape"]
     for _, cell in rows[rows["metric"] == "feature count"].iterrows():
         layer = cell["method"].split(" (")[0]
         shape, size = shapes[layer], float(prod(map(int, shapes[layer].split(" x "))))
         wrong = f"The layer gives {shape} = {size:,.0f}; the printed size belongs to another."
         said, good = (f"{shape}, as printed.", wrong), size == cell["value"]
-        found.append(check_cell(cell, "feature size", layer, (size, size, size), good, said))
-    return found
+        yield check_cell(cell, "feature size", layer, (size, size, size), good, said)
 
 
 def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
@@ -220,27 +213,24 @@ def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
     return found
 
 
-def check_repeats(rows: pd.DataFrame) -> list[Check]:
+def check_repeats(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare cells that a paper prints twice; the coarser one may be rounded or cut."""
-    found = []
     for index, source in repeated_rows(rows):
         cell, other = rows.loc[index], rows.loc[source]
         ends = printed_interval(other["printed"])
         good = overlap(ends, printed_interval(cell["printed"]))
         said = "The same number in both places.", "The two places differ."
         what = f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}"
-        found.append(check_cell(cell, "repeated cell", what, (other["value"], *ends), good, said))
-    return found
+        yield check_cell(cell, "repeated cell", what, (other["value"], *ends), good, said)
 
 
-def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
+def check_facts(rows: pd.DataFrame, computed: Facts) -> Iterator[Check]:
     """Compare the numbers of the prose with what the network, the set or arithmetic makes of them.
 
     The papers' texts are not part of the repository: ``data/audit_facts.csv`` holds each number
     taken from one, with the section it stands in. Cells left empty there are ``computed``.
     """
     table = pd.read_csv(ROOT / "data" / "audit_facts.csv", keep_default_na=False)
-    found = []
     for row in table[table["paper"] == rows["paper"].iloc[0]].itertuples():
         values = computed.get(row.what, [])
         ours = _ends((row.low, row.high) if row.low else values[0])
@@ -249,8 +239,7 @@ def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
         cells = rows.index[(rows["table"] == row.table) & (rows["what"] == row.cell)]
         place, middle = (row.paper, row.table, row.kind, row.what), float(np.mean(ours))
         told = float(np.mean(said)), verdict, row.meaning
-        found.append(Check(*place, middle, *ours, *told, tuple(cells)))
-    return found
+        yield Check(*place, middle, *ours, *told, tuple(cells))
 
 
 def _ends(value: float | tuple[float | str, float | str]) -> Interval:

@@ -307,11 +307,8 @@ def notebook_rows(runs: list[dict[str, Any]]) -> str:
     checks, tabulated = audit()["verdict"].value_counts(), counts(board).groupby("kind").sum()
     tabulated = tabulated.loc["re-tabulated"]
     odd = "{inconsistent} inconsistent, {implausible} implausible".format_map(checks)
-    same = f"{tabulated['reproduced']} of {tabulated.sum()}"
-    said = {
-        "00": f"{checks.sum()} checks: {odd}",
-        "01": f"{same} counts and correlations reproduced",
-    }
+    same = f"{tabulated['reproduced']} of {tabulated.sum()} counts and correlations reproduced"
+    said = {"00": f"{checks.sum()} checks: {odd}", "01": same}
     for stem in notebook_stems():
         if stem == "07_scoreboard":
             continue

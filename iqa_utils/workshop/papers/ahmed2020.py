@@ -1,5 +1,7 @@
 """Ahmed and Asif: deep features of thirteen networks, support vectors and Gaussian processes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -66,7 +68,7 @@ DIFFICULT = (
 )
 
 
-def checks(rows: pd.DataFrame) -> list[Check]:
+def checks(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare errors with RMSE >= SD sqrt(1 - PLCC^2), which follows from least squares.
 
     The SD of a data set is used only where the whole set is the test set: the cross-set tests.
@@ -75,7 +77,6 @@ def checks(rows: pd.DataFrame) -> list[Check]:
     only if all of them fail, and implausible if those that do not fail make it more than three
     standard deviations, more than any other cell of the paper shows.
     """
-    found = []
     rows = rows[rows["table"].isin(TRAINED_ON)]
     plcc = rows[rows["metric"] == "PLCC"].set_index(["table", "dataset"])["printed"]
     for index, cell in rows[rows["metric"] == "RMSE"].iterrows():
@@ -98,8 +99,7 @@ def checks(rows: pd.DataFrame) -> list[Check]:
         verdict = next(v for v in ("consistent", "implausible", "inconsistent") if v in said)
         place = (KEY, cell["table"], "error floor", f"{cell['dataset']}, least RMSE")
         ends = (factor, factor, float("inf"), cell["value"])  # as in units of the score's SD
-        found.append(Check(*place, *ends, verdict, f"In {'; in '.join(told)}.", (index,)))
-    return found
+        yield Check(*place, *ends, verdict, f"In {'; in '.join(told)}.", (index,))
 
 
 def facts(rows: pd.DataFrame) -> Facts:

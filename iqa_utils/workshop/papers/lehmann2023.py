@@ -1,5 +1,7 @@
 """Lehmann and Rokita: dual-Xception and cross-sampled training on KonIQ-10k."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -47,13 +49,13 @@ def checks(rows: pd.DataFrame) -> list[Check]:
     return [*pooled, *_ranges_deviation(rows), *_squared_label(rows)]
 
 
-def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
+def _ranges_deviation(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare "Ranges standard deviation" with the five range errors above it.
 
     The mean of per-run deviations cannot lie below the deviation of the mean errors (a norm is
     convex), so a printed value below the population form is impossible under any reading.
     """
-    found, table = [], rows[rows["table"] == "Tab. 4"]
+    table = rows[rows["table"] == "Tab. 4"]
     for _, cell in rows[rows["metric"] == "Ranges standard deviation"].iterrows():
         row = table[table["method"] == cell["method"]].set_index("metric")
         parts = row.loc[[f"MSE {r}" for r in RANGES]]
@@ -66,13 +68,11 @@ def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
         right = "The deviation of the five printed errors, rounded or cut."
         said = right, f"{wrong}range rests on this cell."
         place = "ranges deviation", f"{cell['method']}, SD of five ranges"
-        found.append(audit.check_cell(cell, *place, (value, low, high), good, said))
-    return found
+        yield audit.check_cell(cell, *place, (value, low, high), good, said)
 
 
-def _squared_label(rows: pd.DataFrame) -> list[Check]:
+def _squared_label(rows: pd.DataFrame) -> Iterator[Check]:
     """Ask whether the column "MSE" can hold squared errors, and whether it can hold their roots."""
-    found = []
     sd = audit.smallest_deviation(rows[rows["table"] == "Tab. 3"]["value"].to_numpy())
     table = rows[rows["table"] == "Tab. 4"]
     for cell in table[table["metric"] == "MSE"].to_dict("records"):
@@ -88,8 +88,7 @@ def _squared_label(rows: pd.DataFrame) -> list[Check]:
             good = value >= floor - audit.SLACK
             said = ("consistent", right) if good else ("inconsistent", wrong)
             place = (KEY, "Tab. 4", "error floor", f"{cell['method']}, least {label}")
-            found.append(Check(*place, shown, shown, float("inf"), cell["value"], *said))
-    return found
+            yield Check(*place, shown, shown, float("inf"), cell["value"], *said)
 
 
 def facts(rows: pd.DataFrame) -> Facts:

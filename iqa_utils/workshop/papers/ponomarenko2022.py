@@ -40,7 +40,7 @@ def checks(rows: pd.DataFrame) -> list[Check]:
     """Recompute the weighted and the plain mean."""
     six = dict.fromkeys([*TEACHER_WEIGHTS, "spaq"], 1.0)
     weighted = check_mean(rows, "Table 1", "weighted", TEACHER_WEIGHTS)
-    return weighted + check_mean(rows, "Table 4", "average", six)
+    return [*weighted, *check_mean(rows, "Table 4", "average", six)]
 
 
 def facts(rows: pd.DataFrame) -> Facts:
