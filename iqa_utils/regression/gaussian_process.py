@@ -26,7 +26,9 @@ _ROWS = 32  # of a matrix at a time: these stay in a cache
 # The search runs over x, from which these are the logs of length (in median distances) and of noise
 # over signal variance. Long lengths fix signal over length alone, hence the turn.
 _LOGS = 4.5 * np.array([[1.0, -0.5], [0.0, 1.0]])
-_LIMITS = np.log([1e4, 1e6]) / 4.5
+_LIMIT = np.log(1e6) / 4.5
+_STARTS = ((1 / 3, 1.0), (1.0, 0.1), (3.0, 1e-4))  # of the search: median distances, noise ratio
+_FEW = 200  # images that choose among the starts
 
 
 def matern52(distances: Tensor, length: float) -> tuple[Tensor, Tensor]:
@@ -95,13 +97,14 @@ def fit_gaussian_process(
     *,
     noise_sd: float | None = None,
     constant: Literal["least_squares", "sample_mean"] = "least_squares",
-    start: tuple[float, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> GaussianProcess:
     """Fit length, signal and noise by maximum marginal likelihood with its exact gradient.
 
     Of length and ratio of noise to signal variance, some ten pairs are tried; given these the best
-    signal variance is known in closed form, or follows from ``noise_sd``.
+    signal variance is known in closed form, or follows from ``noise_sd``. The likelihood has
+    several tops, one of them noise alone: the highest that 200 images show from three starts is
+    climbed.
 
     Args:
         distances: Between the training images, shape (N, N), symmetric, zero on the diagonal.
@@ -110,7 +113,6 @@ def fit_gaussian_process(
         noise_sd: Hold the noise at this value, in units of the scores; None finds it.
         constant: Estimate of the constant mean: generalised ``least_squares`` at every length and
             noise tried, as MATLAB's fitrgp does for its constant basis, or ``sample_mean``.
-        start: First length and noise ratio; by default the median distance and 0.1.
         device: Where the matrices live.
 
     Raises:
@@ -129,30 +131,37 @@ def fit_gaussian_process(
     if typical == 0:
         raise ValueError("all images have the same features: every distance is 0")
     centred = torch.as_tensor(mos - mos.mean(), dtype=torch.float64, device=device)
-    latest: list[tuple[np.ndarray, _Likelihood]] = []  # one at a time in memory
+    # noise that is held is a share of the scores' variance, not of the signal's
+    scale = 1.0 if noise_sd is None else noise_sd**2 / mos.var()
 
-    def at(x: np.ndarray) -> _Likelihood:
-        if not latest or not np.array_equal(latest[0][0], x):
-            latest.clear()
-            length, ratio = (np.exp(_LOGS @ x) * (typical, 1.0)).tolist()
-            step = _Likelihood(distances, centred, length, ratio, noise_sd, constant)
-            latest.append((x.copy(), step))
-        return latest[0][1]
+    def climb(distances: Tensor, y: Tensor, logs: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the top above a start, and the logs of length and noise ratio there."""
 
-    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = at(x).value_and_gradient()
-        return -value / len(mos), -(_LOGS.T @ gradient) / len(mos)
+        def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
+            length, ratio = np.exp(_LOGS @ x).tolist()
+            step = _Likelihood(distances, y, typical * length, ratio, noise_sd, constant)
+            value, gradient = step.value_and_gradient()
+            return -value / len(y), -(_LOGS.T @ gradient) / len(y)
 
-    length, ratio = start or (typical, 0.1)
-    found = minimize(
-        negative,
-        np.linalg.solve(_LOGS, np.log([length / typical, ratio])).clip(-_LIMITS, _LIMITS),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(-limit, limit) for limit in _LIMITS],
-        options={"ftol": 1e-9, "gtol": 3e-5},
-    )
-    best = at(found.x)
+        found = minimize(
+            negative,
+            np.linalg.solve(_LOGS, logs).clip(-_LIMIT, _LIMIT),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-_LIMIT, _LIMIT)] * 2,
+            options={"ftol": 1e-9, "gtol": 3e-5},
+        )
+        return -found.fun, _LOGS @ found.x
+
+    few = torch.as_tensor(np.random.default_rng(0).permutation(len(mos))[:_FEW], device=device)
+    part, y = distances[few][:, few], centred[few]
+    ratios = [np.clip(scale * ratio, 1e-6, 1e6) for _, ratio in _STARTS]
+    starts = np.log([(length, ratio) for (length, _), ratio in zip(_STARTS, ratios, strict=True)])
+    _, logs = max((climb(part, y, start) for start in starts), key=lambda top: top[0])
+    if len(few) < len(mos):
+        _, logs = climb(distances, centred, logs)
+    length, ratio = np.exp(logs).tolist()
+    best = _Likelihood(distances, centred, typical * length, ratio, noise_sd, constant)
     return GaussianProcess(
         length=best.length,
         signal_sd=math.sqrt(best.signal_variance),
@@ -261,14 +270,11 @@ def search_noise(
     distances = _distances(distances, columns=len(mos), device=device, square=True)
     free = fit_gaussian_process(distances, mos, device=device)
 
-    def fit(noise_sd: float) -> GaussianProcess:
-        start = (free.length, (noise_sd / free.signal_sd) ** 2)
-        return fit_gaussian_process(distances, mos, noise_sd=noise_sd, start=start, device=device)
-
     best: list[tuple[float, GaussianProcess]] = []  # one at a time in memory
 
     def objective(trial: optuna.Trial) -> float:
-        process = fit(trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True))
+        noise_sd = trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True)
+        process = fit_gaussian_process(distances, mos, noise_sd=noise_sd, device=device)
         loss = math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
         if not best or loss < best[0][0]:
             best[:] = [(loss, process)]
