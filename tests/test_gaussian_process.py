@@ -264,6 +264,13 @@ def test_duplicate_images_are_handled_by_the_noise():
     assert pair[0] == pytest.approx(pair[1])
 
 
+def test_a_single_score_that_differs_is_fitted_where_all_that_choose_the_start_are_equal():
+    features, mos = made_data(n=400)[0], np.zeros(400)
+    mos[np.random.default_rng(0).permutation(400)[-1]] = 1.0
+    process = fit_gaussian_process(cdist(features, features), mos)
+    assert process.noise_sd**2 + process.signal_sd**2 == pytest.approx(mos.var(), rel=0.1)
+
+
 def test_distances_that_no_features_have_are_refused():
     rng = np.random.default_rng(0)
     wrong = rng.uniform(0.01, 10, size=(30, 30))

@@ -155,7 +155,7 @@ def _evaluate(
     alpha, ones = torch.cholesky_solve(torch.stack([y, torch.ones_like(y)], 1), factor).T  # (N,)
     offset = float(alpha.sum() / ones.sum()) if constant == "least_squares" else 0.0
     alpha, y = alpha - offset * ones, y - offset
-    quadratic = float(y @ alpha)
+    quadratic = max(float(y @ alpha), 1e-300)  # 0 where a few images score the same
     variance = quadratic / n if noise_sd is None else noise_sd**2 / ratio  # of the signal
     signal_sd, fit = math.sqrt(variance), quadratic / variance
     half_log_determinant = float(factor.diagonal().log().sum())
