@@ -66,6 +66,6 @@ def draw(table: pd.DataFrame) -> plt.Figure:
 if __name__ == "__main__":
     buffer = io.BytesIO()
     draw(steps()).savefig(buffer, dpi=80)
-    path = DOCS.parent / "figures" / "gallery.png"
+    path = DOCS / "gallery.png"
     Image.open(buffer).convert("RGB").quantize(160).save(path, optimize=True)
     print(path.name, path.stat().st_size // 1000, "kB")
