@@ -126,7 +126,7 @@ def compare_runs(
     b: Annotated[Path, Argument(help="The same, run again.")],
 ) -> None:
     """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
-    from iqa_utils.workshop.compare_runs import differences
+    from iqa_utils.workshop.tables import differences
 
     found = list(differences(a, b))
     moved = [row for row in found if row[3] > 0]
@@ -315,7 +315,7 @@ def export(
     out: Annotated[Path, Argument(help="The ONNX file to write.")],
 ) -> None:
     """Write a model as ONNX; the file is kept where it gives the same scores."""
-    from iqa_utils.workshop.export import export_onnx
+    from iqa_utils.workshop.scoring import export_onnx
 
     print(f"{out}: scores equal within {export_onnx(model, out):.2g}")
 

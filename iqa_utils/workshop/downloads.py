@@ -5,9 +5,9 @@ hash, where one was published, and tries again where a connection broke. Archive
 every entry is checked before a byte is written, and files appear only when all could be read.
 """
 
-import csv
 import filecmp
 import os
+import re
 import shutil
 import stat
 import sys
@@ -15,9 +15,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pooch
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER
@@ -31,12 +33,12 @@ BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images
 BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
 NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
-_GITHUB = "https://raw.githubusercontent.com"
-_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
 _SETS = "koniq10k_distributions_sets.csv"
+_SETS_URL = f"https://raw.githubusercontent.com/subpic/koniq/master/metadata/{_SETS}"
 _SETS_SHA256 = "d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a"
 _KADID_SHA256 = "fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c"
 _KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x768")
+_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Source:
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "koniq10k": (
-        Source(f"{_GITHUB}/subpic/koniq/master/metadata/{_SETS}", _SETS, sha256=_SETS_SHA256),
+        Source(_SETS_URL, _SETS, sha256=_SETS_SHA256),
         *(Source(f"{_KONSTANZ}/koniq10k_{name}.zip") for name in _KONIQ_ARCHIVES),
     ),
     "kadid10k": (Source(f"{_KONSTANZ}/kadid10k.zip", strip="kadid10k/", sha256=_KADID_SHA256),),
@@ -167,29 +169,26 @@ def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
     return len(entries)
 
 
-def _checked_entries(
-    opened: zipfile.ZipFile, archive: Path, strip: str
-) -> dict[PurePosixPath, zipfile.ZipInfo]:
+def _checked_entries(opened: zipfile.ZipFile, archive: Path, strip: str) -> dict[Path, Any]:
     """Target -> entry of every file; refuses the archive as a whole."""
-    entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    entries: dict[Path, Any] = {}
     for info in opened.infolist():
-        name, path = info.filename, PurePosixPath(info.filename)
-        target, mode = PurePosixPath(name.removeprefix(strip)), info.external_attr >> 16
-        foreign = path.is_absolute() or "\\" in name or ":" in name
+        name, is_file = info.filename, not info.is_dir()
+        target, kind = Path(name.removeprefix(strip)), stat.S_IFMT(info.external_attr >> 16)
+        first = str(target).lower().split("/")[0]
+        own = first == NOTES or target.name.lower() == DEMO_MARKER
         wrong = {
-            "has an absolute path, a drive or a foreign separator": foreign,
-            "climbs out of its folder": ".." in path.parts,
-            "is a link or a device": stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "has an absolute path, a drive or a foreign separator": re.search(r"^/|[\\:]", name),
+            "climbs out of its folder": ".." in name.split("/"),
+            "is a link or a device": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
             "is encrypted": info.flag_bits & 1,
+            f"is outside of {strip!r}": is_file and not name.startswith(strip),
+            "is there twice": is_file and target in entries,
+            "has a name that this program gives its own notes": is_file and own,
         }
-        if not info.is_dir():
-            own = target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER
-            wrong[f"is outside of {strip!r}"] = not name.startswith(strip)
-            wrong["is there twice"] = target in entries
-            wrong["has a name that this program gives its own notes"] = own
         for reason in filter(wrong.get, wrong):
             raise ArchiveError(f"{archive}: entry {name!r} {reason}")
-        if not info.is_dir():
+        if is_file:
             entries[target] = info
     total = sum(info.file_size for info in entries.values())
     most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
@@ -221,8 +220,8 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
             f"BIQ2021: expected {', '.join(absent)} in {root}, found nothing of that name; "
             f"get it with: iqa data download biq2021 {root}"
         )
-    with names.open(newline="") as file:
-        split = {row["image"].lower(): row["part"] for row in csv.DictReader(file)}
+    parts = pd.read_csv(names, index_col="image")["part"]
+    split = parts.rename(str.lower).to_dict()
     headers, lines = {}, {}
     for part, file_name in BIQ2021_FILES.items():
         headers[part], *rows = (root / file_name).read_bytes().splitlines(keepends=True)
@@ -234,15 +233,15 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     for image in split:
         link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)
     for part, file_name in BIQ2021_FILES.items():
-        chosen = [lines[image] for image in split if split[image] == part]
         # the two official files differ in stray commas: each line takes the form of its new file
-        stray = b"," * (headers[part].count(b",") - 1)
-        texts = [line.rstrip(b"\r\n") for line in chosen]
-        endings = [line[len(text) :] or b"\n" for line, text in zip(chosen, texts, strict=True)]
-        cut = [b",".join(text.split(b",")[:2]) + stray for text in texts]
-        rows = map(b"".join, zip(cut, endings, strict=True))
-        (out / file_name).write_bytes(headers[part] + b"".join(rows))
-    return {part: list(split.values()).count(part) for part in BIQ2021_FILES}
+        stray, rows = b"," * (headers[part].count(b",") - 1), [headers[part]]
+        for image in split:
+            if split[image] == part:
+                name, score, *_ = (text := lines[image].rstrip(b"\r\n")).split(b",")
+                ending = lines[image][len(text) :] or b"\n"
+                rows.append(b"%s,%s%s%s" % (name, score, stray, ending))
+        (out / file_name).write_bytes(b"".join(rows))
+    return {part: int((parts == part).sum()) for part in BIQ2021_FILES}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -119,11 +119,9 @@ def checked_values(
         raise ValueError(f"{stem}: a profile brings its values with it; use --profile {other}")
     values = {**read_profile(stem, profile), "PROFILE": profile, **parameters}
     check_parameters(find_notebook(stem), values)
-    if publish_results and values.get("RUN_NAME"):
-        raise ValueError(
-            f"{stem}: RUN_NAME is {values['RUN_NAME']!r}, and published figures are those of the "
-            "run without a name; run it without --publish"
-        )
+    if publish_results and (name := values.get("RUN_NAME")):
+        told = "published figures are those of the run without a name; run it without --publish"
+        raise ValueError(f"{stem}: RUN_NAME is {name!r}, and {told}")
     return values
 
 
@@ -158,21 +156,16 @@ def run_notebook(
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     finished_before = _finish_time(folder)
+    how = {"engine_name": "iqa", "kernel_name": "python3", "cwd": str(NOTEBOOKS)}
+    bar = {"leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters=values,
-            engine_name="iqa",
-            kernel_name="python3",
-            progress_bar={"leave": False} if sys.stderr.isatty() else False,
-            cwd=str(NOTEBOOKS),
+            str(notebook), str(executed), parameters=values, progress_bar=bar, **how
         )
     except PapermillExecutionError as error:
-        raise RuntimeError(
-            f"{stem}: {error.ename}: {error.evalue} (cell {error.cell_index}); "
-            f"the executed notebook is {executed.relative_to(ROOT)}"
-        ) from error
+        failed = f"{error.ename}: {error.evalue} (cell {error.cell_index})"
+        kept = f"the executed notebook is {executed.relative_to(ROOT)}"
+        raise RuntimeError(f"{stem}: {failed}; {kept}") from error
     if _finish_time(folder) == finished_before:
         raise RuntimeError(f"{stem}: ran to its end but wrote no {folder.name}/metrics.json")
     executed.replace(folder / f"{stem}.ipynb")
