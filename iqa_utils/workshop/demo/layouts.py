@@ -126,8 +126,7 @@ def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Serie
 
 def make_live(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE release 2: five folders with originals among the images, realigned DMOS."""
-    layout = {"official": 29, "scenes": 8, "per_pair": 3}
-    pictures = studio.synthetic("live", list(readers.LIVE_FOLDERS), (512, 768), **layout)
+    pictures = studio.synthetic("live", list(readers.LIVE_FOLDERS), (512, 768), (29, 8, 3))
     answers = 100 * (1.02 - _answers(studio, "live", pictures, 23))
     dmos = np.clip(answers.mean(axis=1), readers.LIVE_TOP - 114.4, readers.LIVE_TOP)
     std = answers.std(axis=1, ddof=1) / 23**0.5
@@ -158,8 +157,7 @@ def make_live(root: Path, studio: Studio) -> dict[str, str]:
 def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
     types = {folder: (kind, token) for kind, (folder, token) in readers.CSIQ_TYPES.items()}
-    layout = {"official": 30, "scenes": 8, "per_pair": 2}
-    pictures = studio.synthetic("csiq", list(types), (512, 512), **layout)
+    pictures = studio.synthetic("csiq", list(types), (512, 512), (30, 8, 2))
     answers = 1 - _answers(studio, "csiq", pictures, 25)
     dmos = np.clip(answers.mean(axis=1), 0, 1)
     scenes = list(dict.fromkeys(picture.reference for picture in pictures))
@@ -186,8 +184,7 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KADID-10k: whole answers from 1 to 5, their mean called dmos and their variance."""
-    layout = {"official": 81, "scenes": 6, "per_pair": 1}
-    pictures = studio.synthetic("kadid10k", readers.KADID_TYPES, (384, 512), **layout)
+    pictures = studio.synthetic("kadid10k", readers.KADID_TYPES, (384, 512), (81, 6, 1))
     answers = np.clip(np.rint(1 + 4 * _answers(studio, "kadid10k", pictures, 30)), 1, 5)
     coded = _coded(pictures, readers.KADID_TYPES)
     table = pd.DataFrame({"dist_img": [f"I{i:02d}_{j:02d}_{k:02d}.png" for i, j, k in coded]})
@@ -200,8 +197,7 @@ def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_tid(root: Path, studio: Studio, name: str, types: list[str]) -> dict[str, str]:
     """Write TID2008 or TID2013: lines `score name`, spelt in mixed case as the real files are."""
-    layout = {"official": 25, "scenes": 6, "per_pair": 1}
-    pictures = studio.synthetic(name, types, (384, 512), **layout)
+    pictures = studio.synthetic(name, types, (384, 512), (25, 6, 1))
     mos = np.clip(0.3 + 7 * _answers(studio, name, pictures, 20).mean(axis=1), 0, 9)
     lines, references = [], {}
     for (i, j, k), picture, score in zip(_coded(pictures, types), pictures, mos, strict=True):

@@ -102,22 +102,15 @@ class Studio:
         return pictures
 
     def synthetic(
-        self,
-        name: str,
-        types: Sequence[str],
-        size: tuple[int, int],
-        *,
-        official: int,
-        scenes: int,
-        per_pair: int,
+        self, name: str, types: Sequence[str], size: tuple[int, int], layout: tuple[int, int, int]
     ) -> list[Picture]:
         """Make every type of distortion on every reference, at some of the five levels.
 
-        There are `official` references in the official set and `scenes` at scale 1, where each type
-        and reference has `per_pair` levels.
+        The layout is the official number of references, that at scale 1, and the number of levels
+        that each type and reference has there.
         """
-        per_pair = min(5, max(per_pair, round(self.scale)))
-        pictures = []
+        official, scenes, per_pair = layout
+        pictures, per_pair = [], min(5, max(per_pair, round(self.scale)))
         for i in range(self.count(official, scenes)):
             reference, clean = scene(name, i, sides(*size, self.scale), self.seed)
             for j, kind in enumerate(types):
