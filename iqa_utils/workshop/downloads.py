@@ -55,12 +55,6 @@ class Source:
         """Name of the file that is fetched."""
         return self.target or Path(urlsplit(self.url).path).name
 
-    def on(self, mirror: str) -> "Source":
-        """Take the file of the same name from another server."""
-        if urlsplit(mirror).scheme not in ("http", "https"):
-            raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
-        return replace(self, url=f"{mirror.rstrip('/')}/{self.name}")
-
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "koniq10k": (
@@ -89,6 +83,8 @@ def download(
     """
     if name not in DATASETS:
         raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+    if mirror and urlsplit(mirror).scheme not in ("http", "https"):
+        raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
     info, root = DATASETS[name], Path(root)
     tell(f"{info.title}: {info.home}; terms: {info.terms}")
     if name not in SOURCES:
@@ -104,7 +100,8 @@ def download(
         for stray in work.glob("tmp*"):  # pooch's, of a process that was killed
             stray.unlink()
         for source in SOURCES[name]:
-            source, file_name = source.on(mirror) if mirror else source, source.name
+            file_name = source.name
+            source = replace(source, url=f"{mirror.rstrip('/')}/{file_name}") if mirror else source
             done = work / f"{file_name}.done"
             if source.target:
                 fetch(source, root / file_name)
@@ -191,8 +188,7 @@ def _checked_entries(opened: zipfile.ZipFile, archive: Path, strip: str) -> dict
         if is_file:
             entries[target] = info
     total = sum(info.file_size for info in entries.values())
-    most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
-    if total > most:
+    if total > (most := max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)):
         raise ArchiveError(f"{archive}: expands to {total:,} bytes, more than {most:,}")
     return entries
 
@@ -214,12 +210,10 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():
         raise ValueError(f"expected another folder than the full set's, found {out}")
-    absent = [name for name in (*BIQ2021_FILES.values(), "Images") if not (root / name).exists()]
-    if absent:
-        raise FileNotFoundError(
-            f"BIQ2021: expected {', '.join(absent)} in {root}, found nothing of that name; "
-            f"get it with: iqa data download biq2021 {root}"
-        )
+    wanted = [*BIQ2021_FILES.values(), "Images"]
+    if absent := [name for name in wanted if not (root / name).exists()]:
+        told = f"expected {', '.join(absent)} in {root}, found nothing of that name"
+        raise FileNotFoundError(f"BIQ2021: {told}; get it with: iqa data download biq2021 {root}")
     parts = pd.read_csv(names, index_col="image")["part"]
     split = parts.rename(str.lower).to_dict()
     headers, lines = {}, {}
@@ -227,8 +221,7 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
         headers[part], *rows = (root / file_name).read_bytes().splitlines(keepends=True)
         lines |= {row.decode().split(",")[0].strip().lower(): row for row in rows}
     on_disk = {path.name.lower(): path for path in (root / "Images").iterdir()}
-    missing = [image for image in split if image not in lines or image not in on_disk]
-    if missing:
+    if missing := [image for image in split if image not in lines or image not in on_disk]:
         raise ValueError(f"{root}: {len(missing)} images have no file or score: {listed(missing)}")
     for image in split:
         link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)

@@ -185,8 +185,7 @@ def run_notebooks(
     workers: int = 1,
 ) -> list[str]:
     """Run several notebooks, or all, by :func:`run_jobs`; returns one line per failure."""
-    chosen = [find_notebook(stem).stem for stem in stems or notebook_stems()]
-    jobs = [(stem, parameters or {}) for stem in chosen]
+    jobs = [(find_notebook(stem).stem, parameters or {}) for stem in stems or notebook_stems()]
     outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
     return [failure for *_, failure in outcomes if failure]
 
@@ -206,8 +205,8 @@ def run_jobs(
         checked_values(stem, profile, parameters, publish_results=publish_results)
     options, done = {"profile": profile, "publish_results": publish_results}, {}
     for last in (False, True):
-        chosen = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard") == last]
-        for index, outcome in _each({i: jobs[i] for i in chosen}, options, workers):
+        chosen = {i: j for i, j in enumerate(jobs) if j[0].endswith("_scoreboard") == last}
+        for index, outcome in _each(chosen, options, workers):
             done[index], (name, seconds, failure) = outcome, outcome
             how = f"FAILED: {failure}" if failure else "done"
             tqdm.write(f"[{len(done)}/{len(jobs)}] {seconds:6.1f} s  {name}: {how}")

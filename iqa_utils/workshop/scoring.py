@@ -232,13 +232,13 @@ def score_to_files(
         raise ValueError(f"file for the scores: {table} is a folder")
     partial = Path(f"{table}.partial")
     scores = score_images(paths, checkpoint, partial=partial, **options)
-    ascending = scores.attrs["ascending"]
+    scale, note, ascending = (scores.attrs[key] for key in ("scale", "note", "ascending"))
     scores = scores.sort_values("score", ascending=ascending, kind="stable", ignore_index=True)
     with atomic_write(table) as temporary:
-        write_csv(scores.assign(scale=scores.attrs["scale"]), temporary)
-    write_contact_sheet(scores, Path(f"{out}.html"), note=scores.attrs["note"])
+        write_csv(scores.assign(scale=scale), temporary)
+    write_contact_sheet(scores, Path(f"{out}.html"), note=note)
     partial.unlink(missing_ok=True)
-    return scores, scores.attrs["note"]
+    return scores, note
 
 
 def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
@@ -273,12 +273,10 @@ def _card(row: Any) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
-    label, warning = html.escape(row.image), html.escape(row.warning)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
-        f"<figcaption><b>{row.score:.1f}</b> {html.escape(Path(row.image).name)} {warning}"
-        "</figcaption></figure>\n"
-    )
+    label, name, warning = map(html.escape, (row.image, Path(row.image).name, row.warning))
+    caption = f"<figcaption><b>{row.score:.1f}</b> {name} {warning}</figcaption>"
+    picture = f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
+    return f"<figure>{picture}{caption}</figure>\n"
 
 
 class _Scores(nn.Module):
