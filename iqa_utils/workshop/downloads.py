@@ -14,9 +14,8 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pandas as pd
@@ -41,8 +40,7 @@ _KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x76
 _BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One file that a data set is served as."""
 
     url: str
@@ -73,13 +71,10 @@ class ArchiveError(ValueError):
 def download(
     name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
 ) -> bool:
-    """Bring a data set into its official layout, or say how the user can.
+    """Bring a data set into its official layout, or return False and say how the user can.
 
     What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
     with files of the same names, in place of the official server.
-
-    Returns:
-        Whether the data set was fetched; False if the user has to act.
     """
     if name not in DATASETS:
         raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
@@ -101,7 +96,8 @@ def download(
             stray.unlink()
         for source in SOURCES[name]:
             file_name = source.name
-            source = replace(source, url=f"{mirror.rstrip('/')}/{file_name}") if mirror else source
+            if mirror:
+                source = source._replace(url=f"{mirror.rstrip('/')}/{file_name}")
             done = work / f"{file_name}.done"
             if source.target:
                 fetch(source, root / file_name)
@@ -197,15 +193,7 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     """Cut the 2,000 images that our real results are shown on out of the full BIQ2021.
 
     Scores are taken from the official files, line by line, so that the cut is the same for all.
-    Images are hard links where the file system can, copies otherwise.
-
-    Args:
-        root: Folder of the full BIQ2021, with its two score files and `Images`.
-        out: Folder of the small set.
-        names: Table with the columns `image` and `part`.
-
-    Returns:
-        Number of training and of test images.
+    Returns the number of training and of test images, as in the table ``names``.
     """
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():

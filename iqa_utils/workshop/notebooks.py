@@ -134,15 +134,8 @@ def run_notebook(
 ) -> Path:
     """Run one notebook of one profile from top to bottom; returns the finished run's folder.
 
-    Args:
-        stem: Notebook, by name or number.
-        profile: Values of ``notebooks/params/STEM.PROFILE.yaml``.
-        parameters: Values that override the profile's.
-        publish_results: Copy figures and metrics to ``figures/`` afterwards (real data only).
-
-    Raises:
-        ValueError: If parameters, data, weights or disk would not do; nothing has been started.
-        RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
+    ``parameters`` override the profile's. What would not do is a ValueError before anything starts;
+    a failed cell or a dead kernel is a RuntimeError that names the error and the notebook kept.
     """
     stem = (notebook := find_notebook(stem)).stem
     values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
@@ -196,10 +189,7 @@ def run_jobs(
     """Run notebooks, ``workers`` at a time, and go on past one that fails.
 
     The scoreboard, which reads what the others leave, starts when all others have ended. Parameters
-    are checked before anything starts; the rest is as for :func:`run_notebook`.
-
-    Returns:
-        How each run ended, in the order of ``jobs``: name, seconds, and why it failed, if it did.
+    are checked before anything starts. Returns how each run ended, in the order of ``jobs``.
     """
     for stem, parameters in jobs:
         checked_values(stem, profile, parameters, publish_results=publish_results)

@@ -267,17 +267,11 @@ def make_plan(
     official: bool = False,
     rates: tuple[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Work out what a notebook asks for in a profile.
+    """Work out what a notebook asks for in a profile: jobs, bytes, hours, and what is missing.
 
     Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
     :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
-    score tables at hand.
-
-    Returns:
-        ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
-        ``moment`` (bytes needed for a moment), ``memory`` (bytes, of the largest job),
-        ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``, and
-        ``to fetch``: weights that the notebook would get from the hub in its first minute.
+    score tables at hand. ``memory`` is the largest job's, ``moment`` the disk needed for a moment.
     """
     stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)

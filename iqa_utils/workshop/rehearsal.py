@@ -55,9 +55,7 @@ UNEVEN = {  # images of a distortion where not every reference has every level
 def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     """List the runs of a rehearsal of some notebooks, or of all that the overlay names.
 
-    Returns:
-        Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``; what
-        neither of them sets (``SAVE_SECONDS``) comes from ``STEM``.
+    A key ``STEM-RUN_NAME`` gives its values over those of ``paper``; the rest is that of ``STEM``.
     """
     overlay = notebooks.read_overlay()
     runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
@@ -101,11 +99,10 @@ def ensure_rehearsal_data(
     sets: Sequence[str] = (),
     share: float = 1.0,
 ) -> dict[str, int]:
-    """Make the sets that are not there yet, or were made otherwise; each appears whole or not.
+    """Make the sets that are not there yet, or were made otherwise; returns their image counts.
 
-    ``root`` gets one folder per set, ``open_images`` without scores, and ``networks`` with 60
-    images of five references for each set of notebook 04. Score files below ``annotations``, one
-    folder per set, are used. Returns the number of image files by set.
+    ``open_images`` has no scores, ``networks`` 60 images of five references for each set of
+    notebook 04. Score files below ``annotations``, one folder per set, are used.
     """
     root = Path(root)
     names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
@@ -241,7 +238,7 @@ def _make_open_images(root: Path, koniq: Path, share: float) -> int:
     """Write unlabelled images as they come: most of them fit the crop, some files are bad."""
     rng = generator(0, "open_images")
     scenes = [dead_leaves((200, 260), rng) for _ in range(6)]
-    folder, encoded = root / "train_0", {}
+    folder, whole = root / "train_0", None
     folder.mkdir()
 
     def fresh() -> Path:
@@ -254,8 +251,7 @@ def _make_open_images(root: Path, koniq: Path, share: float) -> int:
             crop = pixels[top : top + height, left : left + width]
             path = fresh()
             as_image(_spoilt(crop, rng.uniform())).save(path, quality=90)
-            encoded.setdefault((height, width), path)
-    whole = encoded[48, 64]
+            whole = whole or path
     whole.write_bytes(whole.read_bytes()[:-400])  # truncated: its header is fine
     fresh().touch()
     shutil.copyfile(min((koniq / "1024x768").iterdir()), fresh())  # a labelled image

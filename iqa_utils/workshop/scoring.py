@@ -14,9 +14,8 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,8 +41,7 @@ COLUMNS = ["image", "score", "percentile", "warning", "error"]
 Row = tuple[float, float, str, str]  # score, percentile, warning, error
 
 
-@dataclass(frozen=True)
-class Rater:
+class Rater(NamedTuple):
     """What scores: ``prepare`` runs where images are decoded, ``rate`` on batches of one size."""
 
     hash: str
@@ -97,17 +95,10 @@ def score_images(
     device: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Predict the quality of image files.
+    """Predict the quality of image files, with the shipped model if no checkpoint is named.
 
-    Args:
-        paths: Files and folders.
-        checkpoint: Model file; the shipped one if None.
-        method: ``"model"``, ``"niqe"`` or ``"brisque"``.
-        partial: File that rows are appended to as they are scored: files that a killed run of the
-            same method has scored are read from there, unless they have changed since.
-        batch_size: Images per forward pass; images of different sizes are never put together.
-        device: Torch device; the first GPU, else the CPU.
-        progress: Show a bar on a terminal.
+    Rows are appended to the file ``partial`` as they are scored: files that a killed run of the
+    same method has scored are read from there, unless they have changed since.
 
     Returns:
         One row per file in the order found: ``image``, ``score`` (NaN where the file is bad),
@@ -297,14 +288,8 @@ def export_onnx(model: str | Path, out: str | Path) -> float:
     """Write a model file as ONNX with the input ``images`` and the output ``scores``.
 
     Images are RGB in [0, 1], float32, already of the model's size; batches may be of any size. The
-    file is kept only where ONNX Runtime gives the same scores of random images as PyTorch.
-
-    Returns:
-        The largest difference found, on the scale of the scores.
-
-    Raises:
-        ImportError: If ONNX, its scripts or its runtime is not installed.
-        ValueError: If the scores differ.
+    file is kept only where ONNX Runtime gives the same scores of random images as PyTorch; returns
+    the largest difference found.
     """
     import onnxruntime
     import onnxscript  # noqa: F401 - PyTorch's exporter needs it

@@ -13,9 +13,8 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,8 +31,7 @@ COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SE
 KEYS = ["paper", "table", "method", "dataset", "metric", "data", *DESCRIBED, *WORDS]
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One run of a grid: its notebook, its values and its name (``grid.SEED-1.SPLIT-0``).
 
     The jobs of the notebooks ``after`` finish first; it holds ``gpus`` GPUs.

@@ -9,7 +9,6 @@ import io
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -156,7 +155,8 @@ def make_live(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
-    types = {folder: (kind, token) for kind, (folder, token) in readers.CSIQ_TYPES.items()}
+    known = enumerate(readers.CSIQ_TYPES.items(), start=1)
+    types = {folder: (i, kind, token) for i, (kind, (folder, token)) in known}
     pictures = studio.synthetic("csiq", list(types), (512, 512), (30, 8, 2))
     answers = 1 - _answers(studio, "csiq", pictures, 25)
     dmos = np.clip(answers.mean(axis=1), 0, 1)
@@ -169,10 +169,9 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     rows, references = [header], {}
     for i, picture in enumerate(pictures):
         folder, name = picture.distortion, names[picture.reference]
-        kind, token = types[folder]
+        index, kind, token = types[folder]
         file = f"{folder}/{name}.{token}.{picture.level}.png"
         studio.save(picture, root / "dst_imgs" / file)
-        index = list(types).index(folder) + 1
         rows.append([name, index, kind, picture.level, answers[i].std(ddof=1), dmos[i]])
         references[file] = picture.reference
     for r, row in enumerate(rows, start=4):
@@ -286,7 +285,7 @@ def make_unlabelled(root: Path, studio: Studio) -> dict[str, str]:
     n, scale = studio.count(360_000, 160), studio.scale
     pictures = studio.authentic("unlabelled", n if scale > 1 else max(5, round(160 * scale)), SIDES)
     for i in range(4, len(pictures), 5):
-        pictures[i] = replace(pictures[i], pixels=np.swapaxes(pictures[i].pixels, 0, 1))
+        pictures[i] = pictures[i]._replace(pixels=np.swapaxes(pictures[i].pixels, 0, 1))
     names = [f"{i:06d}.jpg" for i in range(len(pictures))]
     return _save_all(studio, root, names, pictures, quality=90)
 

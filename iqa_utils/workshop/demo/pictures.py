@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -37,8 +37,7 @@ MAIN = ("gaussian blur", "lens blur", "motion blur", "white noise", "jpeg")
 BESIDES = ("darken", "brighten", "contrast change", "white noise", "jpeg")
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One synthetic image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1].
 
     A picture that is only to be linked has no pixels.
@@ -138,11 +137,7 @@ class Studio:
 
 
 def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:
-    """Take a photograph for every other scene, dead leaves between; each by its number.
-
-    Returns:
-        Name of the source (a photograph gives several scenes) and RGB in [0, 1], (H, W, 3).
-    """
+    """Take a photograph for every other scene, dead leaves between; returns its source too."""
     rng = generator(seed, f"{name} scene", i)
     if i % 2 == 0 and i < 20 * len(PHOTOGRAPHS):
         chosen = PHOTOGRAPHS[(i // 2) % len(PHOTOGRAPHS)]
@@ -186,11 +181,7 @@ def photograph(name: str) -> Image.Image:
 
 
 def crop_photograph(name: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Cut a random part out of a photograph, half of its side at least, perhaps mirrored.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3), float32.
-    """
+    """Cut a random part out of a photograph, half of its side at least, perhaps mirrored."""
     picture = photograph(name)
     shape = np.array(size[::-1])  # width, height
     part = shape * (min(picture.size / shape) * rng.uniform(0.5, 1.0))
