@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from iqa_utils.workshop.checkout import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
+from iqa_utils.workshop import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
 
 variables = VARIABLES | {"HF_ENDPOINT": "another server for weights from the hub"}
 app = typer.Typer(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,7 +118,6 @@ def ensure_rehearsal_data(
             if wanted.items() <= known.items():
                 counts[name] = known["images"]
                 continue
-            start = time.perf_counter()
             few = name.startswith("networks/")
             linker = Linker(pool=root / f".pool-{VERSION}", share=share, few=few)
             with atomic_folder(root / name) as folder:
@@ -131,9 +129,9 @@ def ensure_rehearsal_data(
                     n = len(SETS[name.removeprefix("networks/")](folder, linker))
                 content = {"made_by": "iqa rehearse", **wanted, "images": n}
                 (folder / DEMO_MARKER).write_text(json.dumps(content))
-            counts[name], seconds = n, time.perf_counter() - start
+            counts[name] = n
             scores = "real" if real else "no" if name == "open_images" else "synthetic"
-            print(f"{name}: {n:,} images, {scores} scores, {seconds:.1f} s")
+            print(f"{name}: {n:,} images, {scores} scores")
     return counts
 
 
