@@ -57,8 +57,8 @@ def _training(
     epochs = max(epochs, own["EPOCHS"])
     n_batches = max(n // batch + (n % batch > 1), 1)  # a lone last image joins the batch before it
     facts = {"name": method, "batch": batch, "images": epochs * n, "steps": epochs * n_batches}
-    facts |= {"watched": epochs * each + last, "precision": own.get("PRECISION", "fp32")}
-    return Job(**facts | {"compile": own.get("COMPILE", False)} | more)
+    facts |= {"precision": own.get("PRECISION", "fp32"), "compile": own.get("COMPILE", False)}
+    return Job(**facts | {"watched": epochs * each + last} | more)
 
 
 def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, tuple[int, ...]]]:
@@ -150,7 +150,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         return images, torch.arange(len(images), device=images.device) % n_sets
 
     n_test = sum(int(count["test"]) for count in counts.values())
-    pixels = {name: stored_bytes(table.attrs["pixels"], 768) / 3 for name, table in tables.items()}
+    whole = {k: stored_bytes(t.attrs["pixels"], 768) / 3 / side**2 for k, t in tables.items()}
     singles = [f"single:{name}" for name in tables]
     for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
         variant, _, depth = method.partition(" ")[0].partition("-")
@@ -165,8 +165,8 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         how |= {"build": partial(build, names, variant, int(depth or 5)), "size": size}
         watched = sum(n_watched), n_test
         one = _training(values, method, n, *watched, batch=batch, count=count, **how)
-        whole = [pixels[name] / side**2 for name in names]  # images are predicted whole
-        share = 1.0 if frozen else float(np.average(whole, weights=n_watched))
+        # images are predicted whole
+        share = 1.0 if frozen else float(np.average([whole[k] for k in names], weights=n_watched))
         steps = one.images // n * math.ceil(n / batch)
         yield replace(one, steps=steps, watched=round(share * one.watched))
 

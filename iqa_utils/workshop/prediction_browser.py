@@ -42,14 +42,14 @@ def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"{Path(run).name} holds no predictions.parquet")
     sets = pd.read_parquet(file).groupby("dataset", sort=False)
-    joined = pd.concat(_join_scores(part, str(k), Path(data_root) / str(k)) for k, part in sets)
+    joined = pd.concat(_join_scores(part, Path(data_root) / str(name)) for name, part in sets)
     return joined.sort_index().assign(error=joined["pred"] - joined["mos"])
 
 
-def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
+def _join_scores(part: pd.DataFrame, root: Path) -> pd.DataFrame:
     extra = ["distortion", *VOTES]
     try:
-        scores = load_scores(name, root)
+        scores = load_scores(root.name, root)
     except (KeyError, FileNotFoundError, ValueError):
         return part.reindex(columns=[*part.columns, *extra]).assign(path="")
     known = scores.reindex(columns=["image", *extra])
@@ -69,8 +69,6 @@ def select(
 
     ``wanted`` chooses a value of ``method``, ``dataset`` or ``distortion``.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {tuple(ORDERS)}, got {order!r}")
     rows = predictions[predictions["mos"].between(*scores)]
     for column, value in wanted.items():
         rows = rows if value == ANY else rows[rows[column] == value]
