@@ -304,10 +304,13 @@ def notebook_rows(runs: list[dict[str, Any]]) -> str:
 
     board, rows = compare(real_results(runs)), []
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
-    checks, tabulated = audit()["verdict"].value_counts(), counts(board).groupby("kind").sum()
-    tabulated = tabulated.loc["re-tabulated"]
-    odd = "{inconsistent} inconsistent, {implausible} implausible".format_map(checks)
-    same = f"{tabulated['reproduced']} of {tabulated.sum()} counts and correlations reproduced"
+    checks = audit()["verdict"].value_counts()
+    odd = (
+        f"{checks.get('inconsistent', 0)} inconsistent, {checks.get('implausible', 0)} implausible"
+    )
+    tabulated = counts(board).groupby("kind").sum().reindex(["re-tabulated"], fill_value=0)
+    row = tabulated.iloc[0]
+    same = f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"
     said = {"00": f"{checks.sum()} checks: {odd}", "01": same}
     for stem in notebook_stems():
         if stem == "07_scoreboard":
