@@ -233,7 +233,7 @@ def test_states_are_saved_by_time_and_best_weights_only_when_they_change(tmp_pat
         written.append(path.name)
         save_checkpoint(path, state)
 
-    monkeypatch.setattr("iqa_utils.training.resume.save_checkpoint", note)
+    monkeypatch.setattr("iqa_utils.training.checkpoints.save_checkpoint", note)
     result = train(*make(), checkpoint_dir=tmp_path / "minute")
     assert written == [f"best-{result.best_epoch}.pt", "last.pt"]  # six epochs took no minute
     written.clear()
@@ -494,7 +494,7 @@ def test_model_files_that_do_not_fit_are_refused(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="not a safetensors file"):
         load_model(path)
-    with pytest.raises(FileNotFoundError, match="nothing at"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         load_model(tmp_path / "absent.safetensors")
 
 
