@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iqa_utils.backbones import HUB, create_backbone, load_weights, normalisation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD
 from iqa_utils.imbalance import FDS
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.shared import scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
 OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iqa_utils.models.costs import count_macs
-from iqa_utils.models.scores import architecture, scaled_score
+from iqa_utils.models.shared import architecture, count_macs, count_parameters, scaled_score
 
 # (channels at width 1, stride) of each block; a stride of 2 halves the map
 LOW_LEVEL = [(24, 1), (24, 2), (48, 1), (48, 2), (96, 1), (96, 2)]
@@ -138,7 +137,7 @@ def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[st
     with torch.device("meta"):
         model = IMQNet(**model_arguments)
     parts = ["low_level", "high_level", "head"]
-    count = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts}
+    count = {part: count_parameters(getattr(model, part)) for part in parts}
     return {"parameters": sum(count.values()), **count, "macs": count_macs(model, height, width)}
 
 

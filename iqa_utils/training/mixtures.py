@@ -17,9 +17,8 @@ from iqa_utils.images import ImageStore, augment, build_store, to_float
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.models import monotonic
 from iqa_utils.samplers import Mixing
-from iqa_utils.training.batches import Batch, epoch_seed
+from iqa_utils.training.batches import Batch, epoch_seed, frozen_maps
 from iqa_utils.training.checkpoints import data_digest
-from iqa_utils.training.frozen_trunk import frozen_maps
 
 # source that decides a training, as it was loaded: other code, another training
 _MODULES = (sys.modules[__name__], losses, samplers, monotonic, training)
