@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iqa_utils.images.decode_once import Fit, finished_folder
+from iqa_utils.images.decoding import Fit, finished_folder
 
 if TYPE_CHECKING:  # imported where it is used: decoding and measuring files need no torch
     import torch
