@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from iqa_utils import decoding
+from iqa_utils.decoding import BadImageError
 from iqa_utils.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -21,10 +23,8 @@ from iqa_utils.images import (
     ImageStore,
     augment,
     build_store,
-    decoding,
     to_float,
 )
-from iqa_utils.images.decoding import BadImageError
 
 SIZES = [(40, 60), (33, 47), (64, 31), (20, 20), (51, 50), (48, 64)]  # odd ones too
 FLOAT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -414,8 +414,8 @@ def test_a_full_disk_is_an_error_before_the_work(build, monkeypatch):
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from iqa_utils.images import decoding
-from iqa_utils.images.decoding import Fit, finished_folder
+from iqa_utils import decoding
+from iqa_utils.decoding import Fit, finished_folder
 
 read = decoding.read_image
 
