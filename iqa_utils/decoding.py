@@ -41,7 +41,7 @@ import PIL
 from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
-from iqa_utils.files import atomic_write, lock, read_mapping, sync_folder
+from iqa_utils.files import atomic_write, listed, lock, read_mapping, sync_folder
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
@@ -379,12 +379,6 @@ def _fill(folder: Path, root: Path, names: Sequence[str], fit: Fit, *, progress:
     with atomic_write(folder / "checked.json") as partial:
         partial.write_text(json.dumps(_stamps(folder)))
     return decoded
-
-
-def listed(items: Sequence[str], most: int = 20) -> str:
-    """Join up to 20 items for a message and count the rest."""
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest
 
 
 def _checksum(pixels: bytes | np.ndarray) -> int:

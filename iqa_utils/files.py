@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -149,3 +149,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         found = "nothing" if is_empty else f"{type(content).__name__} {str(content)[:60]!r}"
         raise ValueError(f"{path}: expected names and values, found {found}")
     return content
+
+
+def listed(items: Sequence[str], most: int = 20) -> str:
+    """Join up to 20 items for a message and count the rest."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest

@@ -54,5 +54,3 @@ def test_its_description_builds_it_again():
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="'global' or '8x8'"):
         KonCept(SMALL, pooling="max")
-    with pytest.raises(ValueError, match="3 numbers"):
-        KonCept(SMALL, widths=(4, 2))

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from iqa_utils.datasets import readers
-from iqa_utils.files import hash_file, read_mapping
+from iqa_utils.files import hash_file, listed, read_mapping
 from iqa_utils.splits import SPLITS
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
@@ -114,9 +114,9 @@ def check_images(frame: pd.DataFrame, root: str | Path) -> None:
     if missing:
         info = DATASETS.get(frame.attrs.get("dataset", ""))
         hint = f"; get the images from {info.home}" if info else ""
-        listed = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
         raise FileNotFoundError(
-            f"{root}: expected {len(frame)} images, {len(missing)} are missing: {listed}{hint}"
+            f"{root}: expected {len(frame)} images, {len(missing)} are missing: "
+            f"{listed(missing)}{hint}"
         )
 
 
@@ -154,7 +154,7 @@ def report_lines(name: str, report: dict[str, object]) -> list[str]:
     official, missing = report["official_rows"], report["images_missing"]
     synthetic = ", synthetic data" if report["statistics"]["demo"] else ""
     against = f" of {official} in the official release" if official else ""
-    shown = f": {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}" if missing else ""
+    shown = f": {listed(missing, 5)}" if missing else ""
     return [
         f"{name}: {'whole' if report['whole'] else 'not whole'}{synthetic}",
         f"  scores: {report['rows']}{against}",
@@ -237,10 +237,10 @@ def _files_in(root: Path, info: DatasetInfo) -> dict[str, Path]:
 
 def _checked_names(names: pd.Series, where: str) -> pd.Series:
     """Refuse names that are missing, lead outside, or cannot be told apart."""
-    if names.isna().any() or (names.astype(str).str.strip() == "").any():
+    names = names.fillna("").astype(str).str.strip().str.replace("\\", "/").astype(object)
+    if (names == "").any():
         raise ValueError(f"{where}: expected a name in every row, found an empty one")
-    names = names.astype(str).str.strip().str.replace("\\", "/").astype(object)
-    outside = names[names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)|^\w:")]
+    outside = names[names.str.contains(r"^/|(?:^|/)\.\.(?:/|$)|^\w:")]
     if len(outside):
         raise ValueError(f"{where}: expected names below the folder, found {outside.iloc[0]}")
     twice = names[names.duplicated()]
@@ -249,8 +249,9 @@ def _checked_names(names: pd.Series, where: str) -> pd.Series:
             f"{where}: expected every image once, duplicate {twice.iloc[0]} ({len(twice)} in all)"
         )
     folded = names.str.casefold()
-    if folded.duplicated().any():
-        pair = names[folded == folded[folded.duplicated()].iloc[0]].tolist()
+    twice = folded[folded.duplicated()]
+    if len(twice):
+        pair = names[folded == twice.iloc[0]].tolist()
         raise ValueError(f"{where}: names that differ only in case cannot be told apart: {pair}")
     return names
 

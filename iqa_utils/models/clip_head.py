@@ -177,10 +177,6 @@ class ClipHead(nn.Module):
             raise ValueError(f"form must be normalised or plain, got {form!r}")
         if isinstance(encoder, Mapping):
             encoder = ImageEncoder(**encoder)
-        if encoder is not None and encoder.n_features != n_features:
-            raise ValueError(
-                f"the head expects vectors of {n_features}, the encoder gives {encoder.n_features}"
-            )
         self.mos_mean, self.mos_std = mos_mean, mos_std = float(mos_mean), float(mos_std)
         self.architecture = architecture("clip_head", locals())
         self.architecture["encoder"] = None if encoder is None else encoder.settings

@@ -174,8 +174,6 @@ class KonCept(nn.Module):
         super().__init__()
         if pooling not in ("global", "8x8"):
             raise ValueError(f"pooling must be 'global' or '8x8', got {pooling!r}")
-        if len(widths) != len(DROPOUT):
-            raise ValueError(f"widths must be {len(DROPOUT)} numbers, got {tuple(widths)}")
         self.architecture = architecture("koncept", locals())
         how = "mean" if pooling == "global" else pooling
         self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)

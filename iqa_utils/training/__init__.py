@@ -161,8 +161,6 @@ def fit(
         ValueError: If an epoch has no batches, or ``select`` is never finite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
     device = next(model.parameters()).device
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -180,8 +178,6 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             loss = loss_step(network, batch)
-        if loss.ndim:
-            raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
         loss.backward()
         optimizer.step()
         if scheduler is not None and schedule_each == "batch":
@@ -220,13 +216,9 @@ def fit(
             _refuse_infinite(unseen, state.epoch)
             if not state.images:
                 raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
-            row = {
-                "epoch": state.epoch + 1,
-                "train_loss": state.loss_sum.item() / state.images,
-                "lr": state.rate,
-                "images": state.images,
-                "seconds": time.perf_counter() - started,
-            }
+            row = {"epoch": state.epoch + 1, "train_loss": state.loss_sum.item() / state.images}
+            row |= {"lr": state.rate, "images": state.images}
+            row["seconds"] = time.perf_counter() - started
             if scheduler is not None and schedule_each == "epoch":
                 scheduler.step()
             if compiled is not None:
@@ -251,26 +243,20 @@ def fit(
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
 def predict(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
+    model: nn.Module, batches: Iterable[Batch], *, precision: Precision = "fp32"
 ) -> np.ndarray:
     """Predict a score for every image of a stream, in its order.
 
     Args:
         model: Network whose output has shape (B,) or (B, 1).
         batches: The images.
-        device: Where to compute; None keeps the network where it is.
         precision: ``"bf16"`` uses autocast.
 
     Returns:
         Predictions, shape (N,), float64. The network is left in the mode it was in.
     """
-    device = torch.device(device or next(model.parameters()).device)
-    was_training = model.training
-    model.to(device).eval()
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
     parts = []
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
         for batch in batches:
@@ -310,10 +296,9 @@ class _Compiled:
         """Say once what ran eagerly by design, and whenever it happens what dynamo refused."""
         refused = counters["frames"]["total"] - counters["frames"]["ok"]
         if not self.told:
-            n = self.shapes[0][0]
             print(
-                f"compiled for batches of {n}: {self.through_graph} ran through the graph; "
-                f"{self.eager} of another size and the evaluation ran eagerly"
+                f"compiled for batches of {self.shapes[0][0]}: {self.through_graph} ran through "
+                f"the graph; {self.eager} of another size and the evaluation ran eagerly"
             )
             self.told = True
         if refused:

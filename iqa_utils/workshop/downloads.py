@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 import pooch
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER
-from iqa_utils.decoding import listed
-from iqa_utils.files import hash_file, lock
+from iqa_utils.files import hash_file, listed, lock
 from iqa_utils.workshop.checkout import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
