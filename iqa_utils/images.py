@@ -110,8 +110,7 @@ class ImageStore:
     def image(self, i: int) -> Tensor:
         """Return one image, uint8, shape (3, H, W), RGB: a view, `clone()` it to write to it."""
         height, width = self.sizes[i].tolist()
-        start = self._starts[i]
-        pixels = self._bytes[start : start + height * width * 3]
+        pixels = self._bytes[self._starts[i] :][: height * width * 3]
         return pixels.view(height, width, 3).permute(2, 0, 1)
 
     def batch(
@@ -127,10 +126,8 @@ class ImageStore:
                 else batches go by way of two pinned buffers.
         """
         if not self.uniform:
-            raise ValueError(
-                f"expected images of one size, found {len(np.unique(self.sizes, axis=0))} sizes; "
-                "use crops() or image()"
-            )
+            found = len(np.unique(self.sizes, axis=0))
+            raise ValueError(f"expected images of one size, found {found} sizes; use crops()")
         height, width = self.sizes[0].tolist()
         rows = torch.from_numpy(_row_numbers(indices))  # (B,)
         gathered = self._gather(lambda pixels: pixels.view(len(self), -1), rows, device)
@@ -161,12 +158,11 @@ class ImageStore:
         share = 0.5
         if generator is not None:
             share = torch.rand(room.shape, dtype=torch.float64, generator=generator).numpy()
-        corners = (share * (room + (generator is not None))).astype(int)
-        first = np.asarray(self._starts)[indices] + 3 * (
-            corners[:, 0] * self.sizes[indices, 1] + corners[:, 1]
-        )
-        lines = 3 * np.arange(height) * self.sizes[indices, 1:]  # (B, height)
-        lines = torch.from_numpy((first[:, None] + lines).ravel())
+        top, left = (share * (room + (generator is not None))).astype(int).T  # (B,)
+        widths = self.sizes[indices, 1]
+        first = np.asarray(self._starts)[indices] + 3 * (top * widths + left)
+        lines = first[:, None] + 3 * np.arange(height) * widths[:, None]  # (B, height)
+        lines = torch.from_numpy(lines.ravel())
         gathered = self._gather(lambda pixels: pixels.unfold(0, 3 * width, 1), lines, device)
         return gathered.view(-1, height, width, 3).permute(0, 3, 1, 2)
 

@@ -270,12 +270,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
+            metadata = json.loads((file.metadata() or {})[HEADER])
     except SafetensorError as error:
         raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
-    if header is None:
-        raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
-    metadata = json.loads(header)
+    except KeyError as error:
+        raise ValueError(f"model {path.name} has no {HEADER!r} header of save_model") from error
     _check_metadata(path, metadata)
     return metadata
 
@@ -313,12 +312,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"model {path.name}: weights do not fit {metadata['architecture']}: {error}"
-        ) from error
+        wanted = metadata["architecture"]
+        raise ValueError(f"model {path.name}: weights do not fit {wanted}: {error}") from error
     if weights_hash(model) != metadata.get("weights_hash"):
         raise ValueError(
-            f"model {path.name} was altered: its weights are not those it was saved with"
+            f"model {path.name} was altered: these are not the weights that were saved"
         )
     return model.eval(), metadata
 
