@@ -110,19 +110,11 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
 def load_weights(
     network: nn.Module, path: str | Path, *, classifier: tuple[str, ...] | list[str] = ()
 ) -> nn.Module:
-    """Copy a state dict into a network; a classifier may be left over in the file only.
+    """Copy a file of :func:`read_state_dict` into a network, and return the network.
 
-    Args:
-        network: Target network.
-        path: File for :func:`read_state_dict`.
-        classifier: Prefixes that the network may do without: the ImageNet classifier.
-
-    Returns:
-        The same network.
-
-    Raises:
-        ValueError: If any parameter of the network is missing or of another shape (its own
-            classifier too: a random one would look like a poor one), or another is left over.
+    Parameters named by ``classifier``, as timm names ImageNet's, may be left over in the file. A
+    ValueError names whatever else is missing, left over or of another shape, the network's own
+    classifier too: a random one would look like a poor one.
     """
     state, own = read_state_dict(path), network.state_dict()
     spare = tuple(f"{prefix}." for prefix in classifier)

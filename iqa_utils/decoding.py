@@ -69,12 +69,10 @@ class BadImageError(ValueError):
 
 
 def walk_images(folder: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the images below a folder by name, and what looks like one but is not read.
+    """Yield the images below a folder in the order of their names, each with an empty text.
 
-    Yields:
-        Path below the folder with ``/``, in the order of these names, and an empty text, or the
-        reason: a format that is not read, a link to nothing, a folder of such a name or behind a
-        link. One folder's names are in memory at a time.
+    What only looks like one (another format, a link to nothing, a folder of such a name) comes with
+    the reason why it is not read. One folder's names are in memory at a time.
     """
     with os.scandir(folder) as entries:  # a folder sorts as its files do, by its name and a slash
         found = [(e.name + "/" * e.is_dir(follow_symlinks=False), e.is_file()) for e in entries]
@@ -285,13 +283,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
-    """Hash the bytes of N different files; only those whose time or length changed are read again.
-
-    Args:
-        root: Folder that the names are relative to.
-        names: Files.
-        store_dir: Where the hashes are remembered.
-    """
+    """Hash the bytes of different files; only what changed since the last call is read again."""
     if not names:
         raise ValueError("expected image names, found none")
     if len(set(names)) < len(names):

@@ -35,12 +35,7 @@ class Transfer:
     """Two buffers in turn: one is filled while the copy of the other is under way.
 
     A buffer is filled again only once its last copy has ended, which an event tells; nothing else
-    waits. On the CPU there is one buffer and no copy.
-
-    Args:
-        device: Where the bytes go.
-        new_event: Makes an event with ``record()`` and ``synchronize()``; None where copies end
-            before the next call, as on the CPU.
+    waits. On the CPU there is one buffer and no copy, hence no event.
     """
 
     def __init__(

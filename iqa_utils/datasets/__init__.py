@@ -142,8 +142,8 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
         "mean and SD": f"{mos.mean():.4f}, {mos.std():.4f}",
         "reference images": frame["reference"].nunique(),
         "distortions": frame["distortion"].nunique(),
-        **{"split": split or "none", "demo": demo},
     }
+    statistics |= {"split": split or "none", "demo": demo}
     whole = whole and len(frame) == (info.n_images or len(frame)) and not missing
     counts = {"rows": len(frame), "official_rows": info.n_images, "images_missing": missing}
     return {"whole": whole, **counts, "files": told, "statistics": statistics}

@@ -67,16 +67,11 @@ def count_macs(network: nn.Module, height: int, width: int, *more: Tensor) -> in
 
 
 class PooledTrunk(nn.Module):
-    """A trunk and the pooling and layers that turn its map into a feature.
+    """A trunk for some input planes, and the pooling and layers that turn its map into a feature.
 
-    Args:
-        backbone: timm name.
-        channels: Input planes.
-        variant: See :class:`iqa_utils.models.dual_xception.DualXception`.
-        width: Feature width of the variants ``B``, ``C`` and ``G``.
-        pooling: ``"mean"`` over all positions; ``"mean_std"``: also their standard deviation;
-            ``"8x8"``: the mean of the 8x8 positions at the top left.
-        pretrained: Weights of the trunk.
+    ``pooling`` is the ``mean`` over all positions, ``mean_std`` also their standard deviation, or
+    ``8x8``, the mean of the 8x8 positions at the top left. The other arguments are those of
+    :class:`iqa_utils.models.dual_xception.DualXception`.
     """
 
     def __init__(

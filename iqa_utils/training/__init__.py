@@ -211,7 +211,7 @@ def fit(
                 if stops:
                     state.pause(device, time.perf_counter() - started)
                     started += state.save()  # saving is no training
-                if interrupted.is_set():
+                if stops and interrupted.is_set():
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
             _refuse_infinite(unseen, state.epoch)
             if not state.images:

@@ -225,17 +225,11 @@ def frozen_maps(
     dtype: torch.dtype = torch.float32,
     **options: object,
 ) -> Tensor:
-    """Run a frozen network over every image, or read the cached result; a killed pass goes on.
+    """Run a frozen network over every image of one size, or read the cached result.
 
-    Args:
-        network: Gives maps, shape (B, C, h, w); on the device to use.
-        store: Decoded images of one size, N of them.
-        cache_dir: Folder of the cache; None keeps nothing.
-        dtype: Of the result; half precision halves the memory and rounds (2e-4 relative).
-        **options: For :func:`iqa_utils.features.frozen_features` (``batch_size``, ``mean``, ...).
-
-    Returns:
-        Shape (N, C, h, w), channels-last, on the CPU.
+    Options are those of :func:`iqa_utils.features.frozen_features` (``batch_size``, ``mean``, ...);
+    half precision halves the memory and rounds (2e-4 relative). Returns shape (N, C, h, w),
+    channels-last, on the CPU.
     """
     device = next(network.parameters()).device
     run = getattr(network.eval(), "forward_features", network)
@@ -288,18 +282,9 @@ def stem_batches(
 ) -> Iterator[Batch]:
     """Stream activations in place of images; with a seed each one is mirrored by a coin.
 
-    Args:
-        activations: From :func:`stem_activations`, shape (2 N, C, h, w).
-        rows: Images of this epoch, 0 to N - 1, repeats allowed.
-        mos: Scores, shape (N,).
-        batch_size: Likewise as :func:`store_batches`, as all that is not explained here.
-        seed: Shuffles and mirrors by ``(seed, epoch)``; None does neither.
-        epoch: Counted from 0.
-        device: Where the batches go.
-        extra_inputs: Further input of the network, shape (N, D).
-        names: Image names, N values.
-        change_copies: Activations of changed copies of these images, (R,): instead of those of
-            images that this epoch has already shown once.
+    Arguments are those of :func:`store_batches` but for ``activations``, (2 N, C, h, w), from
+    :func:`stem_activations`, and ``change_copies``, which gives the activations of changed copies
+    of these images, (R,): instead of those of images that this epoch has already shown once.
     """
     rows, n = np.asarray(rows), len(mos)
     if seed is not None:

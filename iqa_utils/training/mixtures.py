@@ -109,14 +109,9 @@ def mixed_stream(
 ) -> Callable[[int], Iterator[Batch]]:
     """Return the stream of mixed batches of an epoch, counted from 0.
 
-    Args:
-        frames: Score tables by set.
-        pixels: Images or maps by set.
-        split: From :func:`iqa_utils.mixed_sets.split_sets`.
-        targets: Scores to learn by set; ``source`` of a batch numbers these sets.
-        mixing: See :func:`iqa_utils.samplers.mixed_batches`.
-        batch_size: Likewise.
-        seed: Of order and crops.
+    ``split`` is that of :func:`iqa_utils.mixed_sets.split_sets`; for ``mixing`` and ``batch_size``
+    see :func:`iqa_utils.samplers.mixed_batches`. ``source`` numbers the sets of ``targets``, which
+    hold the scores to learn.
     """
     names = list(targets)
     rows = {name: split[name]["training"] for name in names}
