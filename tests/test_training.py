@@ -531,6 +531,7 @@ def test_training_goes_on_after_predictions_on_the_same_store(store):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of PyTorch's own compiler
 def test_a_gpu_ends_near_the_cpu():
     options = {"precision": "bf16", "compile": True}
     results = []

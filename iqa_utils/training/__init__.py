@@ -57,16 +57,14 @@ CHECK_EVERY = 50  # batches between looks at the loss on a GPU, where each look 
 def prepare_device(threads: int) -> str:
     """Choose the GPU if there is one, else so many threads of the CPU; return its name for torch.
 
-    On a GPU convolutions are tried out once for each shape (``cudnn.benchmark``), and float32
-    products may round their factors to TF32.
+    On a GPU float32 products may round their factors to TF32.
     """
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         print(f"trains on the CPU, threads: {threads}")
         return "cpu"
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    print(f"trains on {torch.cuda.get_device_name()}, cudnn.benchmark and TF32 on")
+    print(f"trains on {torch.cuda.get_device_name()}, TF32 on, cudnn.benchmark for full batches")
     return "cuda"
 
 
@@ -194,14 +192,17 @@ def fit(
             for module in model.modules():
                 if getattr(module, "frozen_statistics", False):
                     module.eval()
+            full = 0  # images of the first batch
             unseen: list[tuple[int, Batch, Tensor]] = []  # losses that nobody has looked at
             started = time.perf_counter() - state.seconds
             state.rate = state.rate or optimizer.param_groups[0]["lr"]
             for number, batch in enumerate(train_batches(state.epoch)):
+                full = len(batch) if number == 0 else full
                 if compiled is not None and number == 0:
                     compiled.see(batch)
                 if state.was_done(number, device):
                     continue
+                torch.backends.cudnn.benchmark = len(batch) == full  # tries every new shape out
                 loss_sum = train_one_batch(batch)
                 unseen.append((number, replace(batch, inputs=()), loss_sum))
                 state.count(loss_sum, len(batch))
@@ -213,6 +214,7 @@ def fit(
                     started += state.save()  # saving is no training
                 if stops and interrupted.is_set():
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
+            torch.backends.cudnn.benchmark = False
             _refuse_infinite(unseen, state.epoch)
             if not state.images:
                 raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
