@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def gram_from_panels(
         and all distances are those of the features as they came.
     """
     on_cpu = torch.device(device).type == "cpu"
-    gram: np.ndarray | torch.Tensor | None = None
+    gram: np.ndarray | None = None
     room = torch.empty(0)
     for panel in panels:
         values = torch.from_numpy(panel if panel.flags.writeable else panel.copy()).to(device)
@@ -69,19 +69,16 @@ def gram_from_panels(
             product = _triangle(values, room)
         else:
             shifted = values - values[:_SHIFT_ROWS].mean(dim=0)
-            product = shifted @ shifted.T
-        if not bool((product.diagonal() < np.inf).all()):  # NaN fails as well
+            product = (shifted @ shifted.T).cpu().numpy()
+        if not (np.diagonal(product) < np.inf).all():  # NaN fails as well
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
             if len(bad):
                 raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
             raise ValueError(
                 f"features reach {np.abs(panel).max():.3g}, their products are beyond {panel.dtype}"
             )
-        if gram is None:
-            gram = product.astype(np.float64) if on_cpu else product.double()
-        else:
-            gram += product
-    gram = np.tril(gram if on_cpu else gram.cpu().numpy())
+        gram = product.astype(np.float64) if gram is None else np.add(gram, product, out=gram)
+    gram = np.tril(gram)
     gram += np.tril(gram, -1).T
     means = gram.mean(axis=0)
     gram -= means[:, None] + means - means.mean()
@@ -158,21 +155,23 @@ def layer_grams(
     folder = Path(cache_dir) / f"pass-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def multiply(layers: list[str]) -> None:
-        spools = _Pass(folder, layers, len(rows), save_seconds)
         kinds = {k: (poolings[k], cache_path(cache_dir, recipe, k, poolings[k])) for k in layers}
         try:
-            spools.fill(backbone, store, rows, kinds, **options)
+            sizes, blocks = _fill(folder, backbone, store, rows, kinds, save_seconds, **options)
         except _DiskTooSmall:
             if len(layers) == 1:
                 raise
-            half = len(layers) // 2
-            multiply(layers[:half])
-            multiply(layers[half:])
-        else:
-            device = next(backbone.parameters()).device
-            for layer, panels in spools.panels():
-                save_array(paths[layer], pack(gram_from_panels(panels, device=device)))
-            shutil.rmtree(folder)
+            multiply(layers[: len(layers) // 2])
+            multiply(layers[len(layers) // 2 :])
+            return
+        device = next(backbone.parameters()).device
+        for layer in list(blocks):
+            panels = blocks.pop(layer)  # the disk is free again when this is the next one
+            width = panels.shape[2]
+            cut = (x[:, : sizes[layer] - k * width] for k, x in enumerate(np.asarray(panels)))
+            save_array(paths[layer], pack(gram_from_panels(cut, device=device)))
+            Path(panels.filename).unlink()
+        shutil.rmtree(folder)
 
     def read() -> dict[str, np.ndarray | None]:
         size = len(rows) * (len(rows) + 1) // 2
@@ -182,7 +181,7 @@ def layer_grams(
     if any(triangle is None for triangle in found.values()):
         with lock(folder.with_suffix(".lock")):
             missing = [layer for layer, triangle in read().items() if triangle is None]
-            begun = [layer for layer in _begun(folder) if layer in missing]
+            begun = [layer for layer in _read_note(folder)["sizes"] if layer in missing]
             for layers in (begun, [layer for layer in missing if layer not in begun]):
                 if layers:
                     multiply(layers)
@@ -194,106 +193,90 @@ class _DiskTooSmall(OSError):
     """Activations would not fit."""
 
 
-def _begun(folder: Path) -> dict[str, int]:
-    """Return the layers of a pass that was begun, with their sizes."""
+def _read_note(folder: Path) -> dict[str, Any]:
+    """Return the layers of a pass that was begun, with their sizes, and the images they hold."""
     note = folder / "note.json"
-    return json.loads(note.read_text())["sizes"] if note.is_file() else {}
+    return json.loads(note.read_text()) if note.is_file() else {"sizes": {}, "done": 0}
 
 
-class _Pass:
-    """One pass over N images whose activations wait on disk, in files that outlive a kill.
+def _fill(
+    folder: Path,
+    backbone: nn.Module,
+    store: ImageStore,
+    rows: np.ndarray,
+    kinds: Mapping[str, tuple[str, Path]],
+    save_seconds: float,
+    **options: Any,
+) -> tuple[dict[str, int], dict[str, np.memmap]]:
+    """Write the activations of N images to files that outlive a kill, and the pooled features.
 
-    The file of a layer holds one contiguous (N, W) block per panel of columns.
+    ``kinds`` is layer to pooling and file of the pooled features. Returns values per image, and
+    activations as one contiguous (N, W) block per panel of columns, shape (panels, N, W), by layer.
     """
+    note, blocks = _read_note(folder), {}
+    if note["sizes"].keys() >= kinds.keys():
+        blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "r+")
+        print(f"resumed at image {note['done']} of {len(rows)}", flush=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        note = {"sizes": {}, "done": 0}
+    begun, saved_at = note["done"], time.monotonic()
 
-    def __init__(self, folder: Path, layers: list[str], n_images: int, save_seconds: float) -> None:
-        self.folder, self.layers, self.n_images = folder, layers, n_images
-        self.save_seconds = save_seconds
-        self.sizes: dict[str, int] = {}
-        self.blocks: dict[str, np.memmap] = {}
+    def save(done: int) -> None:
+        for panels in blocks.values():
+            panels.flush()
+        with atomic_write(folder / "note.json") as partial:
+            partial.write_text(json.dumps({"sizes": note["sizes"], "done": done}))
 
-    def fill(
-        self,
-        backbone: nn.Module,
-        store: ImageStore,
-        rows: np.ndarray,
-        kinds: Mapping[str, tuple[str, Path]],
-        **options: Any,
-    ) -> None:
-        """Write what is still missing; the pooled features of each batch as well."""
-        done = self._resume()
-        saved_at = time.monotonic()
-        batches = iterate_layers(backbone, store, self.layers, rows=rows[done:], **options)
-        try:
-            for part, batch in batches:
-                if not self.blocks:
-                    self._create({layer: value[0].numel() for layer, value in batch.items()})
-                for layer, activation in batch.items():
-                    flat = pool_activation(activation, "flatten").cpu().numpy()
-                    require_finite(flat, layer, store, rows[done:][part])
-                    self._write(layer, done + part.start, flat)
-                    kind, path = kinds[layer]
-                    values = pool_activation(activation, kind).cpu().numpy()
-                    save_rows(path, rows[done:][part], values, n_images=len(store))
-                if time.monotonic() - saved_at >= self.save_seconds:
-                    self._note(done + part.stop)
-                    saved_at = time.monotonic()
-        except ValueError:
-            shutil.rmtree(self.folder, ignore_errors=True)  # these activations will never do
-            raise
-        self._note(self.n_images)
+    try:
+        batches = iterate_layers(backbone, store, list(kinds), rows=rows[begun:], **options)
+        for part, batch in batches:
+            at = slice(begun + part.start, begun + part.stop)
+            if not blocks:
+                note["sizes"] = {layer: value[0].numel() for layer, value in batch.items()}
+                _reserve(folder, note["sizes"], len(rows))
+                blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "w+")
+            for layer, activation in batch.items():
+                flat = pool_activation(activation, "flatten").cpu().numpy()
+                require_finite(flat, layer, store, rows[at])
+                for k, block in enumerate(blocks[layer]):
+                    panel = flat[:, k * block.shape[1] : (k + 1) * block.shape[1]]
+                    block[at, : panel.shape[1]] = panel
+                kind, path = kinds[layer]
+                values = pool_activation(activation, kind).cpu().numpy()
+                save_rows(path, rows[at], values, n_images=len(store))
+            if time.monotonic() - saved_at >= save_seconds:
+                save(at.stop)
+                saved_at = time.monotonic()
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)  # these activations will never do
+        raise
+    save(len(rows))
+    return note["sizes"], blocks
 
-    def _resume(self) -> int:
-        """Open the files of a killed pass, or clear the place; return the images they hold."""
-        begun = _begun(self.folder)
-        if not set(self.layers) <= set(begun):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return 0
-        self._open(begun, "r+")
-        done = json.loads((self.folder / "note.json").read_text())["done"]
-        print(f"resumed at image {done} of {self.n_images}", flush=True)
-        return done
 
-    def _create(self, sizes: dict[str, int]) -> None:
-        self.folder.mkdir(parents=True)
-        needed = 4 * self.n_images * sum(sizes.values())
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            self.folder.rmdir()
-            raise _DiskTooSmall(
-                f"activations of {self.n_images} images at {len(sizes)} layers need "
-                f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
-            )
-        self._open(sizes, "w+")
+def _reserve(folder: Path, sizes: Mapping[str, int], n_images: int) -> None:
+    """Make the folder of a pass, or refuse where its disk is too small."""
+    folder.mkdir(parents=True)
+    needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        folder.rmdir()
+        raise _DiskTooSmall(
+            f"activations of {n_images} images at {len(sizes)} layers need "
+            f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
+        )
 
-    def _open(self, sizes: dict[str, int], mode: str) -> None:
-        self.sizes = sizes
-        for k, (layer, size) in enumerate(sizes.items()):
-            if layer in self.layers:
-                width = min(PANEL, size)
-                shape = (-(-size // width), self.n_images, width)
-                path = self.folder / f"{k}.bin"
-                self.blocks[layer] = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
 
-    def _write(self, layer: str, start: int, features: np.ndarray) -> None:
-        width = self.blocks[layer].shape[2]
-        for k, block in enumerate(self.blocks[layer]):
-            panel = features[:, k * width : (k + 1) * width]
-            block[start : start + len(features), : panel.shape[1]] = panel
-
-    def _note(self, done: int) -> None:
-        for blocks in self.blocks.values():
-            blocks.flush()
-        with atomic_write(self.folder / "note.json") as partial:
-            partial.write_text(json.dumps({"sizes": self.sizes, "done": done}))
-
-    def panels(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-        """Yield each layer's panels; its file is deleted when the next one is asked for."""
-        for layer in list(self.blocks):
-            blocks, size = np.asarray(self.blocks[layer]), self.sizes[layer]
-            width = blocks.shape[2]
-            yield layer, (block[:, : size - k * width] for k, block in enumerate(blocks))
-            Path(self.blocks.pop(layer).filename).unlink()
+def _open_blocks(
+    folder: Path, sizes: Mapping[str, int], n_images: int, wanted: Iterable[str], mode: str
+) -> dict[str, np.memmap]:
+    blocks = {}
+    for k, (layer, size) in enumerate(sizes.items()):
+        if layer in wanted:
+            width = min(PANEL, size)
+            shape = (-(-size // width), n_images, width)
+            blocks[layer] = np.memmap(folder / f"{k}.bin", np.float32, mode, shape=shape)
+    return blocks
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -305,10 +288,8 @@ def unpack(triangle: np.ndarray) -> np.ndarray:
     """Restore a symmetric matrix from :func:`pack`."""
     n = int((np.sqrt(8 * len(triangle) + 1) - 1) / 2)
     matrix = np.zeros((n, n), dtype=triangle.dtype)
-    upper = np.triu_indices(n)
-    matrix[upper] = triangle
-    matrix.T[upper] = triangle
-    return matrix
+    matrix[np.triu_indices(n)] = triangle
+    return matrix + np.triu(matrix, 1).T
 
 
 def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int]:
