@@ -4,7 +4,7 @@ Scores keep each set's own scale in the tables; only training sees them re-scale
 what the training set shows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,7 @@ from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.splits import SPLITS, check_disjoint, content_split
 
 TOP = 10.0  # training scores of every set are re-scaled to [0, 10]
-WARPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "x": lambda x: x,
-    "square root": np.sqrt,
-    "cube": lambda x: x**3,
-}
+WARPS = {"x": np.positive, "square root": np.sqrt, "cube": lambda x: x**3}
 
 
 def load_sets(
@@ -57,12 +53,9 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
     ``warps`` maps subsets to keys of :data:`WARPS`. In the tables ``mos`` is warped and
     ``mos_original`` is not; ``row`` is the row in the table given.
     """
-    unknown = sorted(set(warps.values()) - set(WARPS))
-    if unknown or frame.attrs["scale"] != (0.0, 1.0):
-        raise ValueError(
-            f"warps take {sorted(WARPS)} on scores in [0, 1], got {unknown or 'known names'} on "
-            f"{frame.attrs['scale']}"
-        )
+    unknown, scale = sorted(set(warps.values()) - set(WARPS)), frame.attrs["scale"]
+    if unknown or scale != (0.0, 1.0):
+        raise ValueError(f"maps are {sorted(WARPS)} of scores in [0, 1], got {unknown} on {scale}")
     subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
     frames = {}
     for name, warp in warps.items():
@@ -86,10 +79,7 @@ def split_sets(
         splits[name] = {part: np.flatnonzero(split == part) for part in SPLITS}
         counts = {part: len(rows) for part, rows in splits[name].items()}
         if min(counts.values()) < 2:
-            raise ValueError(
-                f"{name}: training, validation and test set need 2 images each to be ranked, "
-                f"split {seed} has {counts}"
-            )
+            raise ValueError(f"{name}: {SPLITS} need 2 images each to be ranked, found {counts}")
     return splits
 
 
@@ -114,7 +104,7 @@ def describe_sets(
         mos = frame["mos"].describe()[["min", "50%", "max"]].add_prefix("MOS ")
         known = {"kind": frame.attrs["kind"], "images": len(frame)}
         known["reference images"] = frame["reference"].nunique()
-        facts[frame.attrs["title"]] = {**known, **images, **mos}
+        facts[frame.attrs["title"]] = known | images | dict(mos)
     return pd.DataFrame.from_dict(facts, orient="index")
 
 
@@ -148,6 +138,8 @@ def rescale_sets(
     if original:
         scores = {name: TOP * frames[name]["mos_original"].to_numpy() for name in names}
         return scores, dict.fromkeys(names, (0.0, 1.0))
-    mos = {name: frames[name]["mos"].to_numpy(dtype=float) for name in names}
-    found = {name: rescale(mos[name], split[name]["training"]) for name in names}
-    return {n: scores for n, (scores, _) in found.items()}, {n: x for n, (_, x) in found.items()}
+    scores, spans = {}, {}
+    for name in names:
+        mos = frames[name]["mos"].to_numpy(dtype=float)
+        scores[name], spans[name] = rescale(mos, split[name]["training"])
+    return scores, spans

@@ -26,11 +26,7 @@ def own_scale(
 
 
 def curve_points(
-    model: MonotonicIQA,
-    spans: Mapping[str, tuple[float, float]],
-    predictions: pd.DataFrame,
-    *,
-    n_points: int = 401,
+    model: MonotonicIQA, spans: Mapping[str, tuple[float, float]], predictions: pd.DataFrame
 ) -> pd.DataFrame:
     """Sample the curve of every set with training scores in ``spans`` over predicted qualities.
 
@@ -41,7 +37,7 @@ def curve_points(
         the 99th percentile of the set's own qualities.
     """
     qualities = predictions[predictions["dataset"].isin(list(spans))].groupby("dataset")["pred"]
-    grid = np.linspace(qualities.min().min(), qualities.max().max(), n_points)
+    grid = np.linspace(qualities.min().min(), qualities.max().max(), 401)
     empty = {"dataset": [], "quality": grid[:0], "score": grid[:0], "inside": grid[:0] > 0}
     tables = [pd.DataFrame(empty).astype({"dataset": str})]
     for name, span in spans.items():
@@ -51,9 +47,7 @@ def curve_points(
     return pd.concat(tables, ignore_index=True)
 
 
-def carry_over(
-    points: pd.DataFrame, warps: Mapping[str, str], *, n_points: int = 60
-) -> pd.DataFrame:
+def carry_over(points: pd.DataFrame, warps: Mapping[str, str]) -> pd.DataFrame:
     """Carry scores of one set to the scale of another through the shared quality.
 
     A score m of a set is warped as the set's labels are, traced back through the set's curve to a
@@ -75,12 +69,11 @@ def carry_over(
             warp, scores = WARPS[warps[name]], np.maximum.accumulate(curve["score"])
             mos = np.linspace(0, 1, 2001)
             reached = mos[(warp(mos) >= scores.iloc[0]) & (warp(mos) <= scores.iloc[-1])]
-            if name == target or len(reached) < 2 or np.ptp(scores) == 0:
-                continue
-            mos = np.linspace(reached[0], reached[-1], n_points)
-            traced = np.interp(warp(mos), scores, curve["quality"])
-            carried = np.interp(traced, plain["quality"], plain["score"])
-            rows += [(method, seed, name, *pair) for pair in zip(mos, carried, strict=True)]
+            if name != target and len(reached) > 1 and np.ptp(scores) > 0:
+                mos = np.linspace(reached[0], reached[-1], 60)
+                traced = np.interp(warp(mos), scores, curve["quality"])
+                carried = np.interp(traced, plain["quality"], plain["score"])
+                rows += [(method, seed, name, *pair) for pair in zip(mos, carried, strict=True)]
     columns = ["method", "seed", "dataset", "mos", "carried"]
     return pd.DataFrame(rows, columns=columns).astype({"mos": float, "carried": float})
 
@@ -91,12 +84,10 @@ def bends(points: pd.DataFrame) -> pd.DataFrame:
     The largest distance from the line between the curve's ends over the set's own qualities, as a
     share of its rise; median over splits. 0 is a line, NaN a curve that is flat.
     """
-    rows = []
-    keys = ["method", "dataset", "seed"]
+    rows, keys = [], ["method", "dataset", "seed"]
     for key, curve in points[points["inside"]].groupby(keys, sort=False):
-        x, y = curve["quality"] - curve["quality"].iloc[0], curve["score"] - curve["score"].iloc[0]
+        x, y = (curve[name] - curve[name].iloc[0] for name in ("quality", "score"))
         bend = (y / y.iloc[-1] - x / x.iloc[-1]).abs().max() if y.iloc[-1] > 0 else np.nan
         rows.append((*key, bend))
     table = pd.DataFrame(rows, columns=[*keys, "bend"])
-    options = {"index": "method", "columns": "dataset", "values": "bend", "sort": False}
-    return table.pivot_table(**options, aggfunc="median")
+    return table.pivot_table("bend", "method", "dataset", aggfunc="median", sort=False)
