@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from iqa_utils.mixed_sets import WARPS
+from iqa_utils.mixed_sets import WARPS, bends, carry_over, curve_points, own_scale
 from iqa_utils.models.monotonic import MonotonicIQA
-from iqa_utils.monotone_curves import bends, carry_over, curve_points, own_scale
 
 NAMES = {"r": "x", "s": "square root", "c": "cube"}
 MAPS = {name: WARPS[warp] for name, warp in NAMES.items()}
