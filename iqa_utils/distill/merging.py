@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from iqa_utils.files import load_array, save_array
-from iqa_utils.images import ImageStore
 from iqa_utils.metrics import TEACHER_WEIGHTS
-from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import official_or_content_split
 
@@ -82,18 +77,6 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         if group[0] == "Table 4" and set(six) <= set(values.index):
             rows.append(row | {"dataset": "average", "value": float(values[six].mean())})
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
-
-
-def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
-    """Compute BRISQUE's 36 statistics of every image of a store once, float64, shape (N, 36)."""
-    path = cache_dir / f"brisque2-{store.key}.npy"
-    values = load_array(path, (len(store), N_STATISTICS))
-    if values is None:
-        pixels = (store.image(row).permute(1, 2, 0).numpy() for row in range(len(store)))
-        with ThreadPoolExecutor() as pool:
-            values = np.stack(list(pool.map(brisque_statistics, pixels)))
-        save_array(path, values)
-    return values
 
 
 def merge_by_features(
