@@ -36,11 +36,8 @@ def choose_teachers(names: Sequence[str], kinds: Sequence[str]) -> dict[str, tup
     ``"without"`` stands for one teacher per data set, which sees every score of the others (K5).
     """
     without = {f"without {x}": ([s for s in names if s != x], SPLITS) for x in names}
-    known = {
-        "training": {"training": (list(names), SPLITS[:1])},
-        "all": {"all": (list(names), SPLITS)},
-        "without": without if len(names) > 1 else {},
-    }
+    known = {"training": {"training": (list(names), SPLITS[:1])}}
+    known |= {"all": {"all": (list(names), SPLITS)}, "without": without if names[1:] else {}}
     unknown = sorted(set(kinds) - set(known))
     if unknown or not kinds:
         raise ValueError(f"teachers must be some of {sorted(known)}, got {list(kinds)}")
@@ -77,19 +74,8 @@ def teacher_pass(
 
     Every process that torchrun starts takes the images whose position in the sorted list is its
     rank modulo the number of processes, so they share nothing but the folder. After a kill at most
-    one file is scored again and no image appears twice.
-
-    Args:
-        teacher: Its hash is written beside every score.
-        unlabelled: Images and crop.
-        folder: Where the files lie; made if missing.
-        batch_size: Images per forward pass.
-        part_size: Images per parquet file, the most that a kill costs.
-        device: Where the network runs, in ``precision``.
-        precision: ``"fp32"`` or ``"bf16"``.
-        on_bad_image: ``"raise"`` stores what was scored and names the image; ``"drop"`` stores it
-            without a score and with the reason.
-        progress: Show a bar.
+    one file of ``part_size`` images is scored again and no image appears twice. A corrupt image is
+    named at the end under ``on_bad_image="raise"``, and stored without a score under ``"drop"``.
 
     Returns:
         Images whose scores this call stored, and those it could not decode.
@@ -97,7 +83,6 @@ def teacher_pass(
     Raises:
         ValueError: If a stored file is damaged, of another teacher or crop, or of an image that has
             changed since; the file is named, nothing is overwritten.
-        BadImageError: If an image cannot be decoded and ``on_bad_image="raise"``.
     """
     rank, n_ranks = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,20 +97,19 @@ def teacher_pass(
     teacher.model.to(device, memory_format=torch.channels_last).eval()
     batches = crop_batches(unlabelled, groups, unlabelled.crop, on_bad_image=on_bad_image)
     pending: list[tuple[np.ndarray, Tensor, dict[int, str]]] = []
-    n_scored, n_bad = 0, 0  # that were stored
+    counts = [(0, 0)]  # of what was stored
     bar = tqdm(total=len(todo), desc="teacher", unit="img", disable=not progress)
     try:
         for rows, crops, bad in batches:
             pending.append((rows, teacher.score(crops, device=device, precision=precision), bad))
             bar.update(len(rows) + len(bad))
             if sum(len(r) + len(b) for r, _, b in pending) >= part_size:
-                counts = _write_part(folder, unlabelled, teacher, pending)
-                n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
+                counts.append(_write_part(folder, unlabelled, teacher, pending))
     finally:
         if pending:  # a corrupt image or an interrupt loses nothing that was scored
-            counts = _write_part(folder, unlabelled, teacher, pending)
-            n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
+            counts.append(_write_part(folder, unlabelled, teacher, pending))
         bar.close()
+    n_scored, n_bad = map(sum, zip(*counts, strict=True))
     return n_scored, n_bad
 
 
@@ -144,9 +128,9 @@ def run_passes(
     under ``on_bad_image="raise"`` no stored pass may have dropped an image either.
     """
     passes, errors = {}, []
+    how = {"device": device, "precision": precision, "on_bad_image": on_bad_image}
     for name, teacher in teachers.items():
         where = folder / f"{teacher.hash}-{_crop_name(unlabelled)}"
-        how = {"device": device, "precision": precision, "on_bad_image": on_bad_image}
         n_scored, n_bad = teacher_pass(teacher, unlabelled, where, progress=False, **how)
         teacher.model.cpu()
         passes[name], bad = read_pass(where, unlabelled, teacher)
@@ -168,39 +152,26 @@ def label_folders(
     out: Path,
     *,
     crop: tuple[int, int],
-    batch_size: int,
-    part_size: int,
     on_bad_image: str,
+    **sizes: int,
 ) -> tuple[int, int]:
     """Run this process's share of a teacher pass on its own GPU, or the CPU: ``iqa label``."""
     gpu, first = torch.cuda.is_available(), os.environ.get("RANK", "0") == "0"
     found = scan_images(*folders, crop=crop, on_bad_image=on_bad_image)
     for reason, n in found.left_out["reason"].value_counts().items() if first else ():
         print(f"left out, {reason}: {n}")
-    return teacher_pass(
-        Teacher.load(teacher),
-        found,
-        out,
-        batch_size=batch_size,
-        part_size=part_size,
-        device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu",
-        precision="bf16" if gpu else "fp32",
-        on_bad_image=on_bad_image,
-        progress=first,
-    )
+    how = {"device": f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu", **sizes}
+    how |= {"precision": "bf16" if gpu else "fp32", "on_bad_image": on_bad_image}
+    return teacher_pass(Teacher.load(teacher), found, out, progress=first, **how)
 
 
 def read_pass(
     folder: Path, unlabelled: UnlabelledSet, teacher: Teacher
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a finished teacher pass.
+    """Read a finished teacher pass, in the order of the list.
 
-    Returns:
-        ``image``, ``score``, ``teacher`` of the scored images in the order of the list,
-        and ``image``, ``error`` of those that could not be decoded.
-
-    Raises:
-        ValueError: As :func:`teacher_pass`; or if images have no score yet.
+    Returns ``image``, ``score``, ``teacher`` of what was scored, and ``image``, ``error`` of what
+    could not be decoded.
     """
     stored = _read_parts(folder, unlabelled, teacher)
     table = unlabelled.images[["image"]].merge(
@@ -246,15 +217,14 @@ def _read_parts(folder: Path, unlabelled: UnlabelledSet, teacher: Teacher) -> pd
     stored = pd.concat(parts) if parts else pd.DataFrame(columns=[*PASS_COLUMNS, "file"])
     now, crop = unlabelled.images.set_index("image")["bytes"], _crop_name(unlabelled)
     changed = stored["image"].map(now).fillna(stored["bytes"]) != stored["bytes"]
-    checks = {
-        f"is of teacher {{teacher}}, this is teacher {teacher.hash}": (
-            stored["teacher"] != teacher.hash
-        ),
-        f"is of crop {{crop}}, this pass takes {crop}": stored["crop"] != crop,
-        "scores {image}, which has changed since": changed,
-        "scores {image} again": stored["image"].duplicated(),
-    }
-    for message, wrong in checks.items():
+    whose, which = f"this is teacher {teacher.hash}", f"this pass takes {crop}"
+    checks = [
+        ("is of teacher {teacher}, " + whose, stored["teacher"] != teacher.hash),
+        ("is of crop {crop}, " + which, stored["crop"] != crop),
+        ("scores {image}, which has changed since", changed),
+        ("scores {image} again", stored["image"].duplicated()),
+    ]
+    for message, wrong in checks:
         if wrong.any():
             first = stored[wrong].iloc[0].to_dict()
             raise ValueError(

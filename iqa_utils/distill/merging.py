@@ -20,19 +20,10 @@ def join_sets(
 ) -> pd.DataFrame:
     """Put several data sets into one table, with the split of every image.
 
-    Args:
-        frames: Score tables by data set.
-        n_training: Training scores kept in all, a seeded draw; the others, and all validation
-            scores, become ``"unused"``, as if nobody had judged them. 0 keeps all.
-        seed: Of the draw, and of the split of sets without an official one.
-
-    Returns:
-        One row per image: ``dataset``, ``image`` (with its set's folder in front), ``mos``,
-        ``reference``, ``part`` (``"training"``, ``"validation"``, ``"test"``, ``"unused"``) and
-        ``subset`` where a set has one, else the set's name.
-
-    Raises:
-        ValueError: If fewer training scores are there than asked for.
+    Returns ``dataset``, ``image`` (with its set's folder in front), ``mos``, ``reference``,
+    ``subset`` (where a set has one, else its name) and ``part``: ``"training"``, ``"validation"``,
+    ``"test"``. With ``n_training`` only so many training scores are kept in all, a seeded draw; the
+    others and all validation scores become ``"unused"``, as if nobody had judged them.
     """
     parts = []
     for name, frame in frames.items():
@@ -51,11 +42,7 @@ def join_sets(
 
 
 def weighted_srocc(values: Mapping[str, float]) -> float:
-    """Aggregate the SROCC of the five sets of Table 1 by Eq. (1) of Ponomarenko et al.; in [0, 1].
-
-    Raises:
-        ValueError: If a set of ``TEACHER_WEIGHTS`` is missing, or another is there.
-    """
+    """Aggregate the SROCC of the five sets of Table 1 by Eq. (1) of Ponomarenko et al."""
     if set(values) != set(TEACHER_WEIGHTS):
         raise ValueError(f"expected SROCC of {sorted(TEACHER_WEIGHTS)}, got {sorted(values)}")
     return abs(sum(TEACHER_WEIGHTS[name] * value for name, value in values.items()))
@@ -135,14 +122,11 @@ def merge_scores(
     if method not in ("monotone", "linear"):
         raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
     mos, dataset = labelled["mos"].to_numpy(), labelled["dataset"].to_numpy()
-    usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS
-    if method == "linear":
-        n_knots = 1
-    curves = {
-        name: _rising_curve(name, mos[rows], predictor[rows], n_knots)
-        for name in names
-        for rows in [usable & (dataset == name)]
-    }
+    usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS if method != "linear" else 1
+    curves = {}
+    for name in names:
+        rows = usable & (dataset == name)
+        curves[name] = _rising_curve(name, mos[rows], predictor[rows], n_knots)
     scores, levels, slope = curves[names[0]]
     merged = np.where(dataset == names[0], mos, np.nan)
     for name in names[1:]:
@@ -151,7 +135,7 @@ def merge_scores(
     return merged
 
 
-def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20) -> pd.DataFrame:
+def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame) -> pd.DataFrame:
     """Compare the spread of quantities on the unlabelled images with that on labelled ones.
 
     Both have one column per quantity (scores, sharpness, ...) and one row per image. Returns one
@@ -161,7 +145,7 @@ def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20
     rows = []
     for name in unlabelled.columns:
         a, b = unlabelled[name].to_numpy(dtype=float), labelled[name].to_numpy(dtype=float)
-        edges = np.histogram_bin_edges(np.concatenate([a, b]), bins)
+        edges = np.histogram_bin_edges(np.concatenate([a, b]), 20)
         shares = [np.histogram(values, edges)[0] / len(values) for values in (a, b)]
         inside = np.mean((b >= a.min()) & (b <= a.max()))
         rows.append({"quantity": name, "inside": inside, "overlap": np.minimum(*shares).sum()})
