@@ -142,7 +142,7 @@ def _difference(runs: _Runs, base: _Runs, metric: str) -> tuple[float, ...] | No
     p = min(1.0, 2 * (1 + tail) / (1 + len(drawn)))
     p_runs = np.nan
     if len(ours) == len(theirs) > 2 and runs.overlap:
-        p_runs = nadeau_bengio(ours, theirs, *runs.overlap).p
+        p_runs = nadeau_bengio(ours, theirs, *runs.overlap)[1]
     elif len(ours) == len(theirs) > 4:
         p_runs = wilcoxon(ours, theirs).pvalue if (ours != theirs).any() else 1.0
     value = runs.combine(ours) - runs.combine(theirs)

@@ -18,6 +18,7 @@ from scipy.stats import kendalltau, rankdata
 Metric = Callable[[ArrayLike, ArrayLike], float]
 # of data sets in the weighted correlation by which ponomarenko2022 chooses its teacher, Eq. (1)
 TEACHER_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
+MOS_EDGES = (0, 20, 40, 60, 80, 100)  # ranges of lehmann2023
 SLOPES = (0.05, 10.0)  # bounds of a logistic map, per standard deviation of the predictions
 REACH = 3.0  # standard deviations that its centre may lie outside the predictions
 
@@ -31,9 +32,8 @@ def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     """
     mos, pred = np.asarray(mos, dtype=np.float64), np.asarray(pred, dtype=np.float64)
     if mos.ndim != 1 or mos.shape != pred.shape:
-        raise ValueError(
-            f"mos and pred must both have shape (N,), got {mos.shape} and {pred.shape}"
-        )
+        shapes = f"{mos.shape} and {pred.shape}"
+        raise ValueError(f"mos and pred must both have shape (N,), got {shapes}")
     if len(mos) < 2:
         raise ValueError(f"at least 2 scores are needed, got {len(mos)}")
     for name, values in (("mos", mos), ("pred", pred)):
@@ -151,17 +151,13 @@ def range_index(mos: ArrayLike, edges: Sequence[float]) -> np.ndarray:
     if len(edges) < 2 or (np.diff(edges) <= 0).any():
         raise ValueError(f"edges must increase and be two or more, got {edges.tolist()}")
     if not ((mos >= edges[0]) & (mos <= edges[-1])).all():
-        raise ValueError(
-            f"scores span [{mos.min():g}, {mos.max():g}], edges only [{edges[0]:g}, {edges[-1]:g}]"
-        )
+        span = f"[{edges[0]:g}, {edges[-1]:g}]"
+        raise ValueError(f"scores span [{mos.min():g}, {mos.max():g}], edges only {span}")
     return np.minimum(np.searchsorted(edges, mos, side="right") - 1, len(edges) - 2)
 
 
 def per_range(
-    mos: ArrayLike,
-    pred: ArrayLike,
-    metric: Metric = rmse,
-    edges: Sequence[float] = (0, 20, 40, 60, 80, 100),
+    mos: ArrayLike, pred: ArrayLike, metric: Metric, edges: Sequence[float]
 ) -> dict[str, float]:
     """A metric within each range of the human score.
 
@@ -183,11 +179,8 @@ def per_range(
     """
     mos, pred = check_pair(mos, pred)
     inside = range_index(mos, edges)
-    values = {}
-    for k, name in enumerate(range_names(edges)):
-        rows = inside == k
-        values[name] = metric(mos[rows], pred[rows]) if rows.sum() > 1 else float("nan")
-    return values
+    found = {name: inside == k for k, name in enumerate(range_names(edges))}
+    return {k: metric(mos[i], pred[i]) if i.sum() > 1 else np.nan for k, i in found.items()}
 
 
 def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
@@ -247,16 +240,9 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
     is screened, four starts descend, and the lowest end is kept.
 
     Args:
-        mos: Human scores, shape (N,), N above ``n_parameters``.
+        mos: Human scores, shape (N,), N above ``n_parameters``, not constant.
         pred: Predictions, shape (N,), not constant; their scale does not matter.
         n_parameters: 4 or 5.
-
-    Returns:
-        The fit with its diagnostics.
-
-    Raises:
-        ValueError: If ``n_parameters`` is neither 4 nor 5, there are too few scores, or an array is
-            constant.
 
     Note:
         The slope stays within 0.05 and 10 per standard deviation of ``pred``, the centre within
@@ -268,9 +254,7 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
     if n_parameters not in (4, 5):
         raise ValueError(f"n_parameters must be 4 or 5, got {n_parameters}")
     if len(mos) <= n_parameters:
-        raise ValueError(
-            f"{n_parameters} parameters need more than {n_parameters} scores, got {len(mos)}"
-        )
+        raise ValueError(f"a fit needs more than {n_parameters} scores, got {len(mos)}")
     if np.ptp(mos) == 0 or np.ptp(pred) == 0:
         raise ValueError("mos and pred must not be constant")
     shift, scale = pred.mean(), pred.std()

@@ -13,9 +13,8 @@ from scipy import stats
 from iqa_utils.datasets import DATASETS
 from iqa_utils.datasets.readers import KONIQ_COUNTS
 from iqa_utils.indicators import measure_all
-from iqa_utils.metrics import mae, per_range, plcc, range_index, range_names, srcc
+from iqa_utils.metrics import MOS_EDGES, mae, per_range, plcc, range_index, range_names, srcc
 
-EDGES = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)  # MOS ranges of lehmann2023, on 0-100
 VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
     "MOS Z-Score": "mos",
     "Brightness": "brightness",
@@ -53,9 +52,9 @@ def range_counts(mos: Sequence[float] | np.ndarray, *, right: bool = False) -> p
     Ranges are [low, high), the last one closed on both sides (the convention that gives the
     published counts), or (low, high] where they are closed on the ``right``.
     """
-    mos, edges, last = np.asarray(mos, float), np.asarray(EDGES), len(EDGES) - 2
+    mos, edges, last = np.asarray(mos, float), np.asarray(MOS_EDGES), len(MOS_EDGES) - 2
     ranges = last - range_index(-mos, -edges[::-1]) if right else range_index(mos, edges)
-    return pd.Series(np.bincount(ranges, minlength=last + 1), index=range_names(EDGES))
+    return pd.Series(np.bincount(ranges, minlength=last + 1), index=range_names(MOS_EDGES))
 
 
 def conventions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +70,7 @@ def constant_floor(frame: pd.DataFrame) -> pd.Series:
     """Return the MAE of always answering the median, in all and by range: what chance reaches."""
     mos = frame["mos"].to_numpy()
     median = np.full_like(mos, np.median(mos))
-    return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, EDGES)})
+    return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, MOS_EDGES)})
 
 
 def label_regimes(mos: Sequence[float] | np.ndarray) -> pd.DataFrame:

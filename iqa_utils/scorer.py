@@ -128,12 +128,7 @@ class Scorer:
         return to_float(images, mean=self.mean, std=self.std)
 
     def score_store(
-        self,
-        store: ImageStore,
-        rows: np.ndarray,
-        *,
-        batch_size: int = 16,
-        device: str | torch.device = "cpu",
+        self, store: ImageStore, rows: np.ndarray, *, batch_size: int = 16, device: str = "cpu"
     ) -> np.ndarray:
         """Score whole images of a store, whatever their sizes, in the order of ``rows``."""
         self.model.to(device).eval()

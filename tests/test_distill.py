@@ -29,7 +29,6 @@ from iqa_utils.distill.merging import (
     aggregate,
     coverage,
     join_sets,
-    merge_by_features,
     merge_scores,
     weighted_srocc,
 )
@@ -152,12 +151,12 @@ def test_merging_never_reads_a_test_score():
     labelled = pd.DataFrame({"dataset": ["a"] * 100 + ["b"] * 100})
     labelled["mos"] = features[:, 0] * 10 + generator.normal(size=200)
     labelled["part"] = ["training", "test"] * 100
-    merged = merge_by_features(labelled, features, ["a", "b"])
+    merged = merge_scores(labelled, features, ["a", "b"])
     test = labelled["part"] == "test"
     lied = labelled.assign(mos=np.where(test, -labelled["mos"], labelled["mos"]))
-    again = merge_by_features(lied, features, ["a", "b"])
+    again = merge_scores(lied, features, ["a", "b"])
     np.testing.assert_allclose(again[~test], merged[~test])
-    assert np.isnan(merge_by_features(labelled, features, ["b"])[:100]).all()
+    assert np.isnan(merge_scores(labelled, features, ["b"])[:100]).all()
 
 
 def test_joined_sets_keep_only_the_scores_that_are_asked_for():

@@ -118,17 +118,17 @@ def run_passes(
     unlabelled: UnlabelledSet,
     folder: Path,
     *,
-    device: str | torch.device = "cpu",
-    precision: str = "fp32",
     on_bad_image: str,
+    **how: str,
 ) -> tuple[UnlabelledSet, dict[str, np.ndarray]]:
     """Let every teacher score a set of images, each in its folder ``HASH-HEIGHTxWIDTH``.
 
-    Returns the images that could be decoded, and their scores by teacher, each of shape (N,);
-    under ``on_bad_image="raise"`` no stored pass may have dropped an image either.
+    ``how`` is ``device`` and ``precision``. Returns the images that could be decoded, and their
+    scores by teacher, each of shape (N,); under ``on_bad_image="raise"`` no stored pass may have
+    dropped an image either.
     """
     passes, errors = {}, []
-    how = {"device": device, "precision": precision, "on_bad_image": on_bad_image}
+    how |= {"on_bad_image": on_bad_image}
     for name, teacher in teachers.items():
         where = folder / f"{teacher.hash}-{_crop_name(unlabelled)}"
         n_scored, n_bad = teacher_pass(teacher, unlabelled, where, progress=False, **how)

@@ -66,24 +66,6 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
-def merge_by_features(
-    labelled: pd.DataFrame,
-    features: np.ndarray,
-    names: Sequence[str],
-    *,
-    parts: Sequence[str] = ("training",),
-    method: str = "monotone",
-) -> np.ndarray:
-    """Merge the scores of some sets with ridge regression on features as the predictor.
-
-    The regression learns the first set; nothing but the scores of the named sets and splits is
-    used. Arguments and result are those of :func:`merge_scores`; ``features`` has shape (N, D).
-    """
-    first = (labelled["part"].isin(parts) & (labelled["dataset"] == names[0])).to_numpy()
-    predictor = ridge_cv(features[first], labelled.loc[first, "mos"].to_numpy()).predict(features)
-    return merge_scores(labelled, predictor, names, parts=parts, method=method)
-
-
 def merge_scores(
     labelled: pd.DataFrame,
     predictor: np.ndarray,
@@ -101,7 +83,8 @@ def merge_scores(
 
     Args:
         labelled: Table of :func:`join_sets`, N rows.
-        predictor: The common predictor on its images, shape (N,).
+        predictor: The common predictor on its images, shape (N,), or features, shape (N, D), of
+            which ridge regression makes one: it learns the first set.
         names: Data sets to merge; the first gives the scale, and its scores stay.
         parts: Splits whose scores may be used to draw the curves.
         method: ``"monotone"``: piecewise linear through isotonic means of groups of equal size;
@@ -109,10 +92,6 @@ def merge_scores(
 
     Returns:
         Merged scores, shape (N,); NaN outside the named sets.
-
-    Raises:
-        ValueError: If the predictor does not rise with the scores of a set, or the method is
-            unknown.
 
     Note:
         The paper's teacher learned scores merged by Kaipio, Ponomarenko and Egiazarian, "Merging
@@ -123,6 +102,9 @@ def merge_scores(
         raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
     mos, dataset = labelled["mos"].to_numpy(), labelled["dataset"].to_numpy()
     usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS if method != "linear" else 1
+    if predictor.ndim == 2:
+        first = usable & (dataset == names[0])
+        predictor = ridge_cv(predictor[first], mos[first]).predict(predictor)
     curves = {}
     for name in names:
         rows = usable & (dataset == name)

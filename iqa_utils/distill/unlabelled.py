@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -68,10 +68,7 @@ class UnlabelledSet(Sequence):
 
 
 def scan_images(
-    *folders: Path,
-    crop: tuple[int, int],
-    exclude: Collection[Path] = (),
-    on_bad_image: str = "raise",
+    *folders: Path, crop: tuple[int, int], exclude: Iterable[Path] = (), on_bad_image: str = "raise"
 ) -> UnlabelledSet:
     """List the images of some folders, with sub-folders, that a central crop can be taken from.
 
@@ -247,7 +244,7 @@ def _measure(
 class _Excluded:
     """Files to leave out, found by place, or by content where the lengths agree."""
 
-    def __init__(self, paths: Collection[Path]) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
         self.by_length, self.contents = defaultdict(list), {}
         for path in paths:
             if path.is_file():

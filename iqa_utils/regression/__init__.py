@@ -102,12 +102,9 @@ def ridge_cv(
     """
     mos = check_scores(mos)
     features = np.asarray(features, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"features must be finite, {len(bad)} of {len(features)} images are not: rows "
-            f"{bad[:5].tolist()}"
-        )
+    if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+        found = f"{len(bad)} of {len(features)} images are not: rows {bad[:5].tolist()}"
+        raise ValueError(f"features must be finite, {found}")
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     squared = np.zeros(len(lambdas))
     for k in range(n_folds):
