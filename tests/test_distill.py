@@ -288,7 +288,7 @@ def test_a_million_names_take_little_memory(tmp_path, monkeypatch):
         return ((f"some/folder/0123456789abcdef-{i:06}.jpg", "") for i in range(n))
 
     monkeypatch.setattr(unlabelled, "walk_images", walk)
-    monkeypatch.setattr(unlabelled, "_measure", lambda *_: ("", "", (768, 1024), 100_000))
+    monkeypatch.setattr(unlabelled, "_measure", lambda *_: ("", "", 768, 1024, 100_000))
     peaks = []
     for n in (4096, 12_288):
         before = pa.total_allocated_bytes()

@@ -250,13 +250,12 @@ def frozen_features(
 
 @dataclass(frozen=True)
 class Encoder:
-    """Features of images by one network, made by :func:`encoder` or of a network that is there."""
+    """Features of images by one network, made by :func:`encoder`."""
 
     network: nn.Module
     mean: Sequence[float]
     std: Sequence[float]
-    pooling: str = "own"
-    layer: str | None = None  # None: what the network gives last, before its own pooling
+    pooling: str
 
     def __call__(
         self, images: ImageStore | torch.Tensor, *, cache_dir: str | Path | None = None, **how: Any
@@ -266,10 +265,10 @@ class Encoder:
         ``how`` are options of :func:`frozen_features`: ``rows``, ``crop``, ``batch_size``, ...
         """
         source = _Images(images) if isinstance(images, torch.Tensor) else images
-        own = self.pooling == "own"  # the output of the whole network, which is layer ""
-        how |= {"layer": "" if own else self.layer, "pooling": "flatten" if own else self.pooling}
-        how |= {"mean": self.mean, "std": self.std, "cache_dir": cache_dir}
-        return frozen_features(self.network, source, **how)
+        # the network's own pooling gives the output of the whole network, which is layer ""
+        own = {"layer": "", "pooling": "flatten"} if self.pooling == "own" else {"layer": None}
+        how |= {"pooling": self.pooling, "mean": self.mean, "std": self.std} | own
+        return frozen_features(self.network, source, cache_dir=cache_dir, **how)
 
 
 def encoder(
