@@ -202,7 +202,7 @@ class FDS(nn.Module):
     def __init__(
         self,
         n_features: int,
-        edges: Sequence[float] | FloatArray,
+        edges: ArrayLike,
         *,
         kernel_size: int = 5,
         sigma: float = 2.0,
@@ -211,10 +211,8 @@ class FDS(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in CLIPS or collects not in (None, "raw", "calibrated"):
-            raise ValueError(
-                f"variant must be one of {', '.join(CLIPS)} and collects raw or calibrated, "
-                f"got {variant!r} and {collects!r}"
-            )
+            known = f"one of {', '.join(CLIPS)} and collects raw or calibrated"
+            raise ValueError(f"variant must be {known}, got {variant!r} and {collects!r}")
         edges = np.asarray(edges, dtype=np.float64)
         range_index([], edges)  # refuses edges that do not increase
         n_buckets = len(edges) - 1
@@ -225,14 +223,12 @@ class FDS(nn.Module):
         self.variant, self.momentum = variant, 0.9  # share of the old statistics
         self.collects = collects or ("raw" if variant == "corrected" else "calibrated")
         self.ends = float(edges[0]), float(edges[-1])
-        self.inner: Tensor
         self.register_buffer("inner", torch.tensor(edges[1:-1]), persistent=False)
         self.register_buffer("smoothing", torch.tensor(smoothing), persistent=False)
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))  # epochs ended so far
-        self.register_buffer("mean", torch.zeros(n_buckets, n_features))  # (K, D) running
-        self.register_buffer("variance", torch.ones(n_buckets, n_features))
-        self.register_buffer("scale", torch.ones(n_buckets, n_features))  # (K, D) calibration
-        self.register_buffer("shift", torch.zeros(n_buckets, n_features))
+        # running statistics and calibration, (K, D) each
+        for name, start in {"mean": 0.0, "variance": 1.0, "scale": 1.0, "shift": 0.0}.items():
+            self.register_buffer(name, torch.full((n_buckets, n_features), start))
 
     def buckets(self, mos: Tensor) -> Tensor:
         """Return the bucket (B,) of each score (B,)."""
@@ -255,9 +251,8 @@ class FDS(nn.Module):
         """Take in the uncalibrated features (N, D) of the training set and its scores (N,)."""
         bucket, (low, high) = self.buckets(mos), self.ends
         if not (mos.min() >= low and mos.max() <= high):  # also where one is not a number
-            raise ValueError(
-                f"FDS needs scores inside [{low:g}, {high:g}], got [{mos.min():g}, {mos.max():g}]"
-            )
+            span = f"[{mos.min():g}, {mos.max():g}]"
+            raise ValueError(f"FDS needs scores inside [{low:g}, {high:g}], got {span}")
         older = self._smoothed()
         near = self.mean if self.epoch > 0 else None
         count, mean, variance = bucket_statistics(features, bucket, len(self.mean), near=near)

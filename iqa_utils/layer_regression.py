@@ -324,14 +324,12 @@ def time_prediction(
     side: int = 0,
 ) -> dict[str, float]:
     """Return median seconds per image by step; nothing is cached, the first row warms up."""
-    side = side or NETWORKS[layer.network].side
-    distances = np.ones((n_crops, 1, len(process.alpha)))
-    seconds = []
+    size = (side or NETWORKS[layer.network].side,) * 2
+    distances, seconds = np.ones((n_crops, 1, len(process.alpha))), []
     for row in rows:
         started = time.perf_counter()
         for k in range(n_crops):
-            crop = Crop((side, side), k)
-            list(iterate_layers(network, store, [layer.module], rows=[row], crop=crop))
+            list(iterate_layers(network, store, [layer.module], rows=[row], crop=Crop(size, k)))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         encoded = time.perf_counter()

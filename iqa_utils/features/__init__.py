@@ -172,8 +172,6 @@ def iterate_layers(
     rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     device = next(backbone.parameters()).device
     named = [layer for layer in layers if layer is not None]
-    if named and len(named) < len(layers):
-        raise ValueError("ask for named layers or for None, not for both in one pass")
     run = backbone if named else getattr(backbone, "forward_features", backbone)
     was_training = backbone.training
     backbone.eval()
@@ -187,8 +185,7 @@ def iterate_layers(
             with torch.inference_mode(), tap_layers(backbone, named) as taps:
                 output = run(images)
             values = dict(taps) if named else {None: output}
-            missed = [layer for layer in named if layer not in values]
-            if missed:
+            if missed := [layer for layer in layers if layer not in values]:
                 raise ValueError(f"the forward pass never reached the layers {missed}")
             yield part, values
     finally:
@@ -216,14 +213,12 @@ def frozen_layers(
         re-encoded features are equal to the last bit for the same ``batch_size``, rows and machine;
         other batches may round differently (1e-6), so they share one cache entry.
     """
-    recipe = feature_recipe(backbone, store, options)
-    rows = np.arange(len(store)) if rows is None else np.asarray(rows)
+    recipe, n = feature_recipe(backbone, store, options), len(store)
+    rows = np.arange(n) if rows is None else np.asarray(rows)
     files, arrays, done = {}, {}, {}
     for layer in dict.fromkeys(layers):
-        arrays[layer], done[layer] = None, np.zeros(len(rows), dtype=bool)
-        if cache_dir is not None:
-            files[layer] = cache_path(cache_dir, recipe, layer, pooling)
-            arrays[layer], done[layer] = load_rows(files[layer], rows, n_images=len(store))
+        files[layer] = cache_dir and cache_path(cache_dir, recipe, layer, pooling)
+        arrays[layer], done[layer] = load_rows(files[layer], rows, n_images=n)
     missing = [layer for layer in done if not done[layer].all()]
     if missing:
         places = np.flatnonzero(~np.all([done[layer] for layer in missing], axis=0))
@@ -236,8 +231,8 @@ def frozen_layers(
                 if arrays[layer] is None:
                     arrays[layer] = np.empty((len(rows), x.shape[1]), dtype=np.float32)
                 arrays[layer][at] = x
-                if layer in files:
-                    save_rows(files[layer], rows[at], x, n_images=len(store))
+                if files[layer]:
+                    save_rows(files[layer], rows[at], x, n_images=n)
     return {layer: arrays[layer] for layer in layers}
 
 
@@ -371,10 +366,10 @@ def cache_path(cache_dir: str | Path, recipe: dict[str, Any], layer: str | None,
 
 
 def load_rows(
-    path: Path, rows: np.ndarray, *, n_images: int
+    path: Path | None, rows: np.ndarray, *, n_images: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Read features of some of a store's images: (N, D), and which of them are there, (N,)."""
-    if not path.is_file() or not path.stat().st_size:
+    if not path or not path.is_file() or not path.stat().st_size:
         return None, np.zeros(len(rows), dtype=bool)
     table = np.memmap(path, dtype=np.uint32, mode="r").reshape(n_images, -1)[rows]  # (N, D + 1)
     done = np.array([_checksum(row[:-1].tobytes()) == row[-1] for row in table], dtype=bool)

@@ -131,18 +131,11 @@ def layer_grams(
     them, the layers are halved and each half has a pass of its own. What is kept is one triangle,
     4 N (N + 1) bytes per layer. Processes that ask for the same matrices take turns.
 
-    Args:
-        backbone: Network, on the device to use.
-        store: Decoded images.
-        poolings: Layer for :func:`iqa_utils.features.tap_layers` to the pooling whose (small)
-            features are cached from the same pass, for :func:`iqa_utils.features.frozen_layers`.
-        cache_dir: Folder of the cache.
-        rows: Images to encode, N of them in this order; None for the whole store.
-        save_seconds: Time between notes of how far the pass is; a killed one resumes there.
-        **options: For :func:`iqa_utils.features.iterate_layers`.
-
-    Returns:
-        Layer to inner products, shape (N, N), float64.
+    ``poolings`` is layer, for :func:`iqa_utils.features.tap_layers`, to the pooling whose (small)
+    features are cached from the same pass, for :func:`iqa_utils.features.frozen_layers`; the other
+    arguments are those of :func:`iqa_utils.features.iterate_layers`. A killed pass resumes where
+    it last noted how far it was, every ``save_seconds``. Returns layer to inner products, shape
+    (N, N), float64.
 
     Raises:
         OSError: If the disk cannot hold the activations of one layer; says how much is needed.
@@ -169,23 +162,19 @@ def layer_grams(
             panels = blocks.pop(layer)  # the disk is free again when this is the next one
             width = panels.shape[2]
             cut = (x[:, : sizes[layer] - k * width] for k, x in enumerate(np.asarray(panels)))
-            save_array(paths[layer], pack(gram_from_panels(cut, device=device)))
+            found[layer] = pack(gram_from_panels(cut, device=device))
+            save_array(paths[layer], found[layer])
             Path(panels.filename).unlink()
         shutil.rmtree(folder)
 
-    def read() -> dict[str, np.ndarray | None]:
+    with lock(folder.with_suffix(".lock")):
         size = len(rows) * (len(rows) + 1) // 2
-        return {layer: load_array(path, (size,)) for layer, path in paths.items()}
-
-    found = read()
-    if any(triangle is None for triangle in found.values()):
-        with lock(folder.with_suffix(".lock")):
-            missing = [layer for layer, triangle in read().items() if triangle is None]
-            begun = [layer for layer in _read_note(folder)["sizes"] if layer in missing]
-            for layers in (begun, [layer for layer in missing if layer not in begun]):
-                if layers:
-                    multiply(layers)
-            found = read()
+        found = {layer: load_array(path, (size,)) for layer, path in paths.items()}
+        missing = [layer for layer, triangle in found.items() if triangle is None]
+        begun = [layer for layer in _read_note(folder)["sizes"] if layer in missing]
+        for layers in (begun, [layer for layer in missing if layer not in begun]):
+            if layers:
+                multiply(layers)
     return {layer: unpack(found.pop(layer)) for layer in paths}
 
 
@@ -293,16 +282,11 @@ def unpack(triangle: np.ndarray) -> np.ndarray:
 
 
 def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """State what feature sets of N images take on disk.
+    """State what feature sets of N images, network to values by layer, take on disk.
 
-    Args:
-        n_images: N.
-        sizes: Network to the features per image of each of its layers.
-
-    Returns:
-        Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
-        layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for
-        a moment; ``layer`` is enough where the disk is small).
+    Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
+    layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for a
+    moment; ``layer`` is enough where the disk is small).
     """
     passes = [sum(own) for own in sizes.values()]
     n_layers = sum(map(len, sizes.values()))

@@ -100,8 +100,7 @@ def ridge_cv(
         >>> ridge_cv(x, x @ [1.0, 2.0, 0.0]).weights.round(2).tolist()
         [1.0, 2.0, 0.0]
     """
-    mos = check_scores(mos)
-    features = np.asarray(features, dtype=np.float64)
+    mos, features = check_scores(mos), np.asarray(features, dtype=np.float64)
     if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
         found = f"{len(bad)} of {len(features)} images are not: rows {bad[:5].tolist()}"
         raise ValueError(f"features must be finite, {found}")
@@ -180,13 +179,11 @@ def gram_svr(
         seed: Deals the folds.
         groups: Reference image of each image.
     """
-    mos = check_scores(mos)
-    gram = np.asarray(gram, dtype=np.float64)
-    constraints = np.atleast_1d(np.asarray(c, dtype=np.float64))
+    mos, gram = check_scores(mos), np.asarray(gram, dtype=np.float64)
     if epsilon is None:
         epsilon = float(np.subtract(*np.percentile(mos, [75, 25]))) / 13.49
     options = {"epsilon": epsilon, "max_iter": MAX_ITERATIONS, "cache_size": 1000}
-    models = [SVR(kernel="precomputed", C=constraint, **options) for constraint in constraints]
+    models = [SVR(kernel="precomputed", C=constraint, **options) for constraint in np.ravel(c)]
     cv_rmse = np.empty(0)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         if cross_validate or len(models) > 1:
