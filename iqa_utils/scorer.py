@@ -74,9 +74,8 @@ class Scorer:
         if absent := [k for k in ("size", "fit", "resampler", "mean", "std") if k not in given]:
             raise ValueError(f"model {name}: its preprocessing does not tell {', '.join(absent)}")
         if (inputs := given.get("inputs", ["image"])) != ["image"]:
-            raise ValueError(
-                f"model {name} needs {', '.join(inputs)}; only models of pixels alone score files"
-            )
+            needs = f"model {name} needs {', '.join(inputs)}"
+            raise ValueError(f"{needs}; only models of pixels alone score files")
         size, saw = given["size"], facts["scores_seen"]
         fit = Fit(tuple(size) if isinstance(size, list) else size, given["fit"], given["resampler"])
         saw = (saw,) if isinstance(saw, str) else tuple(saw)
@@ -96,9 +95,7 @@ class Scorer:
         return float(np.interp(score, self.percentiles, np.linspace(0, 100, len(self.percentiles))))
 
     @torch.inference_mode()
-    def score(
-        self, images: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
-    ) -> Tensor:
+    def score(self, images: Tensor, *, device: str = "cpu", precision: str = "fp32") -> Tensor:
         """Score uint8 RGB (B, 3, H, W) on the network's device; float64, (B,).
 
         What has not its size yet is resized there, antialiased; ``"bf16"`` is autocast.
@@ -109,9 +106,7 @@ class Scorer:
         return output.double() * self.gain + self.offset
 
     @torch.inference_mode()
-    def look(
-        self, images: Tensor, *, device: str | torch.device = "cpu"
-    ) -> tuple[list[float], list[bool]]:
+    def look(self, images: Tensor, *, device: str = "cpu") -> tuple[list[float], list[bool]]:
         """Score a batch as :meth:`score` does, and tell which images are unlike the training."""
         if self.far is None:
             return self.score(images, device=device).tolist(), [False] * len(images)
@@ -122,7 +117,7 @@ class Scorer:
     def _ready(self, images: Tensor) -> Tensor:
         """Resize, where that is still to be done, and normalise."""
         size = self.fit.target(*images.shape[-2:]) if self.fit.resamples else images.shape[-2:]
-        if tuple(size) != tuple(images.shape[-2:]):
+        if tuple(size) != images.shape[-2:]:
             how = InterpolationMode(self.fit.resampler)
             images = tv.resize(images, list(size), interpolation=how, antialias=True)
         return to_float(images, mean=self.mean, std=self.std)

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def teacher_pass(
     *,
     batch_size: int = 64,
     part_size: int = 1024,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     precision: str = "fp32",
     on_bad_image: str = "raise",
     progress: bool = True,
@@ -89,11 +90,8 @@ def teacher_pass(
     images, stored = unlabelled.images, _read_parts(folder, unlabelled, teacher)
     mine = np.arange(rank, len(images), n_ranks)
     todo = mine[~images["image"].iloc[mine].isin(stored["image"]).to_numpy()]
-    groups = [
-        part[start : start + batch_size]
-        for part in np.split(todo, np.arange(part_size, len(todo), part_size))
-        for start in range(0, len(part), batch_size)
-    ]
+    parts = np.split(todo, range(part_size, len(todo), part_size))
+    groups = [x[i : i + batch_size] for x in parts for i in range(0, len(x), batch_size)]
     teacher.model.to(device, memory_format=torch.channels_last).eval()
     batches = crop_batches(unlabelled, groups, unlabelled.crop, on_bad_image=on_bad_image)
     pending: list[tuple[np.ndarray, Tensor, dict[int, str]]] = []
@@ -114,21 +112,15 @@ def teacher_pass(
 
 
 def run_passes(
-    teachers: Mapping[str, Teacher],
-    unlabelled: UnlabelledSet,
-    folder: Path,
-    *,
-    on_bad_image: str,
-    **how: str,
+    teachers: Mapping[str, Teacher], unlabelled: UnlabelledSet, folder: Path, **how: str
 ) -> tuple[UnlabelledSet, dict[str, np.ndarray]]:
     """Let every teacher score a set of images, each in its folder ``HASH-HEIGHTxWIDTH``.
 
-    ``how`` is ``device`` and ``precision``. Returns the images that could be decoded, and their
+    ``how`` is that of :func:`teacher_pass`. Returns the images that could be decoded, and their
     scores by teacher, each of shape (N,); under ``on_bad_image="raise"`` no stored pass may have
     dropped an image either.
     """
     passes, errors = {}, []
-    how |= {"on_bad_image": on_bad_image}
     for name, teacher in teachers.items():
         where = folder / f"{teacher.hash}-{_crop_name(unlabelled)}"
         n_scored, n_bad = teacher_pass(teacher, unlabelled, where, progress=False, **how)
@@ -138,7 +130,7 @@ def run_passes(
         kept = len(unlabelled) - n_scored - n_bad
         print(f"{name}: {n_scored} images scored, {len(bad)} corrupt, {kept} found in {where.name}")
     bad = pd.concat(errors).drop_duplicates("image")
-    if len(bad) and on_bad_image == "raise":
+    if len(bad) and how["on_bad_image"] == "raise":
         raise BadImageError(f"{len(bad)} images could not be decoded: {'; '.join(bad['error'])}")
     usable = unlabelled.without(bad)
     names = usable.images["image"]
@@ -147,21 +139,15 @@ def run_passes(
 
 
 def label_folders(
-    folders: Sequence[Path],
-    teacher: Path,
-    out: Path,
-    *,
-    crop: tuple[int, int],
-    on_bad_image: str,
-    **sizes: int,
+    folders: Sequence[Path], teacher: Path, out: Path, *, crop: tuple[int, int], **how: Any
 ) -> tuple[int, int]:
     """Run this process's share of a teacher pass on its own GPU, or the CPU: ``iqa label``."""
-    gpu, first = torch.cuda.is_available(), os.environ.get("RANK", "0") == "0"
-    found = scan_images(*folders, crop=crop, on_bad_image=on_bad_image)
+    first, how["device"], how["precision"] = os.environ.get("RANK", "0") == "0", "cpu", "fp32"
+    if torch.cuda.is_available():
+        how |= {"device": f"cuda:{os.environ.get('LOCAL_RANK', 0)}", "precision": "bf16"}
+    found = scan_images(*folders, crop=crop, on_bad_image=how["on_bad_image"])
     for reason, n in found.left_out["reason"].value_counts().items() if first else ():
         print(f"left out, {reason}: {n}")
-    how = {"device": f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu", **sizes}
-    how |= {"precision": "bf16" if gpu else "fp32", "on_bad_image": on_bad_image}
     return teacher_pass(Teacher.load(teacher), found, out, progress=first, **how)
 
 

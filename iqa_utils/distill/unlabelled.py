@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -155,18 +155,18 @@ def crop_batches(
     ring = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for _ in range(AHEAD + 2)]
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    waiting, pool = deque(), ThreadPoolExecutor(max(cores, 1))
+    pool = ThreadPoolExecutor(max(cores, 1))
+
+    def begin(group: np.ndarray, buffer: Tensor) -> tuple[np.ndarray, Tensor, list]:
+        slots = zip(group, buffer.numpy(), strict=False)
+        return group, buffer, [pool.submit(_fill, paths[row], crop, slot) for row, slot in slots]
+
     try:
-        for position in range(len(groups) + AHEAD):
-            if position < len(groups):
-                group, buffer = groups[position], ring[position % len(ring)]
-                jobs = [
-                    pool.submit(_fill, paths[row], crop, buffer[i].numpy())
-                    for i, row in enumerate(group)
-                ]
-                waiting.append((group, buffer, jobs))
-            if position >= AHEAD and waiting:
-                yield _gather(*waiting.popleft(), on_bad_image)
+        begun = map(begin, groups, cycle(ring))
+        waiting = deque(islice(begun, AHEAD + 1))
+        while waiting:
+            yield _gather(*waiting.popleft(), on_bad_image)
+            waiting.extend(islice(begun, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

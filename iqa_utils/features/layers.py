@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +145,10 @@ def layers_of(
     if not found:
         known = f"networks are {sorted(NETWORKS)}"
         raise ValueError(f"{table or 'the paper'} prints no layer of {network!r}; {known}")
-    if choice == "after":  # from an addition to the output of its block, which no table prints
-        found = [
-            Layer(network, f"{row.name}, after ReLU", row.module.removesuffix(at), row.size)
-            if row.module.endswith(at := ".relu:input")
-            else row
-            for row in found
-        ]
+    for i, row in enumerate(found if choice == "after" else ()):
+        block = row.module.removesuffix(".relu:input")
+        if block != row.module:  # the output of the block, which no table prints
+            found[i] = Layer(network, f"{row.name}, after ReLU", block, row.size)
     return tuple(found)
 
 
@@ -163,14 +160,14 @@ def depth_layers(name: str) -> tuple[Layer, ...]:
     whose activation is no module, or that has none, is tapped once, at its output.
     """
     calls: list[tuple[str, nn.Module, Any, Any]] = []  # the tensors are kept: identity is compared
+
+    def keep(own: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls.append((own, module, inputs[0], output))
+
     with torch.device("meta"), torch.no_grad():
         network = create_network(name, pretrained="random").eval()
         for own, module in network.named_modules():
-            module.register_forward_hook(
-                lambda module, inputs, output, own=own: calls.append(
-                    (own, module, inputs[0], output)
-                )
-            )
+            module.register_forward_hook(partial(keep, own))
         network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
     last = {own: call for call in calls for own in [call[0]]}  # a shared activation's last use
     acts = [call for call in last.values() if type(call[1]).__module__ == nn.ReLU.__module__]
@@ -207,19 +204,10 @@ def _blocks(module: nn.Module, prefix: str = "") -> list[str]:
 def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
     """Build one of :data:`NETWORKS` with its 1000-way classifier and the weights asked for.
 
-    Args:
-        name: Key of :data:`NETWORKS`.
-        pretrained: As in :func:`iqa_utils.backbones.create_backbone`, or a folder with
-            ``NAME-imagenet.safetensors`` or ``.pth``.
-
-    Returns:
-        The network, in training mode, on the CPU (on the meta device under ``torch.device``).
-
-    Raises:
-        ValueError: If the name is unknown, or the file holds another architecture or lacks the
-            1000-way classifier.
-        FileNotFoundError: If the file is missing.
-        ConnectionError: If ``"hub"`` was asked for and the download failed.
+    ``pretrained`` is as in :func:`iqa_utils.backbones.create_backbone`, or a folder with
+    ``NAME-imagenet.safetensors`` or ``.pth``; a file of another architecture or without the
+    classifier is refused. The network is in training mode, on the CPU (on the meta device under
+    ``torch.device``).
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
