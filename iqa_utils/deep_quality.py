@@ -4,8 +4,6 @@ Joined, all sets share one image store, one standardised score and one idea of r
 that fine-tuning, regression and cross-data-set tests are choices of rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

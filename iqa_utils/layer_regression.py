@@ -3,13 +3,11 @@
 Tables 1 and 2 of ahmed2020 are :func:`predict_layers`, its final method is :func:`predict_final`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +17,7 @@ from torch import nn
 from iqa_utils.features import Crop, brisque_features, frozen_features, iterate_layers
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import LAYERS, NETWORKS, Layer, layers_of
+from iqa_utils.images import ImageStore
 from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
 from iqa_utils.regression.gaussian_process import (
     GaussianProcess,
@@ -27,9 +26,6 @@ from iqa_utils.regression.gaussian_process import (
     fit_gaussian_process,
     search_noise,
 )
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
 
 REGRESSORS = ("SVR", "GPR", "ridge")
 
@@ -100,22 +96,15 @@ def regress(
 ) -> dict[str, Any]:
     """Fit one of :data:`REGRESSORS` and predict the test images.
 
-    Args:
-        regressor: ``"SVR"`` (linear) and ``"GPR"`` (type-II likelihood) take the Gram matrix,
-            ``"ridge"`` the features.
-        gram: Centred inner products of the images of ``rows``, shape (R, R).
-        features: Shape (R, D).
-        rows: Sorted rows of the table; those of the task are among them.
-        task: What to learn and predict.
-        svr_c: Box constraints; several are chosen from by cross-validation.
-        relative_c: Whether they are in units of one over the mean squared norm of the centred
-            features, so that one list fits all layers; MATLAB's, and the paper's, are absolute.
-        cross_validate: Whether to estimate the error of a single box constraint in folds too.
-        device: Where Gaussian processes are fitted.
+    ``"SVR"`` (linear) and ``"GPR"`` (type-II likelihood) take the Gram matrix, centred inner
+    products of the R images of ``rows``, sorted rows of the table; ``"ridge"`` the features (R, D).
+    Several box constraints ``svr_c`` are chosen from by cross-validation, which estimates the error
+    of a single one only where asked to. With ``relative_c`` they are in units of one over the mean
+    squared norm of the centred features, so that one list fits all layers; MATLAB's, and the
+    paper's, are absolute. Gaussian processes are fitted on ``device``.
 
-    Returns:
-        ``pred`` (M,), ``sd`` (of a Gaussian process), ``cv_rmse`` (the smallest over the penalties
-        tried, a Gaussian process keeping its kernel in every fold) and ``converged``.
+    Returns ``pred`` (M,), ``sd`` (of a Gaussian process), ``cv_rmse`` (the smallest over the
+    penalties tried, a Gaussian process keeping its kernel in every fold) and ``converged``.
     """
     train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)
     within, across = np.ix_(train, train), np.ix_(test, train)
@@ -156,20 +145,12 @@ def predict_layers(
     over places, the baseline that a method with 100,000 features has to beat. All splits share
     their crops, so that one Gram matrix per layer serves them; the first one is cross-validated.
 
-    Args:
-        network: Network to tap, on the device to use.
-        name: Its key in :data:`iqa_utils.features.layers.NETWORKS`.
-        store: Decoded images.
-        tasks: From :func:`make_tasks`.
-        choice: Which layers, for :func:`iqa_utils.features.layers.layers_of`.
-        side: Crop height and width in pixels; 0 is the network's own.
-        crop_seed: Of the crops.
-        cache_dir: Folder of the feature cache.
-        save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
-        **regression: For :func:`regress`.
+    ``name`` is the network's key in :data:`iqa_utils.features.layers.NETWORKS`, ``side`` the crop's
+    height and width in pixels (0: the network's own). ``choice`` is for ``layers_of``,
+    ``save_seconds`` for ``layer_grams``, the rest for :func:`regress`.
 
-    Returns:
-        One row per prediction, with ``network``, ``layer``, ``regressor`` and the image's columns.
+    Returns one row per prediction, with ``network``, ``layer``, ``regressor`` and the image's
+    columns.
     """
     side, layers = side or NETWORKS[name].side, layers_of(name, choice=choice)
     rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])

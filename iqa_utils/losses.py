@@ -4,8 +4,6 @@ Every loss takes ``pred`` and ``mos`` of shape (B,) and returns a scalar tensor.
 first: (B, 1) against (B,) would broadcast to (B, B) and train on nonsense.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -4,8 +4,6 @@ A sampler sees opinion scores or set sizes and returns rows. It knows nothing ab
 can be tested on numbers alone, and its draw depends on ``(seed, epoch)`` and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -32,18 +30,9 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
       holds fewer than that.
     * ``rule``: all of a range up to 2m; else 2m below 4m, 3m below 6m, and 4m from there on.
 
-    Args:
-        counts: Training images in each range, shape (R,).
-        method: Sampler.
-        threshold: What "exceeds 1000" in the definition of method 2 stands for; the paper's own
-            number belongs to KonIQ-10k.
-
-    Returns:
-        Images of each range, shape (R,), int64. An empty range stays empty.
-
-    Raises:
-        ValueError: If the method is unknown, the counts are negative or all zero, or ``method3``
-            has fewer than three ranges with images.
+    ``counts`` are training images in each range, shape (R,), as is the result; an empty range stays
+    empty. ``threshold`` is what "exceeds 1000" in the definition of method 2 stands for; the
+    paper's own number belongs to KonIQ-10k.
 
     Note:
         The rule does not mention a ratio up to 2: nothing is removed then. Method 2 counts on the
@@ -128,18 +117,11 @@ def mixed_batches(
     an epoch visits the largest set once and cycles through the others. ``proportional``: every
     image of every set once, shuffled together.
 
-    Args:
-        sizes: Training images of each set, S values.
-        mixing: Which of the two.
-        batch_size: Indices in a batch of ``released``, images in one of ``proportional``.
-        seed: Root seed.
-        epoch: Counted from 0.
+    ``sizes`` are training images of each set, S values; ``batch_size`` counts indices in
+    ``released``, images in ``proportional``.
 
     Returns:
         One array per batch with columns (set, row in the set), int64, shape (B, 2).
-
-    Raises:
-        ValueError: If the mixing is unknown, a set is empty, or the batch size is not positive.
 
     References:
         Feng et al., Electronics Letters 2023, released code.

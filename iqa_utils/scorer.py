@@ -28,33 +28,21 @@ AS_IS = Fit(None, "native", "bilinear")  # pixels go in as they are
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network that scores 8-bit images.
+    """A network that scores 8-bit images."""
 
-    Attributes:
-        model: Takes normalised RGB (B, 3, H, W), returns (B,) or (B, 1); higher is better.
-        fit: How images are brought to the network's size.
-        mean: Of the normalisation, three channels, for pixels in [0, 1].
-        std: As ``mean``.
-        saw: Scores it was trained on, as ``"dataset/training"``.
-        gain: What the output is multiplied by to be on the scale of the scores.
-        offset: What is added then.
-        range: Of the scores, in words.
-        percentiles: Scores at 0, 1, ... 100 % of what models like it, trained on other photographs,
-            gave the training photographs.
-        far: Distance to the training photographs beyond which an image is unlike them.
-        hash: 16 digits of weights, architecture, pixels and scale, computed here.
-    """
-
-    model: nn.Module
-    fit: Fit = AS_IS
-    mean: Sequence[float] = IMAGENET_MEAN
+    model: nn.Module  # takes normalised RGB (B, 3, H, W), returns (B,) or (B, 1); higher is better
+    fit: Fit = AS_IS  # how images are brought to the network's size
+    mean: Sequence[float] = IMAGENET_MEAN  # of the normalisation, for pixels in [0, 1]
     std: Sequence[float] = IMAGENET_STD
-    saw: tuple[str, ...] = ()
-    gain: float = 1.0
+    saw: tuple[str, ...] = ()  # scores it was trained on, as "dataset/training"
+    gain: float = 1.0  # output * gain + offset is on the scale of the scores
     offset: float = 0.0
-    range: str = ""
+    range: str = ""  # of the scores, in words
+    # scores at 0, 1, ... 100 % of what models like it, trained on other photographs, gave the
+    # training photographs
     percentiles: Sequence[float] = ()
-    far: float | None = None
+    far: float | None = None  # distance to them beyond which an image is unlike them
+    # 16 digits of weights, architecture, pixels and scale, computed here
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:

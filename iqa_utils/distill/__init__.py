@@ -4,8 +4,6 @@ A teacher scores a large set once; the scores lie in a folder of parquet files t
 processes fill and that outlives a kill. What is already there is verified and never repeated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping, Sequence

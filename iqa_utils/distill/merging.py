@@ -1,7 +1,5 @@
 """Scores of several data sets on one scale, and how far one set of images stands for another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ A feature is a function of (weights, layer, pooling, pixels) and is cached under
 these, image by image. One forward pass serves all layers that were asked for.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -17,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from iqa_utils.backbones import create_backbone, weights_hash
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
 
 POOLINGS = ("flatten", "mean", "std", "max", "mean_std")
 

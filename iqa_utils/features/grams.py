@@ -6,15 +6,13 @@ the file is deleted. What stays is the upper triangle of one (N, N) matrix. A pa
 goes on where it last noted how many images its files hold.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +29,7 @@ from iqa_utils.features import (
     save_rows,
 )
 from iqa_utils.files import atomic_write, load_array, lock, save_array
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
+from iqa_utils.images import ImageStore
 
 PANEL = 8192  # features per panel: 200 MB at 6,000 images
 _STRIP = 2048  # features that are shifted and multiplied at a time: these stay in a cache

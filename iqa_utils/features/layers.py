@@ -6,8 +6,6 @@ holds for one crop at the network's own input size. Where the printed size is im
 paper's network has no public counterpart, the row says so.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,22 +24,13 @@ from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPT
 
 @dataclass(frozen=True)
 class Network:
-    """A network that features are tapped from.
+    """A network that features are tapped from."""
 
-    Attributes:
-        library: ``"torchvision"`` or ``"timm"``.
-        model: The library's name.
-        side: Native input height and width, pixels.
-        titles: Table of the paper to the name it prints there; empty for networks of our own.
-        mean: Normalisation, RGB in [0, 1].
-        std: Normalisation.
-    """
-
-    library: str
-    model: str
-    side: int
-    titles: Mapping[str, str] = field(default_factory=dict)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    library: str  # torchvision or timm
+    model: str  # the library's name
+    side: int  # native input height and width, pixels
+    titles: Mapping[str, str] = field(default_factory=dict)  # by table of the paper; ours have none
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the normalisation, RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
 
     @property
@@ -52,25 +41,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Layer:
-    """One place to tap.
+    """One place to tap."""
 
-    Attributes:
-        network: Key of :data:`NETWORKS`.
-        name: The paper's name of the layer, or ours for our own networks.
-        module: Name for :func:`iqa_utils.features.tap_layers`.
-        size: Values in the activation of one image at the native input size.
-        tables: Tables of the paper that print this layer.
-        printed: The size printed there; equal to ``size`` unless the paper errs or substitutes.
-        note: Why they differ.
-    """
-
-    network: str
-    name: str
-    module: str
-    size: int
-    tables: tuple[str, ...] = ()
-    printed: int | None = None
-    note: str = ""
+    network: str  # key of NETWORKS
+    name: str  # the paper's, or ours for our own networks
+    module: str  # for iqa_utils.features.tap_layers
+    size: int  # values of one image at the native input size
+    tables: tuple[str, ...] = ()  # of the paper that print this layer
+    printed: int | None = None  # the size there: another one where the paper errs or substitutes
+    note: str = ""  # why they differ
 
     @property
     def is_vector(self) -> bool:

@@ -5,8 +5,6 @@ distances, so both take (N, N) matrices from :mod:`iqa_utils.features` and never
 themselves; ridge takes the features.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
