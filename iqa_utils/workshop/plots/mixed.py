@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.models.costs import SIZES
+from iqa_utils.models.monotonic import SIZES
 from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
