@@ -4,8 +4,6 @@ Joined, all sets share one image store, one standardised score and one idea of r
 that fine-tuning, regression and cross-data-set tests are choices of rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -40,16 +38,10 @@ def join_sets(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     tables = []
     for name, frame in frames.items():
-        columns = {
-            "dataset": name,
-            "image": f"{name}/" + frame["image"],
-            "mos": frame["mos"],
-            "mos_z": (frame["mos"] - frame["mos"].mean()) / frame["mos"].std(ddof=0),
-            "reference": _references(name, frame),
-            "distortion": frame["distortion"],
-            "subset": frame.get("subset", ""),
-        }
-        tables.append(pd.DataFrame(columns))
+        mos, about = frame["mos"], {"dataset": name, "image": f"{name}/" + frame["image"]}
+        about |= {"mos": mos, "mos_z": (mos - mos.mean()) / mos.std(ddof=0)}
+        about |= {"reference": _references(name, frame), "distortion": frame["distortion"]}
+        tables.append(pd.DataFrame(about | {"subset": frame.get("subset", "")}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -95,11 +87,9 @@ def other_sets(
     frame: pd.DataFrame, members: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """List the rows of a family of sets, and of each set outside it (:func:`paper_sets`)."""
-    train = np.flatnonzero(frame["dataset"].isin(members))
-    sets = paper_sets(frame).items()
-    return train, {
-        name: rows for name, rows in sets if len(train) and not np.isin(rows, train).any()
-    }
+    train, sets = np.flatnonzero(frame["dataset"].isin(members)), paper_sets(frame)
+    sets = {name: rows for name, rows in sets.items() if not np.isin(rows, train).any()}
+    return train, sets if len(train) else {}
 
 
 def to_own_scale(predictions: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:

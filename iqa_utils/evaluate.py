@@ -14,8 +14,8 @@ a spread, and a bootstrap adds noise: read the interval of ``ranges SD`` as an u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from scipy.stats import wilcoxon
 from iqa_utils.metrics import METRICS, check_pair, range_index, range_names
 from iqa_utils.statistics import holm, nadeau_bengio
 
-Combine = Literal["mean", "median"]
+_OVER_RANGES = ("ranges SD", "ranges mean")
 
 
 def range_metrics(metric: str, edges: Sequence[float]) -> list[str]:
@@ -34,16 +34,7 @@ def range_metrics(metric: str, edges: Sequence[float]) -> list[str]:
 
 
 def score(
-    predictions: pd.DataFrame,
-    by: Sequence[str],
-    metrics: Sequence[str],
-    *,
-    edges: Sequence[float] = (),
-    over: str = "seed",
-    combine: Combine = "mean",
-    resample: str | None = "image",
-    n_resamples: int = 1000,
-    seed: int = 0,
+    predictions: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], **options: Any
 ) -> pd.DataFrame:
     """Score every experiment, with the spread over its runs and an interval.
 
@@ -51,15 +42,13 @@ def score(
         predictions: One row per image, experiment and run.
         by: Columns that tell experiments apart.
         metrics: Names, as the module describes.
-        edges: Borders of the score ranges, where a metric needs them.
-        over: Column of the runs; each is scored on its own.
-        combine: How values of several runs become one.
-        resample: Column whose values are drawn, all runs of an image together: ``"image"``, or
-            ``"reference"`` where images share one. The interval then reflects the choice of test
+        **options: ``edges``, borders of the score ranges, where a metric needs them. ``combine``,
+            how values of several runs become one: ``"mean"`` or ``"median"``. ``resample``, the
+            column whose values are drawn, all runs of an image together: ``"image"``, or
+            ``"reference"`` where images share one; the interval then reflects the choice of test
             images. None takes the t interval over runs, with the variance of Nadeau and Bengio
             where ``predictions`` has ``n_train``: the runs are then splits that share images.
-        n_resamples: Draws of the bootstrap.
-        seed: Of the draws.
+            ``n_resamples``, draws of the bootstrap (1,000), and their ``seed`` (0).
 
     Returns:
         Columns ``by``, ``metric``, ``value``, ``sd`` (over runs, NaN for one), ``ci_low``,
@@ -77,17 +66,13 @@ def score(
     """
     rows, predictions = [], predictions.reset_index(drop=True)
     for key, group in predictions.groupby(list(by), sort=False, dropna=False):
-        runs = _Runs(group, over, resample, n_resamples, seed, edges, combine)
+        runs = _Runs(group, **options)
         for metric in metrics:
             values = runs.values(metric)
-            if not len(values) or not np.isfinite(values).all():
-                continue
-            low, high = (
-                _over_runs(values, runs.overlap) if resample is None else _ends(runs.draws(metric))
-            )
-            spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
-            cell = [metric, runs.whole(metric), spread, low, high]
-            rows.append([*key, *cell, runs.count(metric), len(values)])
+            if len(values) and np.isfinite(values).all():
+                spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
+                cell = [metric, runs.whole(metric), spread, *runs.interval(metric)]
+                rows.append([*key, *cell, runs.count(metric), len(values)])
     columns = [*by, "metric", "value", "sd", "ci_low", "ci_high", "n", "n_runs"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -98,17 +83,12 @@ def compare(
     metrics: Sequence[str],
     *,
     by: Sequence[str] = (),
-    edges: Sequence[float] = (),
-    over: str = "seed",
-    combine: Combine = "mean",
-    resample: str = "image",
-    n_resamples: int = 1000,
-    seed: int = 0,
+    **options: Any,
 ) -> pd.DataFrame:
     """Subtract a baseline from every other experiment on the same images.
 
     ``baseline`` is one column and its value, such as ``{"method": "none"}``; within each group of
-    ``by``, all others are compared with it. The arguments are else those of :func:`score`. Both
+    ``by``, all others are compared with it. Metrics and options are those of :func:`score`. Both
     sides see the same draws, and ``p`` is never below 2 / (n_resamples + 1).
 
     Returns:
@@ -131,14 +111,13 @@ def compare(
     (column, reference), rows = *baseline.items(), []
     predictions = predictions.reset_index(drop=True)
     groups = predictions.groupby(list(by), sort=False) if by else [((), predictions)]
-    options = (over, resample, n_resamples, seed, edges, combine)
     for key, group in groups:
         parts = dict(list(group.groupby(column, sort=False)))
         if reference not in parts:
             raise KeyError(f"{column} {reference!r} is not among {sorted(map(str, parts))}")
-        base = _Runs(parts.pop(reference), *options)
+        base = _Runs(parts.pop(reference), **options)
         for name, part in parts.items():
-            runs = _Runs(part, *options)
+            runs = _Runs(part, **options)
             if not np.array_equal(runs.units, base.units):
                 raise ValueError(f"{name} and {reference} predict different images")
             for metric in metrics:
@@ -163,7 +142,7 @@ def _difference(runs: _Runs, base: _Runs, metric: str) -> tuple[float, ...] | No
     p = min(1.0, 2 * (1 + tail) / (1 + len(drawn)))
     p_runs = np.nan
     if len(ours) == len(theirs) > 2 and runs.overlap:
-        p_runs = nadeau_bengio(ours, theirs, *runs.overlap).p
+        p_runs = nadeau_bengio(ours, theirs, *runs.overlap)[1]
     elif len(ours) == len(theirs) > 4:
         p_runs = wilcoxon(ours, theirs).pvalue if (ours != theirs).any() else 1.0
     value = runs.combine(ours) - runs.combine(theirs)
@@ -176,16 +155,18 @@ class _Runs:
     def __init__(
         self,
         table: pd.DataFrame,
-        over: str,
-        resample: str | None,
-        n_resamples: int,
-        seed: int | list[int],
-        edges: Sequence[float],
-        combine: Combine,
+        *,
+        edges: Sequence[float] = (),
+        combine: Literal["mean", "median"] = "mean",
+        resample: str | None = "image",
+        n_resamples: int = 1000,
+        seed: int | list[int] = 0,
     ) -> None:
-        self.table, self.options = table, (over, resample, n_resamples, seed, edges, combine)
-        self.runs = [part for _, part in table.groupby(over)]
-        self.edges, self.combine = edges, np.median if combine == "median" else np.mean
+        self.table, self.edges, self.seed = table, edges, seed
+        self.options = {"edges": edges, "combine": combine, "resample": resample}
+        self.options["n_resamples"] = n_resamples
+        self.runs = [part for _, part in table.groupby("seed")]
+        self.combine = np.median if combine == "median" else np.mean
         self.drawn: dict[str, np.ndarray] = {}  # by metric: a baseline is asked often
         self.overlap: tuple[int, int] | None = None
         if "n_train" in table:
@@ -210,11 +191,8 @@ class _Runs:
     def draws(self, metric: str) -> np.ndarray:
         """Return the combined metric of every draw, shape (draws,)."""
         if metric not in self.drawn:
-            if groups := self._weighted_groups(metric):
-                name = metric.partition(" within ")[0]
-                drawn = [runs.draws(name) for runs, _ in groups]
-                found = np.average(drawn, axis=0, weights=[weight for _, weight in groups])
-            else:
+            found = self._over_groups(metric, _Runs.draws)
+            if found is None:
                 pairs = zip(self.runs, self.counts, strict=True)
                 values = [_measure(part, metric, self.edges, drawn) for part, drawn in pairs]
                 # the median passes over a run whose images a draw left out
@@ -225,36 +203,56 @@ class _Runs:
 
     def whole(self, metric: str) -> float:
         """Return the combined metric of all images."""
-        if groups := self._weighted_groups(metric):
-            name, weights = metric.partition(" within ")[0], [weight for _, weight in groups]
-            return float(np.average([runs.whole(name) for runs, _ in groups], weights=weights))
-        return float(self.combine(self.values(metric)))
+        found = self._over_groups(metric, _Runs.whole)
+        return float(self.combine(self.values(metric)) if found is None else found)
 
-    def _weighted_groups(self, metric: str) -> list[tuple[_Runs, float]]:
-        """Split the table where a metric asks for groups that have a weight of their own."""
-        column = metric.partition(" within ")[2]
+    def interval(self, metric: str) -> tuple[float, float]:
+        """Return the ends of the 95 % interval over draws of images, or over runs: Student's t."""
+        if self.options["resample"] is not None:
+            return _ends(self.draws(metric))
+        values = self.values(metric)
+        if len(values) < 2:
+            return np.nan, np.nan
+        share = 0.0 if self.overlap is None else self.overlap[1] / self.overlap[0]
+        spread = np.sqrt((1 / len(values) + share) * values.var(ddof=1))
+        half = float(t_distribution.ppf(0.975, len(values) - 1) * spread)
+        return float(values.mean() - half), float(values.mean() + half)
+
+    def _over_groups(self, metric: str, ask: Callable[[_Runs, str], Any]) -> Any:
+        """Average what groups that have a weight of their own answer; None without any."""
+        inner, _, column = metric.partition(" within ")
         if not column or "weight" not in self.table:
-            return []
-        over, resample, n_resamples, seed, *rest = self.options
-        groups = enumerate(group for _, group in self.table.groupby(column))
-        return [
-            (_Runs(group, over, resample, n_resamples, [seed, k], *rest), group["weight"].iloc[0])
-            for k, group in groups
-        ]
+            return None
+        found, weights = [], []
+        for k, (_, group) in enumerate(self.table.groupby(column)):
+            found.append(ask(_Runs(group, **self.options, seed=[self.seed, k]), inner))
+            weights.append(group["weight"].iloc[0])
+        return np.average(found, axis=0, weights=weights)
 
     def count(self, metric: str) -> int:
         """Return the images per run that a metric is computed from."""
-        where = metric.partition(" within ")[0].partition(" ")[2]
+        _, where, _ = _parse(metric, self.edges)
         inside = [_inside(part, where, self.edges).sum() for part in self.runs]
         return round(sum(inside) / len(inside))
 
 
+def _parse(metric: str, edges: Sequence[float]) -> tuple[str, str, str]:
+    """Split a metric into one of :data:`METRICS`, its ranges, and the column of its groups."""
+    name = max((own for own in METRICS if f"{metric} ".startswith(f"{own} ")), key=len, default="")
+    if not name:
+        raise KeyError(f"metric {metric!r} does not begin with one of {', '.join(METRICS)}")
+    where, _, column = metric[len(name) + 1 :].partition("within ")
+    where, names = where.strip(), range_names(edges)
+    if where not in ("", *_OVER_RANGES) and not set(where.split(" and ")) <= set(names):
+        raise KeyError(f"metric {metric!r} names none of the ranges {names}")
+    return name, where, column
+
+
 def _inside(part: pd.DataFrame, where: str, edges: Sequence[float]) -> np.ndarray:
     """Mask the images of the ranges that a metric names; all of them where it names none."""
-    names = range_names(edges) if len(edges) else []
-    wanted = [names.index(name) for name in where.split(" and ") if name in names]
-    if not wanted:
+    if where in ("", *_OVER_RANGES):
         return np.ones(len(part), bool)
+    wanted = [range_names(edges).index(name) for name in where.split(" and ")]
     return np.isin(range_index(part["mos"], edges), wanted)
 
 
@@ -262,33 +260,26 @@ def _measure(
     part: pd.DataFrame, metric: str, edges: Sequence[float], counts: np.ndarray
 ) -> np.ndarray:
     """Compute a metric where image n occurs ``counts[r, n]`` times; shape (draws,)."""
-    name = metric.partition(" within ")[0]
-    name = name if name in METRICS else metric.split()[0]
-    where, _, column = metric[len(name) + 1 :].partition("within ")
-    where = where.strip()
-    if name not in METRICS:
-        raise KeyError(f"metric {metric!r} does not begin with one of {', '.join(METRICS)}")
+    name, where, column = _parse(metric, edges)
     mos, pred = check_pair(part["mos"], part["pred"])
-    if where in ("ranges SD", "ranges mean"):
-        masks = [_inside(part, r, edges) for r in range_names(edges)]
-        masks = [mask for mask in masks if mask.sum() > 1]
-        values = [_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks]
-        return np.nanmean(values, 0) if where == "ranges mean" else np.nanstd(values, 0, ddof=1)
-    if column:
-        groups, inside = part[column].astype(str), _inside(part, where, edges)
-        masks = [(groups == group).to_numpy() & inside for group in groups.unique()]
-        masks = [mask for mask in masks if mask.sum() > 1]
-        values = np.array([_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks])
-        weights = np.array([counts[:, m].sum(1) for m in masks])
-        if "weight" in part:
-            weights = np.array([part["weight"].to_numpy()[m][:1] for m in masks])  # (groups, 1)
-        return (values * weights).sum(0) / weights.sum(0)
-    mask = _inside(part, where, edges)
-    if where and mask.all() and where not in range_names(edges):
-        raise KeyError(f"metric {metric!r} names none of the ranges {range_names(edges)}")
-    if mask.sum() < 2:
+    masks = [_inside(part, where, edges)]
+    if where in _OVER_RANGES:
+        masks = [_inside(part, one, edges) for one in range_names(edges)]
+    elif column:
+        groups = part[column].astype(str)
+        masks = [(groups == group).to_numpy() & masks[0] for group in groups.unique()]
+    masks = [mask for mask in masks if mask.sum() > 1]
+    if not masks:
         return np.full(len(counts), np.nan)
-    return _weighted(name, mos[mask], pred[mask], counts[:, mask])
+    values = np.array([_weighted(name, mos[m], pred[m], counts[:, m]) for m in masks])
+    if where in _OVER_RANGES:
+        return np.nanmean(values, 0) if where == "ranges mean" else np.nanstd(values, 0, ddof=1)
+    if not column:
+        return values[0]
+    weights = np.array([counts[:, m].sum(1) for m in masks])
+    if "weight" in part:
+        weights = np.array([part["weight"].to_numpy()[m][:1] for m in masks])  # (groups, 1)
+    return (values * weights).sum(0) / weights.sum(0)
 
 
 def _weighted(name: str, mos: np.ndarray, pred: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -323,13 +314,3 @@ def _centred(values: np.ndarray, counts: np.ndarray, ranked: bool) -> np.ndarray
 def _ends(draws: np.ndarray) -> tuple[float, float]:
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _over_runs(values: np.ndarray, overlap: tuple[int, int] | None) -> tuple[float, float]:
-    """95 % t interval of the mean; overlapping splits share images and vary together."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    share = 0.0 if overlap is None else overlap[1] / overlap[0]
-    spread = np.sqrt((1 / len(values) + share) * values.var(ddof=1))
-    half = float(t_distribution.ppf(0.975, len(values) - 1) * spread)
-    return float(values.mean() - half), float(values.mean() + half)

@@ -34,11 +34,7 @@ def label_counts(mos: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
 
 
 def smoothing_kernel(
-    shape: Literal["released", "gaussian"] = "released",
-    *,
-    size: int = 5,
-    sigma: float = 2.0,
-    mean: float = 0.0,
+    shape: str = "released", *, size: int = 5, sigma: float = 2.0, mean: float = 0.0
 ) -> FloatArray:
     """Return a smoothing window over bins, of odd length and maximum 1.
 
@@ -53,10 +49,8 @@ def smoothing_kernel(
         [0.86, 0.95, 1.0, 0.95, 0.86]
     """
     if shape not in ("released", "gaussian") or size < 1 or sigma <= 0:
-        raise ValueError(
-            "a kernel is released or gaussian with size >= 1 and sigma > 0, "
-            f"got {shape!r}, {size} and {sigma}"
-        )
+        known = "released or gaussian with size >= 1 and sigma > 0"
+        raise ValueError(f"a kernel is {known}, got {shape!r}, {size} and {sigma}")
     half = (size - 1) // 2
     offset = np.arange(-half, half + 1, dtype=np.float64)
     if shape == "released":
@@ -70,8 +64,8 @@ def lds_density(
     counts: ArrayLike,
     *,
     kernel: ArrayLike | None = None,
-    reweight: Literal["none", "inverse", "sqrt_inv"] = "sqrt_inv",
-    order: Literal["root_first", "smooth_first"] = "root_first",
+    reweight: str = "sqrt_inv",
+    order: str = "root_first",
     released_counts: bool = False,
 ) -> FloatArray:
     """Return the effective label density whose reciprocal weighs the loss.
@@ -91,14 +85,10 @@ def lds_density(
         >>> lds_density([1, 4, 9]).tolist()
         [1.0, 2.0, 3.0]
     """
-    if reweight not in ("none", "inverse", "sqrt_inv") or order not in (
-        "root_first",
-        "smooth_first",
-    ):
-        raise ValueError(
-            "reweight must be none, inverse or sqrt_inv and order root_first or smooth_first, "
-            f"got {reweight!r} and {order!r}"
-        )
+    if reweight not in ("none", "inverse", "sqrt_inv"):
+        raise ValueError(f"reweight must be none, inverse or sqrt_inv, got {reweight!r}")
+    if order not in ("root_first", "smooth_first"):
+        raise ValueError(f"order must be root_first or smooth_first, got {order!r}")
     density = np.asarray(counts, dtype=np.float64)
     if reweight == "none":
         return np.ones_like(density)
@@ -146,29 +136,21 @@ def lds_weights(mos: ArrayLike, *, edges: ArrayLike, **options: Any) -> FloatArr
     return lds_bin_weights(label_counts(mos, edges), **options)[range_index(mos, edges)]
 
 
-def effective_sample_size(weights: ArrayLike) -> float:
-    """Return Kish's effective number of images, (sum w)^2 / sum w^2, in (0, N].
-
-    Example:
-        >>> effective_sample_size([3.0, 1.0])
-        1.6
-    """
-    weights = np.asarray(weights, dtype=np.float64)
-    return float(weights.sum() ** 2 / (weights**2).sum())
-
-
 def describe_weights(
     weights: ArrayLike, mos: ArrayLike, edges: Sequence[float]
 ) -> dict[str, float]:
-    """Return the mean weight per range that holds images, their spread, and what is left of N."""
-    weights, inside = np.asarray(weights), range_index(mos, edges)
-    found = {
-        f"mean weight {name}": weights[inside == k].mean()
-        for k, name in enumerate(range_names(edges))
-        if (inside == k).any()
-    }
+    """Return the mean weight per range that holds images, their spread, and what is left of N.
+
+    The effective sample size is Kish's: (sum w)^2 / sum w^2, in (0, N].
+
+    Example:
+        >>> describe_weights([3.0, 1.0], [5.0, 15.0], [0, 20])["effective sample size"].item()
+        1.6
+    """
+    weights, inside, names = np.asarray(weights), range_index(mos, edges), range_names(edges)
+    found = {f"mean weight {names[k]}": weights[inside == k].mean() for k in np.unique(inside)}
     found["largest / smallest"] = weights.max() / weights.min()
-    return found | {"effective sample size": effective_sample_size(weights)}
+    return found | {"effective sample size": weights.sum() ** 2 / (weights**2).sum()}
 
 
 def _checked_kernel(kernel: ArrayLike, n_bins: int) -> FloatArray:
@@ -220,7 +202,7 @@ class FDS(nn.Module):
     def __init__(
         self,
         n_features: int,
-        edges: Sequence[float] | FloatArray,
+        edges: ArrayLike,
         *,
         kernel_size: int = 5,
         sigma: float = 2.0,
@@ -229,10 +211,8 @@ class FDS(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in CLIPS or collects not in (None, "raw", "calibrated"):
-            raise ValueError(
-                f"variant must be one of {', '.join(CLIPS)} and collects raw or calibrated, "
-                f"got {variant!r} and {collects!r}"
-            )
+            known = f"one of {', '.join(CLIPS)} and collects raw or calibrated"
+            raise ValueError(f"variant must be {known}, got {variant!r} and {collects!r}")
         edges = np.asarray(edges, dtype=np.float64)
         range_index([], edges)  # refuses edges that do not increase
         n_buckets = len(edges) - 1
@@ -243,14 +223,12 @@ class FDS(nn.Module):
         self.variant, self.momentum = variant, 0.9  # share of the old statistics
         self.collects = collects or ("raw" if variant == "corrected" else "calibrated")
         self.ends = float(edges[0]), float(edges[-1])
-        self.inner: Tensor
         self.register_buffer("inner", torch.tensor(edges[1:-1]), persistent=False)
         self.register_buffer("smoothing", torch.tensor(smoothing), persistent=False)
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))  # epochs ended so far
-        self.register_buffer("mean", torch.zeros(n_buckets, n_features))  # (K, D) running
-        self.register_buffer("variance", torch.ones(n_buckets, n_features))
-        self.register_buffer("scale", torch.ones(n_buckets, n_features))  # (K, D) calibration
-        self.register_buffer("shift", torch.zeros(n_buckets, n_features))
+        # running statistics and calibration, (K, D) each
+        for name, start in {"mean": 0.0, "variance": 1.0, "scale": 1.0, "shift": 0.0}.items():
+            self.register_buffer(name, torch.full((n_buckets, n_features), start))
 
     def buckets(self, mos: Tensor) -> Tensor:
         """Return the bucket (B,) of each score (B,)."""
@@ -273,9 +251,8 @@ class FDS(nn.Module):
         """Take in the uncalibrated features (N, D) of the training set and its scores (N,)."""
         bucket, (low, high) = self.buckets(mos), self.ends
         if not (mos.min() >= low and mos.max() <= high):  # also where one is not a number
-            raise ValueError(
-                f"FDS needs scores inside [{low:g}, {high:g}], got [{mos.min():g}, {mos.max():g}]"
-            )
+            span = f"[{mos.min():g}, {mos.max():g}]"
+            raise ValueError(f"FDS needs scores inside [{low:g}, {high:g}], got {span}")
         older = self._smoothed()
         near = self.mean if self.epoch > 0 else None
         count, mean, variance = bucket_statistics(features, bucket, len(self.mean), near=near)

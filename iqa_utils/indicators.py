@@ -27,14 +27,8 @@ def measure(path: str | Path) -> dict[str, float]:
     data = Path(path).read_bytes()
     rgb = np.asarray(decode_image(data, str(path)))
     n_pixels = rgb.shape[0] * rgb.shape[1]
-    return {
-        "brightness": brightness(rgb),
-        "contrast": contrast(rgb),
-        "colorfulness": colorfulness(rgb),
-        "sharpness": sharpness(rgb),
-        "bitrate": 8 * len(data) / n_pixels,
-        "hxw": float(n_pixels),
-    }
+    found = {own.__name__: own(rgb) for own in (brightness, contrast, colorfulness, sharpness)}
+    return found | {"bitrate": 8 * len(data) / n_pixels, "hxw": float(n_pixels)}
 
 
 def measure_all(root: str | Path, names: Sequence[str]) -> pd.DataFrame:

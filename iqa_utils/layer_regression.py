@@ -3,28 +3,21 @@
 Tables 1 and 2 of ahmed2020 are :func:`predict_layers`, its final method is :func:`predict_final`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from iqa_utils.features import (
-    Crop,
-    Encoder,
-    brisque_features,
-    frozen_features,
-    iterate_layers,
-)
+from iqa_utils.features import Crop, brisque_features, frozen_features, iterate_layers
 from iqa_utils.features.grams import gram_from_panels, layer_grams, squared_distances
 from iqa_utils.features.layers import LAYERS, NETWORKS, Layer, layers_of
+from iqa_utils.images import ImageStore
 from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
 from iqa_utils.regression.gaussian_process import (
     GaussianProcess,
@@ -33,9 +26,6 @@ from iqa_utils.regression.gaussian_process import (
     fit_gaussian_process,
     search_noise,
 )
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
 
 REGRESSORS = ("SVR", "GPR", "ridge")
 
@@ -106,43 +96,34 @@ def regress(
 ) -> dict[str, Any]:
     """Fit one of :data:`REGRESSORS` and predict the test images.
 
-    Args:
-        regressor: ``"SVR"`` (linear) and ``"GPR"`` (type-II likelihood) take the Gram matrix,
-            ``"ridge"`` the features.
-        gram: Centred inner products of the images of ``rows``, shape (R, R).
-        features: Shape (R, D).
-        rows: Sorted rows of the table; those of the task are among them.
-        task: What to learn and predict.
-        svr_c: Box constraints; several are chosen from by cross-validation.
-        relative_c: Whether they are in units of one over the mean squared norm of the centred
-            features, so that one list fits all layers; MATLAB's, and the paper's, are absolute.
-        cross_validate: Whether to estimate the error of a single box constraint in folds too.
-        device: Where Gaussian processes are fitted.
+    ``"SVR"`` (linear) and ``"GPR"`` (type-II likelihood) take the Gram matrix, centred inner
+    products of the R images of ``rows``, sorted rows of the table; ``"ridge"`` the features (R, D).
+    Several box constraints ``svr_c`` are chosen from by cross-validation, which estimates the error
+    of a single one only where asked to. With ``relative_c`` they are in units of one over the mean
+    squared norm of the centred features, so that one list fits all layers; MATLAB's, and the
+    paper's, are absolute. Gaussian processes are fitted on ``device``.
 
-    Returns:
-        ``pred`` (M,), ``sd`` (of a Gaussian process), ``cv_rmse`` (the smallest over the penalties
-        tried, a Gaussian process keeping its kernel in every fold) and ``converged``.
+    Returns ``pred`` (M,), ``sd`` (of a Gaussian process), ``cv_rmse`` (the smallest over the
+    penalties tried, a Gaussian process keeping its kernel in every fold) and ``converged``.
     """
     train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)
-    mos, folds = task.mos, task.folds
+    within, across = np.ix_(train, train), np.ix_(test, train)
+    mos, folds, sd, converged = task.mos, task.folds, np.nan, True
     if regressor == "SVR":
-        fitted = gram[np.ix_(train, train)]
-        c = np.asarray(svr_c) / (float(np.diagonal(fitted).mean()) if relative_c else 1.0)
-        svr = gram_svr(fitted, mos, c=c, cross_validate=cross_validate, **folds)
-        pred = svr.model.predict(gram[np.ix_(test, train)])
+        c = np.asarray(svr_c) / (np.diagonal(gram[within]).mean() if relative_c else 1.0)
+        svr = gram_svr(gram[within], mos, c=c, cross_validate=cross_validate, **folds)
+        pred, converged = svr.model.predict(gram[across]), svr.converged
         cv_rmse = svr.cv_rmse.min() if len(svr.cv_rmse) else np.nan
-        return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": svr.converged}
-    if regressor == "GPR":
+    elif regressor == "GPR":
         distances = np.sqrt(squared_distances(gram))
-        within = distances[np.ix_(train, train)]
-        process = fit_gaussian_process(within, mos, device=device)
-        pred, sd = process.predict(distances[np.ix_(test, train)])
+        process = fit_gaussian_process(distances[within], mos, device=device)
+        pred, sd = process.predict(distances[across])
         missed = cross_validated_residuals(process, fold_numbers(len(mos), **folds))
-        cv_rmse = float(np.sqrt(np.mean(missed**2)))
-        return {"pred": pred, "sd": sd, "cv_rmse": cv_rmse, "converged": True}
-    ridge = ridge_cv(features[train], mos, **folds)
-    pred, cv_rmse = ridge.predict(features[test]), ridge.cv_rmse.min()
-    return {"pred": pred, "sd": np.nan, "cv_rmse": cv_rmse, "converged": True}
+        cv_rmse = np.sqrt(np.mean(missed**2))
+    else:
+        ridge = ridge_cv(features[train], mos, **folds)
+        pred, cv_rmse = ridge.predict(features[test]), ridge.cv_rmse.min()
+    return {"pred": pred, "sd": sd, "cv_rmse": cv_rmse, "converged": converged}
 
 
 def predict_layers(
@@ -164,20 +145,12 @@ def predict_layers(
     over places, the baseline that a method with 100,000 features has to beat. All splits share
     their crops, so that one Gram matrix per layer serves them; the first one is cross-validated.
 
-    Args:
-        network: Network to tap, on the device to use.
-        name: Its key in :data:`iqa_utils.features.layers.NETWORKS`.
-        store: Decoded images.
-        tasks: From :func:`make_tasks`.
-        choice: Which layers, for :func:`iqa_utils.features.layers.layers_of`.
-        side: Crop height and width in pixels; 0 is the network's own.
-        crop_seed: Of the crops.
-        cache_dir: Folder of the feature cache.
-        save_seconds: For :func:`iqa_utils.features.grams.layer_grams`.
-        **regression: For :func:`regress`.
+    ``name`` is the network's key in :data:`iqa_utils.features.layers.NETWORKS`, ``side`` the crop's
+    height and width in pixels (0: the network's own). ``choice`` is for ``layers_of``,
+    ``save_seconds`` for ``layer_grams``, the rest for :func:`regress`.
 
-    Returns:
-        One row per prediction, with ``network``, ``layer``, ``regressor`` and the image's columns.
+    Returns one row per prediction, with ``network``, ``layer``, ``regressor`` and the image's
+    columns.
     """
     side, layers = side or NETWORKS[name].side, layers_of(name, choice=choice)
     rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
@@ -190,16 +163,27 @@ def predict_layers(
         for module, pooling in pooled.items()
     }
     found = []
-    for seed, task in tasks.items():
-        regression["cross_validate"] = seed == next(iter(tasks))
+    for task in tasks.values():
         for layer in layers:
-            for regressor in REGRESSORS:
-                matrices = grams[layer.module], features[layer.module]
-                values = regress(regressor, *matrices, rows, task, **regression)
-                found.append(
-                    task.table(**values, network=name, layer=layer.name, regressor=regressor)
-                )
+            matrices = grams[layer.module], features[layer.module]
+            labels = {"network": name, "layer": layer.name}
+            found += _by_all(task, tasks, rows, *matrices, labels, **regression)
     return pd.concat(found, ignore_index=True)
+
+
+def _by_all(
+    task: Task,
+    tasks: Mapping[int, Task],
+    rows: np.ndarray,
+    gram: np.ndarray,
+    features: np.ndarray,
+    labels: Mapping[str, str],
+    **regression: Any,
+) -> list[pd.DataFrame]:
+    """Predict by each regressor; the task of the first split is cross-validated."""
+    regression["cross_validate"] = task is next(iter(tasks.values()))
+    values = {r: regress(r, gram, features, rows, task, **regression) for r in REGRESSORS}
+    return [task.table(**found, **labels, regressor=r) for r, found in values.items()]
 
 
 def predict_brisque(
@@ -207,27 +191,19 @@ def predict_brisque(
 ) -> pd.DataFrame:
     """Predict test scores from BRISQUE's 36 statistics of whole images, by the same regressors.
 
-    All see the statistics standardised on the training images. As :func:`predict_layers`, with
-    network ``BRISQUE`` and layer ``36 statistics``.
-
-    Note:
-        An image of one grey level has no such statistics; it gets the mean of the training images,
-        so that it stays in the comparison.
+    They are standardised on the training images. An image of one grey level has none and gets the
+    mean of the training images, so that it stays in the comparison.
     """
     rows = np.unique([np.r_[task.train, task.test] for task in tasks.values()])
     statistics = brisque_features(store, rows, cache_dir=cache_dir)
     found = []
-    for seed, task in tasks.items():
-        regression["cross_validate"] = seed == next(iter(tasks))
+    for task in tasks.values():
         train = statistics[np.searchsorted(rows, task.train)]
         spread = np.nanstd(train, axis=0)
         x = (statistics - np.nanmean(train, axis=0)) / np.where(spread > 0, spread, 1.0)
         x = np.where(np.isnan(x).any(axis=1, keepdims=True), 0.0, x)  # no statistics: the mean
-        gram = gram_from_panels([x])
-        for regressor in REGRESSORS:
-            values = regress(regressor, gram, x, rows, task, **regression)
-            labels = {"network": "BRISQUE", "layer": "36 statistics", "regressor": regressor}
-            found.append(task.table(**values, **labels))
+        labels = {"network": "BRISQUE", "layer": "36 statistics"}
+        found += _by_all(task, tasks, rows, gram_from_panels([x]), x, labels, **regression)
     return pd.concat(found, ignore_index=True)
 
 
@@ -243,10 +219,7 @@ def ledger_row(network: str, layer: str, stage: str, regressor: str) -> tuple[st
 def preferred(predictions: pd.DataFrame, by: Sequence[str], choice: Sequence[str]) -> pd.DataFrame:
     """Keep what cross-validation prefers within each group, so that no test image chooses.
 
-    Args:
-        predictions: From :func:`predict_layers`.
-        by: Columns of the groups.
-        choice: Columns to choose by: those of the smallest error on the training images stay.
+    Of the columns ``choice``, the values of the smallest error on the training images stay.
     """
     errors = predictions.dropna(subset="cv_rmse").groupby([*by, *choice], sort=False)["cv_rmse"]
     error = errors.first().reset_index()  # of the first split
@@ -270,13 +243,12 @@ def crop_distances(
     One crop of each training image and ``n_crops`` of each test image, of ``side`` pixels (0: the
     network's own): training distances (N, N) and test distances (n_crops, M, N).
     """
-    side = side or NETWORKS[layer.network].side
-    normalisation = NETWORKS[layer.network].normalisation
-    encode = Encoder(network, pooling="flatten", layer=layer.module, **normalisation)
+    row, how = NETWORKS[layer.network], {"layer": layer.module, "pooling": "flatten"}
+    how |= {"cache_dir": cache_dir, **row.normalisation}
 
     def crops(rows: np.ndarray, number: int) -> np.ndarray:
-        crop = Crop((side, side), number, crop_seed)
-        return encode(store, rows=rows, crop=crop, cache_dir=cache_dir).astype(np.float64)
+        crop = Crop((side or row.side,) * 2, number, crop_seed)
+        return frozen_features(network, store, rows=rows, crop=crop, **how).astype(np.float64)
 
     x = crops(task.train, 0)
     # shifting all by the training mean changes no distance and keeps digits
@@ -310,16 +282,13 @@ def predict_final(
     """Predict as the paper's final method does: a Gaussian process on logits, crops averaged.
 
     The noise is found by ``n_trials`` evaluations of a search (the paper's way), by the likelihood
-    where that is 0. ``crops`` are for :func:`crop_distances`. Returns predictions as
-    :func:`predict_layers` does, and the search if any.
+    where that is 0. ``crops`` are for :func:`crop_distances`. Returns predictions and the search.
     """
     within, between = crop_distances(network, store, layer, task, **crops)
-    search = None
+    search, how = None, {"device": device}
     if n_trials:
-        search = search_noise(within, task.mos, n_trials=n_trials, device=device, **task.folds)
-        process = search.process
-    else:
-        process = fit_gaussian_process(within, task.mos, device=device)
+        search = search_noise(within, task.mos, n_trials=n_trials, **how, **task.folds)
+    process = search.process if search else fit_gaussian_process(within, task.mos, **how)
     pred, sd = average_crops(process, between)
     labels = {"network": layer.network, "layer": layer.name, "regressor": "GPR"}
     return task.table(pred, sd=sd, **labels), search
@@ -336,14 +305,12 @@ def time_prediction(
     side: int = 0,
 ) -> dict[str, float]:
     """Return median seconds per image by step; nothing is cached, the first row warms up."""
-    side = side or NETWORKS[layer.network].side
-    distances = np.ones((n_crops, 1, len(process.alpha)))
-    seconds = []
+    size = (side or NETWORKS[layer.network].side,) * 2
+    distances, seconds = np.ones((n_crops, 1, len(process.alpha))), []
     for row in rows:
         started = time.perf_counter()
         for k in range(n_crops):
-            crop = Crop((side, side), k)
-            list(iterate_layers(network, store, [layer.module], rows=[row], crop=crop))
+            list(iterate_layers(network, store, [layer.module], rows=[row], crop=Crop(size, k)))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         encoded = time.perf_counter()

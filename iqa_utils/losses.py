@@ -4,8 +4,6 @@ Every loss takes ``pred`` and ``mos`` of shape (B,) and returns a scalar tensor.
 first: (B, 1) against (B,) would broadcast to (B, B) and train on nonsense.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 
@@ -64,10 +62,6 @@ def norm_in_norm(
         return F.l1_loss(pred, mos)
     if form == "eq4":
         p, q, alphas = 2.0, 2.0, (1.0, 0.0)
-    if p < 1 or q < 1 or min(alphas) < 0 or sum(alphas) <= 0:
-        raise ValueError(
-            f"p and q must be >= 1 and alphas >= 0 with a positive sum, got {p}, {q}, {alphas}"
-        )
     y_hat, varied = _unit(pred, q)
     y, known = _unit(mos, q)
     largest = 2 ** max(1.0, 1 / q) * len(pred) ** max(0.0, 1 / p - 1 / q)
@@ -112,16 +106,13 @@ def fidelity(
     i, j = torch.triu_indices(len(pred), len(pred), offset=1, device=pred.device)  # (pairs,) each
     if not len(i):
         return 0.0 * pred.sum()
-    difference = mos[i] - mos[j]
-    if mos_std is None:
-        truth = 0.5 * (1 + difference.sign())
-    else:
+    difference, spread = mos[i] - mos[j], 2**0.5
+    truth = 0.5 * (1 + difference.sign())
+    if mos_std is not None:
         check_pair(mos_std, mos)
         noise = (mos_std[i].square() + mos_std[j].square()).sqrt()
         truth = torch.special.ndtr(difference / noise.clamp_min(_EPS))
-    if pred_std is None:
-        spread = 2**0.5
-    else:
+    if pred_std is not None:
         check_pair(pred_std, pred)
         spread = (pred_std[i].square() + pred_std[j].square() + _EPS).sqrt()
     guess = torch.special.ndtr((pred[i] - pred[j]) / spread)
@@ -150,30 +141,25 @@ def mean_over_sources(
     return torch.stack([loss(*(x[own] for x in (pred, mos, *more))) for own in sets]).mean()
 
 
-def range_weighted_mse(
-    pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tensor, power: float = 1.0
-) -> Tensor:
+def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tensor) -> Tensor:
     """Squared error in which rare score ranges weigh more: the alternative to cross-sampling.
 
-    A range of n images weighs 1 / n ** power, scaled so that the weights of the training images
-    average 1: power 0 is the plain error, 1 lets every range count the same. ``counts`` (R,) are
-    the training images between ``edges`` (R + 1,), left-closed, the last one closed.
+    A range of n images weighs 1 / n, so that every range counts the same, scaled so that the
+    weights of the training images average 1. ``counts`` (R,) are the training images between
+    ``edges`` (R + 1,), left-closed, the last one closed.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.
     """
     check_pair(pred, mos)
-    if len(edges) != len(counts) + 1:
-        raise ValueError(f"{len(counts)} ranges need {len(counts) + 1} edges, got {len(edges)}")
-    counts, edges = counts.to(mos), edges.to(mos)
-    last = len(counts) - 1
+    counts, edges, last = counts.to(mos), edges.to(mos), len(edges) - 2
     ranges = (torch.bucketize(mos, edges, right=True) - 1).where(mos != edges[-1], last)  # (B,)
     if ((ranges < 0) | (ranges > last)).any() or (counts[ranges] < 1).any():
         raise ValueError(
             f"scores span [{mos.min():g}, {mos.max():g}], ranges with images are "
             f"{counts.tolist()} between edges {edges.tolist()}"
         )
-    weights = counts.clamp(min=1).pow(-power)  # (R,)
+    weights = counts.clamp(min=1).pow(-1.0)  # (R,)
     weights = weights * counts.sum() / (weights * counts).sum()
     return (weights[ranges] * (pred - mos) ** 2).mean()
 

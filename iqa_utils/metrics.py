@@ -18,22 +18,17 @@ from scipy.stats import kendalltau, rankdata
 Metric = Callable[[ArrayLike, ArrayLike], float]
 # of data sets in the weighted correlation by which ponomarenko2022 chooses its teacher, Eq. (1)
 TEACHER_WEIGHTS = {"koniq10k": 0.25, "flive": 0.15, "nrtid": 0.2, "livec": 0.25, "htid": 0.15}
+MOS_EDGES = (0, 20, 40, 60, 80, 100)  # ranges of lehmann2023
 SLOPES = (0.05, 10.0)  # bounds of a logistic map, per standard deviation of the predictions
 REACH = 3.0  # standard deviations that its centre may lie outside the predictions
 
 
 def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both score arrays as float64 of shape (N,), or refuse them.
-
-    Raises:
-        ValueError: If an array is not one-dimensional, the lengths differ, fewer than two scores
-            are given, or a score is not finite.
-    """
+    """Return both score arrays, two or more finite scores, as float64 of shape (N,)."""
     mos, pred = np.asarray(mos, dtype=np.float64), np.asarray(pred, dtype=np.float64)
     if mos.ndim != 1 or mos.shape != pred.shape:
-        raise ValueError(
-            f"mos and pred must both have shape (N,), got {mos.shape} and {pred.shape}"
-        )
+        shapes = f"{mos.shape} and {pred.shape}"
+        raise ValueError(f"mos and pred must both have shape (N,), got {shapes}")
     if len(mos) < 2:
         raise ValueError(f"at least 2 scores are needed, got {len(mos)}")
     for name, values in (("mos", mos), ("pred", pred)):
@@ -137,45 +132,25 @@ def range_names(edges: Sequence[float]) -> list[str]:
 def range_index(mos: ArrayLike, edges: Sequence[float]) -> np.ndarray:
     """Index of the range that holds each score, closed on the left, the last range on both sides.
 
-    Args:
-        mos: Scores, shape (N,).
-        edges: Increasing, K + 1 values.
-
-    Returns:
-        Integers in [0, K - 1], shape (N,).
-
-    Raises:
-        ValueError: If the edges do not increase or a score lies outside them.
+    Scores (N,) and K + 1 increasing edges give integers in [0, K - 1], (N,); a score outside the
+    edges is refused.
     """
     mos, edges = np.asarray(mos, dtype=np.float64), np.asarray(edges, dtype=np.float64)
     if len(edges) < 2 or (np.diff(edges) <= 0).any():
         raise ValueError(f"edges must increase and be two or more, got {edges.tolist()}")
     if not ((mos >= edges[0]) & (mos <= edges[-1])).all():
-        raise ValueError(
-            f"scores span [{mos.min():g}, {mos.max():g}], edges only [{edges[0]:g}, {edges[-1]:g}]"
-        )
+        span = f"[{edges[0]:g}, {edges[-1]:g}]"
+        raise ValueError(f"scores span [{mos.min():g}, {mos.max():g}], edges only {span}")
     return np.minimum(np.searchsorted(edges, mos, side="right") - 1, len(edges) - 2)
 
 
 def per_range(
-    mos: ArrayLike,
-    pred: ArrayLike,
-    metric: Metric = rmse,
-    edges: Sequence[float] = (0, 20, 40, 60, 80, 100),
+    mos: ArrayLike, pred: ArrayLike, metric: Metric, edges: Sequence[float]
 ) -> dict[str, float]:
-    """A metric within each range of the human score.
+    """A metric, any of this module, within each range of the human score.
 
-    Args:
-        mos: Human scores, shape (N,), within the edges.
-        pred: Predictions, shape (N,).
-        metric: Any function of this module.
-        edges: As for :func:`range_index`.
-
-    Returns:
-        Range name such as ``"0-20"`` to value; NaN where a range holds fewer than two images.
-
-    References:
-        Lehmann and Rokita, MGV 2023, section 3 (five ranges of KonIQ-10k).
+    ``edges`` are as for :func:`range_index`. Returns range name such as ``"0-20"`` to value; NaN
+    where a range holds fewer than two images (Lehmann and Rokita, MGV 2023, section 3).
 
     Example:
         >>> per_range([10, 15, 30, 35], [12, 13, 30, 34], mae, [0, 20, 40])
@@ -183,11 +158,8 @@ def per_range(
     """
     mos, pred = check_pair(mos, pred)
     inside = range_index(mos, edges)
-    values = {}
-    for k, name in enumerate(range_names(edges)):
-        rows = inside == k
-        values[name] = metric(mos[rows], pred[rows]) if rows.sum() > 1 else float("nan")
-    return values
+    found = {name: inside == k for k, name in enumerate(range_names(edges))}
+    return {k: metric(mos[i], pred[i]) if i.sum() > 1 else np.nan for k, i in found.items()}
 
 
 def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
@@ -201,23 +173,14 @@ def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> fl
 
 
 class LogisticFit(NamedTuple):
-    """A fitted logistic map from predictions to scores, with what is needed to distrust it.
+    """A fitted logistic map from predictions to scores, with what is needed to distrust it."""
 
-    Attributes:
-        parameters: (4,) or (5,), in the units of the raw scores, in the order of the formula.
-        plcc: Pearson correlation of the mapped predictions with ``mos``.
-        rmse: Their root mean squared error, in units of ``mos``.
-        start_rmse: RMSE reached from each start; a wide spread means a hard surface.
-        converged: Whether the search from the best start ended by its own criterion.
-        at_bound: Whether slope or centre lies on its bound: the data alone would go on to a step.
-    """
-
-    parameters: np.ndarray
-    plcc: float
-    rmse: float
-    start_rmse: tuple[float, ...]
-    converged: bool
-    at_bound: bool
+    parameters: np.ndarray  # (4,) or (5,), in the units of the raw scores, as in the formula
+    plcc: float  # of the mapped predictions with mos
+    rmse: float  # of both, in units of mos
+    start_rmse: tuple[float, ...]  # reached from each start; a wide spread means a hard surface
+    converged: bool  # whether the best search ended by its own criterion
+    at_bound: bool  # whether slope or centre does: the data alone would go on to a step
 
 
 def logistic(pred: ArrayLike, parameters: ArrayLike) -> np.ndarray:
@@ -247,16 +210,9 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
     is screened, four starts descend, and the lowest end is kept.
 
     Args:
-        mos: Human scores, shape (N,), N above ``n_parameters``.
+        mos: Human scores, shape (N,), N above ``n_parameters``, not constant.
         pred: Predictions, shape (N,), not constant; their scale does not matter.
         n_parameters: 4 or 5.
-
-    Returns:
-        The fit with its diagnostics.
-
-    Raises:
-        ValueError: If ``n_parameters`` is neither 4 nor 5, there are too few scores, or an array is
-            constant.
 
     Note:
         The slope stays within 0.05 and 10 per standard deviation of ``pred``, the centre within
@@ -268,9 +224,7 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
     if n_parameters not in (4, 5):
         raise ValueError(f"n_parameters must be 4 or 5, got {n_parameters}")
     if len(mos) <= n_parameters:
-        raise ValueError(
-            f"{n_parameters} parameters need more than {n_parameters} scores, got {len(mos)}"
-        )
+        raise ValueError(f"a fit needs more than {n_parameters} scores, got {len(mos)}")
     if np.ptp(mos) == 0 or np.ptp(pred) == 0:
         raise ValueError("mos and pred must not be constant")
     shift, scale = pred.mean(), pred.std()
@@ -290,14 +244,10 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
     else:
         parameters = np.array([height, slope, middle, *np.polyfit(pred, rest, 1)])
     fitted, bounds = logistic(pred, parameters), np.array(search.bounds)  # (N,), (2, 2)
-    return LogisticFit(
-        parameters=parameters,
-        plcc=_pearson(mos, fitted),
-        rmse=float(np.sqrt(np.mean((mos - fitted) ** 2))),
-        start_rmse=tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends),
-        converged=bool(best.success),
-        at_bound=bool((np.abs(best.x[:, None] - bounds) < 1e-6).any()),
-    )
+    start_rmse = tuple(float(np.sqrt(end.fun / len(y)) * mos.std()) for end in ends)
+    at_bound = bool((np.abs(best.x[:, None] - bounds) < 1e-6).any())
+    quality = _pearson(mos, fitted), rmse(mos, fitted)
+    return LogisticFit(parameters, *quality, start_rmse, bool(best.success), at_bound)
 
 
 class _Search:

@@ -30,7 +30,6 @@ _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, both diagonals
 _SHAPES = np.arange(0.2, 10.0, 0.001)
 # (E|x|)^2 / E x^2 of a generalised Gaussian, which rises with its shape
 _RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _SHAPES))
-_FLAT = 1e-9  # grey levels: smaller gaps are rounding
 _WINDOW = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
 _WINDOW /= _WINDOW.sum()
 _CODE = inspect.getsource(sys.modules[__name__])  # as it was loaded
@@ -64,9 +63,9 @@ def brisque_statistics(image: np.ndarray) -> np.ndarray:
     rows = []
     for plane in (grey, _halved(grey)):
         pixels = normalise(plane, border="zero")
-        rows += [*fit_ggd(pixels.ravel())]
+        rows += fit_ggd(pixels.ravel())
         for products in _neighbour_products(pixels):
-            rows += [*fit_aggd(products)]
+            rows += fit_aggd(products)
     return np.stack(rows)
 
 
@@ -83,15 +82,15 @@ def brisque(image: np.ndarray) -> float:
 
 def brisque_score(statistics: np.ndarray) -> float:
     """Apply the shipped regressor to BRISQUE's statistics, shape (36,)."""
-    fit = _brisque_regressor()
+    fit = _load(BRISQUE_FILE)
     z = (statistics - fit["mean"]) / fit["std"]
     kernel = np.exp(-fit["gamma"] * ((fit["vectors"] - z) ** 2).sum(axis=1))
     return float(kernel @ fit["weights"] + fit["intercept"])
 
 
 @cache
-def _brisque_regressor() -> dict[str, np.ndarray]:
-    with np.load(BRISQUE_FILE) as file:
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
         return dict(file)
 
 
@@ -102,10 +101,14 @@ def normalise(grey: np.ndarray, *, border: Literal["zero", "repeat"]) -> np.ndar
     Gaussian of standard deviation 7/6 pixels (Mittal et al., 2012, equations 1 to 3).
     """
     mode = {"zero": "constant", "repeat": "nearest"}[border]
-    mean = _blurred(grey, mode)
-    spread = np.sqrt(np.maximum(_blurred(grey**2, mode) - mean**2, 0))
+
+    def blurred(plane: np.ndarray) -> np.ndarray:
+        return correlate1d(correlate1d(plane, _WINDOW, 0, mode=mode), _WINDOW, 1, mode=mode)
+
+    mean = blurred(grey)
+    spread = np.sqrt(np.maximum(blurred(grey**2) - mean**2, 0))
     gap = grey - mean
-    gap[np.abs(gap) < _FLAT] = 0  # or rounding would decide its sign in saturated areas
+    gap[np.abs(gap) < 1e-9] = 0  # or rounding would decide its sign in saturated areas
     return gap / (spread + 1)
 
 
@@ -195,11 +198,10 @@ def niqe_of_files(
     return values
 
 
-@cache
 def live_parameters() -> tuple[np.ndarray, np.ndarray]:
     """Mean (36,) and covariance (36, 36) of the statistics of pristine patches, from LIVE."""
-    with np.load(Path(__file__).with_name("niqe_live.npz")) as file:
-        return file["mean"], file["covariance"]
+    found = _load(BRISQUE_FILE.with_name("niqe_live.npz"))
+    return found["mean"], found["covariance"]
 
 
 def niqe_statistics(image: np.ndarray, *, patch: int = 96) -> np.ndarray:
@@ -215,11 +217,13 @@ def niqe_statistics(image: np.ndarray, *, patch: int = 96) -> np.ndarray:
     grey = _grey_levels(image)
     height, width = (side // patch * patch for side in grey.shape)
     if not height or not width:
-        found = f"{grey.shape[0]}x{grey.shape[1]}"
-        raise ValueError(f"expected at least {patch}x{patch} pixels, found {found}")
+        size = "{}x{}".format(*grey.shape)
+        raise ValueError(f"expected at least {patch}x{patch} pixels, found {size}")
     grey, columns = grey[:height, :width], []
     for plane, side in ((grey, patch), (_halved(grey), patch // 2)):
-        pixels = _tiles(normalise(plane, border="repeat"), side)  # (P, side, side)
+        rows, width = plane.shape[0] // side, plane.shape[1] // side
+        pixels = normalise(plane, border="repeat").reshape(rows, side, width, side)
+        pixels = pixels.swapaxes(1, 2).reshape(-1, side, side)  # (P, side, side)
         shape, _, left, right = _scales(pixels.reshape(len(pixels), -1))
         columns += [shape, (left + right) / 2]
         for products in _neighbour_products(pixels):
@@ -257,21 +261,9 @@ def _shape_of(magnitude: np.ndarray, variance: np.ndarray) -> np.ndarray:
         return np.interp(magnitude**2 / variance, _RATIOS, _SHAPES)
 
 
-def _blurred(grey: np.ndarray, mode: str) -> np.ndarray:
-    rows = correlate1d(grey, _WINDOW, axis=0, mode=mode)
-    return correlate1d(rows, _WINDOW, axis=1, mode=mode)
-
-
 def _halved(grey: np.ndarray) -> np.ndarray:
     """Antialiased bicubic half size; an odd side is rounded up."""
     height, width = grey.shape
     image = Image.fromarray(grey.astype(np.float32))
     size = ((width + 1) // 2, (height + 1) // 2)
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
-
-
-def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
-    """Cut into squares; (H, W) -> (P, side, side)."""
-    rows, columns = plane.shape[0] // side, plane.shape[1] // side
-    tiles = plane.reshape(rows, side, columns, side).swapaxes(1, 2)
-    return tiles.reshape(-1, side, side)

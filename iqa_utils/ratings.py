@@ -13,9 +13,8 @@ from scipy import stats
 from iqa_utils.datasets import DATASETS
 from iqa_utils.datasets.readers import KONIQ_COUNTS
 from iqa_utils.indicators import measure_all
-from iqa_utils.metrics import mae, per_range, plcc, range_index, range_names, srcc
+from iqa_utils.metrics import MOS_EDGES, mae, per_range, plcc, range_index, range_names, srcc
 
-EDGES = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)  # MOS ranges of lehmann2023, on 0-100
 VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
     "MOS Z-Score": "mos",
     "Brightness": "brightness",
@@ -47,41 +46,31 @@ def pair_results(matrix: pd.DataFrame) -> list[dict[str, object]]:
     ]
 
 
-def range_counts(
-    mos: Sequence[float] | np.ndarray, edges: Sequence[float] = EDGES, *, closed: str = "left"
-) -> pd.Series:
+def range_counts(mos: Sequence[float] | np.ndarray, *, right: bool = False) -> pd.Series:
     """Count images in each MOS range, indexed "0-20", "20-40", ...
 
-    ``closed`` is "left" for [low, high), the last range closed on both sides (the convention that
-    gives the published counts), or "right" for (low, high].
+    Ranges are [low, high), the last one closed on both sides (the convention that gives the
+    published counts), or (low, high] where they are closed on the ``right``.
     """
-    mos, edges = np.asarray(mos, float), np.asarray(edges, float)
-    if closed not in ("left", "right"):
-        raise ValueError(f"expected closed 'left' or 'right', got {closed!r}")
-    if closed == "left":
-        counts = np.bincount(range_index(mos, edges), minlength=len(edges) - 1)
-    else:
-        counts = np.bincount(range_index(-mos, -edges[::-1]), minlength=len(edges) - 1)[::-1]
-    return pd.Series(counts, index=range_names(edges))
+    mos, edges, last = np.asarray(mos, float), np.asarray(MOS_EDGES), len(MOS_EDGES) - 2
+    ranges = last - range_index(-mos, -edges[::-1]) if right else range_index(mos, edges)
+    return pd.Series(np.bincount(ranges, minlength=last + 1), index=range_names(MOS_EDGES))
 
 
 def conventions(frame: pd.DataFrame) -> pd.DataFrame:
     """Count KonIQ-10k's ranges under each convention that is in use."""
     stretched = (frame["mos_raw"] - 1) / 4 * 100
-    return pd.DataFrame(
-        {
-            "z-score MOS, [low, high)": range_counts(frame["mos"]),
-            "z-score MOS, (low, high]": range_counts(frame["mos"], closed="right"),
-            "(MOS - 1) / 4 * 100, [low, high)": range_counts(stretched),
-        }
-    ).T
+    counts = {"z-score MOS, [low, high)": range_counts(frame["mos"])}
+    counts["z-score MOS, (low, high]"] = range_counts(frame["mos"], right=True)
+    counts["(MOS - 1) / 4 * 100, [low, high)"] = range_counts(stretched)
+    return pd.DataFrame(counts).T
 
 
 def constant_floor(frame: pd.DataFrame) -> pd.Series:
     """Return the MAE of always answering the median, in all and by range: what chance reaches."""
     mos = frame["mos"].to_numpy()
     median = np.full_like(mos, np.median(mos))
-    return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, EDGES)})
+    return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, MOS_EDGES)})
 
 
 def label_regimes(mos: Sequence[float] | np.ndarray) -> pd.DataFrame:
@@ -119,12 +108,8 @@ def rater_noise(frame: pd.DataFrame) -> dict[str, float]:
     total = float(frame["mos_raw"].var())
     reliability = 1 - noise / total
     points = noise**0.5 * float(frame["mos"].std() / frame["mos_raw"].std())
-    return {
-        "noise": noise**0.5,
-        "noise_points": points,
-        "reliability": reliability,
-        "plcc_ceiling": reliability**0.5,
-    }
+    found = {"noise": noise**0.5, "noise_points": points, "reliability": reliability}
+    return found | {"plcc_ceiling": reliability**0.5}
 
 
 def draw_votes(
@@ -146,15 +131,18 @@ def draw_votes(
     return drawn
 
 
+def _agreement(counts: np.ndarray, drawn: np.ndarray) -> list[float]:
+    """Correlate the mean of the drawn votes with that of the others: SRCC and PLCC."""
+    means = [votes @ np.arange(1, 6) / votes.sum(axis=1) for votes in (drawn, counts - drawn)]
+    return [srcc(*means), plcc(*means)]
+
+
 def vote_curve(frame: pd.DataFrame, sizes: Sequence[int], *, seed: int) -> pd.DataFrame:
     """Correlate the mean of a few votes with the mean of the image's other votes."""
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
-    grades, rows = np.arange(1, 6), []
-    for size in (size for size in sizes if size <= counts.sum(axis=1).min() // 2):
-        few = draw_votes(counts, size, rng)
-        means = few @ grades / size, (counts - few) @ grades / (counts - few).sum(axis=1)
-        rows.append({"votes": size, "srcc": srcc(*means), "plcc": plcc(*means)})
-    return pd.DataFrame(rows)
+    sizes = [size for size in sizes if size <= counts.sum(axis=1).min() // 2]
+    rows = [(size, *_agreement(counts, draw_votes(counts, size, rng))) for size in sizes]
+    return pd.DataFrame(rows, columns=["votes", "srcc", "plcc"])
 
 
 def split_half_ceiling(
@@ -166,13 +154,9 @@ def split_half_ceiling(
     the noise-free scores correlate with the observed ones at its root.
     """
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
-    total, grades, found = counts.sum(axis=1), np.arange(1, 6), []
-    for _ in range(n_splits):
-        half = draw_votes(counts, total // 2, rng)
-        means = half @ grades / (total // 2), (counts - half) @ grades / (total - total // 2)
-        found.append([srcc(*means), plcc(*means)])
-    ceiling = np.sqrt(2 * np.array(found) / (1 + np.array(found)))  # (n_splits, 2)
-    rows = zip(("SRCC", "PLCC"), ceiling.T, strict=True)
+    halves = (draw_votes(counts, counts.sum(axis=1) // 2, rng) for _ in range(n_splits))
+    found = np.array([_agreement(counts, half) for half in halves])  # (n_splits, 2)
+    rows = zip(("SRCC", "PLCC"), np.sqrt(2 * found / (1 + found)).T, strict=True)
     return {name: (float(r.mean()), float(r.min()), float(r.max())) for name, r in rows}
 
 

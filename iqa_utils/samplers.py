@@ -4,21 +4,18 @@ A sampler sees opinion scores or set sizes and returns rows. It knows nothing ab
 can be tested on numbers alone, and its draw depends on ``(seed, epoch)`` and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iqa_utils.metrics import range_index
+from iqa_utils.metrics import MOS_EDGES, range_index
 
 Method = Literal["none", "method1", "method2", "method3", "rule"]
 METHODS: tuple[str, ...] = get_args(Method)
 Mixing = Literal["released", "proportional"]
 MIXINGS: tuple[str, ...] = get_args(Mixing)
-MOS_EDGES = (0, 20, 40, 60, 80, 100)
 
 
 def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) -> np.ndarray:
@@ -33,18 +30,9 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
       holds fewer than that.
     * ``rule``: all of a range up to 2m; else 2m below 4m, 3m below 6m, and 4m from there on.
 
-    Args:
-        counts: Training images in each range, shape (R,).
-        method: Sampler.
-        threshold: What "exceeds 1000" in the definition of method 2 stands for; the paper's own
-            number belongs to KonIQ-10k.
-
-    Returns:
-        Images of each range, shape (R,), int64. An empty range stays empty.
-
-    Raises:
-        ValueError: If the method is unknown, the counts are negative or all zero, or ``method3``
-            has fewer than three ranges with images.
+    ``counts`` are training images in each range, shape (R,), as is the result; an empty range stays
+    empty. ``threshold`` is what "exceeds 1000" in the definition of method 2 stands for; the
+    paper's own number belongs to KonIQ-10k.
 
     Note:
         The rule does not mention a ratio up to 2: nothing is removed then. Method 2 counts on the
@@ -61,24 +49,18 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
     if counts.ndim != 1 or (counts < 0).any() or not counts.any():
         raise ValueError(f"counts must be images per range, at least one of them, got {counts}")
     smallest = counts[counts > 0].min()
-    if method == "none":
-        return counts.copy()
-    if method == "method1":
-        times = np.ones_like(counts)
-    elif method == "method2":
-        times = np.where(counts > threshold, 2, 1)
-    elif method == "method3":
+    if method == "method3":
         if (counts > 0).sum() < 3:
             raise ValueError(f"method3 needs three ranges with images, got counts {counts}")
         times = np.full_like(counts, 3)
         times[np.argsort(-counts, kind="stable")[:2]] = 4
         return np.where(counts > 0, times * smallest, 0)
-    elif method == "rule":
-        ratio = counts / smallest
-        times = np.select([ratio < 4, ratio < 6], [2, 3], default=4)
-    else:
+    ratio = counts / smallest
+    times = {"none": 1, "method1": 1, "method2": np.where(counts > threshold, 2, 1)}
+    times["rule"] = np.select([ratio < 4, ratio < 6], [2, 3], default=4)
+    if method not in times:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    return np.minimum(counts, times * smallest)
+    return counts.copy() if method == "none" else np.minimum(counts, times[method] * smallest)
 
 
 def cross_sample(
@@ -135,18 +117,11 @@ def mixed_batches(
     an epoch visits the largest set once and cycles through the others. ``proportional``: every
     image of every set once, shuffled together.
 
-    Args:
-        sizes: Training images of each set, S values.
-        mixing: Which of the two.
-        batch_size: Indices in a batch of ``released``, images in one of ``proportional``.
-        seed: Root seed.
-        epoch: Counted from 0.
+    ``sizes`` are training images of each set, S values; ``batch_size`` counts indices in
+    ``released``, images in ``proportional``.
 
     Returns:
         One array per batch with columns (set, row in the set), int64, shape (B, 2).
-
-    Raises:
-        ValueError: If the mixing is unknown, a set is empty, or the batch size is not positive.
 
     References:
         Feng et al., Electronics Letters 2023, released code.
@@ -167,10 +142,8 @@ def mixed_batches(
     generator = np.random.default_rng([seed, epoch])
     sets = np.arange(len(sizes))
     if mixing == "proportional":
-        rows = [
-            np.stack([np.full(n, s), np.arange(n)], 1) for s, n in zip(sets, sizes, strict=True)
-        ]
-        rows = generator.permutation(np.concatenate(rows))  # (all images, 2)
+        rows = np.stack([np.repeat(sets, sizes), np.concatenate(list(map(np.arange, sizes)))], 1)
+        rows = generator.permutation(rows)  # (all images, 2)
         return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     order = generator.permutation(sizes.max())
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -28,33 +28,21 @@ AS_IS = Fit(None, "native", "bilinear")  # pixels go in as they are
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network that scores 8-bit images.
+    """A network that scores 8-bit images."""
 
-    Attributes:
-        model: Takes normalised RGB (B, 3, H, W), returns (B,) or (B, 1); higher is better.
-        fit: How images are brought to the network's size.
-        mean: Of the normalisation, three channels, for pixels in [0, 1].
-        std: As ``mean``.
-        saw: Scores it was trained on, as ``"dataset/training"``.
-        gain: What the output is multiplied by to be on the scale of the scores.
-        offset: What is added then.
-        range: Of the scores, in words.
-        percentiles: Scores at 0, 1, ... 100 % of what models like it, trained on other photographs,
-            gave the training photographs.
-        far: Distance to the training photographs beyond which an image is unlike them.
-        hash: 16 digits of weights, architecture, pixels and scale, computed here.
-    """
-
-    model: nn.Module
-    fit: Fit = AS_IS
-    mean: Sequence[float] = IMAGENET_MEAN
+    model: nn.Module  # takes normalised RGB (B, 3, H, W), returns (B,) or (B, 1); higher is better
+    fit: Fit = AS_IS  # how images are brought to the network's size
+    mean: Sequence[float] = IMAGENET_MEAN  # of the normalisation, for pixels in [0, 1]
     std: Sequence[float] = IMAGENET_STD
-    saw: tuple[str, ...] = ()
-    gain: float = 1.0
+    saw: tuple[str, ...] = ()  # scores it was trained on, as "dataset/training"
+    gain: float = 1.0  # output * gain + offset is on the scale of the scores
     offset: float = 0.0
-    range: str = ""
+    range: str = ""  # of the scores, in words
+    # scores at 0, 1, ... 100 % of what models like it, trained on other photographs, gave the
+    # training photographs
     percentiles: Sequence[float] = ()
-    far: float | None = None
+    far: float | None = None  # distance to them beyond which an image is unlike them
+    # 16 digits of weights, architecture, pixels and scale, computed here
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,9 +62,8 @@ class Scorer:
         if absent := [k for k in ("size", "fit", "resampler", "mean", "std") if k not in given]:
             raise ValueError(f"model {name}: its preprocessing does not tell {', '.join(absent)}")
         if (inputs := given.get("inputs", ["image"])) != ["image"]:
-            raise ValueError(
-                f"model {name} needs {', '.join(inputs)}; only models of pixels alone score files"
-            )
+            needs = f"model {name} needs {', '.join(inputs)}"
+            raise ValueError(f"{needs}; only models of pixels alone score files")
         size, saw = given["size"], facts["scores_seen"]
         fit = Fit(tuple(size) if isinstance(size, list) else size, given["fit"], given["resampler"])
         saw = (saw,) if isinstance(saw, str) else tuple(saw)
@@ -96,9 +83,7 @@ class Scorer:
         return float(np.interp(score, self.percentiles, np.linspace(0, 100, len(self.percentiles))))
 
     @torch.inference_mode()
-    def score(
-        self, images: Tensor, *, device: str | torch.device = "cpu", precision: str = "fp32"
-    ) -> Tensor:
+    def score(self, images: Tensor, *, device: str = "cpu", precision: str = "fp32") -> Tensor:
         """Score uint8 RGB (B, 3, H, W) on the network's device; float64, (B,).
 
         What has not its size yet is resized there, antialiased; ``"bf16"`` is autocast.
@@ -109,9 +94,7 @@ class Scorer:
         return output.double() * self.gain + self.offset
 
     @torch.inference_mode()
-    def look(
-        self, images: Tensor, *, device: str | torch.device = "cpu"
-    ) -> tuple[list[float], list[bool]]:
+    def look(self, images: Tensor, *, device: str = "cpu") -> tuple[list[float], list[bool]]:
         """Score a batch as :meth:`score` does, and tell which images are unlike the training."""
         if self.far is None:
             return self.score(images, device=device).tolist(), [False] * len(images)
@@ -122,18 +105,13 @@ class Scorer:
     def _ready(self, images: Tensor) -> Tensor:
         """Resize, where that is still to be done, and normalise."""
         size = self.fit.target(*images.shape[-2:]) if self.fit.resamples else images.shape[-2:]
-        if tuple(size) != tuple(images.shape[-2:]):
+        if tuple(size) != images.shape[-2:]:
             how = InterpolationMode(self.fit.resampler)
             images = tv.resize(images, list(size), interpolation=how, antialias=True)
         return to_float(images, mean=self.mean, std=self.std)
 
     def score_store(
-        self,
-        store: ImageStore,
-        rows: np.ndarray,
-        *,
-        batch_size: int = 16,
-        device: str | torch.device = "cpu",
+        self, store: ImageStore, rows: np.ndarray, *, batch_size: int = 16, device: str = "cpu"
     ) -> np.ndarray:
         """Score whole images of a store, whatever their sizes, in the order of ``rows``."""
         self.model.to(device).eval()

@@ -1,7 +1,5 @@
 """Whether one method beats another over repeated splits, and over many comparisons."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as t_distribution
@@ -9,14 +7,7 @@ from scipy.stats import t as t_distribution
 from iqa_utils.metrics import check_pair
 
 
-class TestResult(NamedTuple):
-    """The statistic of a test and its two-sided p value."""
-
-    statistic: float
-    p: float
-
-
-def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> TestResult:
+def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> tuple[float, float]:
     """Test paired results over random splits of one data set by the corrected resampled t.
 
     The splits overlap, so the variance of the mean difference is larger than that of independent
@@ -29,8 +20,8 @@ def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> Test
         Nadeau, Bengio, Inference for the generalization error, Machine Learning 2003, section 3.
 
     Example:
-        >>> test = nadeau_bengio([0.71, 0.75, 0.73], [0.70, 0.72, 0.71], n_train=80, n_test=20)
-        >>> round(test.p, 2)
+        >>> t, p = nadeau_bengio([0.71, 0.75, 0.73], [0.70, 0.72, 0.71], n_train=80, n_test=20)
+        >>> round(p, 2)
         0.12
     """
     a, b = check_pair(a, b)
@@ -38,10 +29,10 @@ def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> Test
         raise ValueError(f"expected sets of at least 1 image, found {n_train} and {n_test}")
     d, n = a - b, len(a)
     if not d.any():
-        return TestResult(0.0, 1.0)
+        return 0.0, 1.0
     variance = (1 / n + n_test / n_train) * d.var(ddof=1)
     t = float(d.mean() / np.sqrt(variance)) if variance else float(np.copysign(np.inf, d[0]))
-    return TestResult(t, float(2 * t_distribution.sf(abs(t), n - 1)))
+    return t, float(2 * t_distribution.sf(abs(t), n - 1))
 
 
 def holm(p: ArrayLike) -> np.ndarray:

@@ -30,7 +30,6 @@ from iqa_utils.distill.merging import (
     aggregate,
     coverage,
     join_sets,
-    merge_by_features,
     merge_scores,
     weighted_srocc,
 )
@@ -151,12 +150,12 @@ def test_merging_never_reads_a_test_score():
     labelled = pd.DataFrame({"dataset": ["a"] * 100 + ["b"] * 100})
     labelled["mos"] = features[:, 0] * 10 + generator.normal(size=200)
     labelled["part"] = ["training", "test"] * 100
-    merged = merge_by_features(labelled, features, ["a", "b"])
+    merged = merge_scores(labelled, features, ["a", "b"])
     test = labelled["part"] == "test"
     lied = labelled.assign(mos=np.where(test, -labelled["mos"], labelled["mos"]))
-    again = merge_by_features(lied, features, ["a", "b"])
+    again = merge_scores(lied, features, ["a", "b"])
     np.testing.assert_allclose(again[~test], merged[~test])
-    assert np.isnan(merge_by_features(labelled, features, ["b"])[:100]).all()
+    assert np.isnan(merge_scores(labelled, features, ["b"])[:100]).all()
 
 
 def test_joined_sets_keep_only_the_scores_that_are_asked_for():
@@ -204,9 +203,9 @@ def test_aggregates_need_all_their_sets_and_are_leaky_where_one_of_them_is():
 def test_coverage_counts_what_lies_inside():
     unlabelled = pd.DataFrame({"score": [0.0, 1.0, 2.0, 3.0]})
     labelled = pd.DataFrame({"score": [-1.0, 1.0, 2.0, 4.0]})
-    row = coverage(unlabelled, labelled, bins=5).iloc[0]  # edges -1, 0, 1, 2, 3, 4
+    row = coverage(unlabelled, labelled).iloc[0]  # bins a quarter wide
     assert row["inside"] == 0.5
-    assert row["overlap"] == pytest.approx(0.75)  # bins 1, 2 and 3
+    assert row["overlap"] == pytest.approx(0.5)  # at 1 and at 2
     assert coverage(labelled, labelled).iloc[0][["inside", "overlap"]].tolist() == [1, 1]
 
 
@@ -288,7 +287,7 @@ def test_a_million_names_take_little_memory(tmp_path, monkeypatch):
         return ((f"some/folder/0123456789abcdef-{i:06}.jpg", "") for i in range(n))
 
     monkeypatch.setattr(unlabelled, "walk_images", walk)
-    monkeypatch.setattr(unlabelled, "_measure", lambda *_: ("", "", (768, 1024), 100_000))
+    monkeypatch.setattr(unlabelled, "_measure", lambda *_: ("", "", 768, 1024, 100_000))
     peaks = []
     for n in (4096, 12_288):
         before = pa.total_allocated_bytes()

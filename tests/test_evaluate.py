@@ -208,7 +208,7 @@ def test_a_comparison_tests_over_runs_and_corrects_for_all_methods(predictions):
     split = evaluate.compare(
         predictions.assign(n_train=360), {"method": "none"}, ["RMSE"], n_resamples=200
     )
-    corrected = nadeau_bengio(runs["method2"], runs["none"], 360, 120).p
+    corrected = nadeau_bengio(runs["method2"], runs["none"], 360, 120)[1]
     assert split["p_runs"][0] == pytest.approx(corrected)
 
 

@@ -6,7 +6,6 @@ import pytest
 from iqa_utils.datasets import load_scores
 from iqa_utils.imbalance import (
     describe_weights,
-    effective_sample_size,
     label_counts,
     lds_bin_weights,
     lds_density,
@@ -98,9 +97,9 @@ def test_bins_without_density_have_no_weight():
 
 
 def test_the_effective_sample_size_is_the_number_of_images_that_still_count():
-    assert effective_sample_size(np.ones(7)) == pytest.approx(7)
-    assert effective_sample_size([1.0, 0, 0]) == pytest.approx(1)
-    assert effective_sample_size([3.0, 1]) == pytest.approx(1.6)
+    for weights, left in ((np.ones(7), 7), ([1.0, 1e-9, 1e-9], 1), ([3.0, 1], 1.6)):
+        described = describe_weights(weights, np.full(len(weights), 50.0), RANGES)
+        assert described["effective sample size"] == pytest.approx(left)
 
 
 def test_weights_are_described_by_range_with_what_they_cost():
@@ -121,7 +120,7 @@ def test_weights_are_described_by_range_with_what_they_cost():
     ("options", "message"),
     [
         ({"reweight": "sqrt"}, "reweight must be"),
-        ({"order": "first"}, "order root_first or smooth_first, got"),
+        ({"order": "first"}, "order must be root_first or smooth_first, got"),
         ({"kernel": np.ones(2)}, "odd number of bins"),
         ({"kernel": np.ones(5)}, "covers 5 bins, the histogram has 4"),
     ],
@@ -181,7 +180,8 @@ def test_weights_on_the_real_koniq_training_scores(name, real_data):
     assert len(mos) == 7058
     np.testing.assert_allclose(means, per_range, atol=0.02, rtol=0.003)
     assert weights.max() / weights.min() == pytest.approx(ratio, rel=0.005)
-    assert effective_sample_size(weights) == pytest.approx(effective, abs=1.5)
+    left = describe_weights(weights, mos, RANGES)["effective sample size"]
+    assert left == pytest.approx(effective, abs=1.5)
 
 
 def test_the_real_koniq_scores_leave_bins_empty_and_a_constant_errs_by_twelve(real_data):

@@ -135,11 +135,9 @@ def test_a_column_against_a_vector_is_refused(loss):
         loss(torch.zeros(8, 1), torch.zeros(8))
 
 
-def test_unknown_forms_and_impossible_exponents_are_refused():
+def test_unknown_forms_are_refused():
     with pytest.raises(ValueError, match="eq4, nin or l1, got 'eq5'"):
         norm_in_norm(PRED, MOS, form="eq5")
-    with pytest.raises(ValueError, match="p and q must be >= 1"):
-        norm_in_norm(PRED, MOS, form="nin", p=0.5)
 
 
 def test_weighted_errors_by_hand_and_without_weights_the_plain_ones():
@@ -182,28 +180,20 @@ def test_range_weights_by_hand_keep_the_scale_and_even_out_the_ranges():
     loss = range_weighted_mse(pred, mos, counts=counts, edges=edges)
     # weights 1 and 1/3, scaled by 4 / 2 so that the four images average 1
     torch.testing.assert_close(loss, torch.tensor((2 * 4 + 2 / 3 * 3) / 4))
-    plain = range_weighted_mse(pred, mos, counts=counts, edges=edges, power=0.0)
-    torch.testing.assert_close(plain, ((pred - mos) ** 2).mean())
 
 
 def test_range_weights_refuse_scores_without_a_range():
     edges, mos = torch.tensor([0.0, 50, 100]), torch.tensor([10.0, 60])
     with pytest.raises(ValueError, match=r"scores span \[10, 60\]"):
         range_weighted_mse(mos, mos, counts=torch.tensor([0, 3]), edges=edges)
-    with pytest.raises(ValueError, match="2 ranges need 3 edges, got 2"):
+    with pytest.raises(ValueError, match=r"between edges \[0.0, 50.0\]"):
         range_weighted_mse(mos, mos, counts=torch.tensor([1, 3]), edges=edges[:2])
     beyond = torch.tensor([10.0, 110])
     with pytest.raises(ValueError, match=r"scores span \[10, 110\]"):
         range_weighted_mse(beyond, beyond, counts=torch.tensor([1, 3]), edges=edges)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"p": 0.5}, {"q": 0.5}, {"alphas": (0.0, 0.0)}, {"alphas": (2.0, -1.0)}, {"form": "eq5"}],
-)
-def test_norms_below_one_and_weights_without_a_positive_sum_are_refused(options):
-    with pytest.raises(ValueError, match="must be"):
-        norm_in_norm(PRED, MOS, **({"form": "nin"} | options))
+def test_only_the_ratio_of_the_two_weights_counts():
     torch.testing.assert_close(
         norm_in_norm(PRED, MOS, form="nin", p=1, q=1, alphas=(1.0, 0.0)),
         norm_in_norm(PRED, MOS, form="nin", p=1, q=1, alphas=(2.0, 0.0)),

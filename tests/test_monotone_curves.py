@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from iqa_utils.mixed_sets import WARPS
+from iqa_utils.mixed_sets import WARPS, bends, carry_over, curve_points, own_scale
 from iqa_utils.models.monotonic import MonotonicIQA
-from iqa_utils.monotone_curves import bends, carry_over, curve_points, own_scale
 
 NAMES = {"r": "x", "s": "square root", "c": "cube"}
 MAPS = {name: WARPS[warp] for name, warp in NAMES.items()}
@@ -36,8 +35,8 @@ def test_curves_are_sampled_where_the_model_predicts():
     predictions = pd.DataFrame({"dataset": ["a", "b", "c"] * 20, "pred": rng.normal(size=60)})
     predictions["pred"] += predictions["dataset"].map({"a": 0.0, "b": 3.0, "c": 90.0})
     spans = {"a": (0.0, 1.0), "b": (0.0, 100.0)}  # "c" was not trained on
-    points = curve_points(make_model("mixed"), spans, predictions, n_points=11)
-    assert points.groupby("dataset").size().to_dict() == {"a": 11, "b": 11}
+    points = curve_points(make_model("mixed"), spans, predictions)
+    assert points.groupby("dataset").size().to_dict() == {"a": 401, "b": 401}
     known = predictions[predictions["dataset"] != "c"]
     assert points["quality"].min() == pytest.approx(known["pred"].min())
     assert (points.groupby("dataset")["score"].diff().dropna() >= -1e-5).all()

@@ -39,11 +39,9 @@ def votes_table(n_images: int, n_votes: int, seed: int) -> tuple[pd.DataFrame, n
 def test_an_image_on_an_edge_goes_to_the_range_that_is_closed_there() -> None:
     mos = [0, 20, 39.9, 40, 60, 100]
     assert ratings.range_counts(mos).tolist() == [1, 2, 1, 1, 1]
-    assert ratings.range_counts(mos, closed="right").tolist() == [2, 2, 1, 0, 1]
+    assert ratings.range_counts(mos, right=True).tolist() == [2, 2, 1, 0, 1]
     with pytest.raises(ValueError, match=r"edges only \[0, 100\]"):
         ratings.range_counts([101.0])
-    with pytest.raises(ValueError, match="got 'both'"):
-        ratings.range_counts(mos, closed="both")
 
 
 def test_the_real_counts_tell_the_conventions_apart(koniq: pd.DataFrame) -> None:

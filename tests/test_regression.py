@@ -7,7 +7,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import SVR
 
 from iqa_utils.features.grams import gram_from_panels
-from iqa_utils.regression import check_gram, fold_numbers, gram_svr, ridge_cv
+from iqa_utils.regression import fold_numbers, gram_svr, ridge_cv
 
 
 def made_data(n=60, d=8, seed=0, noise=0.1):
@@ -167,35 +167,15 @@ def test_duplicate_images_change_nothing_that_matters():
     assert np.isfinite(gram_svr(gram, scores).model.predict(gram)).all()
 
 
-def test_a_gram_matrix_with_a_negative_eigenvalue_is_refused_with_its_value():
-    features, mos = made_data()
-    gram = features @ features.T
-    vectors = np.linalg.eigh(gram)[1]
-    broken = gram - 5.0 * np.outer(vectors[:, 0], vectors[:, 0])
-    with pytest.raises(ValueError, match=r"smallest eigenvalue is -5 "):
-        gram_svr(broken, mos)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda gram: gram[:-1], r"shape \(60, 60\)"),
-        (lambda gram: np.where(np.eye(60) == 1, np.nan, gram), "finite"),
-        (lambda gram: gram + np.triu(np.full((60, 60), 9.0)), "symmetric"),
+        (lambda gram: gram[:-1], "inconsistent numbers of samples"),
+        (lambda gram: gram[:, :-1], "must be a square matrix"),
+        (lambda gram: np.where(np.eye(60) == 1, np.nan, gram), "contains NaN"),
     ],
 )
 def test_a_malformed_gram_matrix_is_refused(change, message):
     features, mos = made_data()
     with pytest.raises(ValueError, match=message):
         gram_svr(change(features @ features.T), mos)
-
-
-def test_rounding_of_many_alike_features_is_no_reason_to_refuse_a_gram():
-    rng = np.random.default_rng(0)
-    features = (1 + 1e-4 * rng.normal(size=(2400, 8))).astype(np.float32)
-    gram = features @ features.T  # eigenvalues of 2,400 mean diagonals and of about none
-    smallest = np.linalg.eigvalsh(gram.astype(float))[0] / np.diagonal(gram).mean()
-    assert smallest < -1.05e-5, "more than the rounding of a few images"
-    assert check_gram(gram, n_images=2400).shape == (2400, 2400)
-    with pytest.raises(ValueError, match="must be positive semidefinite"):
-        check_gram(gram - 0.01 * np.eye(2400), n_images=2400)

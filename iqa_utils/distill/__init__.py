@@ -4,12 +4,11 @@ A teacher scores a large set once; the scores lie in a folder of parquet files t
 processes fill and that outlives a kill. What is already there is verified and never repeated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,11 +35,8 @@ def choose_teachers(names: Sequence[str], kinds: Sequence[str]) -> dict[str, tup
     ``"without"`` stands for one teacher per data set, which sees every score of the others (K5).
     """
     without = {f"without {x}": ([s for s in names if s != x], SPLITS) for x in names}
-    known = {
-        "training": {"training": (list(names), SPLITS[:1])},
-        "all": {"all": (list(names), SPLITS)},
-        "without": without if len(names) > 1 else {},
-    }
+    known = {"training": {"training": (list(names), SPLITS[:1])}}
+    known |= {"all": {"all": (list(names), SPLITS)}, "without": without if names[1:] else {}}
     unknown = sorted(set(kinds) - set(known))
     if unknown or not kinds:
         raise ValueError(f"teachers must be some of {sorted(known)}, got {list(kinds)}")
@@ -68,7 +64,7 @@ def teacher_pass(
     *,
     batch_size: int = 64,
     part_size: int = 1024,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     precision: str = "fp32",
     on_bad_image: str = "raise",
     progress: bool = True,
@@ -77,19 +73,8 @@ def teacher_pass(
 
     Every process that torchrun starts takes the images whose position in the sorted list is its
     rank modulo the number of processes, so they share nothing but the folder. After a kill at most
-    one file is scored again and no image appears twice.
-
-    Args:
-        teacher: Its hash is written beside every score.
-        unlabelled: Images and crop.
-        folder: Where the files lie; made if missing.
-        batch_size: Images per forward pass.
-        part_size: Images per parquet file, the most that a kill costs.
-        device: Where the network runs, in ``precision``.
-        precision: ``"fp32"`` or ``"bf16"``.
-        on_bad_image: ``"raise"`` stores what was scored and names the image; ``"drop"`` stores it
-            without a score and with the reason.
-        progress: Show a bar.
+    one file of ``part_size`` images is scored again and no image appears twice. A corrupt image is
+    named at the end under ``on_bad_image="raise"``, and stored without a score under ``"drop"``.
 
     Returns:
         Images whose scores this call stored, and those it could not decode.
@@ -97,56 +82,45 @@ def teacher_pass(
     Raises:
         ValueError: If a stored file is damaged, of another teacher or crop, or of an image that has
             changed since; the file is named, nothing is overwritten.
-        BadImageError: If an image cannot be decoded and ``on_bad_image="raise"``.
     """
     rank, n_ranks = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     folder.mkdir(parents=True, exist_ok=True)
     images, stored = unlabelled.images, _read_parts(folder, unlabelled, teacher)
     mine = np.arange(rank, len(images), n_ranks)
     todo = mine[~images["image"].iloc[mine].isin(stored["image"]).to_numpy()]
-    groups = [
-        part[start : start + batch_size]
-        for part in np.split(todo, np.arange(part_size, len(todo), part_size))
-        for start in range(0, len(part), batch_size)
-    ]
+    parts = np.split(todo, range(part_size, len(todo), part_size))
+    groups = [x[i : i + batch_size] for x in parts for i in range(0, len(x), batch_size)]
     teacher.model.to(device, memory_format=torch.channels_last).eval()
     batches = crop_batches(unlabelled, groups, unlabelled.crop, on_bad_image=on_bad_image)
     pending: list[tuple[np.ndarray, Tensor, dict[int, str]]] = []
-    n_scored, n_bad = 0, 0  # that were stored
+    counts = [(0, 0)]  # of what was stored
     bar = tqdm(total=len(todo), desc="teacher", unit="img", disable=not progress)
     try:
         for rows, crops, bad in batches:
             pending.append((rows, teacher.score(crops, device=device, precision=precision), bad))
             bar.update(len(rows) + len(bad))
             if sum(len(r) + len(b) for r, _, b in pending) >= part_size:
-                counts = _write_part(folder, unlabelled, teacher, pending)
-                n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
+                counts.append(_write_part(folder, unlabelled, teacher, pending))
     finally:
         if pending:  # a corrupt image or an interrupt loses nothing that was scored
-            counts = _write_part(folder, unlabelled, teacher, pending)
-            n_scored, n_bad = n_scored + counts[0], n_bad + counts[1]
+            counts.append(_write_part(folder, unlabelled, teacher, pending))
         bar.close()
+    n_scored, n_bad = map(sum, zip(*counts, strict=True))
     return n_scored, n_bad
 
 
 def run_passes(
-    teachers: Mapping[str, Teacher],
-    unlabelled: UnlabelledSet,
-    folder: Path,
-    *,
-    device: str | torch.device = "cpu",
-    precision: str = "fp32",
-    on_bad_image: str,
+    teachers: Mapping[str, Teacher], unlabelled: UnlabelledSet, folder: Path, **how: str
 ) -> tuple[UnlabelledSet, dict[str, np.ndarray]]:
     """Let every teacher score a set of images, each in its folder ``HASH-HEIGHTxWIDTH``.
 
-    Returns the images that could be decoded, and their scores by teacher, each of shape (N,);
-    under ``on_bad_image="raise"`` no stored pass may have dropped an image either.
+    ``how`` is that of :func:`teacher_pass`. Returns the images that could be decoded, and their
+    scores by teacher, each of shape (N,); under ``on_bad_image="raise"`` no stored pass may have
+    dropped an image either.
     """
     passes, errors = {}, []
     for name, teacher in teachers.items():
         where = folder / f"{teacher.hash}-{_crop_name(unlabelled)}"
-        how = {"device": device, "precision": precision, "on_bad_image": on_bad_image}
         n_scored, n_bad = teacher_pass(teacher, unlabelled, where, progress=False, **how)
         teacher.model.cpu()
         passes[name], bad = read_pass(where, unlabelled, teacher)
@@ -154,7 +128,7 @@ def run_passes(
         kept = len(unlabelled) - n_scored - n_bad
         print(f"{name}: {n_scored} images scored, {len(bad)} corrupt, {kept} found in {where.name}")
     bad = pd.concat(errors).drop_duplicates("image")
-    if len(bad) and on_bad_image == "raise":
+    if len(bad) and how["on_bad_image"] == "raise":
         raise BadImageError(f"{len(bad)} images could not be decoded: {'; '.join(bad['error'])}")
     usable = unlabelled.without(bad)
     names = usable.images["image"]
@@ -163,44 +137,25 @@ def run_passes(
 
 
 def label_folders(
-    folders: Sequence[Path],
-    teacher: Path,
-    out: Path,
-    *,
-    crop: tuple[int, int],
-    batch_size: int,
-    part_size: int,
-    on_bad_image: str,
+    folders: Sequence[Path], teacher: Path, out: Path, *, crop: tuple[int, int], **how: Any
 ) -> tuple[int, int]:
     """Run this process's share of a teacher pass on its own GPU, or the CPU: ``iqa label``."""
-    gpu, first = torch.cuda.is_available(), os.environ.get("RANK", "0") == "0"
-    found = scan_images(*folders, crop=crop, on_bad_image=on_bad_image)
+    first, how["device"], how["precision"] = os.environ.get("RANK", "0") == "0", "cpu", "fp32"
+    if torch.cuda.is_available():
+        how |= {"device": f"cuda:{os.environ.get('LOCAL_RANK', 0)}", "precision": "bf16"}
+    found = scan_images(*folders, crop=crop, on_bad_image=how["on_bad_image"])
     for reason, n in found.left_out["reason"].value_counts().items() if first else ():
         print(f"left out, {reason}: {n}")
-    return teacher_pass(
-        Teacher.load(teacher),
-        found,
-        out,
-        batch_size=batch_size,
-        part_size=part_size,
-        device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu",
-        precision="bf16" if gpu else "fp32",
-        on_bad_image=on_bad_image,
-        progress=first,
-    )
+    return teacher_pass(Teacher.load(teacher), found, out, progress=first, **how)
 
 
 def read_pass(
     folder: Path, unlabelled: UnlabelledSet, teacher: Teacher
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a finished teacher pass.
+    """Read a finished teacher pass, in the order of the list.
 
-    Returns:
-        ``image``, ``score``, ``teacher`` of the scored images in the order of the list,
-        and ``image``, ``error`` of those that could not be decoded.
-
-    Raises:
-        ValueError: As :func:`teacher_pass`; or if images have no score yet.
+    Returns ``image``, ``score``, ``teacher`` of what was scored, and ``image``, ``error`` of what
+    could not be decoded.
     """
     stored = _read_parts(folder, unlabelled, teacher)
     table = unlabelled.images[["image"]].merge(
@@ -246,15 +201,14 @@ def _read_parts(folder: Path, unlabelled: UnlabelledSet, teacher: Teacher) -> pd
     stored = pd.concat(parts) if parts else pd.DataFrame(columns=[*PASS_COLUMNS, "file"])
     now, crop = unlabelled.images.set_index("image")["bytes"], _crop_name(unlabelled)
     changed = stored["image"].map(now).fillna(stored["bytes"]) != stored["bytes"]
-    checks = {
-        f"is of teacher {{teacher}}, this is teacher {teacher.hash}": (
-            stored["teacher"] != teacher.hash
-        ),
-        f"is of crop {{crop}}, this pass takes {crop}": stored["crop"] != crop,
-        "scores {image}, which has changed since": changed,
-        "scores {image} again": stored["image"].duplicated(),
-    }
-    for message, wrong in checks.items():
+    whose, which = f"this is teacher {teacher.hash}", f"this pass takes {crop}"
+    checks = [
+        ("is of teacher {teacher}, " + whose, stored["teacher"] != teacher.hash),
+        ("is of crop {crop}, " + which, stored["crop"] != crop),
+        ("scores {image}, which has changed since", changed),
+        ("scores {image} again", stored["image"].duplicated()),
+    ]
+    for message, wrong in checks:
         if wrong.any():
             first = stored[wrong].iloc[0].to_dict()
             raise ValueError(

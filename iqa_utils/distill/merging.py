@@ -1,19 +1,12 @@
 """Scores of several data sets on one scale, and how far one set of images stands for another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from iqa_utils.files import load_array, save_array
-from iqa_utils.images import ImageStore
 from iqa_utils.metrics import TEACHER_WEIGHTS
-from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 from iqa_utils.regression import ridge_cv
 from iqa_utils.splits import official_or_content_split
 
@@ -25,19 +18,10 @@ def join_sets(
 ) -> pd.DataFrame:
     """Put several data sets into one table, with the split of every image.
 
-    Args:
-        frames: Score tables by data set.
-        n_training: Training scores kept in all, a seeded draw; the others, and all validation
-            scores, become ``"unused"``, as if nobody had judged them. 0 keeps all.
-        seed: Of the draw, and of the split of sets without an official one.
-
-    Returns:
-        One row per image: ``dataset``, ``image`` (with its set's folder in front), ``mos``,
-        ``reference``, ``part`` (``"training"``, ``"validation"``, ``"test"``, ``"unused"``) and
-        ``subset`` where a set has one, else the set's name.
-
-    Raises:
-        ValueError: If fewer training scores are there than asked for.
+    Returns ``dataset``, ``image`` (with its set's folder in front), ``mos``, ``reference``,
+    ``subset`` (where a set has one, else its name) and ``part``: ``"training"``, ``"validation"``,
+    ``"test"``. With ``n_training`` only so many training scores are kept in all, a seeded draw; the
+    others and all validation scores become ``"unused"``, as if nobody had judged them.
     """
     parts = []
     for name, frame in frames.items():
@@ -56,11 +40,7 @@ def join_sets(
 
 
 def weighted_srocc(values: Mapping[str, float]) -> float:
-    """Aggregate the SROCC of the five sets of Table 1 by Eq. (1) of Ponomarenko et al.; in [0, 1].
-
-    Raises:
-        ValueError: If a set of ``TEACHER_WEIGHTS`` is missing, or another is there.
-    """
+    """Aggregate the SROCC of the five sets of Table 1 by Eq. (1) of Ponomarenko et al."""
     if set(values) != set(TEACHER_WEIGHTS):
         raise ValueError(f"expected SROCC of {sorted(TEACHER_WEIGHTS)}, got {sorted(values)}")
     return abs(sum(TEACHER_WEIGHTS[name] * value for name, value in values.items()))
@@ -84,36 +64,6 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
-def scene_statistics(store: ImageStore, cache_dir: Path) -> np.ndarray:
-    """Compute BRISQUE's 36 statistics of every image of a store once, float64, shape (N, 36)."""
-    path = cache_dir / f"brisque2-{store.key}.npy"
-    values = load_array(path, (len(store), N_STATISTICS))
-    if values is None:
-        pixels = (store.image(row).permute(1, 2, 0).numpy() for row in range(len(store)))
-        with ThreadPoolExecutor() as pool:
-            values = np.stack(list(pool.map(brisque_statistics, pixels)))
-        save_array(path, values)
-    return values
-
-
-def merge_by_features(
-    labelled: pd.DataFrame,
-    features: np.ndarray,
-    names: Sequence[str],
-    *,
-    parts: Sequence[str] = ("training",),
-    method: str = "monotone",
-) -> np.ndarray:
-    """Merge the scores of some sets with ridge regression on features as the predictor.
-
-    The regression learns the first set; nothing but the scores of the named sets and splits is
-    used. Arguments and result are those of :func:`merge_scores`; ``features`` has shape (N, D).
-    """
-    first = (labelled["part"].isin(parts) & (labelled["dataset"] == names[0])).to_numpy()
-    predictor = ridge_cv(features[first], labelled.loc[first, "mos"].to_numpy()).predict(features)
-    return merge_scores(labelled, predictor, names, parts=parts, method=method)
-
-
 def merge_scores(
     labelled: pd.DataFrame,
     predictor: np.ndarray,
@@ -131,7 +81,8 @@ def merge_scores(
 
     Args:
         labelled: Table of :func:`join_sets`, N rows.
-        predictor: The common predictor on its images, shape (N,).
+        predictor: The common predictor on its images, shape (N,), or features, shape (N, D), of
+            which ridge regression makes one: it learns the first set.
         names: Data sets to merge; the first gives the scale, and its scores stay.
         parts: Splits whose scores may be used to draw the curves.
         method: ``"monotone"``: piecewise linear through isotonic means of groups of equal size;
@@ -139,10 +90,6 @@ def merge_scores(
 
     Returns:
         Merged scores, shape (N,); NaN outside the named sets.
-
-    Raises:
-        ValueError: If the predictor does not rise with the scores of a set, or the method is
-            unknown.
 
     Note:
         The paper's teacher learned scores merged by Kaipio, Ponomarenko and Egiazarian, "Merging
@@ -152,14 +99,14 @@ def merge_scores(
     if method not in ("monotone", "linear"):
         raise ValueError(f"method must be 'monotone' or 'linear', got {method!r}")
     mos, dataset = labelled["mos"].to_numpy(), labelled["dataset"].to_numpy()
-    usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS
-    if method == "linear":
-        n_knots = 1
-    curves = {
-        name: _rising_curve(name, mos[rows], predictor[rows], n_knots)
-        for name in names
-        for rows in [usable & (dataset == name)]
-    }
+    usable, n_knots = labelled["part"].isin(parts).to_numpy(), N_KNOTS if method != "linear" else 1
+    if predictor.ndim == 2:
+        first = usable & (dataset == names[0])
+        predictor = ridge_cv(predictor[first], mos[first]).predict(predictor)
+    curves = {}
+    for name in names:
+        rows = usable & (dataset == name)
+        curves[name] = _rising_curve(name, mos[rows], predictor[rows], n_knots)
     scores, levels, slope = curves[names[0]]
     merged = np.where(dataset == names[0], mos, np.nan)
     for name in names[1:]:
@@ -168,7 +115,7 @@ def merge_scores(
     return merged
 
 
-def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20) -> pd.DataFrame:
+def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame) -> pd.DataFrame:
     """Compare the spread of quantities on the unlabelled images with that on labelled ones.
 
     Both have one column per quantity (scores, sharpness, ...) and one row per image. Returns one
@@ -178,7 +125,7 @@ def coverage(unlabelled: pd.DataFrame, labelled: pd.DataFrame, *, bins: int = 20
     rows = []
     for name in unlabelled.columns:
         a, b = unlabelled[name].to_numpy(dtype=float), labelled[name].to_numpy(dtype=float)
-        edges = np.histogram_bin_edges(np.concatenate([a, b]), bins)
+        edges = np.histogram_bin_edges(np.concatenate([a, b]), 20)
         shares = [np.histogram(values, edges)[0] / len(values) for values in (a, b)]
         inside = np.mean((b >= a.min()) & (b <= a.max()))
         rows.append({"quantity": name, "inside": inside, "overlap": np.minimum(*shares).sum()})

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from iqa_utils.training.batches import Batch, epoch_seed
 
 COPY, LABELLED = "copy of a labelled image", "labelled image"
 AHEAD = 2  # batches decoded in advance
+_SIZES = {"height": "i4", "width": "i4", "bytes": "i8"}
 _TEXT = pd.StringDtype("pyarrow", na_value=np.nan)  # 8 bytes and the letters for each name
 
 
@@ -68,10 +68,7 @@ class UnlabelledSet(Sequence):
 
 
 def scan_images(
-    *folders: Path,
-    crop: tuple[int, int],
-    exclude: Collection[Path] = (),
-    on_bad_image: str = "raise",
+    *folders: Path, crop: tuple[int, int], exclude: Iterable[Path] = (), on_bad_image: str = "raise"
 ) -> UnlabelledSet:
     """List the images of some folders, with sub-folders, that a central crop can be taken from.
 
@@ -92,37 +89,34 @@ def scan_images(
     by_title = {folder.name: folder for folder in folders}
     if len(by_title) < len(folders):
         raise ValueError(f"folders must have different names, got {[f.name for f in folders]}")
-    known, n_found = _Excluded(exclude), 0
-    columns, left_out = defaultdict(list), []
+    known, usable, left_out = _Excluded(exclude), [], []
     with ThreadPoolExecutor() as pool:
         for title in sorted(by_title, key=lambda title: f"{title}/"):
-            if not by_title[title].exists():
-                raise FileNotFoundError(f"nothing at {by_title[title]}")
-            n_before, walk = n_found, walk_images(by_title[title])
-            while found := list(islice(walk, 4096)):
-                n_found += len(found)
-                paths = ((by_title[title] / name, why, crop, known) for name, why in found)
-                rows = list(pool.map(lambda one: _measure(*one), paths))
-                names = [f"{title}/{name}" for name, _ in found]
-                good = [i for i, (reason, *_) in enumerate(rows) if not reason]
-                columns["image"].append(pa.array([names[i] for i in good], pa.large_string()))
-                columns["size"].append(np.array([rows[i][2] for i in good], "i4").reshape(-1, 2))
-                columns["bytes"].append(np.array([rows[i][3] for i in good], "i8"))
-                left_out += [(names[i], *row[:2]) for i, row in enumerate(rows) if row[0]]
-            if n_found == n_before:
-                raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {by_title[title]}")
-    left_out.sort(key=lambda row: row[1] == LABELLED)  # those last; names stay in order
-    left_out = pd.DataFrame(left_out, columns=["image", "reason", "detail"])
+            if not (folder := by_title[title]).exists():
+                raise FileNotFoundError(f"nothing at {folder}")
+            walk = walk_images(folder)
+            if not (found := list(islice(walk, 4096))):
+                raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {folder}")
+            while found:
+                paths = ((folder / name, why, crop, known) for name, why in found)
+                rows = pool.map(lambda one: _measure(*one), paths)
+                table = pd.DataFrame(rows, columns=["reason", "detail", *_SIZES])
+                names = pd.array([f"{title}/{name}" for name, _ in found], dtype=_TEXT)
+                table.insert(0, "image", names)
+                good = table["reason"] == ""
+                usable.append(table.loc[good, ["image", *_SIZES]].astype(_SIZES))
+                left_out.append(table.loc[~good, ["image", "reason", "detail"]])
+                found = list(islice(walk, 4096))
+    left_out = pd.concat(left_out)  # labelled images last; names stay in order
+    left_out = left_out.iloc[np.argsort(left_out["reason"] == LABELLED, kind="stable")]
     bad = left_out.loc[left_out["reason"] == "corrupt", "detail"]
     if len(bad) and on_bad_image == "raise":
         raise BadImageError(f"{len(bad)} images cannot be read: {'; '.join(bad)}")
-    size = np.concatenate(columns["size"])
-    if not len(size):
+    images = pd.concat(usable, ignore_index=True)
+    if images.empty:
         first = ": ".join(left_out[["reason", "detail"]].iloc[0])
-        raise ValueError(f"none of {n_found} images can be used: {first}")
-    images = {"image": pd.Series(pa.chunked_array(columns["image"]), dtype=_TEXT)}
-    images |= {"height": size[:, 0], "width": size[:, 1], "bytes": np.concatenate(columns["bytes"])}
-    return UnlabelledSet(by_title, pd.DataFrame(images, copy=False), left_out, crop)
+        raise ValueError(f"none of {len(left_out)} images can be used: {first}")
+    return UnlabelledSet(by_title, images, left_out.reset_index(drop=True), crop)
 
 
 def central_crop(path: Path, crop: tuple[int, int]) -> np.ndarray:
@@ -161,18 +155,18 @@ def crop_batches(
     ring = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for _ in range(AHEAD + 2)]
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    waiting, pool = deque(), ThreadPoolExecutor(max(cores, 1))
+    pool = ThreadPoolExecutor(max(cores, 1))
+
+    def begin(group: np.ndarray, buffer: Tensor) -> tuple[np.ndarray, Tensor, list]:
+        slots = zip(group, buffer.numpy(), strict=False)
+        return group, buffer, [pool.submit(_fill, paths[row], crop, slot) for row, slot in slots]
+
     try:
-        for position in range(len(groups) + AHEAD):
-            if position < len(groups):
-                group, buffer = groups[position], ring[position % len(ring)]
-                jobs = [
-                    pool.submit(_fill, paths[row], crop, buffer[i].numpy())
-                    for i, row in enumerate(group)
-                ]
-                waiting.append((group, buffer, jobs))
-            if position >= AHEAD and waiting:
-                yield _gather(*waiting.popleft(), on_bad_image)
+        begun = map(begin, groups, cycle(ring))
+        waiting = deque(islice(begun, AHEAD + 1))
+        while waiting:
+            yield _gather(*waiting.popleft(), on_bad_image)
+            waiting.extend(islice(begun, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -227,27 +221,27 @@ def _fill(path: Path, crop: tuple[int, int], slot: np.ndarray) -> str | None:
 
 def _measure(
     path: Path, why: str, crop: tuple[int, int], known: _Excluded
-) -> tuple[str, str, tuple[int, int], int]:
-    """Return why an image cannot be used with its detail, height and width, bytes."""
+) -> tuple[str, str, int, int, int]:
+    """Return why an image cannot be used with its detail, height, width, bytes."""
     if why:
-        return "not read", why, (0, 0), 0
+        return "not read", why, 0, 0, 0
     about = path.stat()
     if told := known.find(path, about):
-        return *told, (0, 0), 0
+        return *told, 0, 0, 0
     try:
         height, width = image_size(path)
     except BadImageError as error:
-        return "corrupt", str(error), (0, 0), 0
+        return "corrupt", str(error), 0, 0, 0
     short = (height < crop[0]) + (width < crop[1])
     reason = ("", "wrong shape", "too small")[short]
     detail = f"{height}x{width}, the crop is {crop[0]}x{crop[1]}" if short else ""
-    return reason, detail, (height, width), about.st_size
+    return reason, detail, height, width, about.st_size
 
 
 class _Excluded:
     """Files to leave out, found by place, or by content where the lengths agree."""
 
-    def __init__(self, paths: Collection[Path]) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
         self.by_length, self.contents = defaultdict(list), {}
         for path in paths:
             if path.is_file():

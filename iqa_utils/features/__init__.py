@@ -4,18 +4,18 @@ A feature is a function of (weights, layer, pooling, pixels) and is cached under
 these, image by image. One forward pass serves all layers that were asked for.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from iqa_utils.backbones import create_backbone, weights_hash
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
+from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
 
 POOLINGS = ("flatten", "mean", "std", "max", "mean_std")
 
@@ -43,11 +40,10 @@ class Crop:
 
     def take(self, store: ImageStore, rows: np.ndarray) -> torch.Tensor:
         """Cut images of a store, shape (B, 3, height, width), uint8."""
-        images = []
-        for row in rows:  # one generator per image: a crop depends on nothing but its own key
+        images, generator = [], torch.Generator()
+        for row in rows:  # one seed per image: a crop depends on nothing but its own key
             key = f"{self.seed}|{self.number}|{store.names[row]}".encode()
-            seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
-            generator = torch.Generator().manual_seed(seed)
+            generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
             images.append(store.crops([row], self.size, generator=generator).clone())
         return torch.cat(images)
 
@@ -95,14 +91,11 @@ def tap_layers(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
     for end in ends:
         name, _, side = end.partition(":")
         if side == "input":
-            hook = modules[name].register_forward_pre_hook(
-                lambda _, inputs, end=end: keep(end, inputs[0])
-            )
+            hook = partial(lambda end, _, inputs: keep(end, inputs[0]), end)
+            handles.append(modules[name].register_forward_pre_hook(hook))
         else:
-            hook = modules[name].register_forward_hook(
-                lambda _, __, output, end=end: keep(end, output)
-            )
-        handles.append(hook)
+            hook = partial(lambda end, _, __, output: keep(end, output), end)
+            handles.append(modules[name].register_forward_hook(hook))
     try:
         yield taps
     finally:
@@ -164,7 +157,7 @@ def iterate_layers(
         rows: Images to run, in this order; None for the whole store.
         crop: Take this crop of each image; None takes whole images of a uniform store.
         batch_size: Images per batch.
-        mean: Normalisation, RGB in [0, 1].
+        mean: Normalisation, RGB in [0, 1], as ``std``.
         std: Normalisation.
         progress: Show a bar.
 
@@ -174,8 +167,6 @@ def iterate_layers(
     rows = np.arange(len(store)) if rows is None else np.asarray(rows)
     device = next(backbone.parameters()).device
     named = [layer for layer in layers if layer is not None]
-    if named and len(named) < len(layers):
-        raise ValueError("ask for named layers or for None, not for both in one pass")
     run = backbone if named else getattr(backbone, "forward_features", backbone)
     was_training = backbone.training
     backbone.eval()
@@ -183,17 +174,13 @@ def iterate_layers(
         for start in tqdm(range(0, len(rows), batch_size), disable=not progress, leave=False):
             part = slice(start, min(start + batch_size, len(rows)))
             # gathered outside inference mode, which would taint the store's reused buffer
-            pixels = (
-                store.batch(rows[part], device=device)
-                if crop is None
-                else crop.take(store, rows[part]).to(device)
-            )
+            cut = crop.take(store, rows[part]).to(device) if crop else None
+            pixels = store.batch(rows[part], device=device) if cut is None else cut
             images = to_float(pixels, mean=mean, std=std)
             with torch.inference_mode(), tap_layers(backbone, named) as taps:
                 output = run(images)
             values = dict(taps) if named else {None: output}
-            missed = [layer for layer in named if layer not in values]
-            if missed:
+            if missed := [layer for layer in layers if layer not in values]:
                 raise ValueError(f"the forward pass never reached the layers {missed}")
             yield part, values
     finally:
@@ -221,14 +208,12 @@ def frozen_layers(
         re-encoded features are equal to the last bit for the same ``batch_size``, rows and machine;
         other batches may round differently (1e-6), so they share one cache entry.
     """
-    recipe = feature_recipe(backbone, store, options)
-    rows = np.arange(len(store)) if rows is None else np.asarray(rows)
+    recipe, n = feature_recipe(backbone, store, options), len(store)
+    rows = np.arange(n) if rows is None else np.asarray(rows)
     files, arrays, done = {}, {}, {}
     for layer in dict.fromkeys(layers):
-        arrays[layer], done[layer] = None, np.zeros(len(rows), dtype=bool)
-        if cache_dir is not None:
-            files[layer] = cache_path(cache_dir, recipe, layer, pooling)
-            arrays[layer], done[layer] = load_rows(files[layer], rows, n_images=len(store))
+        files[layer] = cache_dir and cache_path(cache_dir, recipe, layer, pooling)
+        arrays[layer], done[layer] = load_rows(files[layer], rows, n_images=n)
     missing = [layer for layer in done if not done[layer].all()]
     if missing:
         places = np.flatnonzero(~np.all([done[layer] for layer in missing], axis=0))
@@ -241,8 +226,8 @@ def frozen_layers(
                 if arrays[layer] is None:
                     arrays[layer] = np.empty((len(rows), x.shape[1]), dtype=np.float32)
                 arrays[layer][at] = x
-                if layer in files:
-                    save_rows(files[layer], rows[at], x, n_images=len(store))
+                if files[layer]:
+                    save_rows(files[layer], rows[at], x, n_images=n)
     return {layer: arrays[layer] for layer in layers}
 
 
@@ -255,13 +240,12 @@ def frozen_features(
 
 @dataclass(frozen=True)
 class Encoder:
-    """Features of images by one network, made by :func:`encoder` or of a network that is there."""
+    """Features of images by one network, made by :func:`encoder`."""
 
     network: nn.Module
     mean: Sequence[float]
     std: Sequence[float]
-    pooling: str = "own"
-    layer: str | None = None  # None: what the network gives last, before its own pooling
+    pooling: str
 
     def __call__(
         self, images: ImageStore | torch.Tensor, *, cache_dir: str | Path | None = None, **how: Any
@@ -271,10 +255,10 @@ class Encoder:
         ``how`` are options of :func:`frozen_features`: ``rows``, ``crop``, ``batch_size``, ...
         """
         source = _Images(images) if isinstance(images, torch.Tensor) else images
-        own = self.pooling == "own"  # the output of the whole network, which is layer ""
-        how |= {"layer": "" if own else self.layer, "pooling": "flatten" if own else self.pooling}
-        how |= {"mean": self.mean, "std": self.std, "cache_dir": cache_dir}
-        return frozen_features(self.network, source, **how)
+        # the network's own pooling gives the output of the whole network, which is layer ""
+        own = {"layer": "", "pooling": "flatten"} if self.pooling == "own" else {"layer": None}
+        how |= {"pooling": self.pooling, "mean": self.mean, "std": self.std} | own
+        return frozen_features(self.network, source, cache_dir=cache_dir, **how)
 
 
 def encoder(
@@ -323,29 +307,34 @@ class _Images:
         return self.images[torch.as_tensor(rows)].to(device)
 
 
-def brisque_features(store: ImageStore, rows: np.ndarray, *, cache_dir: str | Path) -> np.ndarray:
+def brisque_features(
+    store: ImageStore, rows: np.ndarray | None = None, *, cache_dir: str | Path
+) -> np.ndarray:
     """Compute or read BRISQUE's 36 statistics of whole images, shape (N, 36), float64.
 
     NaN for an image of one grey level, which has none.
     """
+    rows = np.arange(len(store)) if rows is None else rows
     path, n = Path(cache_dir) / f"brisque2-{store.key[:24]}.rows", len(store)
-    _, done = load_rows(path, rows, n_images=n)
-    for row in rows[~done]:
+    missing = rows[~load_rows(path, rows, n_images=n)[1]]
+
+    def measure(row: int) -> np.ndarray:
         image = store.image(row).permute(1, 2, 0).numpy()
         is_flat = not np.ptp(image.reshape(-1, 3), axis=0).any()
-        values = np.full(N_STATISTICS, np.nan) if is_flat else brisque_statistics(image)
-        save_rows(path, [row], values[None].view(np.float32), n_images=n)  # two words per value
+        return np.full(N_STATISTICS, np.nan) if is_flat else brisque_statistics(image)
+
+    with ThreadPoolExecutor() as pool:
+        for row, values in zip(missing, pool.map(measure, missing), strict=True):
+            words = values[None].view(np.float32)  # two a value
+            save_rows(path, [row], words, n_images=n)
     return load_rows(path, rows, n_images=n)[0].view(np.float64)
 
 
 def require_finite(x: np.ndarray, layer: str | None, store: ImageStore, rows: np.ndarray) -> None:
     """Refuse features, shape (N, D), that are not finite: layer and images are named."""
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        names = [store.names[i] for i in rows[bad[:3]]]
-        raise ValueError(
-            f"layer {layer}: features must be finite, {len(bad)} images are not: {names}"
-        )
+    if len(bad := np.flatnonzero(~np.isfinite(x).all(axis=1))):
+        first = f"{len(bad)} images are not: {[store.names[i] for i in rows[bad[:3]]]}"
+        raise ValueError(f"layer {layer}: features must be finite, {first}")
 
 
 def feature_recipe(
@@ -372,14 +361,13 @@ def cache_path(cache_dir: str | Path, recipe: dict[str, Any], layer: str | None,
 
 
 def load_rows(
-    path: Path, rows: np.ndarray, *, n_images: int
+    path: Path | None, rows: np.ndarray, *, n_images: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Read features of some of a store's images: (N, D), and which of them are there, (N,)."""
-    done = np.zeros(len(rows), dtype=bool)
-    if not path.is_file() or not path.stat().st_size:
-        return None, done
+    if not path or not path.is_file() or not path.stat().st_size:
+        return None, np.zeros(len(rows), dtype=bool)
     table = np.memmap(path, dtype=np.uint32, mode="r").reshape(n_images, -1)[rows]  # (N, D + 1)
-    done[:] = [_checksum(row[:-1].tobytes()) == row[-1] for row in table]
+    done = np.array([_checksum(row[:-1].tobytes()) == row[-1] for row in table], dtype=bool)
     return np.ascontiguousarray(table[:, :-1]).view(np.float32), done
 
 

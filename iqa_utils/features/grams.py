@@ -6,15 +6,13 @@ the file is deleted. What stays is the upper triangle of one (N, N) matrix. A pa
 goes on where it last noted how many images its files hold.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +29,7 @@ from iqa_utils.features import (
     save_rows,
 )
 from iqa_utils.files import atomic_write, load_array, lock, save_array
-
-if TYPE_CHECKING:
-    from iqa_utils.images import ImageStore
+from iqa_utils.images import ImageStore
 
 PANEL = 8192  # features per panel: 200 MB at 6,000 images
 _STRIP = 2048  # features that are shifted and multiplied at a time: these stay in a cache
@@ -58,7 +54,7 @@ def gram_from_panels(
         and all distances are those of the features as they came.
     """
     on_cpu = torch.device(device).type == "cpu"
-    gram: np.ndarray | torch.Tensor | None = None
+    gram: np.ndarray | None = None
     room = torch.empty(0)
     for panel in panels:
         values = torch.from_numpy(panel if panel.flags.writeable else panel.copy()).to(device)
@@ -69,19 +65,16 @@ def gram_from_panels(
             product = _triangle(values, room)
         else:
             shifted = values - values[:_SHIFT_ROWS].mean(dim=0)
-            product = shifted @ shifted.T
-        if not bool((product.diagonal() < np.inf).all()):  # NaN fails as well
+            product = (shifted @ shifted.T).cpu().numpy()
+        if not (np.diagonal(product) < np.inf).all():  # NaN fails as well
             bad = np.flatnonzero(~np.isfinite(panel).all(axis=1))
             if len(bad):
                 raise ValueError(f"features must be finite, rows {bad[:5].tolist()} are not")
             raise ValueError(
                 f"features reach {np.abs(panel).max():.3g}, their products are beyond {panel.dtype}"
             )
-        if gram is None:
-            gram = product.astype(np.float64) if on_cpu else product.double()
-        else:
-            gram += product
-    gram = np.tril(gram if on_cpu else gram.cpu().numpy())
+        gram = product.astype(np.float64) if gram is None else np.add(gram, product, out=gram)
+    gram = np.tril(gram)
     gram += np.tril(gram, -1).T
     means = gram.mean(axis=0)
     gram -= means[:, None] + means - means.mean()
@@ -134,18 +127,11 @@ def layer_grams(
     them, the layers are halved and each half has a pass of its own. What is kept is one triangle,
     4 N (N + 1) bytes per layer. Processes that ask for the same matrices take turns.
 
-    Args:
-        backbone: Network, on the device to use.
-        store: Decoded images.
-        poolings: Layer for :func:`iqa_utils.features.tap_layers` to the pooling whose (small)
-            features are cached from the same pass, for :func:`iqa_utils.features.frozen_layers`.
-        cache_dir: Folder of the cache.
-        rows: Images to encode, N of them in this order; None for the whole store.
-        save_seconds: Time between notes of how far the pass is; a killed one resumes there.
-        **options: For :func:`iqa_utils.features.iterate_layers`.
-
-    Returns:
-        Layer to inner products, shape (N, N), float64.
+    ``poolings`` is layer, for :func:`iqa_utils.features.tap_layers`, to the pooling whose (small)
+    features are cached from the same pass, for :func:`iqa_utils.features.frozen_layers`; the other
+    arguments are those of :func:`iqa_utils.features.iterate_layers`. A killed pass resumes where
+    it last noted how far it was, every ``save_seconds``. Returns layer to inner products, shape
+    (N, N), float64.
 
     Raises:
         OSError: If the disk cannot hold the activations of one layer; says how much is needed.
@@ -158,35 +144,33 @@ def layer_grams(
     folder = Path(cache_dir) / f"pass-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def multiply(layers: list[str]) -> None:
-        spools = _Pass(folder, layers, len(rows), save_seconds)
         kinds = {k: (poolings[k], cache_path(cache_dir, recipe, k, poolings[k])) for k in layers}
         try:
-            spools.fill(backbone, store, rows, kinds, **options)
+            sizes, blocks = _fill(folder, backbone, store, rows, kinds, save_seconds, **options)
         except _DiskTooSmall:
             if len(layers) == 1:
                 raise
-            half = len(layers) // 2
-            multiply(layers[:half])
-            multiply(layers[half:])
-        else:
-            device = next(backbone.parameters()).device
-            for layer, panels in spools.panels():
-                save_array(paths[layer], pack(gram_from_panels(panels, device=device)))
-            shutil.rmtree(folder)
+            multiply(layers[: len(layers) // 2])
+            multiply(layers[len(layers) // 2 :])
+            return
+        device = next(backbone.parameters()).device
+        for layer in list(blocks):
+            panels = blocks.pop(layer)  # the disk is free again when this is the next one
+            width = panels.shape[2]
+            cut = (x[:, : sizes[layer] - k * width] for k, x in enumerate(np.asarray(panels)))
+            found[layer] = pack(gram_from_panels(cut, device=device))
+            save_array(paths[layer], found[layer])
+            Path(panels.filename).unlink()
+        shutil.rmtree(folder)
 
-    def read() -> dict[str, np.ndarray | None]:
+    with lock(folder.with_suffix(".lock")):
         size = len(rows) * (len(rows) + 1) // 2
-        return {layer: load_array(path, (size,)) for layer, path in paths.items()}
-
-    found = read()
-    if any(triangle is None for triangle in found.values()):
-        with lock(folder.with_suffix(".lock")):
-            missing = [layer for layer, triangle in read().items() if triangle is None]
-            begun = [layer for layer in _begun(folder) if layer in missing]
-            for layers in (begun, [layer for layer in missing if layer not in begun]):
-                if layers:
-                    multiply(layers)
-            found = read()
+        found = {layer: load_array(path, (size,)) for layer, path in paths.items()}
+        missing = [layer for layer, triangle in found.items() if triangle is None]
+        begun = [layer for layer in _read_note(folder)["sizes"] if layer in missing]
+        for layers in (begun, [layer for layer in missing if layer not in begun]):
+            if layers:
+                multiply(layers)
     return {layer: unpack(found.pop(layer)) for layer in paths}
 
 
@@ -194,106 +178,90 @@ class _DiskTooSmall(OSError):
     """Activations would not fit."""
 
 
-def _begun(folder: Path) -> dict[str, int]:
-    """Return the layers of a pass that was begun, with their sizes."""
+def _read_note(folder: Path) -> dict[str, Any]:
+    """Return the layers of a pass that was begun, with their sizes, and the images they hold."""
     note = folder / "note.json"
-    return json.loads(note.read_text())["sizes"] if note.is_file() else {}
+    return json.loads(note.read_text()) if note.is_file() else {"sizes": {}, "done": 0}
 
 
-class _Pass:
-    """One pass over N images whose activations wait on disk, in files that outlive a kill.
+def _fill(
+    folder: Path,
+    backbone: nn.Module,
+    store: ImageStore,
+    rows: np.ndarray,
+    kinds: Mapping[str, tuple[str, Path]],
+    save_seconds: float,
+    **options: Any,
+) -> tuple[dict[str, int], dict[str, np.memmap]]:
+    """Write the activations of N images to files that outlive a kill, and the pooled features.
 
-    The file of a layer holds one contiguous (N, W) block per panel of columns.
+    ``kinds`` is layer to pooling and file of the pooled features. Returns values per image, and
+    activations as one contiguous (N, W) block per panel of columns, shape (panels, N, W), by layer.
     """
+    note, blocks = _read_note(folder), {}
+    if note["sizes"].keys() >= kinds.keys():
+        blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "r+")
+        print(f"resumed at image {note['done']} of {len(rows)}", flush=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        note = {"sizes": {}, "done": 0}
+    begun, saved_at = note["done"], time.monotonic()
 
-    def __init__(self, folder: Path, layers: list[str], n_images: int, save_seconds: float) -> None:
-        self.folder, self.layers, self.n_images = folder, layers, n_images
-        self.save_seconds = save_seconds
-        self.sizes: dict[str, int] = {}
-        self.blocks: dict[str, np.memmap] = {}
+    def save(done: int) -> None:
+        for panels in blocks.values():
+            panels.flush()
+        with atomic_write(folder / "note.json") as partial:
+            partial.write_text(json.dumps({"sizes": note["sizes"], "done": done}))
 
-    def fill(
-        self,
-        backbone: nn.Module,
-        store: ImageStore,
-        rows: np.ndarray,
-        kinds: Mapping[str, tuple[str, Path]],
-        **options: Any,
-    ) -> None:
-        """Write what is still missing; the pooled features of each batch as well."""
-        done = self._resume()
-        saved_at = time.monotonic()
-        batches = iterate_layers(backbone, store, self.layers, rows=rows[done:], **options)
-        try:
-            for part, batch in batches:
-                if not self.blocks:
-                    self._create({layer: value[0].numel() for layer, value in batch.items()})
-                for layer, activation in batch.items():
-                    flat = pool_activation(activation, "flatten").cpu().numpy()
-                    require_finite(flat, layer, store, rows[done:][part])
-                    self._write(layer, done + part.start, flat)
-                    kind, path = kinds[layer]
-                    values = pool_activation(activation, kind).cpu().numpy()
-                    save_rows(path, rows[done:][part], values, n_images=len(store))
-                if time.monotonic() - saved_at >= self.save_seconds:
-                    self._note(done + part.stop)
-                    saved_at = time.monotonic()
-        except ValueError:
-            shutil.rmtree(self.folder, ignore_errors=True)  # these activations will never do
-            raise
-        self._note(self.n_images)
+    try:
+        batches = iterate_layers(backbone, store, list(kinds), rows=rows[begun:], **options)
+        for part, batch in batches:
+            at = slice(begun + part.start, begun + part.stop)
+            if not blocks:
+                note["sizes"] = {layer: value[0].numel() for layer, value in batch.items()}
+                _reserve(folder, note["sizes"], len(rows))
+                blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "w+")
+            for layer, activation in batch.items():
+                flat = pool_activation(activation, "flatten").cpu().numpy()
+                require_finite(flat, layer, store, rows[at])
+                for k, block in enumerate(blocks[layer]):
+                    panel = flat[:, k * block.shape[1] : (k + 1) * block.shape[1]]
+                    block[at, : panel.shape[1]] = panel
+                kind, path = kinds[layer]
+                values = pool_activation(activation, kind).cpu().numpy()
+                save_rows(path, rows[at], values, n_images=len(store))
+            if time.monotonic() - saved_at >= save_seconds:
+                save(at.stop)
+                saved_at = time.monotonic()
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)  # these activations will never do
+        raise
+    save(len(rows))
+    return note["sizes"], blocks
 
-    def _resume(self) -> int:
-        """Open the files of a killed pass, or clear the place; return the images they hold."""
-        begun = _begun(self.folder)
-        if not set(self.layers) <= set(begun):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return 0
-        self._open(begun, "r+")
-        done = json.loads((self.folder / "note.json").read_text())["done"]
-        print(f"resumed at image {done} of {self.n_images}", flush=True)
-        return done
 
-    def _create(self, sizes: dict[str, int]) -> None:
-        self.folder.mkdir(parents=True)
-        needed = 4 * self.n_images * sum(sizes.values())
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            self.folder.rmdir()
-            raise _DiskTooSmall(
-                f"activations of {self.n_images} images at {len(sizes)} layers need "
-                f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
-            )
-        self._open(sizes, "w+")
+def _reserve(folder: Path, sizes: Mapping[str, int], n_images: int) -> None:
+    """Make the folder of a pass, or refuse where its disk is too small."""
+    folder.mkdir(parents=True)
+    needed, free = 4 * n_images * sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        folder.rmdir()
+        raise _DiskTooSmall(
+            f"activations of {n_images} images at {len(sizes)} layers need "
+            f"{needed / 1e9:.1f} GB of disk for a moment, {free / 1e9:.1f} GB are free"
+        )
 
-    def _open(self, sizes: dict[str, int], mode: str) -> None:
-        self.sizes = sizes
-        for k, (layer, size) in enumerate(sizes.items()):
-            if layer in self.layers:
-                width = min(PANEL, size)
-                shape = (-(-size // width), self.n_images, width)
-                path = self.folder / f"{k}.bin"
-                self.blocks[layer] = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
 
-    def _write(self, layer: str, start: int, features: np.ndarray) -> None:
-        width = self.blocks[layer].shape[2]
-        for k, block in enumerate(self.blocks[layer]):
-            panel = features[:, k * width : (k + 1) * width]
-            block[start : start + len(features), : panel.shape[1]] = panel
-
-    def _note(self, done: int) -> None:
-        for blocks in self.blocks.values():
-            blocks.flush()
-        with atomic_write(self.folder / "note.json") as partial:
-            partial.write_text(json.dumps({"sizes": self.sizes, "done": done}))
-
-    def panels(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-        """Yield each layer's panels; its file is deleted when the next one is asked for."""
-        for layer in list(self.blocks):
-            blocks, size = np.asarray(self.blocks[layer]), self.sizes[layer]
-            width = blocks.shape[2]
-            yield layer, (block[:, : size - k * width] for k, block in enumerate(blocks))
-            Path(self.blocks.pop(layer).filename).unlink()
+def _open_blocks(
+    folder: Path, sizes: Mapping[str, int], n_images: int, wanted: Iterable[str], mode: str
+) -> dict[str, np.memmap]:
+    blocks = {}
+    for k, (layer, size) in enumerate(sizes.items()):
+        if layer in wanted:
+            width = min(PANEL, size)
+            shape = (-(-size // width), n_images, width)
+            blocks[layer] = np.memmap(folder / f"{k}.bin", np.float32, mode, shape=shape)
+    return blocks
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -305,23 +273,16 @@ def unpack(triangle: np.ndarray) -> np.ndarray:
     """Restore a symmetric matrix from :func:`pack`."""
     n = int((np.sqrt(8 * len(triangle) + 1) - 1) / 2)
     matrix = np.zeros((n, n), dtype=triangle.dtype)
-    upper = np.triu_indices(n)
-    matrix[upper] = triangle
-    matrix.T[upper] = triangle
-    return matrix
+    matrix[np.triu_indices(n)] = triangle
+    return matrix + np.triu(matrix, 1).T
 
 
 def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """State what feature sets of N images take on disk.
+    """State what feature sets of N images, network to values by layer, take on disk.
 
-    Args:
-        n_images: N.
-        sizes: Network to the features per image of each of its layers.
-
-    Returns:
-        Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
-        layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for
-        a moment; ``layer`` is enough where the disk is small).
+    Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
+    layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for a
+    moment; ``layer`` is enough where the disk is small).
     """
     passes = [sum(own) for own in sizes.values()]
     n_layers = sum(map(len, sizes.values()))

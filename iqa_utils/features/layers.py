@@ -6,12 +6,10 @@ holds for one crop at the network's own input size. Where the printed size is im
 paper's network has no public counterpart, the row says so.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +24,13 @@ from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPT
 
 @dataclass(frozen=True)
 class Network:
-    """A network that features are tapped from.
+    """A network that features are tapped from."""
 
-    Attributes:
-        library: ``"torchvision"`` or ``"timm"``.
-        model: The library's name.
-        side: Native input height and width, pixels.
-        titles: Table of the paper to the name it prints there; empty for networks of our own.
-        options: Constructor arguments.
-        mean: Normalisation, RGB in [0, 1].
-        std: Normalisation.
-    """
-
-    library: str
-    model: str
-    side: int
-    titles: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    library: str  # torchvision or timm
+    model: str  # the library's name
+    side: int  # native input height and width, pixels
+    titles: Mapping[str, str] = field(default_factory=dict)  # by table of the paper; ours have none
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the normalisation, RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
 
     @property
@@ -54,25 +41,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Layer:
-    """One place to tap.
+    """One place to tap."""
 
-    Attributes:
-        network: Key of :data:`NETWORKS`.
-        name: The paper's name of the layer, or ours for our own networks.
-        module: Name for :func:`iqa_utils.features.tap_layers`.
-        size: Values in the activation of one image at the native input size.
-        tables: Tables of the paper that print this layer.
-        printed: The size printed there; equal to ``size`` unless the paper errs or substitutes.
-        note: Why they differ.
-    """
-
-    network: str
-    name: str
-    module: str
-    size: int
-    tables: tuple[str, ...] = ()
-    printed: int | None = None
-    note: str = ""
+    network: str  # key of NETWORKS
+    name: str  # the paper's, or ours for our own networks
+    module: str  # for iqa_utils.features.tap_layers
+    size: int  # values of one image at the native input size
+    tables: tuple[str, ...] = ()  # of the paper that print this layer
+    printed: int | None = None  # the size there: another one where the paper errs or substitutes
+    note: str = ""  # why they differ
 
     @property
     def is_vector(self) -> bool:
@@ -94,48 +71,37 @@ def _read_layers() -> tuple[Layer, ...]:
     return tuple(Layer(**row) for row in rows)
 
 
-def _titles(first: str, second: str = "") -> dict[str, str]:
-    return {"Table 1": first} | ({"Table 2": second} if second else {})
+def _network(library: str, model: str, side: int, *titles: str, half: bool = False) -> Network:
+    """Describe a network; ``titles`` are its names in Tables 1 and 2, ``half`` means 0.5 +- 0.5."""
+    own = {f"Table {k}": title for k, title in enumerate(titles, 1)}
+    return Network(library, model, side, own, *((INCEPTION_MEAN, INCEPTION_STD) if half else ()))
 
-
-_HALF = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
-_PLAIN = {"aux_logits": False, "init_weights": False, "transform_input": False}
-_INCEPTION_RESNET = _titles("Inception-ResNet-V2", "Inception-ResNet-V2")
 
 CHOICES = ("paper", "after", "depth")
-ACTIVATIONS = nn.ReLU.__module__
 LAYERS = _read_layers()
 NETWORKS = {
     # MATLAB has Caffe's two-column AlexNet with LRN at 227 px; this is the single-column one
-    "alexnet": Network("torchvision", "alexnet", 224, _titles("AlexNet")),
-    "vgg16": Network("torchvision", "vgg16", 224, _titles("Vgg16", "VGG16")),
+    "alexnet": _network("torchvision", "alexnet", 224, "AlexNet"),
+    "vgg16": _network("torchvision", "vgg16", 224, "Vgg16", "VGG16"),
     # with batch normalisation, which the paper's has not
-    "googlenet": Network("torchvision", "googlenet", 224, _titles("GoogleNet"), _PLAIN, **_HALF),
-    "squeezenet": Network("torchvision", "squeezenet1_1", 227, _titles("SqueezeNet")),
+    "googlenet": _network("torchvision", "googlenet", 224, "GoogleNet", half=True),
+    "squeezenet": _network("torchvision", "squeezenet1_1", 227, "SqueezeNet"),
     # the paper's ShuffleNet v1 is in neither library; this is v2
-    "shufflenet": Network(
-        "torchvision", "shufflenet_v2_x1_0", 224, _titles("ShuffleNet", "ShuffleNet")
+    "shufflenet": _network("torchvision", "shufflenet_v2_x1_0", 224, *["ShuffleNet"] * 2),
+    "inception_v3": _network("torchvision", "inception_v3", 299, "InceptionV3", half=True),
+    "densenet201": _network("torchvision", "densenet201", 224, *["DenseNet201"] * 2),
+    "mobilenet_v2": _network("torchvision", "mobilenet_v2", 224, "MobileNetV2", "MobileNet-V2"),
+    "resnet50": _network("torchvision", "resnet50", 224, "ResNet50", "ResNet50"),
+    "resnet101": _network("torchvision", "resnet101", 224, "ResNet101"),
+    "inception_resnet_v2": _network(
+        "timm", "inception_resnet_v2", 299, *["Inception-ResNet-V2"] * 2, half=True
     ),
-    "inception_v3": Network(
-        "torchvision", "inception_v3", 299, _titles("InceptionV3"), _PLAIN, **_HALF
-    ),
-    "densenet201": Network(
-        "torchvision", "densenet201", 224, _titles("DenseNet201", "DenseNet201")
-    ),
-    "mobilenet_v2": Network(
-        "torchvision", "mobilenet_v2", 224, _titles("MobileNetV2", "MobileNet-V2")
-    ),
-    "resnet50": Network("torchvision", "resnet50", 224, _titles("ResNet50", "ResNet50")),
-    "resnet101": Network("torchvision", "resnet101", 224, _titles("ResNet101")),
-    "inception_resnet_v2": Network("timm", "inception_resnet_v2", 299, _INCEPTION_RESNET, **_HALF),
-    "xception": Network("timm", "legacy_xception", 299, _titles("Xception", "Xception"), **_HALF),
-    "nasnetalarge": Network(
-        "timm", "nasnetalarge", 331, _titles("NASNet", "NASNet-Large"), **_HALF
-    ),
+    "xception": _network("timm", "legacy_xception", 299, "Xception", "Xception", half=True),
+    "nasnetalarge": _network("timm", "nasnetalarge", 331, "NASNet", "NASNet-Large", half=True),
     # networks of our own, for which small real weights can be had; SqueezeNet 1.0 is wider than the
     # paper's 1.1 and never compared with its rows
-    "squeezenet1_0": Network("torchvision", "squeezenet1_0", 227),
-    "mobilenetv2_100": Network("timm", "mobilenetv2_100", 224),
+    "squeezenet1_0": _network("torchvision", "squeezenet1_0", 227),
+    "mobilenetv2_100": _network("timm", "mobilenetv2_100", 224),
 }
 
 
@@ -150,24 +116,19 @@ def layers_of(
         choice: ``"paper"`` (its additions are tapped before the ReLU that follows), ``"after"``
             (behind that ReLU) or ``"depth"`` (every block, before and after its activation).
     """
-    if network not in NETWORKS:
-        raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {network!r}")
     if choice not in CHOICES:
         raise ValueError(f"the choice of layers must be one of {CHOICES}, got {choice!r}")
     if choice == "depth":
         return depth_layers(network)
     found = [row for row in LAYERS if row.network == network and (not table or table in row.tables)]
     if not found:
-        raise ValueError(f"{table} prints no layer of {network}")
-    return tuple(_behind(row) if choice == "after" else row for row in found)
-
-
-def _behind(row: Layer) -> Layer:
-    """Move a tap from an addition to the output of its block, which no table prints."""
-    block = row.module.removesuffix(".relu:input")
-    if block == row.module:
-        return row
-    return Layer(row.network, f"{row.name}, after ReLU", block, row.size)
+        known = f"networks are {sorted(NETWORKS)}"
+        raise ValueError(f"{table or 'the paper'} prints no layer of {network!r}; {known}")
+    for i, row in enumerate(found if choice == "after" else ()):
+        block = row.module.removesuffix(".relu:input")
+        if block != row.module:  # the output of the block, which no table prints
+            found[i] = Layer(network, f"{row.name}, after ReLU", block, row.size)
+    return tuple(found)
 
 
 @cache
@@ -178,19 +139,20 @@ def depth_layers(name: str) -> tuple[Layer, ...]:
     whose activation is no module, or that has none, is tapped once, at its output.
     """
     calls: list[tuple[str, nn.Module, Any, Any]] = []  # the tensors are kept: identity is compared
+
+    def keep(own: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls.append((own, module, inputs[0], output))
+
     with torch.device("meta"), torch.no_grad():
         network = create_network(name, pretrained="random").eval()
         for own, module in network.named_modules():
-            module.register_forward_hook(
-                lambda module, inputs, output, own=own: calls.append(
-                    (own, module, inputs[0], output)
-                )
-            )
+            module.register_forward_hook(partial(keep, own))
         network(torch.empty(1, 3, NETWORKS[name].side, NETWORKS[name].side))
     last = {own: call for call in calls for own in [call[0]]}  # a shared activation's last use
-    acts = [call for call in last.values() if type(call[1]).__module__ == ACTIVATIONS]
+    acts = [call for call in last.values() if type(call[1]).__module__ == nn.ReLU.__module__]
     taps = {}
-    for block in _blocks(network) or [n for n, m in network.named_modules() if _is_conv(m)]:
+    convolutions = [own for own, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    for block in _blocks(network) or convolutions:
         _, module, _, output = last[block]
         makes = [own for own, _, _, made in acts if made is output]
         takes = [own for own, _, taken, _ in acts if taken is output]
@@ -213,54 +175,42 @@ def _blocks(module: nn.Module, prefix: str = "") -> list[str]:
     for own, child in module.named_children():
         if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             found += _blocks(child, f"{prefix}{own}.")
-        elif any(_is_conv(part) for part in child.modules() if part is not child):
+        elif any(isinstance(part, nn.Conv2d) for part in child.modules() if part is not child):
             found.append(prefix + own)
     return found
-
-
-def _is_conv(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d)
 
 
 def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
     """Build one of :data:`NETWORKS` with its 1000-way classifier and the weights asked for.
 
-    Args:
-        name: Key of :data:`NETWORKS`.
-        pretrained: As in :func:`iqa_utils.backbones.create_backbone`, or a folder with
-            ``NAME-imagenet.safetensors`` or ``.pth``.
-
-    Returns:
-        The network, in training mode, on the CPU (on the meta device under ``torch.device``).
-
-    Raises:
-        ValueError: If the name is unknown, or the file holds another architecture or lacks the
-            1000-way classifier.
-        FileNotFoundError: If the file is missing.
-        ConnectionError: If ``"hub"`` was asked for and the download failed.
+    ``pretrained`` is as in :func:`iqa_utils.backbones.create_backbone`, or a folder with
+    ``NAME-imagenet.safetensors`` or ``.pth``; a file of another architecture or without the
+    classifier is refused. The network is in training mode, on the CPU (on the meta device under
+    ``torch.device``).
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
-    row = NETWORKS[name]
-    if row.library == "timm":
-        from_hub = HUB if pretrained == HUB else RANDOM
-        network = create_backbone(row.model, pretrained=from_hub, **row.options)
+    row, is_timm = NETWORKS[name], NETWORKS[name].library == "timm"
+    if is_timm:
+        network = create_backbone(row.model, pretrained=HUB if pretrained == HUB else RANDOM)
     else:
-        network = torchvision.models.get_model(row.model, weights=None, **row.options)
+        bare = {"aux_logits": False, "init_weights": False, "transform_input": False}
+        options = bare if name in ("googlenet", "inception_v3") else {}
+        network = torchvision.models.get_model(row.model, weights=None, **options)
         if pretrained == HUB:
-            _load_from_hub(network, name, row)
+            _load_from_hub(network, name)
     if pretrained in (RANDOM, HUB):
         return network
     path = Path(pretrained)
     if path.is_dir():
         path = path / f"{name}-imagenet.safetensors"
         path = path if path.is_file() else path.with_suffix(".pth")
-    auxiliary = ("aux1", "aux2", "AuxLogits") if row.library == "torchvision" else ()
+    auxiliary = () if is_timm else ("aux1", "aux2", "AuxLogits")
     return load_weights(network, path, classifier=auxiliary)  # its classifier too: logits are used
 
 
-def _load_from_hub(network: nn.Module, name: str, row: Network) -> None:
-    weights = torchvision.models.get_model_weights(row.model).IMAGENET1K_V1
+def _load_from_hub(network: nn.Module, name: str) -> None:
+    weights = torchvision.models.get_model_weights(NETWORKS[name].model).IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:

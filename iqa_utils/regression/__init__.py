@@ -5,8 +5,6 @@ distances, so both take (N, N) matrices from :mod:`iqa_utils.features` and never
 themselves; ridge takes the features.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,14 +98,10 @@ def ridge_cv(
         >>> ridge_cv(x, x @ [1.0, 2.0, 0.0]).weights.round(2).tolist()
         [1.0, 2.0, 0.0]
     """
-    mos = check_scores(mos)
-    features = np.asarray(features, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"features must be finite, {len(bad)} of {len(features)} images are not: rows "
-            f"{bad[:5].tolist()}"
-        )
+    mos, features = check_scores(mos), np.asarray(features, dtype=np.float64)
+    if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+        found = f"{len(bad)} of {len(features)} images are not: rows {bad[:5].tolist()}"
+        raise ValueError(f"features must be finite, {found}")
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     squared = np.zeros(len(lambdas))
     for k in range(n_folds):
@@ -140,35 +134,6 @@ def _ridge_path(
     shrunk = along[:, None] / (values.clip(min=0)[:, None] + np.asarray(lambdas))  # (R, L)
     weights = (back @ shrunk).T / spread  # (L, D)
     return weights, mean - weights @ centre
-
-
-def check_gram(gram: ArrayLike, *, n_images: int) -> np.ndarray:
-    """Return a Gram matrix (N, N) as float64, or refuse one that no features can have.
-
-    Products in single precision are wrong by a share of the largest eigenvalue, which is at most N
-    mean diagonals: a negative eigenvalue up to that counts as rounding.
-    """
-    gram = np.asarray(gram, dtype=np.float64)
-    if gram.shape != (n_images, n_images):
-        raise ValueError(f"gram must have shape ({n_images}, {n_images}), got {gram.shape}")
-    if not np.isfinite(gram).all():
-        rows = np.flatnonzero(~np.isfinite(gram).all(axis=1))
-        raise ValueError(f"gram must be finite, rows {rows[:5].tolist()} are not")
-    scale = float(np.abs(np.diagonal(gram)).mean())
-    if np.abs(gram - gram.T).max() > 1e-6 * scale:
-        raise ValueError("gram must be symmetric")
-    try:
-        rounding = max(1e-5, n_images * np.finfo(np.float32).eps) * max(scale, 1e-300)
-        shifted = gram.copy()
-        np.fill_diagonal(shifted, np.diagonal(gram) + rounding)
-        np.linalg.cholesky(shifted)
-    except np.linalg.LinAlgError:
-        smallest = float(np.linalg.eigvalsh(gram)[0])
-        raise ValueError(
-            f"gram must be positive semidefinite, its smallest eigenvalue is {smallest:.3g} with a "
-            f"mean diagonal of {scale:.3g}: these are not inner products of real features"
-        ) from None
-    return gram
 
 
 @dataclass(frozen=True)
@@ -212,13 +177,11 @@ def gram_svr(
         seed: Deals the folds.
         groups: Reference image of each image.
     """
-    mos = check_scores(mos)
-    gram = check_gram(gram, n_images=len(mos))
-    constraints = np.atleast_1d(np.asarray(c, dtype=np.float64))
+    mos, gram = check_scores(mos), np.asarray(gram, dtype=np.float64)
     if epsilon is None:
         epsilon = float(np.subtract(*np.percentile(mos, [75, 25]))) / 13.49
     options = {"epsilon": epsilon, "max_iter": MAX_ITERATIONS, "cache_size": 1000}
-    models = [SVR(kernel="precomputed", C=constraint, **options) for constraint in constraints]
+    models = [SVR(kernel="precomputed", C=constraint, **options) for constraint in np.ravel(c)]
     cv_rmse = np.empty(0)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         if cross_validate or len(models) > 1:
