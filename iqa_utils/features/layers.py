@@ -102,6 +102,7 @@ NETWORKS = {
     # paper's 1.1 and never compared with its rows
     "squeezenet1_0": _network("torchvision", "squeezenet1_0", 227),
     "mobilenetv2_100": _network("timm", "mobilenetv2_100", 224),
+    "tf_efficientnet_lite0": _network("timm", "tf_efficientnet_lite0", 224, half=True),
 }
 
 
