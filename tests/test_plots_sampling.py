@@ -6,8 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from iqa_utils.workshop.plots import common
-from iqa_utils.workshop.plots import sampling as plots
+from iqa_utils.workshop.plots import common, sampling as plots
 
 
 @pytest.mark.parametrize("scale", [1, -25])

@@ -18,8 +18,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report
-from iqa_utils.workshop import result_tables as tables
+from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report, result_tables as tables
 from iqa_utils.workshop.papers import Headline
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 

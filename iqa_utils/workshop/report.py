@@ -23,8 +23,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 
-from iqa_utils.workshop import paper_pages
-from iqa_utils.workshop import result_tables as tables
+from iqa_utils.workshop import paper_pages, result_tables as tables
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.notebooks import notebook_head
 from iqa_utils.workshop.papers import papers

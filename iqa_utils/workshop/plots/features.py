@@ -200,8 +200,8 @@ def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
         for j, value in enumerate(row):
             axes.text(j, i, signs[int(value)], ha="center", va="center")
     ticks = range(len(table))
-    axes.set_xticks(ticks, table.columns, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(ticks, table.index, fontsize=8)
-    axes.set(xlabel="column", ylabel="row")
+    axes.set_xticks(ticks, range(1, len(table) + 1), fontsize=8)
+    axes.set_yticks(ticks, [f"{name}  {k}" for k, name in enumerate(table.index, 1)], fontsize=8)
+    axes.set_xlabel("column: the method of this row")
     axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
     axes.grid(visible=False)
