@@ -1,18 +1,21 @@
 """The exact Gaussian process against scikit-learn and against refitting by hand."""
 
+import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import approx_fprime
 from scipy.spatial.distance import cdist
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from iqa_utils.regression import gaussian_process
 from iqa_utils.regression.gaussian_process import (
-    _Likelihood,
+    _evaluate,
     calibration,
     cross_validated_residuals,
     fit_gaussian_process,
@@ -28,10 +31,22 @@ def made_data(n=60, seed=0, noise=0.2):
     return features, mos
 
 
-def oracle(features, mos):
+def made_versions(n_references, n_versions, noise, width=1000, seed=0):
+    """Make wide features of references in versions, scored by how far a version is distorted."""
+    rng = np.random.default_rng(seed)
+    references = rng.normal(size=(n_references, 1, width))
+    level = rng.uniform(size=(n_references, n_versions))
+    features = references + 0.3 * level[:, :, None] * rng.normal(size=(n_versions, width))
+    features += 0.02 * rng.normal(size=features.shape)
+    mos = 30 * level * rng.uniform(0.5, 1, size=n_versions)
+    mos += noise * mos.std() * rng.normal(size=mos.shape)
+    return features.reshape(-1, width), mos.ravel()
+
+
+def oracle(features, mos, **options):
     kernel = ConstantKernel(1.0, (1e-6, 1e6)) * Matern(1.0, (1e-4, 1e5), nu=2.5)
     kernel += WhiteKernel(0.1, (1e-8, 1e3))
-    model = GaussianProcessRegressor(kernel, alpha=0.0, normalize_y=True)
+    model = GaussianProcessRegressor(kernel, alpha=0.0, normalize_y=True, **options)
     return model.fit(features, mos)
 
 
@@ -68,13 +83,15 @@ def test_a_fit_evaluates_the_likelihood_at_most_15_times(n, width, monkeypatch):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(n, width))
     mos = np.sin(features[:, 0]) + 0.5 * features[:, 1] + 0.3 * rng.normal(size=n)
-    evaluate, values = _Likelihood.value_and_gradient, []
+    values = []
 
-    def counted(likelihood):
-        values.append(likelihood.value)
-        return evaluate(likelihood)
+    def counted(distances, *options):
+        process, gradient = _evaluate(distances, *options)
+        if len(distances) == n:  # those of the few that choose the start cost next to nothing
+            values.append(process.log_likelihood)
+        return process, gradient
 
-    monkeypatch.setattr(_Likelihood, "value_and_gradient", counted)
+    monkeypatch.setattr(gaussian_process, "_evaluate", counted)
     process = fit_gaussian_process(cdist(features, features), mos)
     assert 3 < len(values) <= 15
     assert process.log_likelihood == max(values)
@@ -89,9 +106,32 @@ def test_a_function_that_changes_over_short_distances_is_not_taken_for_noise():
     process = fit_gaussian_process(distances, mos)
     assert process.length < 0.5 * typical
     assert process.signal_sd > process.noise_sd
-    trapped = fit_gaussian_process(distances, mos, start=(math.e * typical, 0.01))
-    assert trapped.signal_sd < trapped.noise_sd  # the likelihood has a second, lower top
-    assert trapped.log_likelihood < process.log_likelihood - 5
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n_references", [10, 32])  # 60 and 320 images
+@pytest.mark.parametrize("noise_share", [None, 0.3])
+def test_no_point_of_a_grid_beats_the_top_that_is_found(noise, n_references, noise_share):
+    features, mos = made_versions(n_references, n_references // 3 + 3, noise)
+    distances = cdist(features, features)
+    held = noise_share and noise_share * mos.std()
+    process = fit_gaussian_process(distances, mos, noise_sd=held)
+    lengths = np.median(distances) * np.array([0.03, 0.05, 0.1, 0.3, 1, 3, 10, 20])
+    pairs = itertools.product(lengths, [1e-6, 1e-5, 1e-4, 1e-3, 0.1, 0.3, 1, 10, 1e6])
+    data = torch.as_tensor(distances), torch.as_tensor(mos)
+    processes = [_evaluate(*data, np.log(pair), held, "least_squares")[0] for pair in pairs]
+    grid = [process.log_likelihood for process in processes]
+    assert process.log_likelihood > max(grid)
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_the_top_is_as_high_as_that_of_scikit_learn_with_restarts(noise):
+    features, mos = made_versions(10, 6, noise)
+    process = fit_gaussian_process(cdist(features, features), mos, constant="sample_mean")
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        model = oracle(features, mos, n_restarts_optimizer=20, random_state=0)
+    likelihood = model.log_marginal_likelihood_value_ - len(mos) * math.log(mos.std())
+    assert process.log_likelihood > likelihood - 1e-3
 
 
 def test_predictions_equal_scikit_learn_at_the_same_parameters():
@@ -141,14 +181,14 @@ def test_predictions_equal_universal_kriging_with_one_unknown_constant():
 def test_the_gradient_is_that_of_finite_differences(noise_sd, constant):
     features, mos = made_data(n=25)
     distances = torch.as_tensor(cdist(features, features))
-    y = torch.as_tensor(mos - mos.mean())
+    data = distances, torch.as_tensor(mos)
 
-    def at(theta):
-        return _Likelihood(distances, y, *np.exp(theta), noise_sd, constant)
+    def value(theta):
+        return _evaluate(*data, theta, noise_sd, constant)[0].log_likelihood
 
     theta = np.array([0.3, -1.0])
-    numeric = approx_fprime(theta, lambda t: at(t).value, 1e-6)
-    np.testing.assert_allclose(at(theta).value_and_gradient()[1], numeric, rtol=1e-4)
+    numeric = approx_fprime(theta, value, 1e-6)
+    np.testing.assert_allclose(_evaluate(*data, theta, noise_sd, constant)[1], numeric, rtol=1e-4)
 
 
 def test_held_noise_is_kept_and_fits_no_better_than_free_noise():
@@ -211,9 +251,9 @@ def test_predictive_intervals_of_a_true_process_cover_as_often_as_they_say():
 
 
 def test_calibration_counts_by_hand():
-    table = calibration([0.0, 1.0, 3.0], np.zeros(3), np.ones(3), levels=[0.5, 0.95])
-    np.testing.assert_allclose(table["coverage"], [1 / 3, 2 / 3])
-    np.testing.assert_allclose(table["half_width"], [0.67449, 1.95996], atol=1e-5)
+    table = calibration(np.array([0.0, 1.0, 3.0]), np.zeros(3), np.ones(3)).set_index("level")
+    np.testing.assert_allclose(table.loc[[0.5, 0.95], "coverage"], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(table.loc[[0.5, 0.95], "half_width"], [0.67449, 1.95996], atol=1e-5)
 
 
 def test_duplicate_images_are_handled_by_the_noise():
@@ -222,6 +262,13 @@ def test_duplicate_images_are_handled_by_the_noise():
     process = fit_gaussian_process(cdist(features, features), mos)
     pair, _ = process.predict(cdist(features[:2], features))
     assert pair[0] == pytest.approx(pair[1])
+
+
+def test_a_single_score_that_differs_is_fitted_where_all_that_choose_the_start_are_equal():
+    features, mos = made_data(n=400)[0], np.zeros(400)
+    mos[np.random.default_rng(0).permutation(400)[-1]] = 1.0
+    process = fit_gaussian_process(cdist(features, features), mos)
+    assert process.noise_sd**2 + process.signal_sd**2 == pytest.approx(mos.var(), rel=0.1)
 
 
 def test_distances_that_no_features_have_are_refused():
@@ -239,6 +286,9 @@ def test_distances_that_no_features_have_are_refused():
         (np.ones((5, 5)), "zeros on the diagonal"),
         (np.ones((5, 4)), "must have shape"),
         (np.where(np.eye(5) == 1, 0, np.nan), "finite"),
+        (np.where(np.eye(5) == 1, 0, np.inf), "finite"),
+        (np.triu(np.ones((5, 5)), 1), "symmetric"),
+        (np.eye(5) - 1, "at least 0"),
     ],
 )
 def test_malformed_distances_are_refused(distances, message):

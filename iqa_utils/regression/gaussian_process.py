@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,21 +27,20 @@ _ROWS = 32  # of a matrix at a time: these stay in a cache
 # The search runs over x, from which these are the logs of length (in median distances) and of noise
 # over signal variance. Long lengths fix signal over length alone, hence the turn.
 _LOGS = 4.5 * np.array([[1.0, -0.5], [0.0, 1.0]])
-_LIMITS = np.log([1e4, 1e6]) / 4.5
+_BOUNDS = [(-math.log(1e6) / 4.5, math.log(1e6) / 4.5)] * 2
+_STARTS = np.array([[1 / 3, 1.0], [1.0, 0.1], [3.0, 1e-4]])  # median distances, noise ratio
+_FEW = 200  # images that choose among the starts
 
 
 def matern52(distances: Tensor, length: float) -> tuple[Tensor, Tensor]:
     """Evaluate the Matern 5/2 correlation and its derivative by the log length.
 
     With ``r = sqrt(5) d / l`` the correlation is ``(1 + r + r^2/3) exp(-r)``, for distances of any
-    shape and a length in their unit.
+    shape and a length in their unit (Rasmussen and Williams, 2006, equation 4.17).
 
     Note:
         Equation (3) of the paper prints ``5 r^2 / (3 l)^2``; this is ``5 r^2 / (3 l^2)``. With the
         printed term the function is no longer twice differentiable, nor a Matern kernel.
-
-    References:
-        Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation 4.17.
     """
     correlation, derivative = torch.empty_like(distances), torch.empty_like(distances)
     for rows in range(0, len(distances), _ROWS):
@@ -55,38 +55,27 @@ def matern52(distances: Tensor, length: float) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A fitted Gaussian process with a constant mean.
+    """A fitted Gaussian process with a constant mean."""
 
-    Attributes:
-        length: Length scale, in units of the distances.
-        signal_sd: Standard deviation of the function, in units of the scores.
-        noise_sd: Standard deviation of the noise, in units of the scores.
-        mean: Constant mean, in units of the scores.
-        log_likelihood: Log marginal likelihood of the training scores, nats.
-        factor: Lower Cholesky factor of correlation plus noise ratio, shape (N, N).
-        alpha: That matrix's inverse times the scores less their mean, shape (N,).
-    """
-
-    length: float
-    signal_sd: float
+    length: float  # in units of the distances
+    signal_sd: float  # in units of the scores, as noise_sd and mean
     noise_sd: float
     mean: float
-    log_likelihood: float
-    factor: Tensor
-    alpha: Tensor
+    log_likelihood: float  # log marginal likelihood of the training scores, nats
+    factor: Tensor  # lower Cholesky factor of correlation plus noise ratio, (N, N)
+    alpha: Tensor  # that matrix's inverse times the scores less their mean, (N,)
 
     def predict(self, distances: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Predict means and standard deviations (noise included), (M,) each, from distances (M, N).
 
         The mean is ``k*^T (C + s^2 I)^-1 y``; equation (2) of the paper lacks the inverse.
         """
-        distances = _distances(distances, columns=len(self.alpha), device=self.alpha.device)
+        distances = torch.as_tensor(distances, dtype=torch.float64, device=self.alpha.device)
         correlation, _ = matern52(distances, self.length)  # (M, N)
         mean = self.mean + correlation @ self.alpha
         explained = torch.linalg.solve_triangular(self.factor, correlation.T, upper=False)
-        left = (1 - explained.square().sum(0)).clamp_(min=0)  # share of the signal variance
-        sd = (self.signal_sd**2 * left + self.noise_sd**2).sqrt()
-        return mean.cpu().numpy(), sd.cpu().numpy()
+        signal = self.signal_sd**2 * (1 - explained.square().sum(0)).clamp_(min=0)  # (M,), variance
+        return mean.cpu().numpy(), (signal + self.noise_sd**2).sqrt().cpu().numpy()
 
 
 def fit_gaussian_process(
@@ -95,22 +84,21 @@ def fit_gaussian_process(
     *,
     noise_sd: float | None = None,
     constant: Literal["least_squares", "sample_mean"] = "least_squares",
-    start: tuple[float, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> GaussianProcess:
     """Fit length, signal and noise by maximum marginal likelihood with its exact gradient.
 
-    Of length and ratio of noise to signal variance, some ten pairs are tried; given these the best
-    signal variance is known in closed form, or follows from ``noise_sd``.
+    Tried are pairs of a length and a ratio of noise to signal variance (1e-6 to 1e6). Wide features
+    give the likelihood several maxima, one of them noise alone, and a search from one start ended
+    up to hundreds of nats too low: here at most 200 images are searched from three starts, then all
+    from the best maximum.
 
     Args:
-        distances: Between the training images, shape (N, N), symmetric, zero on the diagonal.
-            Duplicate images (distance 0) are fine: noise keeps the matrix regular.
+        distances: Between the training images, shape (N, N); duplicates (distance 0) are fine.
         mos: Scores, shape (N,), any scale.
         noise_sd: Hold the noise at this value, in units of the scores; None finds it.
         constant: Estimate of the constant mean: generalised ``least_squares`` at every length and
             noise tried, as MATLAB's fitrgp does for its constant basis, or ``sample_mean``.
-        start: First length and noise ratio; by default the median distance and 0.1.
         device: Where the matrices live.
 
     Raises:
@@ -121,111 +109,72 @@ def fit_gaussian_process(
         stated from memory of its documentation.
 
     References:
-        Rasmussen and Williams, 2006, equations 5.8 and 5.9; for the constant, section 2.7.
+        Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 5.8, 5.9.
     """
     mos = check_scores(mos)
-    distances = _distances(distances, columns=len(mos), device=device, square=True)
-    typical = float(distances[distances > 0].median()) if bool((distances > 0).any()) else 0.0
-    if typical == 0:
+    distances = torch.as_tensor(distances, dtype=torch.float64, device=device)
+    if distances.shape != (len(mos), len(mos)):
+        raise ValueError(f"distances must have shape {(len(mos),) * 2}, got {distances.shape}")
+    mirrored = distances.allclose(distances.T, rtol=1e-6, atol=0)  # NaN is not
+    if not mirrored or distances.diagonal().any() or distances.min() < 0 or distances.isinf().any():
+        raise ValueError("distances must be finite, symmetric, at least 0, zeros on the diagonal")
+    if not distances.any():
         raise ValueError("all images have the same features: every distance is 0")
-    centred = torch.as_tensor(mos - mos.mean(), dtype=torch.float64, device=device)
-    latest: list[tuple[np.ndarray, _Likelihood]] = []  # one at a time in memory
+    scores = torch.as_tensor(mos, device=device)
+    unit = np.log([float(distances[distances > 0].median()), 1.0])
 
-    def at(x: np.ndarray) -> _Likelihood:
-        if not latest or not np.array_equal(latest[0][0], x):
-            latest.clear()
-            length, ratio = (np.exp(_LOGS @ x) * (typical, 1.0)).tolist()
-            step = _Likelihood(distances, centred, length, ratio, noise_sd, constant)
-            latest.append((x.copy(), step))
-        return latest[0][1]
+    def negative(x: np.ndarray, distances: Tensor, mos: Tensor) -> tuple[float, np.ndarray]:
+        process, slope = _evaluate(distances, mos, unit + _LOGS @ x, noise_sd, constant)
+        return -process.log_likelihood / len(mos), -(_LOGS.T @ slope) / len(mos)
 
-    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = at(x).value_and_gradient()
-        return -value / len(mos), -(_LOGS.T @ gradient) / len(mos)
-
-    length, ratio = start or (typical, 0.1)
-    found = minimize(
-        negative,
-        np.linalg.solve(_LOGS, np.log([length / typical, ratio])).clip(-_LIMITS, _LIMITS),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(-limit, limit) for limit in _LIMITS],
-        options={"ftol": 1e-9, "gtol": 3e-5},
-    )
-    best = at(found.x)
-    return GaussianProcess(
-        length=best.length,
-        signal_sd=math.sqrt(best.signal_variance),
-        noise_sd=math.sqrt(best.signal_variance * best.ratio),
-        mean=float(mos.mean()) + best.constant,
-        log_likelihood=best.value,
-        factor=best.factor,
-        alpha=best.alpha,
-    )
+    options = {"ftol": 1e-9, "gtol": 3e-5}
+    climb = partial(minimize, negative, jac=True, bounds=_BOUNDS, options=options)  # L-BFGS-B
+    # noise that is held is a share of the scores' variance, not of the signal's
+    share = 1.0 if noise_sd is None else noise_sd**2 / mos.var()
+    starts = np.linalg.solve(_LOGS, np.log((_STARTS * [1, share]).clip(1e-6, 1e6)).T).T
+    few = torch.as_tensor(np.random.default_rng(0).permutation(len(mos))[:_FEW], device=device)
+    part = distances[few][:, few], scores[few]
+    top = min((climb(start, args=part) for start in starts), key=lambda found: found.fun)
+    top = climb(top.x, args=(distances, scores))
+    return _evaluate(distances, scores, unit + _LOGS @ top.x, noise_sd, constant)[0]
 
 
-class _Likelihood:
-    """One evaluation of the log marginal likelihood at a length and a noise ratio."""
-
-    def __init__(
-        self,
-        distances: Tensor,
-        y: Tensor,
-        length: float,
-        ratio: float,
-        noise_sd: float | None,
-        constant: str,
-    ) -> None:
-        n = len(y)
-        matrix, self.derivative = matern52(distances, length)
-        matrix.diagonal().add_(ratio)
-        self.factor, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
-            raise ValueError(
-                "the distances are not Euclidean: the kernel matrix of length "
-                f"{length:.3g} and noise ratio {ratio:.3g} is not positive definite"
-            )
-        sides = torch.stack([y, torch.ones_like(y)], dim=1)
-        self.alpha, ones = torch.cholesky_solve(sides, self.factor).T  # (N,) each
-        self.constant = float(self.alpha.sum() / ones.sum()) if constant == "least_squares" else 0.0
-        self.alpha, y = self.alpha - self.constant * ones, y - self.constant
-        self.quadratic = float(y @ self.alpha)
-        self.length, self.ratio, self.noise_sd, self.n = length, ratio, noise_sd, n
-        self.signal_variance = self.quadratic / n if noise_sd is None else noise_sd**2 / self.ratio
-        log_determinant = 2 * float(self.factor.diagonal().log().sum())
-        self.value = -0.5 * (
-            self.quadratic / self.signal_variance
-            + log_determinant
-            + n * math.log(2 * math.pi * self.signal_variance)
-        )
-
-    def value_and_gradient(self) -> tuple[float, np.ndarray]:
-        """Return the likelihood and its gradient by log length and log ratio."""
-        inverse = torch.cholesky_inverse(self.factor)
-        fit = float(self.alpha @ (self.derivative @ self.alpha)) / self.signal_variance
-        by_length = 0.5 * (fit - float(inverse.flatten() @ self.derivative.flatten()))
-        fit = float(self.alpha @ self.alpha) / self.signal_variance
-        by_ratio = 0.5 * self.ratio * (fit - float(inverse.trace()))
-        if self.noise_sd is not None:  # the signal variance moves with the ratio
-            by_ratio += 0.5 * (self.n - self.quadratic / self.signal_variance)
-        return self.value, np.array([by_length, by_ratio])
+def _evaluate(
+    distances: Tensor, mos: Tensor, logs: np.ndarray, noise_sd: float | None, constant: str
+) -> tuple[GaussianProcess, np.ndarray]:
+    """Return the process at logs of length and noise ratio, and its likelihood's gradient there."""
+    length, ratio = np.exp(logs).tolist()
+    n, y = len(mos), mos - mos.mean()
+    matrix, derivative = matern52(distances, length)
+    matrix.diagonal().add_(ratio)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        kernel = f"length {length:.3g} and noise ratio {ratio:.3g}"
+        raise ValueError(f"distances are not Euclidean: kernel of {kernel} not positive definite")
+    del matrix  # room for the inverse
+    alpha, ones = torch.cholesky_solve(torch.stack([y, torch.ones_like(y)], 1), factor).T  # (N,)
+    offset = float(alpha.sum() / ones.sum()) if constant == "least_squares" else 0.0
+    alpha, y = alpha - offset * ones, y - offset
+    quadratic = max(float(y @ alpha), 1e-300)  # 0 where a few images score the same
+    variance = quadratic / n if noise_sd is None else noise_sd**2 / ratio  # of the signal
+    signal_sd, fit = math.sqrt(variance), quadratic / variance
+    half_log_determinant = float(factor.diagonal().log().sum())
+    likelihood = -0.5 * (fit + n * math.log(2 * math.pi * variance)) - half_log_determinant
+    inverse = torch.cholesky_inverse(factor)
+    by_length = alpha @ (derivative @ alpha) / variance - inverse.flatten() @ derivative.flatten()
+    by_ratio = ratio * (alpha @ alpha / variance - inverse.trace()) + n - fit  # fit moves if held
+    found = length, signal_sd, math.sqrt(ratio) * signal_sd, float(mos.mean()) + offset, likelihood
+    gradient = 0.5 * np.array([float(by_length), float(by_ratio)])
+    return GaussianProcess(*found, factor, alpha), gradient
 
 
 @dataclass(frozen=True)
 class NoiseSearch:
-    """A finished search of the noise.
+    """A finished search of the noise."""
 
-    Attributes:
-        trials: One row per evaluation: ``noise_sd``, ``loss`` (log of 1 + cross-validated mean
-            squared error), ``best`` (the smallest loss so far).
-        process: The process fitted on all images with the best noise.
-        by_likelihood: The process whose noise maximises the likelihood, for comparison.
-        seconds: Wall time of the search.
-    """
-
-    trials: pd.DataFrame
-    process: GaussianProcess
-    by_likelihood: GaussianProcess
+    trials: pd.DataFrame  # noise_sd, loss (log of 1 + cross-validated MSE) and best loss so far
+    process: GaussianProcess  # fitted on all images with the best noise
+    by_likelihood: GaussianProcess  # whose noise maximises the likelihood, for comparison
     seconds: float
 
 
@@ -241,11 +190,9 @@ def search_noise(
 ) -> NoiseSearch:
     """Find the noise as the paper did: Bayesian optimisation of a cross-validated loss (Fig. 3).
 
-    For each noise tried, length and signal are fitted by likelihood with the noise held; the loss
-    of all folds then follows from the one inverse of that fit, without refitting.
-
-    Arguments as for :func:`fit_gaussian_process` and :func:`iqa_utils.regression.fold_numbers`;
-    MATLAB's default, and the paper's figure, have 30 trials.
+    Each noise tried is held by :func:`fit_gaussian_process`; the loss of all folds then follows
+    from the one inverse of that fit. Arguments as there and for
+    :func:`iqa_utils.regression.fold_numbers`; 30 trials are MATLAB's default, and the figure's.
 
     Note:
         MATLAB searches from 1e-4 up to ten score standard deviations; here the lower end is 1e-3
@@ -258,88 +205,47 @@ def search_noise(
 
     fold = fold_numbers(len(mos), n_folds=n_folds, seed=seed, groups=groups)
     spread = float(mos.std())
-    distances = _distances(distances, columns=len(mos), device=device, square=True)
-    free = fit_gaussian_process(distances, mos, device=device)
-
-    def fit(noise_sd: float) -> GaussianProcess:
-        start = (free.length, (noise_sd / free.signal_sd) ** 2)
-        return fit_gaussian_process(distances, mos, noise_sd=noise_sd, start=start, device=device)
-
-    best: list[tuple[float, GaussianProcess]] = []  # one at a time in memory
-
-    def objective(trial: optuna.Trial) -> float:
-        process = fit(trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True))
-        loss = math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
-        if not best or loss < best[0][0]:
-            best[:] = [(loss, process)]
-        return loss
-
+    fit = partial(fit_gaussian_process, distances, mos, device=device)
+    by_likelihood = best = fit()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5)
     study = optuna.create_study(sampler=sampler)
-    study.optimize(objective, n_trials=n_trials)
-    tried = [(trial.params["noise_sd"], trial.value) for trial in study.trials]
-    trials = pd.DataFrame(tried, columns=["noise_sd", "loss"])
-    trials["best"] = trials["loss"].cummin()
-    return NoiseSearch(trials, best[0][1], free, time.perf_counter() - started)
+    tried, smallest = [], math.inf
+    for _ in range(n_trials):
+        trial = study.ask()
+        noise_sd = trial.suggest_float("noise_sd", 1e-3 * spread, 10 * spread, log=True)
+        process = fit(noise_sd=noise_sd)
+        loss = math.log1p(float(np.mean(cross_validated_residuals(process, fold) ** 2)))
+        if loss < smallest:
+            best, smallest = process, loss
+        tried.append((noise_sd, loss, smallest))
+        study.tell(trial, loss)
+    trials = pd.DataFrame(tried, columns=["noise_sd", "loss", "best"])
+    return NoiseSearch(trials, best, by_likelihood, time.perf_counter() - started)
 
 
 def cross_validated_residuals(process: GaussianProcess, fold: np.ndarray) -> np.ndarray:
     """Return what each fold's images miss by when the others predict them, without refitting.
 
     With B the inverse of the training matrix, the residuals of fold I are ``B_II^-1 alpha_I``:
-    score minus prediction, shape (N,), in units of the scores.
-
-    References:
-        Rasmussen and Williams, 2006, section 5.4.2 (one image per fold).
+    score minus prediction, shape (N,). Rasmussen and Williams, 2006, section 5.4.2, for one image.
     """
     inverse = torch.cholesky_inverse(process.factor)
     residuals = torch.empty_like(process.alpha)
     for k in np.unique(fold):
         rows = torch.as_tensor(np.flatnonzero(fold == k), device=inverse.device)
-        block = inverse[rows][:, rows]
-        residuals[rows] = torch.linalg.solve(block, process.alpha[rows])
+        residuals[rows] = torch.linalg.solve(inverse[rows][:, rows], process.alpha[rows])
     return residuals.cpu().numpy()
 
 
-def calibration(
-    mos: ArrayLike,
-    mean: ArrayLike,
-    sd: ArrayLike,
-    *,
-    levels: ArrayLike = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99),
-) -> pd.DataFrame:
+def calibration(mos: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> pd.DataFrame:
     """Compare how often scores fall into predictive intervals with how often they should.
 
     ``mos``, ``mean`` and ``sd`` are of shape (M,). Returns one row per nominal ``level``, with
     ``coverage`` (share of scores inside the central interval) and ``half_width`` (mean).
     """
-    mos, mean, sd = (np.asarray(x, dtype=np.float64) for x in (mos, mean, sd))
-    levels = np.asarray(levels, dtype=np.float64)
-    reach = norm.ppf(0.5 + levels / 2)  # (K,)
-    inside = np.abs(mos - mean)[:, None] <= reach * sd[:, None]  # (M, K)
-    found = {"level": levels, "coverage": inside.mean(axis=0), "half_width": reach * sd.mean()}
-    return pd.DataFrame(found)
-
-
-def _distances(
-    distances: ArrayLike | Tensor,
-    *,
-    columns: int,
-    device: str | torch.device,
-    square: bool = False,
-) -> Tensor:
-    distances = torch.as_tensor(distances, dtype=torch.float64, device=device)
-    rows = columns if square else len(distances)
-    if distances.shape != (rows, columns):
-        raise ValueError(
-            f"distances must have shape ({'N' if square else 'M'}, {columns}), got "
-            f"{tuple(distances.shape)}"
-        )
-    if not bool(torch.isfinite(distances).all()) or bool((distances < 0).any()):
-        raise ValueError("distances must be finite and at least 0")
-    if square and not (
-        torch.allclose(distances, distances.T, rtol=1e-6, atol=0) and not distances.diagonal().any()
-    ):
-        raise ValueError("distances must be symmetric with zeros on the diagonal")
-    return distances
+    levels = np.array([0.5, 0.68, 0.8, 0.9, 0.95, 0.99])
+    reach = norm.ppf(0.5 + levels / 2)
+    inside = np.abs(mos - mean)[:, None] <= reach * sd[:, None]  # (M, levels)
+    coverage, half_width = inside.mean(axis=0), reach * sd.mean()
+    return pd.DataFrame({"level": levels, "coverage": coverage, "half_width": half_width})
