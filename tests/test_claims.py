@@ -323,9 +323,9 @@ def test_five_count_vectors_reach_the_totals_and_the_official_one_does_not(ledge
 @pytest.mark.parametrize(
     ("printed", "ours", "options", "expected"),
     [
-        ("0.64", 0.6440, {"metric": "pearson with Sharpness", "deterministic": True}, "reproduced"),
-        ("0.64", 0.6300, {"metric": "pearson with Sharpness", "deterministic": True}, "close"),
-        ("183", 208, {"metric": "count MOS 0-20", "deterministic": True}, "worse"),
+        ("0.64", 0.6440, {"metric": "pearson with Sharpness", "kind": "arithmetic"}, "reproduced"),
+        ("0.64", 0.6300, {"metric": "pearson with Sharpness", "kind": "arithmetic"}, "close"),
+        ("183", 208, {"metric": "count MOS 0-20", "kind": "arithmetic"}, "worse"),
         ("0.90", 0.91, {"metric": "SRCC", "ci_low": 0.89, "ci_high": 0.93}, "reproduced"),
         ("0.90", 0.915, {"metric": "SRCC", "ci_low": 0.911, "ci_high": 0.92}, "close"),
         ("0.90", 0.9, {"metric": "SRCC"}, "not comparable"),  # no interval: equal by chance
@@ -355,9 +355,11 @@ def test_five_count_vectors_reach_the_totals_and_the_official_one_does_not(ledge
     ],
 )
 def test_verdicts(printed, ours, options, expected):
-    judged = claims.verdict(printed, ours, **options)
-    assert judged.verdict == expected
-    assert judged.reason
+    claim = {"printed": printed, "spread": options.get("spread", np.nan)}
+    result = None if ours is None else options | {"value": ours}
+    word, reason = claims.verdict(claim, result, options.get("obstacle", ""))
+    assert word == expected
+    assert reason
 
 
 @pytest.mark.parametrize(
@@ -371,7 +373,8 @@ def test_verdicts(printed, ours, options, expected):
 def test_close_is_within_two_hundredths_or_five_per_cent_and_no_more(printed, metric, near, beyond):
     def judged(ours):
         ends = {"ci_low": ours - 1e-3, "ci_high": ours + 1e-3}
-        return claims.verdict(printed, ours, metric=metric, **ends).verdict
+        result = {"value": ours, "metric": metric, **ends}
+        return claims.verdict({"printed": printed, "spread": np.nan}, result)[0]
 
     assert judged(near) == "close"
     assert judged(beyond) == ("better" if metric == "PLCC" else "worse")

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from iqa_utils.workshop import claims, notebooks, publishing, result_tables, runs
+from iqa_utils.workshop import claims, notebooks, paper_pages, publishing, runs
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
@@ -139,7 +139,7 @@ def rehearsed(tmp_path):
 
 def test_no_rehearsed_number_gets_a_verdict(rehearsed):
     found = runs.find_runs(rehearsed.parent, rehearsal=True)
-    board = claims.compare(result_tables.real_results(found))
+    board = claims.compare(paper_pages.real_results(found))
     assert board["ours"].isna().all()
     assert set(board["verdict"]) <= {"not run", "inconsistent", "implausible"}
 

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report, result_tables as tables
+from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report
 from iqa_utils.workshop.papers import Headline
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
@@ -64,7 +64,7 @@ def site(runs, tmp_path_factory):
     folder.mkdir()
     (folder / "stale.html").write_text("")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "needs_table", lambda: "| a | b |\n| --- | --- |\n| 1 | 2 |")
+        patch.setattr(paper_pages, "needs_table", lambda: "| a | b |\n| --- | --- |\n| 1 | 2 |")
         return report.build_report(folder, runs=runs).parent
 
 
@@ -73,12 +73,12 @@ def pages(site):
 
 
 def test_demo_results_are_never_compared(runs):
-    assert [r["value"] for r in tables.demo_results(runs)] == [7.0]
-    counts = claims.counts(claims.compare(tables.real_results(runs)))
+    assert [r["value"] for r in paper_pages.demo_results(runs)] == [7.0]
+    counts = claims.counts(claims.compare(paper_pages.real_results(runs)))
     assert counts.loc[("lehmann2023", "re-tabulated"), "reproduced"] == 1
     assert counts.to_numpy().sum() == 744  # distinct quantities
     only_demo = [run for run in runs if run["profile"] == "demo"]
-    assert claims.compare(tables.real_results(only_demo))["ours"].notna().sum() == 0
+    assert claims.compare(paper_pages.real_results(only_demo))["ours"].notna().sum() == 0
 
 
 def test_a_build_replaces_the_earlier_site_and_warns_of_nothing(site):
@@ -247,9 +247,9 @@ def test_a_headline_says_its_numbers_the_way_round_that_it_states():
 
 def test_public_addresses_come_from_one_setting(monkeypatch):
     assert paper_pages._badges() == " · ".join(
-        f"[{text}]({tables.address(name)})"
+        f"[{text}]({paper_pages.address(name)})"
         for name, text in {"pages": "the site", "repository": "the repository"}.items()
-        if tables.address(name)
+        if paper_pages.address(name)
     )
     monkeypatch.setattr(paper_pages, "address", lambda name: f"https://example.org/{name}")
     assert "[the site](https://example.org/pages)" in paper_pages._badges()
@@ -272,7 +272,7 @@ def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
     ]
     run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}
     told = "| net | fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
-    assert tables.layer_table([run, run]).splitlines()[2:] == [told]
+    assert paper_pages.layer_table([run, run]).splitlines()[2:] == [told]
 
 
 def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
@@ -281,13 +281,13 @@ def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
     record["gate"] = {"difference": 2e-7, "allowed": 1e-6}
     machine = {"device": "any", "cpus": 2, "torch": "2.8"}
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
-    table = tables.speed_table(tmp_path).splitlines()
+    table = paper_pages.speed_table(tmp_path).splitlines()
     assert table[2] == "| sum | plain: 2.5 s | ours: 12.5 ms | 200.0x | 2e-07, 1e-06 |"
     assert table[-1] == "Medians on any, 2 CPU cores, torch 2.8."
     record["goal"] = 500
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": [record]}))
-    assert "| 200.0x, goal of 500x missed |" in tables.speed_table(tmp_path)
-    assert tables.speed_table(tmp_path / "nothing") == "No measurements are published."
+    assert "| 200.0x, goal of 500x missed |" in paper_pages.speed_table(tmp_path)
+    assert paper_pages.speed_table(tmp_path / "nothing") == "No measurements are published."
 
 
 @pytest.mark.system

@@ -22,7 +22,7 @@ STEPS = """
 import json, pytest
 from pathlib import Path
 from iqa_utils.workshop import claims, notebooks, paper_pages, papers, report, sweeps
-from iqa_utils.workshop.result_tables import demo_results, real_results
+from iqa_utils.workshop.paper_pages import demo_results, real_results
 from iqa_utils.workshop.rehearsal import rehearse
 from iqa_utils.workshop.runs import ROOT, find_runs
 

@@ -7,7 +7,7 @@ prints so, by rounding or by truncation, and only what no such value can satisfy
 alone has is checked in its file under `papers`; this module holds the arithmetic and the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
 from math import prod
@@ -42,26 +42,6 @@ class Check(NamedTuple):
     verdict: str
     meaning: str
     cells: tuple[int, ...] = ()  # ledger rows that the verdict is about
-
-
-def fact(
-    paper: str,
-    table: str,
-    kind: str,
-    what: str,
-    recomputed: float | Interval,
-    printed: float | Interval,
-    meaning: str,
-    otherwise: str = "inconsistent",
-    cells: Sequence[int] = (),
-) -> Check:
-    """Compare the values that other numbers allow with those that the paper's words allow."""
-    low, high = recomputed if isinstance(recomputed, tuple) else (recomputed, recomputed)
-    said = printed if isinstance(printed, tuple) else (printed, printed)
-    verdict = "consistent" if overlap((low, high), said) else otherwise
-    middle, told = float(np.mean((low, high))), float(np.mean(said))
-    ends = float(low), float(high)
-    return Check(paper, table, kind, what, middle, *ends, told, verdict, meaning, tuple(cells))
 
 
 def check_cell(
@@ -140,9 +120,9 @@ def kendall_from_spearman(rho: float) -> float:
 
 def check_mean(
     rows: pd.DataFrame, table: str, column: str, weights: Mapping[str, float | Interval]
-) -> list[Check]:
+) -> Iterator[Check]:
     """Recompute every weighted mean over data sets from the row it stands in."""
-    rows, found = rows[rows["table"] == table], []
+    rows = rows[rows["table"] == table]
     boxes = [w if isinstance(w, tuple) else (w, w) for w in weights.values()]
     for _, cell in rows[rows["dataset"] == column].iterrows():
         row = rows[(rows["method"] == cell["method"]) & (rows["metric"] == cell["metric"])]
@@ -153,17 +133,16 @@ def check_mean(
         wrong = f"The row gives {value:.3f}; no set sizes or hidden digits give the printed "
         said = ("The printed mean is the mean of its row.", f"{wrong}{cell['printed']}.")
         what = f"{cell['method']}, {cell['metric']} over sets"
-        found.append(check_cell(cell, "weighted mean", what, (value, low, high), good, said))
-    return found
+        yield check_cell(cell, "weighted mean", what, (value, low, high), good, said)
 
 
-def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> list[Check]:
+def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> Iterator[Check]:
     """Pool the errors of the five ranges of KonIQ-10k into the total, with the official shares.
 
     The papers do not list their test images, and lehmann2023 averages ten runs: a total is given
     its printed spread and the change that other shares of a random fifth bring.
     """
-    rows, name, found = rows[rows["table"] == table], total.split()[0], []
+    rows, name = rows[rows["table"] == table], total.split()[0]
     weights = np.array(TEST_COUNTS) / sum(TEST_COUNTS)
     for _, cell in rows[rows["metric"] == total].iterrows():
         row = rows[rows["method"] == cell["method"]].set_index("metric")["value"]
@@ -179,32 +158,27 @@ def check_pooling(rows: pd.DataFrame, table: str, total: str, power: int) -> lis
         said = (f"{pooled} give the printed total.", f"{pooled} do not give the printed total.")
         bounds = (value, value - slack, value + slack)
         what = f"{cell['method']}, total from five ranges"
-        found.append(check_cell(cell, "pooled error", what, bounds, good, said))
-    return found
+        yield check_cell(cell, "pooled error", what, bounds, good, said)
 
 
-def check_kendall(rows: pd.DataFrame) -> list[Check]:
+def check_kendall(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare every Kendall coefficient with the one its Spearman neighbour predicts.
 
     Sixty real prediction sets lie within 0.022 of the normal curve; gross outliers could lift
     Kendall further, so that a large excess is implausible, never impossible.
     """
-    found = []
     spearman = rows[rows["metric"] == "SROCC"].set_index(["table", "method", "dataset"])
     for _, cell in rows[rows["metric"] == "KROCC"].iterrows():
         partner = spearman.loc[(cell["table"], cell["method"], cell["dataset"])]
         low, high = (kendall_from_spearman(r) for r in printed_interval(partner["printed"]))
         value = kendall_from_spearman(partner["value"])
         good = printed_interval(cell["printed"])[0] <= high + KENDALL_BAND
-        above = f"{cell['value'] - value:+.2f} above what the Spearman value predicts; measured "
-        said = (
-            "Close to what its rank correlation predicts.",
-            f"{above}predictions stay within 0.03.",
-        )
+        gap = f"{cell['value'] - value:+.2f} above what the Spearman value predicts"
+        wrong = f"{gap}; measured predictions stay within 0.03."
+        said = "Close to what its rank correlation predicts.", wrong
         place = "Kendall against Spearman", f"{cell['method']}, {cell['dataset']}"
         bounds = (value, low - KENDALL_BAND, high + KENDALL_BAND)
-        found.append(check_cell(cell, *place, bounds, good, said, "implausible"))
-    return found
+        yield check_cell(cell, *place, bounds, good, said, "implausible")
 
 
 def layer_shapes() -> pd.DataFrame:
@@ -212,19 +186,15 @@ def layer_shapes() -> pd.DataFrame:
     return pd.read_csv(ROOT / "data" / "layer_shapes.csv", keep_default_na=False).set_index("layer")
 
 
-def check_features(rows: pd.DataFrame) -> list[Check]:
+def check_features(rows: pd.DataFrame) -> Iterator[Check]:
     """Multiply out every layer's activation and compare the printed feature count with it."""
-    found, shapes = [], layer_shapes()["shape"]
-    for index, cell in rows[rows["metric"] == "feature count"].iterrows():
+    shapes = layer_shapes()["shape"]
+    for _, cell in rows[rows["metric"] == "feature count"].iterrows():
         layer = cell["method"].split(" (")[0]
-        size = float(prod(map(int, shapes[layer].split(" x "))))
-        wrong = (
-            f"The layer gives {shapes[layer]} = {size:,.0f}; the printed size belongs to another."
-        )
-        meaning = f"{shapes[layer]}, as printed." if size == cell["value"] else wrong
-        place = (cell["paper"], cell["table"], "feature size", layer)
-        found.append(fact(*place, size, cell["value"], meaning, cells=[index]))
-    return found
+        shape, size = shapes[layer], float(prod(map(int, shapes[layer].split(" x "))))
+        wrong = f"The layer gives {shape} = {size:,.0f}; the printed size belongs to another."
+        said, good = (f"{shape}, as printed.", wrong), size == cell["value"]
+        yield check_cell(cell, "feature size", layer, (size, size, size), good, said)
 
 
 def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
@@ -233,53 +203,48 @@ def repeated_rows(claims: pd.DataFrame) -> list[tuple[int, int]]:
     There an empty data set or metric stands for any, an empty first data set for the same.
     """
     keys = ["paper", "table", "method", "dataset", "metric"]
-    rows = dict(zip(map(tuple, claims[keys].to_numpy()), claims.index, strict=True))
-    found = []
+    rows, found = {tuple(key): index for index, *key in claims[keys].itertuples()}, []
     table = pd.read_csv(ROOT / "data" / "repeats.csv", keep_default_na=False)
-    for paper, table_2, method, dataset, metric, *first in table.to_numpy():
-        for (p, t, m, d, x), index in rows.items():
-            same = (p, t, m) == (paper, table_2, method)
-            if same and dataset in ("", d) and metric in ("", x):
-                source = rows.get((paper, first[0], first[1], first[2] or d, x))
-                found += [] if source is None else [(index, source)]
+    for *place, dataset, metric, table_1, method_1, dataset_1 in table.to_numpy():
+        for (*own, d, x), index in rows.items():
+            source = rows.get((place[0], table_1, method_1, dataset_1 or d, x))
+            if own == place and dataset in ("", d) and metric in ("", x) and source is not None:
+                found.append((index, source))
     return found
 
 
-def check_repeats(rows: pd.DataFrame) -> list[Check]:
+def check_repeats(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare cells that a paper prints twice; the coarser one may be rounded or cut."""
-    found = []
     for index, source in repeated_rows(rows):
         cell, other = rows.loc[index], rows.loc[source]
-        bounds = printed_interval(other["printed"])
-        good = overlap(bounds, printed_interval(cell["printed"]))
+        ends = printed_interval(other["printed"])
+        good = overlap(ends, printed_interval(cell["printed"]))
         said = "The same number in both places.", "The two places differ."
         what = f"{cell['method']}, {other['dataset']}, {cell['metric']}, as in {other['table']}"
-        bounds = (other["value"], *bounds)
-        found.append(check_cell(cell, "repeated cell", what, bounds, good, said))
-    return found
+        yield check_cell(cell, "repeated cell", what, (other["value"], *ends), good, said)
 
 
-def check_facts(rows: pd.DataFrame, computed: Facts) -> list[Check]:
+def check_facts(rows: pd.DataFrame, computed: Facts) -> Iterator[Check]:
     """Compare the numbers of the prose with what the network, the set or arithmetic makes of them.
 
     The papers' texts are not part of the repository: ``data/audit_facts.csv`` holds each number
     taken from one, with the section it stands in. Cells left empty there are ``computed``.
     """
     table = pd.read_csv(ROOT / "data" / "audit_facts.csv", keep_default_na=False)
-    found = []
     for row in table[table["paper"] == rows["paper"].iloc[0]].itertuples():
         values = computed.get(row.what, [])
-        ours = (float(row.low), float(row.high)) if row.low else values[0]
-        said = values[-1] if not row.printed_low else (row.printed_low, row.printed_high)
+        ours = _ends((row.low, row.high) if row.low else values[0])
+        said = _ends((row.printed_low, row.printed_high) if row.printed_low else values[-1])
+        verdict = "consistent" if overlap(ours, said) else row.otherwise
         cells = rows.index[(rows["table"] == row.table) & (rows["what"] == row.cell)]
-        found.append(
-            fact(
-                *(row.paper, row.table, row.kind, row.what),
-                *(ours, tuple(map(float, said)) if isinstance(said, tuple) else said),
-                *(row.meaning, row.otherwise, cells),
-            )
-        )
-    return found
+        place, middle = (row.paper, row.table, row.kind, row.what), float(np.mean(ours))
+        told = float(np.mean(said)), verdict, row.meaning
+        yield Check(*place, middle, *ours, *told, tuple(cells))
+
+
+def _ends(value: float | tuple[float | str, float | str]) -> Interval:
+    low, high = value if isinstance(value, tuple) else (value, value)
+    return float(low), float(high)
 
 
 def run(claims: pd.DataFrame) -> pd.DataFrame:

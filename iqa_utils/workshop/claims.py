@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,8 @@ COMPARED = ("reproduced", "close", "better", "worse")
 VERDICTS = (*COMPARED, "inconsistent", "implausible", "not comparable", "not run")
 KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
 # which variant of a result is compared with the paper: the nearest to what the authors did
-VARIANTS = (
-    *("released scores", "paper", "as written", "as_written", "released", "released_agedb", ""),
-    "corrected",
-)
+VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "released_agedb")
+VARIANTS += ("", "corrected")
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
 
 
@@ -45,30 +43,26 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
         ValueError: If a column is missing, a paper is unknown, a value is not finite, a row stands
             there twice, or a paper's rows are not those that its file states.
     """
-    claims = pd.read_csv(path, dtype=str, keep_default_na=False)
+    claims, name = pd.read_csv(path, dtype=str, keep_default_na=False), path.name
     if list(claims.columns) != COLUMNS:
-        raise ValueError(f"{path.name} must have the columns {COLUMNS}, has {[*claims.columns]}")
+        raise ValueError(f"{name} must have the columns {COLUMNS}, has {[*claims.columns]}")
     if unknown := sorted(set(claims["paper"]) - set(PAPERS)):
-        raise ValueError(f"{path.name} names papers without a file in workshop/papers: {unknown}")
+        raise ValueError(f"{name} names papers without a file in workshop/papers: {unknown}")
     texts = claims[COLUMNS[:7]].agg(",".join, axis=1)
     claims["printed"] = claims["value"]
     claims["value"] = pd.to_numeric(claims["value"], errors="coerce")
     claims["spread"] = pd.to_numeric(claims["spread"].replace("", None))
-    if len(bad := claims[~np.isfinite(claims["value"]) | np.isinf(claims["spread"])]):
-        row = bad.iloc[0]
-        raise ValueError(
-            f"{path.name}: no finite value or spread at {row['paper']}, {row['place']}"
-        )
+    for row in claims[~np.isfinite(claims["value"]) | np.isinf(claims["spread"])].itertuples():
+        raise ValueError(f"{name}: no finite value or spread at {row.paper}, {row.place}")
     if len(twice := claims[claims.duplicated(KEYS)]):
-        raise ValueError(f"{path.name} holds {len(twice)} rows twice, first {tuple(twice.iloc[0])}")
+        raise ValueError(f"{name} holds {len(twice)} rows twice, first {tuple(twice.iloc[0])}")
     for key, paper in papers().items():
         lines = texts[claims["paper"] == key]
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-        if (len(lines), digest) != paper.LEDGER:
-            raise ValueError(
-                f"{path.name} has {len(lines)} rows of {key} with digest {digest}, its file states "
-                f"{paper.LEDGER[0]} with {paper.LEDGER[1]}"
-            )
+        found = len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        if found != paper.LEDGER:
+            told = "{} rows of {} with digest {}, its file states {} with {}"
+            told = told.format(found[0], key, found[1], *paper.LEDGER)
+            raise ValueError(f"{name} has {told}")
     return claims
 
 
@@ -80,81 +74,65 @@ def audit() -> pd.DataFrame:
 @lru_cache(maxsize=1)
 def flags() -> dict[int, tuple[str, str]]:
     """Ledger rows that cannot be right, or hardly: index to verdict and meaning."""
-    table = audit()
-    return {
-        cell: (row.verdict, row.meaning)
-        for row in table[table["verdict"] != "consistent"].itertuples()
-        for cell in row.cells
-    }
-
-
-class Verdict(NamedTuple):
-    """A word of `VERDICTS` and the reason for it."""
-
-    verdict: str
-    reason: str
+    rows = audit().query("verdict != 'consistent'").explode("cells").dropna(subset="cells")
+    return dict(zip(rows["cells"], zip(rows["verdict"], rows["meaning"], strict=True), strict=True))
 
 
 def verdict(
-    printed: str,
-    ours: float | None,
-    *,
-    metric: str,
-    spread: float | None = None,
-    ci_low: float | None = None,
-    ci_high: float | None = None,
-    n_runs: float = 1,
-    sd: float | None = None,
-    deterministic: bool = False,
-    obstacle: str = "",
-) -> Verdict:
-    """Judge one of our numbers, None where nothing was run, against the ``printed`` one.
+    claim: Mapping[str, Any], result: Mapping[str, Any] | None, obstacle: str = ""
+) -> tuple[str, str]:
+    """Judge one of our results, None where nothing was run, against a row of the ledger.
 
     The order: an ``obstacle``; an interval of ours that is missing, or wider than 0.03
-    (correlations) or 10 % to each side; the paper's value, with its printed ``spread``, meeting our
+    (correlations) or 10 % to each side; the paper's value, with its printed spread, meeting our
     interval; the paper's value inside the 95 % prediction interval for one new run of ours, or
     within 0.02 or 5 %; else better or worse. Without ``ci_low`` and ``ci_high`` the interval is
-    that of the mean over at least three runs, from their ``sd``. A ``deterministic`` number follows
+    that of the mean over at least three runs, from their ``sd``. What is not trained here follows
     from given data, without chance.
+
+    Returns:
+        A word of `VERDICTS` and the reason for it.
     """
-    if ours is None:
-        return Verdict("not run", obstacle or "no result yet")
+    if result is None:
+        return "not run", obstacle or "no result yet"
     if obstacle:
-        return Verdict("not comparable", obstacle)
-    target, correlation = float(printed), any(name in metric for name in CORRELATIONS)
-    said, allowed = printed_interval(printed), 0.03 if correlation else 0.1 * abs(ours)
-    if deterministic:
+        return "not comparable", obstacle
+    ours, printed = result["value"], claim["printed"]
+    target, said = float(printed), printed_interval(printed)
+    correlation = any(name in result["metric"] for name in CORRELATIONS)
+    allowed, exact = 0.03 if correlation else 0.1 * abs(ours), result.get("kind") in KINDS[:3]
+    if exact:
         if overlap(said, (ours, ours)):
-            return Verdict("reproduced", "equal at the printed digits")
+            return "reproduced", "equal at the printed digits"
     else:
-        ends = (ci_low, ci_high) if ci_low is not None else _over_runs(ours, sd, n_runs, 0)
+        ends = result.get("ci_low"), result.get("ci_high")
+        ends = _over_runs(result, 0) if ends[0] is None else ends
         if ends is None:
-            return Verdict("not comparable", "no interval of ours")
+            return "not comparable", "no interval of ours"
         if (half := (ends[1] - ends[0]) / 2) > allowed:
-            return Verdict("not comparable", f"our interval is too wide: half-width {half:.3g}")
+            return "not comparable", f"our interval is too wide: half-width {half:.3g}"
         if overlap(ends, said):
-            return Verdict("reproduced", "the paper's value lies in our interval")
-        if spread and overlap(ends, (said[0] - spread, said[1] + spread)):
-            words = "the paper's value, with its printed spread, meets our interval"
-            return Verdict("reproduced", words)
-        new = _over_runs(ours, sd, n_runs, 1)
+            return "reproduced", "the paper's value lies in our interval"
+        spread = claim["spread"]
+        if spread > 0 and overlap(ends, (said[0] - spread, said[1] + spread)):
+            return "reproduced", "the paper's value, with its printed spread, meets our interval"
+        new = _over_runs(result, 1)
         if new and new[1] - new[0] <= 2 * allowed and overlap(new, said):
-            words = f"a new run of ours would lie in [{new[0]:.3g}, {new[1]:.3g}]"
-            return Verdict("close", words)
+            return "close", f"a new run of ours would lie in [{new[0]:.3g}, {new[1]:.3g}]"
     difference = ours - target
     shown = f"{difference:+.3f}" if correlation or not target else f"{difference / target:+.1%}"
     near = abs(difference) <= (0.02 if correlation else 0.05 * abs(target)) + 1e-9
-    better = (difference > 0) == correlation and not deterministic
-    word = "close" if near else "better" if better else "worse"
-    return Verdict(word, f"differs by {shown}")
+    better = (difference > 0) == correlation and not exact
+    return "close" if near else "better" if better else "worse", f"differs by {shown}"
 
 
-def _over_runs(mean: float, sd: float | None, n: float, new: int) -> Interval | None:
+def _over_runs(result: Mapping[str, Any], new: int) -> Interval | None:
     """95 % interval of the mean over three runs or more or, with ``new`` = 1, of one new run."""
+    sd, n = result.get("sd"), result.get("n_runs") or 1
     if sd is None or n < 3:
         return None
     half = float(student.ppf(0.975, n - 1)) * sd * (new + 1 / n) ** 0.5
-    return mean - half, mean + half
+    return result["value"] - half, result["value"] + half
 
 
 @lru_cache(maxsize=1)
@@ -163,30 +141,24 @@ def _same_quantity() -> dict[int, list[int]]:
     claims = load_claims()
     groups = {index: {index} for index in claims.index}
     pairs = _audit.repeated_rows(claims)
-    table = claims[claims["role"] == "mirrored"]
-    keys = dict(zip(map(tuple, claims[KEYS].to_numpy()), claims.index, strict=True))
-    for index, row in zip(table.index, table[KEYS].to_numpy(), strict=True):
-        paper, place, method, dataset, metric = row
-        other = metric.removeprefix("pearson with ")
-        pairs.append((index, keys[paper, place, other, dataset, f"pearson with {method}"]))
+    keys = {tuple(key): index for index, *key in claims[KEYS].itertuples()}
+    for (paper, table, method, dataset, metric), index in keys.items():
+        if claims.loc[index, "role"] == "mirrored":
+            other = metric.removeprefix("pearson with ")
+            pairs.append((index, keys[paper, table, other, dataset, f"pearson with {method}"]))
     for a, b in pairs:
         groups[a] |= groups[b]
-        for row in groups[a]:
-            groups[row] = groups[a]
+        groups |= dict.fromkeys(groups[a], groups[a])
     return {row: [row, *sorted(group - {row})] for row, group in groups.items()}
 
 
-def _names(paper: str, metric: str) -> tuple[str, ...]:
-    """Names under which a result may answer a ledger metric, the preferred first."""
-    name = metric.replace("SROCC", "SRCC").replace("KROCC", "KRCC")
-    return papers()[paper].METRICS.get(metric, (name,))
-
-
 def _places(claim: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Keys, as `KEYS`, under which a result may answer a row for itself."""
+    """Keys, as `KEYS`, under which a result may answer a row for itself, the preferred first."""
     paper, table, method, dataset, metric = (claim[key] for key in KEYS)
-    names = (dataset, *getattr(papers()[paper], "ALIASES", {}).get(dataset, ()))
-    return [(paper, table, method, d, m) for d in names for m in _names(paper, metric)]
+    datasets = (dataset, *getattr(papers()[paper], "ALIASES", {}).get(dataset, ()))
+    own = metric.replace("SROCC", "SRCC").replace("KROCC", "KRCC")
+    metrics = getattr(papers()[paper], "METRICS", {}).get(metric, (own,))
+    return [(paper, table, method, d, m) for d in datasets for m in metrics]
 
 
 def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -200,8 +172,15 @@ def strays(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [r for key, r in keyed if key[:2] in tables and key not in known]
 
 
-def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Name the first field in which a result is not the equal of its ledger row, if any."""
+def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
+    """Name the first field in which a result is not the equal of its ledger row, if any.
+
+    Of a row without a result it says what it waits for: the needs of a run, or why there is none.
+    """
+    if result is None:
+        entry = _coverage_list()[claim["paper"], claim["table"]]
+        ours = entry["notebook"] and claim["method"].startswith(entry["methods"])
+        return f"{entry['notebook']} needs {entry['needs']}" if ours else entry["reason"]
     if result["data"] == "demo":
         return "demo: synthetic data"
     paper, kind, dataset = papers()[claim["paper"]], result.get("kind") or "", claim["dataset"]
@@ -214,19 +193,17 @@ def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         told = f"other kind: {kind}, the paper's row needs {' or '.join(kinds) or 'another'}"
         return told if kind else "the run does not say its kind"
     for field, wanted in kinds[kind].items():
-        wanted = wanted if field == "protocol" else {"": wanted}
-        for key, value in wanted.items():
-            found = result.get(field) or ""
-            found = dict(found or {}).get(key, "") if key else found
-            name, allowed = f"{key} ".lstrip(), value if isinstance(value, tuple) else (value,)
+        needs = wanted if field == "protocol" else {"": wanted}
+        for key, value in needs.items():
+            found = (result.get(field) or {}).get(key, "") if key else result.get(field) or ""
             if found == "":
                 return f"the run does not say its {f'{field}: {key}' if key else field}"
+            allowed = value if isinstance(value, tuple) else (value,)
             if found not in allowed:
-                asked = " or ".join(map(str, allowed))
+                asked, name = " or ".join(map(str, allowed)), f"{key} ".lstrip()
                 return f"other {field}: {name}{found}, the paper's is {asked}"
     spread = result.get("pred_spread")
-    constant = spread is not None and spread < 0.01
-    return "the predictions are constant" if constant else ""
+    return "the predictions are constant" if spread is not None and spread < 0.01 else ""
 
 
 def _answers(
@@ -272,7 +249,7 @@ def compare(
         raise ValueError(f"paper must be one of {PAPERS}, got {paper!r}")
     for result in results:
         pool.setdefault(tuple(result[k] for k in KEYS), []).append(dict(result))
-    records, lacking, rows = claims.to_dict("records"), _still_needed(claims), []
+    records, rows = claims.to_dict("records"), []
     for index, claim in enumerate(records):
         if paper not in (None, claim["paper"]):
             continue
@@ -281,44 +258,27 @@ def compare(
         first = {r.get("kind") or "": r for r in reversed(real)} or {"": next(iter(found), None)}
         for kind in sorted(first, key=[*KINDS, ""].index):
             if first[kind] is not None or not matched_only:
-                row = _judge(claim, first[kind], lacking[index], flags().get(index))
                 same = [r for r in real if (r.get("kind") or "") == kind]
                 told = [f"{r.get('variant') or 'ours'} {r['value']:.4g}" for r in same]
-                rows.append({"index": index, **row, "kind": kind, "variants": "; ".join(told)})
+                more = {"index": index, "kind": kind, "variants": "; ".join(told)}
+                rows.append(_judge(claim, first[kind], flags().get(index)) | more)
     columns = [*KEYS, "paper value", "ours", "ci", "n", "n_runs", "data", "kind", "verdict"]
     columns += ["reason", "variant", "variants", "role", "place"]
     return pd.DataFrame(rows, columns=["index", *columns]).set_index("index")
 
 
 def _judge(
-    claim: Mapping[str, Any],
-    result: Mapping[str, Any] | None,
-    lacking: str,
-    odd: tuple[str, str] | None,
+    claim: dict[str, Any], result: dict[str, Any] | None, odd: tuple[str, str] | None
 ) -> dict[str, Any]:
-    row = {key: claim[key] for key in (*KEYS, "role", "place")} | {"paper value": claim["printed"]}
-    row |= {"ours": None, "ci": "", "n": None, "n_runs": None, "data": "", "variant": ""}
-    if result is None:
-        found = verdict(claim["printed"], None, metric=claim["metric"], obstacle=lacking)
-    else:
-        row |= {"data": result["data"], "variant": result.get("variant") or ""}
-        if result["data"] != "demo":
-            low, high = result.get("ci_low"), result.get("ci_high")
-            row |= {"ours": result["value"], "n": result.get("n"), "n_runs": result.get("n_runs")}
-            row["ci"] = "" if low is None else f"[{low:.4g}, {high:.4g}]"
-        found = verdict(
-            claim["printed"],
-            result["value"],
-            metric=result["metric"],
-            spread=None if np.isnan(claim["spread"]) else claim["spread"],
-            ci_low=result.get("ci_low"),
-            ci_high=result.get("ci_high"),
-            n_runs=result.get("n_runs") or 1,
-            sd=result.get("sd"),
-            deterministic=result.get("kind") in KINDS[:3],
-            obstacle=_obstacle(claim, result),
-        )
-    return row | (found if odd is None else Verdict(*odd))._asdict()
+    """One row of `compare`; ``odd`` is what the audit says of a number that cannot be right."""
+    given = result or {"data": ""}
+    shown = {} if given["data"] == "demo" else given
+    row = {key: shown.get(key) for key in ("ci_low", "ci_high", "n", "n_runs")}
+    row["ci"] = "" if row["ci_low"] is None else "[{ci_low:.4g}, {ci_high:.4g}]".format_map(row)
+    word, reason = odd or verdict(claim, result, _obstacle(claim, result))
+    row |= {"paper value": claim["printed"], "ours": shown.get("value"), "data": given["data"]}
+    row |= {"variant": given.get("variant") or "", "verdict": word, "reason": reason}
+    return claim | row
 
 
 def counts(board: pd.DataFrame) -> pd.DataFrame:
@@ -347,32 +307,21 @@ def coverage(claims: pd.DataFrame | None = None) -> pd.DataFrame:
     Raises:
         ValueError: If a table of the ledger is not listed, or one is listed that it does not hold.
     """
-    claims = load_claims() if claims is None else claims
+    tables = (load_claims() if claims is None else claims).groupby(["paper", "table"], sort=False)
     rows, listed = [], _coverage_list()
-    present = list(dict.fromkeys(zip(claims["paper"], claims["table"], strict=True)))
-    if lost := set(present) ^ set(listed):
+    if lost := set(tables.groups) ^ set(listed):
         raise ValueError(f"the ledger and its coverage differ in {sorted(lost)}")
-    for key in present:
+    for key, part in tables:
         entry = listed[key]
-        part = claims[(claims["paper"] == key[0]) & (claims["table"] == key[1])]
         covered = part["method"].str.startswith(entry["methods"]).sum() if entry["notebook"] else 0
         rows.append({**entry, "claims": len(part), "covered": int(covered)})
     columns = ["paper", "table", "claims", "covered", "notebook", "reason", "needs"]
     return pd.DataFrame(rows)[columns]
 
 
+@lru_cache(maxsize=1)
 def _coverage_list() -> dict[tuple[str, str], dict[str, Any]]:
     """The reviewed list of who answers which table, ``data/coverage.csv``, by paper and table."""
     table = pd.read_csv(ROOT / "data" / "coverage.csv", keep_default_na=False)
     table["methods"] = table["methods"].str.split("; ").map(tuple)  # beginnings; empty means all
     return {(row["paper"], row["table"]): row for row in table.to_dict("records")}
-
-
-def _still_needed(claims: pd.DataFrame) -> dict[int, str]:
-    """Say of each ledger row what it waits for: the needs of a run, or why there is none."""
-    listed, found = _coverage_list(), {}
-    for index, claim in zip(claims.index, claims.to_dict("records"), strict=True):
-        entry = listed[claim["paper"], claim["table"]]
-        ours = entry["notebook"] and claim["method"].startswith(entry["methods"])
-        found[index] = f"{entry['notebook']} needs {entry['needs']}" if ours else entry["reason"]
-    return found

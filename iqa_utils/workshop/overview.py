@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
@@ -13,16 +14,12 @@ from iqa_utils.workshop.downloads import SOURCES
 
 def lines(data_root: Path) -> list[str]:
     """Say in lines of text which notebooks, profiles, runs, data sets and weights there are."""
-    return [
-        "notebooks: profiles; finished runs",
-        *_notebook_lines(),
-        f"data sets below {data_root}",
-        f"  here      {_listed(name for name in DATASETS if is_here(name, data_root))}",
-        f"  download  {_listed(n for n in SOURCES if not is_here(n, data_root))}",
-        "  others    iqa data list",
-        "weights",
-        *(f"  {line}" for line in _weights()),
-    ]
+    here = [name for name in DATASETS if is_here(name, data_root)]
+    texts = ["notebooks: profiles; finished runs", *_notebook_lines()]
+    texts += [f"data sets below {data_root}", f"  here      {_listed(here)}"]
+    texts += [f"  download  {_listed(name for name in SOURCES if name not in here)}"]
+    texts += ["  others    iqa data list", "weights"]
+    return texts + [f"  {line}" for line in _weights()]
 
 
 def catalogue(data_root: Path) -> list[str]:
@@ -63,9 +60,10 @@ def write_index() -> Path:
     cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
-    with atomic_write(ROOT / "runs" / "index.ipynb") as file:
+    path = ROOT / "runs" / "index.ipynb"
+    with atomic_write(path) as file:
         nbformat.write(notebook, file)
-    return ROOT / "runs" / "index.ipynb"
+    return path
 
 
 def _notebook_lines() -> list[str]:
@@ -87,14 +85,14 @@ def _notebook_lines() -> list[str]:
 def _weights() -> list[str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    shipped = Path(__file__).parents[1] / "weights" / "quality.safetensors"
-    found = [f"shipped   {shipped.name}"] if shipped.is_file() else []
-    places = [(ROOT / "data" / "weights", "*.*", "file"), (Path(HF_HUB_CACHE), "models--*", "hub")]
-    for folder, pattern, word in places:
+    shipped = ("shipped", Path(__file__).parents[1] / "weights", "quality.safetensors")
+    files = ("file", ROOT / "data" / "weights", "*.*")
+    found, hub = [], ("hub", Path(HF_HUB_CACHE), "models--*")
+    for word, folder, pattern in (shipped, files, hub):
         for path in sorted(folder.glob(pattern)):
             found.append(f"{word:9} {path.name.removeprefix('models--').replace('--', '/')}")
     return found or ["none; `hub` fetches them, or put files into data/weights"]
 
 
-def _listed(names: object, by: str = ", ") -> str:
+def _listed(names: Iterable[str], by: str = ", ") -> str:
     return by.join(names) or "none"

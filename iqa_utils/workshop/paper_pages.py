@@ -1,24 +1,60 @@
-"""What our runs say: evidence for headline claims, a page per paper, the rows of the README."""
+"""What our runs say, as Markdown: evidence for headline claims, tables, pages, the README's rows.
 
-from collections.abc import Mapping
+Nothing is typed by hand.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from iqa_utils.workshop.claims import COMPARED, audit, compare, counts, load_claims
+from iqa_utils.workshop.claims import COMPARED, KINDS, audit, compare, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.result_tables import (
-    address,
-    compared_by_kind,
-    markdown,
-    real_results,
-    speed_line,
-)
 from iqa_utils.workshop.runs import NUMBERS, ROOT, find_runs
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
+BENCHMARKS = ROOT / "figures" / "benchmarks"
+HOW_TO_ANSWER = (
+    "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
+    "answer*, name `{key}` and the place of the cell, and say what the number should be compared "
+    "with. Splits, seeds, predictions or weights let us turn *not comparable* into a verdict; "
+    "corrections enter the ledger with their source.\n"
+)
+
+
+def address(name: str) -> str:
+    """Return a public address of the project, ``repository`` or ``pages``; empty where not set."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"].get("iqa", {}).get(name, "").rstrip("/")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Write a table without its index; ``|`` may not stand in a cell."""
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "| --- " * table.shape[1] + "|"]
+    cells = table.astype(object).fillna("").to_numpy()
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in cells)])
+
+
+def real_results(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results on real data, each once though a published run is found twice."""
+    return _results(runs, demo=False)
+
+
+def demo_results(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect the results that were on synthetic data, each once."""
+    return _results(runs, demo=True)
+
+
+def _results(runs: Iterable[dict[str, Any]], *, demo: bool) -> list[dict[str, Any]]:
+    found = [r for run in runs for r in run["results"] if (r["data"] == "demo") == demo]
+    return list({json.dumps(result, sort_keys=True): result for result in found}.values())
+
+
+# headline claims and what they rest on
 
 
 def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -34,23 +70,25 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     found: dict[str, dict[str, Any]] = {}
     wanted = {"baseline": ""} | dict(headline.compare)
     mirrored = wanted | {"method": wanted["baseline"], "baseline": wanted["method"]}
-    for run in runs:
-        results = run["results"] if run["stem"] == headline.notebook else []
-        for result in results:
-            same, turned = _fits(result, wanted), wanted["baseline"] and _fits(result, mirrored)
-            if result["data"] == "demo" or result["ci_low"] is None or not (same or turned):
+    for run in [run for run in runs if run["stem"] == headline.notebook]:
+        for result in run["results"]:
+            turned = wanted["baseline"] and _fits(result, mirrored)
+            if result["data"] == "demo" or result["ci_low"] is None:
+                continue
+            if not (turned or _fits(result, wanted)):
                 continue
             inside = {k: v for k, v in result.items() if k not in NUMBERS}
             inside["metric"] += " within subset"
-            both = [result] + [r for r in results if inside.items() <= r.items()]
+            both = [result] + [r for r in run["results"] if inside.items() <= r.items()]
             pairs = [(one["value"], one["ci_low"], one["ci_high"]) for one in both]
             pairs = [(-v, -high, -low) for v, low, high in pairs] if turned else pairs
             value, low, high = pairs[0]
             says = {headline.says(*ends) for _, *ends in pairs}
-            told = {"value": value, "ci_low": low, "ci_high": high, "profile": run["profile"]}
-            told |= {"says": says.pop() if len(says) == 1 else "undecided", "within": pairs[1:]}
-            told |= {"detectable": POWER * (high - low) / 2}
-            found.setdefault(repr((run["profile"], result)), result | told)
+            told = {"value": value, "ci_low": low, "ci_high": high, "within": pairs[1:]}
+            told["says"] = says.pop() if len(says) == 1 else "undecided"
+            told["detectable"] = POWER * (high - low) / 2
+            key = repr((run["profile"], result))
+            found.setdefault(key, result | told | {"profile": run["profile"]})
     return list(found.values())
 
 
@@ -67,19 +105,22 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
     for key, paper in papers().items():
         for headline in headlines()[key]:
             claim = f"**{headline.claim}**" if headline.primary else headline.claim
-            found = evidence(headline, runs)
+            found = [_cells(one) for one in evidence(headline, runs)]
             waiting += not found
-            rows += [[paper.TITLE.split(":")[0], claim, *_cells(one)] for one in found]
+            rows += [[paper.TITLE.split(":")[0], claim, *cells] for cells in found]
     columns = ["paper", "claim", "data", "ours [95 %]", "runs", "seen with 80 % power", "says"]
     table = markdown(pd.DataFrame(rows, columns=columns))
     told = f"{waiting} more headline claims wait for a run on real data."
     return f"{table}\n\n{told}" if waiting else table
 
 
+def _signed(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def _cells(one: dict[str, Any]) -> list[str]:
-    value = f"{one['value']:+.3f} [{one['ci_low']:+.3f}, {one['ci_high']:+.3f}]"
-    for inside, low, high in one["within"]:
-        value += f"; within subsets {inside:+.3f} [{low:+.3f}, {high:+.3f}]"
+    inside = [f"; within subsets {_signed(*ends)}" for ends in one["within"]]
+    value = _signed(one["value"], one["ci_low"], one["ci_high"]) + "".join(inside)
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
     data = ", ".join(dict.fromkeys(filter(None, [one["data"], one["profile"], *which])))
     return [data, value, str(one["n_runs"]), f"{one['detectable']:.3f}", one["says"]]
@@ -90,49 +131,139 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
 
     ``board`` is what `claims.compare` makes of the results of ``runs``.
     """
-    paper, lines = papers()[key], []
+    paper = papers()[key]
     source = f", [doi:{paper.DOI}](https://doi.org/{paper.DOI})" if paper.DOI else ""
-    lines += [f"# {paper.TITLE}", "", f"Notebooks {', '.join(paper.NOTEBOOKS)}{source}.", ""]
-    lines += ["## Headline claims", ""]
+    blocks = [f"# {paper.TITLE}", f"Notebooks {', '.join(paper.NOTEBOOKS)}{source}."]
+    blocks.append("## Headline claims")
     for headline in headlines()[key]:
-        lines += [f"### {headline.claim}", "", headline.test(), ""]
-        for one in evidence(headline, runs):
-            data, value, n_runs, seen, says = _cells(one)
-            counted = f"{n_runs} run{'s' * (n_runs != '1')}"
-            lines.append(
-                f"- {data}: {value}, {counted}; **{says}**. Such a run sees differences from "
-                f"{seen} on in four of five cases."
-            )
-        lines += [] if lines[-1].startswith("-") else ["No run has measured this yet."]
-        lines.append("")
-    table = counts(board[board["paper"] == key])
-    part = table.droplevel("paper").loc[:, table.sum() > 0]
-    lines += ["## The printed numbers", "", "Distinct quantities; repeated cells count once.", ""]
-    lines += [markdown(part.reset_index()), ""]
-    trained = part[part.index == "trained here"].reindex(columns=COMPARED, fill_value=0)
-    lines += [f"Numbers of trained networks compared so far: {int(trained.to_numpy().sum())}.", ""]
-    lines += ["## Contradictions", "", *_contradictions(key), ""]
-    lines += ["## Easy and difficult", "", f"Easy: {paper.EASY}", ""]
-    lines += [f"Difficult: {paper.DIFFICULT}", "", "## How to answer", ""]
-    lines += [
-        "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
-        f"answer*, name `{key}` and the place of the cell, and say what the number should be "
-        "compared with. Splits, seeds, predictions or weights let us turn *not comparable* into a "
-        "verdict; corrections enter the ledger with their source."
-    ]
-    return "\n".join(lines) + "\n"
+        lines = []
+        for data, value, n_runs, seen, says in map(_cells, evidence(headline, runs)):
+            counted = f"{n_runs} run{'s' * (n_runs != '1')}; **{says}**"
+            power = f"Such a run sees differences from {seen} on in four of five cases."
+            lines.append(f"- {data}: {value}, {counted}. {power}")
+        told = "\n".join(lines) or "No run has measured this yet."
+        blocks += [f"### {headline.claim}", headline.test(), told]
+    table = counts(board[board["paper"] == key]).droplevel("paper")
+    table = table.loc[:, table.any()]
+    compared = table[table.index == "trained here"].filter(COMPARED).to_numpy().sum()
+    blocks += ["## The printed numbers", "Distinct quantities; repeated cells count once."]
+    blocks += [markdown(table.reset_index())]
+    blocks += [f"Numbers of trained networks compared so far: {compared:.0f}."]
+    blocks += ["## Contradictions", _contradictions(key)]
+    blocks += ["## Easy and difficult", f"Easy: {paper.EASY}", f"Difficult: {paper.DIFFICULT}"]
+    return "\n\n".join([*blocks, "## How to answer", HOW_TO_ANSWER.format(key=key)])
 
 
-def _contradictions(key: str) -> list[str]:
+def _contradictions(key: str) -> str:
     """One line for each check that is not consistent: place, what, both values, meaning."""
-    table, places = audit(), load_claims()["place"]
-    rows = table[(table["paper"] == key) & (table["verdict"] != "consistent")]
-    lines = []
-    for row in rows.itertuples():
+    places, lines = load_claims()["place"], []
+    for row in audit().query("paper == @key and verdict != 'consistent'").itertuples():
         place = places[row.cells[0]] if row.cells else row.table
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
-    return lines or ["None found."]
+    return "\n".join(lines) or "None found."
+
+
+# tables of the site
+
+
+def compared_by_kind(board: pd.DataFrame) -> str:
+    """Say how many distinct quantities were compared, by kind of answer, trained networks first."""
+    table = counts(board)[list(COMPARED)].groupby("kind").sum().sum(axis=1)
+    told = [f"{table.get('trained here', 0)} of trained networks"]
+    told += [f"{table[kind]} {kind}" for kind in KINDS[:3] if table.get(kind, 0)]
+    distinct = board.index[board["role"] == ""].nunique()
+    printed = f"{distinct} distinct quantities in {board.index.nunique()} printed numbers"
+    return f"{printed}. Compared so far: {', '.join(told)}."
+
+
+def layer_table(runs: list[dict[str, Any]]) -> str:
+    """Write the layer and regressor with the smallest cross-validated error, and their SRCC."""
+    columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
+    fields, rows = ("network", "stage", "variant", "layer", "regressor"), []
+    wanted = ("04_deep_features_gpr", "biq2021")
+    for run in [run for run in runs if (run["stem"], run["profile"]) == wanted]:
+        told = {(*(r[f] for f in fields), r["baseline"], r["metric"]): r for r in run["results"]}
+        for *place, baseline, metric in told:
+            if (baseline, metric) == ("BRISQUE", "SRCC"):
+                network, stage, variant, layer, regressor = place
+                levels = [told[*place, "", m] for m in ("SRCC", "SRCC within subset")]
+                shown = ["{value:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format_map(r) for r in levels]
+                state = f"{stage} {variant}".strip()
+                rows.append([network, state, f"{layer}, {regressor}", *shown])
+    return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
+
+
+def speed_table(folder: Path = BENCHMARKS) -> str:
+    """Write the published measurements of ``make bench``, one row per implementation."""
+    rows, machines = [], set()
+    for file in _measurements(folder):
+        machines.add("{device}, {cpus} CPU cores, torch {torch}".format_map(file["machine"]))
+        for record in file["results"]:
+            gate = f"{record['gate']['difference']:.1g}, {record['gate']['allowed']:.1g}"
+            for name, ratio in record["ratios"].items():
+                times = ["", name]
+                if legs := record.get("seconds_per_unit"):
+                    both = (next(iter(legs)), name)
+                    times = [f"{leg}: {_time(legs[leg]['median'])}" for leg in both]
+                goal = record.get("goal") or 0
+                reached = f"{ratio:.1f}x" + f", goal of {goal}x missed" * (ratio < goal)
+                rows.append([record["title"], *times, reached, gate])
+    if not rows:
+        return "No measurements are published."
+    columns = ["what", "naive", "ours", "ratio", "difference, allowed"]
+    table = markdown(pd.DataFrame(rows, columns=columns))
+    return f"{table}\n\nMedians on {'; '.join(sorted(machines))}."
+
+
+def speed_line() -> str:
+    """Say in one line what the published measurements of ``make bench`` are."""
+    records = [record for file in _measurements(BENCHMARKS) for record in file["results"]]
+    ratios = sorted(r for record in records for r in record["ratios"].values())
+    if not ratios:
+        return "No measurements are published."
+    jobs = f"{len(records)} jobs measured against what one would write first, with equal results"
+    middle = ratios[len(ratios) // 2]
+    return f"{jobs}: {ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {middle:.0f}x."
+
+
+def _measurements(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def _time(seconds: float) -> str:
+    unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
+    return f"{seconds / size:.3g} {unit}"
+
+
+def needs_table() -> str:
+    """Write what the ``paper`` profiles ask for, from official numbers."""
+    from iqa_utils.datasets import DATASETS
+    from iqa_utils.workshop.notebooks import stems_with
+    from iqa_utils.workshop.plan import ASSUMED, make_plan
+
+    plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in stems_with("paper")}
+    rows, idle = [], ", ".join(number for number, plan in plans.items() if not plan["jobs"])
+    for number, plan in plans.items():
+        disk, moment = sum(plan["disk"].values()) / 1e9, plan["moment"] / 1e9
+        row = {
+            "`paper` profile of": number,
+            "data": ", ".join(DATASETS[name].title for name in plan["sets"]),
+            "trainings": f"{plan['trainings']:,}",
+            "images seen": f"{plan['images'] / 1e6:.1f} million",
+            "disk, and for a moment": f"{disk:.0f} GB" + f", {moment:.0f} GB" * bool(moment),
+            "GPU memory": f"{plan['memory'] / 1e9:.1f} GB",
+            "hours on one large GPU": f"{plan['hours']:.1f}, {plan['source']}",
+        }
+        rows += [row] if plan["jobs"] else []
+    others = {"data": "annotation files, results of the others", "trainings": "none"}
+    text = markdown(pd.DataFrame([*rows, {"`paper` profile of": idle} | others]))
+    text += "\n\nGPU memory is that of weights, gradients, moments and activations in one step."
+    computed = any("computed" in plan["source"] for plan in plans.values())
+    return text + f" Computed: networks alone, with {ASSUMED}." * computed
+
+
+# the rows of the README
 
 
 def paper_rows(runs: list[dict[str, Any]]) -> str:
@@ -160,11 +291,11 @@ def _reference(key: str) -> str:
 
 def _verdict(headline: Headline, runs: list[dict[str, Any]]) -> str:
     found = [one["says"] for one in evidence(headline, runs)]
-    if not found:
-        return "not run yet"
-    said = {word: found.count(word) for word in ("confirmed", "refuted", "undecided")}
-    words = [word if len(found) == 1 else f"{word} in {n}" for word, n in said.items() if n]
-    return ", ".join(words) + f" of {len(found)} settings" * (len(found) > 1)
+    if len(found) < 2:
+        return found[0] if found else "not run yet"
+    words = [w for w in ("confirmed", "refuted", "undecided") if w in found]
+    told = ", ".join(f"{word} in {found.count(word)}" for word in words)
+    return f"{told} of {len(found)} settings"
 
 
 def notebook_rows(runs: list[dict[str, Any]]) -> str:
@@ -173,29 +304,22 @@ def notebook_rows(runs: list[dict[str, Any]]) -> str:
 
     board, rows = compare(real_results(runs)), []
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
+    checks, tabulated = audit()["verdict"].value_counts(), counts(board).groupby("kind").sum()
+    tabulated = tabulated.loc["re-tabulated"]
+    odd = "{inconsistent} inconsistent, {implausible} implausible".format_map(checks)
+    same = f"{tabulated['reproduced']} of {tabulated.sum()} counts and correlations reproduced"
+    said = {"00": f"{checks.sum()} checks: {odd}", "01": same}
     for stem in notebook_stems():
         if stem == "07_scoreboard":
             continue
         title, question = notebook_head(stem)
         links = [_executed(run) for run in runs if run["stem"] == stem]
-        said = {"00": _audit_line, "01": _counts_line}.get(stem[:2])
-        text = said(board) if said else _numbers(by_notebook.get(stem), runs)
-        if stem not in by_notebook and not said and links:
+        text = said.get(stem[:2]) or _numbers(by_notebook.get(stem), runs)
+        if stem not in by_notebook and stem[:2] not in said and links:
             text = "in the executed notebook"
-        cells = [f"[{title}](notebooks/{stem}.ipynb)", question, text, ", ".join(links)]
-        rows.append(cells)
+        rows.append([f"[{title}](notebooks/{stem}.ipynb)", question, text, ", ".join(links)])
     table = markdown(pd.DataFrame(rows, columns=["notebook", "question", "so far", "executed"]))
     return f"{table}\n\n[Scoreboard](notebooks/07_scoreboard.ipynb): {compared_by_kind(board)}"
-
-
-def _audit_line(board: pd.DataFrame) -> str:
-    n = audit()["verdict"].value_counts()
-    return f"{n.sum()} checks: {n['inconsistent']} inconsistent, {n['implausible']} implausible"
-
-
-def _counts_line(board: pd.DataFrame) -> str:
-    row = counts(board).groupby("kind").sum().loc["re-tabulated"]
-    return f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"
 
 
 def _numbers(headline: Headline | None, runs: list[dict[str, Any]]) -> str:
@@ -203,12 +327,12 @@ def _numbers(headline: Headline | None, runs: list[dict[str, Any]]) -> str:
     if not found:
         return "no run on real data yet"
     compare, n = headline.compare, sorted({one["n_runs"] for one in found})
-    values = [f"{r['value']:+.3f} [{r['ci_low']:+.3f}, {r['ci_high']:+.3f}]" for r in found[:2]]
+    values = "; ".join(_signed(r["value"], r["ci_low"], r["ci_high"]) for r in found[:2])
     more = f" and {len(found) - 2} more" * (len(found) > 2)
-    counted = f"{' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))} run{'s' * (n[-1] > 1)}"
+    counted = f"{n[0]} to {n[-1]}" if len(n) > 1 else f"{n[0]}"
     versus = f" minus {compare['baseline']}" if "baseline" in compare else ""
-    said = f"{compare['metric']}, {compare['method']}{versus}: {'; '.join(values)}{more}"
-    return f"{said}; {counted}"
+    said = f"{compare['metric']}, {compare['method']}{versus}: {values}{more}"
+    return f"{said}; {counted} run{'s' * (n[-1] > 1)}"
 
 
 def _executed(run: dict[str, Any]) -> str:
@@ -223,9 +347,8 @@ def _badges() -> str:
     return " · ".join(f"[{text}]({address(name)})" for name, text in found.items() if address(name))
 
 
-def update_readme(path: Path | None = None) -> bool:
+def update_readme(path: Path = ROOT / "README.md") -> bool:
     """Put the current rows between the README's markers; returns whether anything changed."""
-    path = path or ROOT / "README.md"
     old = text = path.read_text(encoding="utf-8")
     runs = find_runs(ROOT / "figures")
     parts = {"papers": paper_rows(runs), "notebooks": notebook_rows(runs)}
@@ -235,6 +358,5 @@ def update_readme(path: Path | None = None) -> bool:
             raise ValueError(f"{path.name} must hold {start} and {end} once each")
         before, rest = text.split(start)
         text = f"{before}{start}\n{rows}\n{end}{rest.split(end)[1]}"
-    if text != old:
-        path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return text != old

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,29 +35,21 @@ def device_name() -> str:
     return torch.cuda.get_device_name(0) if torch and torch.cuda.is_available() else "cpu"
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine: model of the processor, cores for this process, memory."""
-    model, info = platform.processor(), Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
+def environment() -> dict[str, Any]:
+    """Describe what runs the code: Python, platform, packages, machine, device, variables set.
+
+    The machine is the model of its processor, the cores for this process and its memory.
+    """
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    models = re.findall(r"^model name\s*: (.+)$", info, re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores, "memory_gib": round(memory, 1)}
-
-
-def packages() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
-def environment() -> dict[str, Any]:
-    """Describe what runs the code: Python, platform, packages, machine, device, variables set."""
+    model = models[0].strip() if models else platform.processor()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": packages(),
-        "machine": machine(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "machine": {"cpu": model, "cores": cores, "memory_gib": round(memory, 1)},
         "device": device_name(),
         "variables": {n: Path(os.environ[n]).name for n in VARIABLES if os.environ.get(n)},
     }
@@ -85,8 +78,7 @@ def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
 
 def imported_files(stem: str) -> dict[str, str]:
     """Digest of the notebook and of every file of the package that it may import, by its path."""
-    notebook = ROOT / "notebooks" / f"{stem}.ipynb"
-    files, todo = {}, [notebook]
+    files, todo = {}, [ROOT / "notebooks" / f"{stem}.ipynb"]
     while todo:
         path = todo.pop()
         name = path.relative_to(ROOT).as_posix()

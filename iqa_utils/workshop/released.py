@@ -44,13 +44,11 @@ def load_released(root: Path) -> pd.DataFrame:
         content = loadmat(path, simplify_cells=True)
         for name, (theirs, _) in SETS.items():
             try:
-                columns = {
-                    ours: np.ravel(content[key][theirs]).astype(np.float64)
-                    for ours, key in (("mos", "mos"), ("pred", "DNN_mos"), ("transformed", "hat"))
-                }
-                parts.append(pd.DataFrame({"split": split, "dataset": name, **columns}))
+                columns = [np.ravel(content[k][theirs]) for k in ("mos", "DNN_mos", "hat")]
+                columns = np.column_stack(columns).astype(np.float64)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path.name}, set {theirs}: {error}") from error
+            parts.append(_part(split, name, *columns.T))
     return _attributed(parts, digest.hexdigest()[:16], demo=False)
 
 
@@ -62,9 +60,15 @@ def make_released(*, seed: int = 0, n: int = 60) -> pd.DataFrame:
         for name in SETS:
             pred = rng.uniform(0.2, 2.2, n)
             mos = 40 * pred + rng.normal(0, 12, n)
-            columns = {"mos": mos, "pred": pred, "transformed": pred * rng.uniform(3.5, 4.5)}
-            parts.append(pd.DataFrame({"split": split, "dataset": name, **columns}))
+            parts.append(_part(split, name, mos, pred, pred * rng.uniform(3.5, 4.5)))
     return _attributed(parts, f"made-{seed}-{n}", demo=True)
+
+
+def _part(
+    split: int, name: str, mos: np.ndarray, pred: np.ndarray, transformed: np.ndarray
+) -> pd.DataFrame:
+    columns = {"mos": mos, "pred": pred, "transformed": transformed}
+    return pd.DataFrame({"split": split, "dataset": name, **columns})
 
 
 def _attributed(parts: list[pd.DataFrame], fingerprint: str, *, demo: bool) -> pd.DataFrame:
@@ -83,15 +87,11 @@ def split_metrics(frame: pd.DataFrame, methods: Mapping[str, Metric] = METRICS) 
         for label, metric in methods.items():
             rows.append((split, name, label, metric(mos, pred), len(part)))
     table = pd.DataFrame(rows, columns=["split", "dataset", "metric", "value", "n"])
-    means = [
-        (split, "weighted", label, _weighted(part), part["n"].sum())
-        for (split, label), part in table.groupby(["split", "metric"], sort=False)
-    ]
+    means = []
+    for (split, label), part in table.groupby(["split", "metric"], sort=False):
+        value = size_weighted(part.set_index("dataset")["value"].to_dict(), SIZES)
+        means.append((split, "weighted", label, value, part["n"].sum()))
     return pd.concat([table, pd.DataFrame(means, columns=table.columns)], ignore_index=True)
-
-
-def _weighted(part: pd.DataFrame) -> float:
-    return size_weighted(part.set_index("dataset")["value"].to_dict(), SIZES)
 
 
 def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> pd.DataFrame:
@@ -100,24 +100,21 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
     As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
     weighted means, which is another number, is given as ``median of weighted``.
     """
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows, names = np.random.default_rng(seed), [], list(SETS)
+    weights = np.array([SIZES[name] for name in names]) / sum(SIZES.values())
     for metric, part in table.groupby("metric", sort=False):
         wide = part.pivot_table(index="split", columns="dataset", values="value")
-        names = list(SETS)
         counts = part.groupby("dataset")["n"].sum()
         draws = rng.integers(len(wide), size=(n_resamples, len(wide)))
         resampled = np.median(wide[names].to_numpy()[draws], axis=1)  # (resamples, sets)
-        weights = np.array([SIZES[name] for name in names]) / sum(SIZES.values())
         values = {name: (wide[name].median(), resampled[:, k]) for k, name in enumerate(names)}
         values["weighted"] = (wide[names].median() @ weights, resampled @ weights)
         whole = wide["weighted"].to_numpy()
         values["median of weighted"] = (np.median(whole), np.median(whole[draws], axis=1))
         for name, (value, sample) in values.items():
             low, high = np.quantile(sample, [0.025, 0.975])
-            spread = wide[name if name in SETS else "weighted"].std()
-            n = counts[name if name in SETS else "weighted"]
-            rows.append((name, metric, value, low, high, n, len(wide), spread))
+            own = name if name in SETS else "weighted"
+            rows.append((name, metric, value, low, high, counts[own], len(wide), wide[own].std()))
     columns = ["dataset", "metric", "value", "ci_low", "ci_high", "n", "n_runs", "sd"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -145,8 +142,7 @@ def quoted_rows(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def kendall_points(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman and Kendall of every split and set, to see how far real pairs stray."""
-    methods = {"SRCC": metrics.srcc, "KRCC": metrics.krcc}
-    table = split_metrics(frame, methods)
+    table = split_metrics(frame, {"SRCC": metrics.srcc, "KRCC": metrics.krcc})
     table = table[table["dataset"] != "weighted"]
-    wide = table.pivot_table(index=["split", "dataset"], columns="metric", values="value")
-    return wide.reset_index()
+    index = ["split", "dataset"]
+    return table.pivot_table(index=index, columns="metric", values="value").reset_index()

@@ -14,26 +14,25 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
+from matplotlib.colors import to_hex
 
-from iqa_utils.workshop import paper_pages, result_tables as tables
+from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.notebooks import notebook_head
 from iqa_utils.workshop.papers import papers
-from iqa_utils.workshop.plots.claims import draw_scoreboard
-from iqa_utils.workshop.plots.common import VERDICT_COLOURS
+from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
 from iqa_utils.workshop.tables import write_csv
 
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
+HEADS = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -46,17 +45,16 @@ def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | Non
     folder = folder or ROOT / "runs" / "report"
     runs, broken = read_runs() if runs is None else (runs, [])
     source = folder.with_name(f".{folder.name}.source")
-    built = source / "_build" / "site"
+    built, trees = source / "_build" / "site", source / "_build" / "trees"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
     _write_pages(source, [run for run in runs if folder not in run["folder"].parents])
     _write(source / "generated" / "broken.md", "\n".join([*broken, ""]))
-    command = [sys.executable, "-m", "sphinx", "-q", "-d", f"{source}/_build/trees"]
-    command += ["-b", "html", str(source), str(built)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-d", trees, "-b", "html", source, built]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"Sphinx did not build the site: {done.stderr.strip()[-2000:]}")
-    (built / "warnings.txt").write_text(done.stderr)
+    _write(built / "warnings.txt", done.stderr)
     shutil.rmtree(folder, ignore_errors=True)
     built.rename(folder)
     shutil.rmtree(source)
@@ -75,25 +73,28 @@ def read_runs() -> tuple[list[dict[str, Any]], list[str]]:
 
 def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
     """Write what ``docs/`` includes and lists: tables, and a page per paper, run and module."""
-    board = compare(tables.real_results(runs))
+    board = compare(paper_pages.real_results(runs))
     for name in ("generated", "papers", "tables"):
         (source / name).mkdir()
-    names = {_page_name(run): run for run in _in_order(runs)}
+    names = {_page_name(run): run for run in sorted(runs, key=_place)}
     for path in list(PAGES)[1:]:
         text = (ROOT / path).read_text(encoding="utf-8")
         _write(source / PAGES[path], _relink(text, Path(path).parent, "", names))
+    n = board[board["verdict"] == "not run"].groupby(["paper", "table"]).size().rename("not run")
+    waiting = coverage().merge(n, on=["paper", "table"])
+    waiting = waiting[["paper", "table", "not run", "claims", "notebook", "needs", "reason"]]
     figure = draw_scoreboard(board)
     figure.savefig(source / "scoreboard.png", dpi=150, metadata={"Software": None})
     plt.close(figure)
     parts = {
-        "compared": tables.compared_by_kind(board),
-        "verdicts": tables.markdown(counts(board).reset_index()),
+        "compared": paper_pages.compared_by_kind(board),
+        "verdicts": paper_pages.markdown(counts(board).reset_index()),
         "board": _board(board),
         "headlines": paper_pages.headline_table(runs),
-        "layers": tables.layer_table(runs),
-        "waiting": _waiting(board),
-        "speed": tables.speed_table(),
-        "needs": tables.needs_table(),
+        "layers": paper_pages.layer_table(runs),
+        "waiting": paper_pages.markdown(waiting),
+        "speed": paper_pages.speed_table(),
+        "needs": paper_pages.needs_table(),
         "notebooks": _notebook_list(names),
     }
     for name, text in parts.items():
@@ -118,37 +119,28 @@ def _take_away(rows: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV and LaTeX."""
     write_csv(rows, path.with_name(f"{path.name}.csv"))
     styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
-    text = styler.format_index(escape="latex", axis=1).to_latex(hrules=True)
-    _write(path.with_name(f"{path.name}.tex"), text)
-
-
-def _waiting(board: pd.DataFrame) -> str:
-    n = board[board["verdict"] == "not run"].groupby(["paper", "table"]).size()
-    table = coverage().merge(n.rename("not run"), on=["paper", "table"], how="inner")
-    columns = ["paper", "table", "not run", "claims", "notebook", "needs", "reason"]
-    return tables.markdown(table[columns])
+    styler = styler.format_index(escape="latex", axis=1)
+    styler.to_latex(path.with_name(f"{path.name}.tex"), hrules=True, encoding="utf-8")
 
 
 def _board(board: pd.DataFrame) -> str:
     """Write every row of the ledger as one HTML table, grouped, with the verdict first."""
     titles = {key: paper.TITLE.split(":")[0] for key, paper in papers().items()}
-    colours = "".join(
-        f'[data-verdict="{verdict}"] .verdict{{background:{matplotlib.colors.to_hex(colour)}66}}'
-        for verdict, colour in VERDICT_COLOURS.items()
-    )
+    style = '[data-verdict="{}"] .verdict{{background:{}66}}'
+    shades = {verdict: to_hex(colour) for verdict, colour in VERDICT_COLOURS.items()}
+    colours = "".join(style.format(*shade) for shade in shades.items())
     said = {v: v for v in VERDICTS if (board["verdict"] == v).any()}
     lines = ["```{raw} html", f"<style>{colours}</style>", '<p class="filters">']
     for what, options in (("paper", titles), ("table", {}), ("verdict", said)):
         offered = "".join(f'<option value="{k}">{text}</option>' for k, text in options.items())
-        lines.append(f'<select aria-label="{what}"><option value="">every {what}</option>')
-        lines.append(f"{offered}</select>")
-    heads = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
-    named = "".join(f"<th>{name}</th>" for name in heads)
+        first = f'<select aria-label="{what}"><option value="">every {what}</option>'
+        lines += [first, f"{offered}</select>"]
+    named = "".join(f"<th>{name}</th>" for name in HEADS)
     lines.append(f'</p><div class="wide"><table class="scoreboard"><thead><tr>{named}</tr></thead>')
     for (paper, table), part in board.groupby(["paper", "table"], sort=False):
         place = html.escape(table)
         lines.append(f'<tbody data-paper="{paper}" data-table="{place}"><tr class="group">')
-        lines.append(f'<th colspan="{len(heads)}">{html.escape(titles[paper])}, {place}</th></tr>')
+        lines.append(f'<th colspan="{len(HEADS)}">{html.escape(titles[paper])}, {place}</th></tr>')
         lines += [*map(_board_row, part.to_dict("records")), "</tbody>"]
     return "\n".join([*lines, "</table></div>", "```"])
 
@@ -163,14 +155,10 @@ def _board_row(row: dict[str, Any]) -> str:
     return f'<tr data-verdict="{verdict}"><td class="verdict">{verdict}</td>{text}</tr>'
 
 
-def _in_order(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _place(run: dict[str, Any]) -> tuple[str, bool, bool, str, str]:
     """Order runs by notebook, published ones first, then other real ones, demo runs last."""
-
-    def place(run: dict[str, Any]) -> tuple[Any, ...]:
-        demo = run["profile"] == "demo"
-        return run["stem"], not _is_published(run), demo, run["profile"], str(run["folder"])
-
-    return sorted(runs, key=place)
+    demo = run["profile"] == "demo"
+    return run["stem"], not _is_published(run), demo, run["profile"], str(run["folder"])
 
 
 def _is_published(run: dict[str, Any]) -> bool:
@@ -213,8 +201,8 @@ def _provenance(folder: Path) -> str:
         return ""
     seen = json.loads(path.read_text())
     data = ", ".join(seen["data"]) or "no data set"
-    data = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
-    told = f"This run: {data}; {seen['seconds']:.0f} s on {seen['device']}, commit {seen['commit']}"
+    seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
+    told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
     changed = "has not changed" if is_current(seen) else "has changed"
     return f"{told}; the code that it used {changed} since."
 
@@ -251,7 +239,7 @@ def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) 
             found = f"notebooks/{own[0]}" if own else ""
         if found:
             return f"[{label}]({up}{found}{anchor})"
-        repository = tables.address("repository")
+        repository = paper_pages.address("repository")
         there = f"{repository}/blob/main/{known}{anchor}"
         return f"[{label}]({there})" if repository and known else label
 

@@ -66,8 +66,7 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     Values are checked, never converted: YAML's ``1e-3`` is a string and is refused here, by name.
     """
     declared = {k: v for k, v in namespace.get("__annotations__", {}).items() if k.isupper()}
-    absent = [name for name in REQUIRED if name not in declared]
-    if absent:
+    if absent := [name for name in REQUIRED if name not in declared]:
         raise KeyError(f"the parameters cell must declare {', '.join(absent)} with a type")
     if wrong := wrong_types(declared, namespace):
         raise TypeError("; ".join(wrong))
@@ -77,8 +76,7 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 def run_dir(stem: str, profile: str, run_name: str = "") -> Path:
     """Return the folder of a finished run, ``runs/PROFILE/STEM[-RUN_NAME]``, of plain names."""
     for label, part in (("stem", stem), ("PROFILE", profile), ("RUN_NAME", run_name)):
-        plain = part.replace("-", "").replace("_", "").replace(".", "")
-        if (part and not plain.isalnum()) or (not part and label != "RUN_NAME"):
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", part) and (part or label != "RUN_NAME"):
             raise ValueError(f"{label} may hold letters, digits, '.', '_' and '-', got {part!r}")
     return ROOT / "runs" / profile / (f"{stem}-{run_name}" if run_name else stem)
 
@@ -108,20 +106,18 @@ class Run:
         self._lock = _claim(self.final_dir)
         self._earlier = _reopen(self.dir, parameters)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        self.figures_dir.mkdir()
+        (self.dir / "figures").mkdir()
         self._started, self._commit = time.perf_counter(), provenance.commit()
         self._files = provenance.code_files()  # the code that is loaded now
-        seed_everything(parameters["SEED"])
+        random.seed(parameters["SEED"])
+        np.random.seed(parameters["SEED"])  # noqa: NPY002 - libraries draw from the global generator
+        if torch := sys.modules.get("torch"):  # in a notebook that has imported it
+            torch.manual_seed(parameters["SEED"])
 
     @property
     def checkpoints_dir(self) -> Path:
         """Folder of checkpoints, which outlive a killed run."""
         return self.dir / "checkpoints"
-
-    @property
-    def figures_dir(self) -> Path:
-        """Folder of the figures."""
-        return self.dir / "figures"
 
     @property
     def pretrained(self) -> str:
@@ -163,7 +159,8 @@ class Run:
         if any(data["demo"] for data in self.fingerprints.values()):
             style = {"ha": "right", "va": "top", "size": 7, "color": "0.35", "style": "italic"}
             figure.text(0.995, -0.005, "demo run: shows the machinery", **style)  # below all
-        png = self.figures_dir / f"{'private-' if photographs else ''}{name}.png"
+        name = f"private-{name}" if photographs else name
+        png = self.dir / "figures" / f"{name}.png"
         figure.draw_without_rendering()  # lays out once; laying out again would move things
         figure.set_layout_engine("none")
         figure.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": None})
@@ -183,49 +180,34 @@ class Run:
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
         self.described |= fields
 
-    def add_result(
-        self,
-        *,
-        table: str,
-        method: str,
-        dataset: str,
-        metric: str,
-        value: float,
-        data: str,
-        n_runs: int = 1,
-        paper: str | None = None,
-        **more: Any,
-    ) -> None:
+    def add_result(self, **fields: Any) -> None:
         """Add one finite number; ``table``, ``method`` and ``dataset`` are spelt as in the ledger.
 
         Args:
-            table: Table, figure or ``"text"`` of the paper, or a word of our own (``"control"``).
-            method: Row of that table.
-            dataset: Data set.
-            metric: Our name of the metric (``SRCC``, ``RMSE 0-20``).
-            value: The number.
-            data: ``"demo"`` or the name of the real set it was measured on.
-            n_runs: Runs or splits behind the number.
-            paper: Ledger key, where it is not the run's own.
-            **more: ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
+            **fields: ``table`` of the paper (a table, a figure, ``"text"``, or a word of our own
+                such as ``"control"``), ``method`` (row of that table), ``dataset``, ``metric``
+                (our name of it: ``SRCC``, ``RMSE 0-20``), ``value`` and ``data`` (``"demo"`` or
+                the name of the real set it was measured on). Where they apply, ``n_runs`` (runs or
+                splits behind the number), ``paper`` (ledger key, where it is not the run's own),
+                ``ci_low`` and ``ci_high`` (95 %), ``n`` (images), ``sd`` over the runs,
                 ``pred_spread`` (SD of the predictions over that of the scores), the fields of
                 :meth:`describe`, and words such as ``baseline``, ``variant``, ``subset`` or
                 ``layer``; None is as if not given.
         """
-        given = {key: v for key, v in more.items() if v is not None}
-        if unknown := sorted(set(given) - set(RESULT_COLUMNS)):
-            raise TypeError(f"a result has the fields {RESULT_COLUMNS}, got {unknown}")
-        row = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys((*DESCRIBED, *WORDS), "")
-        row |= {"protocol": {}} | self.described | given
-        row |= {"table": table, "method": method, "dataset": dataset, "metric": metric}
-        row |= {"data": data, "paper": self.paper if paper is None else paper}
-        row |= {"value": value, "n_runs": n_runs}
+        given = {"paper": self.paper, "n_runs": 1}
+        given |= self.described | {k: v for k, v in fields.items() if v is not None}
+        unknown, absent = set(given) - set(RESULT_COLUMNS), {*PLACE, "value"} - set(given)
+        if unknown or absent:
+            told = f"got {sorted(unknown)}" if unknown else f"lacks {sorted(absent)}"
+            raise TypeError(f"a result has the fields {RESULT_COLUMNS}, {told}")
+        row = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys((*DESCRIBED, *WORDS), "") | given
         for key in NUMBERS:
             if row[key] is not None:
                 if not math.isfinite(row[key]):
-                    raise ValueError(f"{table}, {method}, {dataset}, {metric}: {key} is {row[key]}")
+                    place = ", ".join(row[k] for k in ("table", "method", "dataset", "metric"))
+                    raise ValueError(f"{place}: {key} is {row[key]}")
                 row[key] = int(row[key]) if key in ("n", "n_runs") else float(row[key])
-        self.results.append({key: row[key] for key in RESULT_COLUMNS})
+        self.results.append(row)
 
     def add_results(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> None:
         """Add several numbers: a table or dictionaries with the names of :meth:`add_result`."""
@@ -245,23 +227,22 @@ class Run:
         """
         if absent := [c for c in PREDICTION_COLUMNS if c not in frame.columns]:
             raise ValueError(f"predictions lack the columns {absent}")
-        bad = frame.index[~np.isfinite(frame["pred"].to_numpy(dtype=float))]
-        if len(bad):
-            raise ValueError(f"{len(bad)} predictions are not finite, first {frame.loc[bad[0]]}")
+        if len(bad := frame[~np.isfinite(frame["pred"].to_numpy(dtype=float))]):
+            raise ValueError(f"{len(bad)} predictions are not finite, first {bad.iloc[0]}")
         with atomic_write(self.dir / "predictions.parquet") as file:
             self._with_groups(frame).to_parquet(file, index=False)
 
     def _with_groups(self, frame: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
 
-        lacking = [name for name in GROUPS if name not in frame]
-        tables = self._tables.items()
-        known = [t.assign(dataset=name) for name, t in tables if {"image", "reference"} <= {*t}]
-        if known and lacking:
-            keys = ["dataset", "image"]
-            known = pd.concat(known).reindex(columns=[*keys, *lacking])
-            frame = frame.merge(known, on=keys, how="left", validate="m:1")
-        return frame.assign(**dict.fromkeys(lacking)) if not len(known) else frame
+        lacking, keys = [name for name in GROUPS if name not in frame], ["dataset", "image"]
+        known = [
+            t.assign(dataset=k) for k, t in self._tables.items() if {"image", "reference"} <= {*t}
+        ]
+        if not (known and lacking):
+            return frame.assign(**dict.fromkeys(lacking))
+        known = pd.concat(known).reindex(columns=[*keys, *lacking])
+        return frame.merge(known, on=keys, how="left", validate="m:1")
 
     def save_history(self, frame: pd.DataFrame) -> None:
         """Write ``history.parquet``: one row per epoch of every training."""
@@ -275,43 +256,24 @@ class Run:
         last file it left: a run that found its checkpoints again was not fast.
         """
         seconds = round(self._earlier["seconds"] + time.perf_counter() - self._started, 1)
-        write_json(self.dir / "provenance.json", self._provenance(seconds))
-        metrics = {"stem": self.stem, "profile": self.parameters["PROFILE"]}
-        metrics |= {"parameters": portable(self.parameters), "results": self.results}
-        write_json(self.dir / "metrics.json", metrics)
+        given, seen = portable(self.parameters), [d["demo"] for d in self.fingerprints.values()]
+        told = {"stem": self.stem, "commit": self._commit[0], "clean": self._commit[1]}
+        told |= {"files": provenance.used_files(self.stem, self._files)}
+        told |= provenance.environment() | {"seed": given["SEED"], "parameters": given}
+        told |= {"data": self.fingerprints, "weights": self.weights}
+        told |= {"demo": bool(seen) and all(seen)}  # false where no data set was read
+        told |= {"seconds": seconds, "killed_attempts": self._earlier["killed"]}
+        write_json(self.dir / "provenance.json", told)
+        metrics = {"stem": self.stem, "profile": given["PROFILE"], "parameters": given}
+        write_json(self.dir / "metrics.json", metrics | {"results": self.results})
         if self.dir != self.final_dir:
             (self.dir / _ATTEMPTS).unlink()
             _replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
             self._lock.release(force=True)
-        shown = self.dir.relative_to(ROOT) if self.dir.is_relative_to(ROOT) else self.dir
-        print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {shown}")
+        place = self.dir.relative_to(ROOT)
+        print(f"{self.stem}: {len(self.results)} results, {seconds:.0f} s -> {place}")
         return self.dir
-
-    def _provenance(self, seconds: float) -> dict[str, Any]:
-        seen = [data["demo"] for data in self.fingerprints.values()]
-        return {
-            "stem": self.stem,
-            "commit": self._commit[0],
-            "clean": self._commit[1],
-            "files": provenance.used_files(self.stem, self._files),
-            **provenance.environment(),
-            "seed": self.parameters["SEED"],
-            "parameters": portable(self.parameters),
-            "data": self.fingerprints,
-            "weights": self.weights,
-            "demo": bool(seen) and all(seen),  # false where no data set was read
-            "seconds": seconds,
-            "killed_attempts": self._earlier["killed"],
-        }
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and, in a notebook that has imported it, torch."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
-    if torch := sys.modules.get("torch"):
-        torch.manual_seed(seed)
 
 
 def portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,21 +291,19 @@ def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):
         for path in sorted(root.rglob("metrics.json")):
-            if not any(part.startswith(".") for part in path.relative_to(root).parts):
-                try:
-                    found.append({**_checked_run(read_mapping(path), path), "folder": path.parent})
-                except (ValueError, OSError) as error:  # one broken file stops nobody
-                    warnings.warn(f"a run is left out: {error}", stacklevel=2)
+            if any(part.startswith(".") for part in path.relative_to(root).parts):
+                continue
+            try:
+                metrics = read_mapping(path)
+                if not {"stem", "profile", "parameters"} <= set(metrics):
+                    raise ValueError(f"{path}: expected stem, profile, parameters: {[*metrics]}")
+                rows = metrics.get("results")
+                if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                    raise ValueError(f"{path}: expected results as a list of rows")
+                found.append({**metrics, "folder": path.parent})
+            except (ValueError, OSError) as error:  # one broken file stops nobody
+                warnings.warn(f"a run is left out: {error}", stacklevel=2)
     return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
-
-
-def _checked_run(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
-    results = metrics.get("results")
-    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
-        raise ValueError(f"{path}: expected results as a list of rows")
-    if absent := [key for key in ("stem", "profile", "parameters") if key not in metrics]:
-        raise ValueError(f"{path}: expected {', '.join(absent)}, found {[*metrics]}")
-    return metrics
 
 
 def _replace_folder(new: Path, old: Path) -> None:

@@ -1,10 +1,10 @@
 """One file a paper, found by its name: what only that paper knows.
 
 A module here has KEY, TITLE, DOI, NOTEBOOKS, LEDGER (number and digest of its rows in
-``data/claims.csv``), METRICS (our names of its metrics, where they differ), ANSWERS,
-EASY and DIFFICULT, ``checks(rows)``, which recomputes what no other paper has, and ``facts(rows)``,
-what it computes for the numbers of the prose. ALIASES and DATA are needed only where a data set of
-the ledger bears another name in our results or stands for several. What is only data lies beside
+``data/claims.csv``), ANSWERS, EASY and DIFFICULT, ``checks(rows)``, which recomputes what no other
+paper has, and ``facts(rows)``, what it computes for the numbers of the prose. METRICS, ALIASES and
+DATA are needed only where a metric or data set of the ledger bears another name in our results or
+stands for several. What is only data lies beside
 the ledger: ``headlines.yaml``, ``coverage.csv``, ``repeats.csv``, ``audit_facts.csv`` and
 ``layer_shapes.csv``.
 """
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from iqa_utils.workshop.provenance import ROOT
+from iqa_utils.workshop.checkout import ROOT
 
 
 class Answer(NamedTuple):

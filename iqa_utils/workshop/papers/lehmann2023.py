@@ -1,20 +1,12 @@
 """Lehmann and Rokita: dual-Xception and cross-sampled training on KonIQ-10k."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
-from iqa_utils.workshop.audit import (
-    RANGES,
-    SLACK,
-    Check,
-    Facts,
-    check_cell,
-    check_pooling,
-    deviation_bounds,
-    overlap,
-    printed_interval,
-    smallest_deviation,
-)
+from iqa_utils.workshop import audit
+from iqa_utils.workshop.audit import RANGES, Check, Facts, printed_interval
 from iqa_utils.workshop.papers import Answer
 
 KEY = "lehmann2023"
@@ -53,37 +45,35 @@ DIFFICULT = (
 
 def checks(rows: pd.DataFrame) -> list[Check]:
     """Recompute the totals, the deviation of the ranges and the least errors."""
-    pooled = check_pooling(rows, "Tab. 4", "MSE", 2)
+    pooled = audit.check_pooling(rows, "Tab. 4", "MSE", 2)
     return [*pooled, *_ranges_deviation(rows), *_squared_label(rows)]
 
 
-def _ranges_deviation(rows: pd.DataFrame) -> list[Check]:
+def _ranges_deviation(rows: pd.DataFrame) -> Iterator[Check]:
     """Compare "Ranges standard deviation" with the five range errors above it.
 
     The mean of per-run deviations cannot lie below the deviation of the mean errors (a norm is
     convex), so a printed value below the population form is impossible under any reading.
     """
-    found = []
+    table = rows[rows["table"] == "Tab. 4"]
     for _, cell in rows[rows["metric"] == "Ranges standard deviation"].iterrows():
-        row = rows[(rows["table"] == "Tab. 4") & (rows["method"] == cell["method"])]
-        parts = row.set_index("metric").loc[[f"MSE {r}" for r in RANGES]]
-        boxes = [printed_interval(t) for t in parts["printed"]]
+        row = table[table["method"] == cell["method"]].set_index("metric")
+        parts = row.loc[[f"MSE {r}" for r in RANGES]]
+        boxes = [printed_interval(text) for text in parts["printed"]]
         value = float(np.std(parts["value"], ddof=1))
-        low, high = deviation_bounds(boxes, 0)[0], deviation_bounds(boxes, 1)[1]
+        low, high = audit.deviation_bounds(boxes, 0)[0], audit.deviation_bounds(boxes, 1)[1]
         high = float(np.hypot(high, parts["spread"].max()))  # runs may scatter on top
-        good = overlap((low, high), printed_interval(cell["printed"]))
+        good = audit.overlap((low, high), printed_interval(cell["printed"]))
         wrong = f"The column's own deviation is {value:.2f}: the claim of even quality over the "
         right = "The deviation of the five printed errors, rounded or cut."
         said = right, f"{wrong}range rests on this cell."
         place = "ranges deviation", f"{cell['method']}, SD of five ranges"
-        found.append(check_cell(cell, *place, (value, low, high), good, said))
-    return found
+        yield audit.check_cell(cell, *place, (value, low, high), good, said)
 
 
-def _squared_label(rows: pd.DataFrame) -> list[Check]:
+def _squared_label(rows: pd.DataFrame) -> Iterator[Check]:
     """Ask whether the column "MSE" can hold squared errors, and whether it can hold their roots."""
-    found = []
-    sd = smallest_deviation(rows[rows["table"] == "Tab. 3"]["value"].to_numpy())
+    sd = audit.smallest_deviation(rows[rows["table"] == "Tab. 3"]["value"].to_numpy())
     table = rows[rows["table"] == "Tab. 4"]
     for cell in table[table["metric"] == "MSE"].to_dict("records"):
         pair = table[(table["method"] == cell["method"]) & (table["metric"] == "PLCC")].iloc[0]
@@ -91,20 +81,14 @@ def _squared_label(rows: pd.DataFrame) -> list[Check]:
         floor = sd**2 * (1 - printed_interval(pair["printed"])[1] ** 2 - pair["spread"] ** 2)
         printed = printed_interval(cell["printed"])[1]
         for label, value in (("MSE", printed), ("RMSE", printed**2 + cell["spread"] ** 2)):
-            good = value >= floor - SLACK
             shown = float(floor if label == "MSE" else np.sqrt(floor))
-            wrong = "Squared errors of this size would need a correlation far above the printed "
-            found.append(
-                Check(
-                    *(KEY, "Tab. 4", "error floor", f"{cell['method']}, least {label}"),
-                    *(shown, shown, float("inf"), cell["value"]),
-                    "consistent" if good else "inconsistent",
-                    f"Read as {label}, the column agrees with the correlation and the class counts."
-                    if good
-                    else f"{wrong}one: the column holds root mean squared errors.",
-                )
-            )
-    return found
+            right = f"Read as {label}, the column agrees with the correlation and the class counts."
+            wrong = "Squared errors of this size would need a correlation far above the printed one"
+            wrong += ": the column holds root mean squared errors."
+            good = value >= floor - audit.SLACK
+            said = ("consistent", right) if good else ("inconsistent", wrong)
+            place = (KEY, "Tab. 4", "error floor", f"{cell['method']}, least {label}")
+            yield Check(*place, shown, shown, float("inf"), cell["value"], *said)
 
 
 def facts(rows: pd.DataFrame) -> Facts:
@@ -115,29 +99,30 @@ def facts(rows: pd.DataFrame) -> Facts:
     upper = np.triu_indices(len(values), 1)
     counts = rows[rows["table"] == "Tab. 3"]["value"].to_numpy()
     seconds = rows[rows["metric"].str.startswith("epoch")].set_index("method")["value"]
-    plain, fast, third = (seconds[m] for m in ("without cross-sampling", "method 1", "method 3"))
+    plain, fast, second, third = (
+        seconds[method] for method in ("without cross-sampling", "method 1", "method 2", "method 3")
+    )
     # seconds per image and a fixed overhead, both from the first two columns
     cost = (plain - fast) / (7058 - 645)
-    second = seconds["method 2"]
+
+    def of_images(n: int) -> float:
+        return plain - cost * (7058 - n)
+
+    def saved(time: float) -> audit.Interval:
+        return (plain - 0.5) / (time + 1), (plain + 1) / (time - 0.5)
+
+    from_images = [(of_images(903), of_images(1032)), (0.8 * second, 1.2 * second)]
     return {
         "pairs equal in both orders": [(values == values.T)[upper].sum()],
         "ones on the diagonal": [(np.diag(values) == 1).sum()],
         "eigenvalues below zero": [float(np.linalg.eigvalsh(values)[0] < 0)],
         "images in all ranges": [counts.sum()],
         "largest class over smallest": [counts.max() / counts.min()],
-        "epoch time saved by method 1": [((plain - 0.5) / (fast + 1), (plain + 1) / (fast - 0.5))],
-        "epoch time saved by method 3": [
-            ((plain - 0.5) / (third + 1), (plain + 1) / (third - 0.5))
-        ],
+        "epoch time saved by method 1": [saved(fast)],
+        "epoch time saved by method 3": [saved(third)],
         "KonCept512 over method 1": [seconds["KonCept512"] / fast],
-        "seconds of method 2, 903 to 1,032 images an epoch": [
-            (plain - cost * (7058 - 903), plain - cost * (7058 - 1032)),
-            (0.8 * second, 1.2 * second),
-        ],
-        "seconds of method 3, 2,193 images an epoch": [
-            plain - cost * (7058 - 2193),
-            (0.8 * third, 1.2 * third),
-        ],
+        "seconds of method 2, 903 to 1,032 images an epoch": from_images,
+        "seconds of method 3, 2,193 images an epoch": [of_images(2193), (0.8 * third, 1.2 * third)],
         "hours of a session of method 1, 60 epochs": [fast / 60],
         "hours of a session without cross-sampling": [plain / 60],
     }

@@ -12,22 +12,15 @@ TITLE = "Ponomarenko et al. 2022: distillation over unlabelled images"
 DOI = "10.2352/EI.2022.34.14.COIMG-219"
 NOTEBOOKS = ("06_distillation",)
 LEDGER = (80, "c287b77873babf63")
-METRICS: dict[str, tuple[str, ...]] = {}
 STUDENT = "IMQNet pre-trained on TMP by transfer"
 DATA = {
     "weighted": {"koniq10k", "flive", "nrtid", "livec", "htid"},
     "average": {"koniq10k", "flive", "livec", "nrtid", "htid", "spaq"},
 }
 KONCEPT = {"network": "KonCept512", "weights": "imagenet"}
-SIX, FIVE = (
-    {"protocol": {"training": "six merged sets"}},
-    {"protocol": {"training": "five merged sets"}},
-)
-TAUGHT = {
-    "network": "IMQNet",
-    "recipe": "as written",
-    "protocol": {"teacher": "six merged sets", "steps": 100000},
-}
+SIX, FIVE = ({"protocol": {"training": f"{n} merged sets"}} for n in ("six", "five"))
+STEPS = {"teacher": "six merged sets", "steps": 100000}
+TAUGHT = {"network": "IMQNet", "recipe": "as written", "protocol": STEPS}
 ANSWERS = (
     Answer("Table 1", {"trained here": KONCEPT | SIX}, ("KonCept512",)),
     Answer("text", {"trained here": TAUGHT}),
@@ -47,7 +40,7 @@ def checks(rows: pd.DataFrame) -> list[Check]:
     """Recompute the weighted and the plain mean."""
     six = dict.fromkeys([*TEACHER_WEIGHTS, "spaq"], 1.0)
     weighted = check_mean(rows, "Table 1", "weighted", TEACHER_WEIGHTS)
-    return weighted + check_mean(rows, "Table 4", "average", six)
+    return [*weighted, *check_mean(rows, "Table 4", "average", six)]
 
 
 def facts(rows: pd.DataFrame) -> Facts:

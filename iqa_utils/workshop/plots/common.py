@@ -7,7 +7,7 @@ carries the same meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,41 +21,21 @@ from pandas.io.formats.style import Styler
 
 from iqa_utils.datasets import DATASETS
 
-WORDS = {
-    "as_written": "as written",
-    "sqrt_inv": "square root of the inverse",
-    "method1": "method 1",
-    "method2": "method 2",
-    "method3": "method 3",
-}
+WORDS = {"as_written": "as written", "sqrt_inv": "square root of the inverse"}
 PALETTE = sns.color_palette("colorblind")
-VERDICT_COLOURS = {
-    "reproduced": PALETTE[2],
-    "close": PALETTE[9],
-    "better": PALETTE[0],
-    "worse": PALETTE[1],
-    "inconsistent": PALETTE[3],
-    "implausible": PALETTE[4],
-    "not comparable": (0.72, 0.72, 0.72),
-    "not run": (0.9, 0.9, 0.9),
-}
+MARKERS = "osD^vP*X<>hd"
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def set_theme() -> None:
     """Set fonts, grid and palette; fixes what would make PDF files differ between repeats."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "axes.titleweight": "bold",
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "legend.frameon": False,
-            "pdf.fonttype": 42,
-            "svg.hashsalt": "iqa",
-        }
-    )
+    mpl.rc("figure", dpi=100)
+    mpl.rc("figure.constrained_layout", use=True)
+    mpl.rc("axes", titleweight="bold", titlesize=11, titlelocation="left")
+    mpl.rc("legend", frameon=False)
+    mpl.rc("pdf", fonttype=42)
+    mpl.rc("svg", hashsalt="iqa")
 
 
 def text_table(table: pd.DataFrame) -> Styler:
@@ -67,10 +47,9 @@ def text_table(table: pd.DataFrame) -> Styler:
 
 def plain_name(key: object) -> str:
     """Name a data set by its title and any other key by its words."""
-    text = str(key)
-    if text in DATASETS:
-        return DATASETS[text].title
-    return WORDS.get(text) or re.sub(r"\bss0(\d)", r"subset \1", text)
+    text = re.sub(r"\bss0(?=\d)", "subset ", str(key))
+    text = re.sub(r"\bmethod(?=\d)", "method ", text)
+    return DATASETS[text].title if text in DATASETS else WORDS.get(text, text)
 
 
 def plain_log(axis: Axis) -> None:
@@ -80,65 +59,77 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def look(k: int) -> dict[str, object]:
+    """Colour and marker of the k-th series."""
+    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
+
+
+def line(k: int) -> dict[str, object]:
+    """Colour and dashes of the k-th curve."""
+    return {"color": PALETTE[k % len(PALETTE)], "linestyle": LINES[k % len(LINES)]}
+
+
+def name_rows(axes: Axes, names: Iterable[str]) -> None:
+    """Name the rows 0, 1, ... of a picture, the first on top, without lines between them."""
+    names = list(names)
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+
+
 def legend_beside(axes: Axes, title: str | None = None) -> None:
     """Put the legend to the right of the axes, where no curve runs."""
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=8)
 
 
-def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> Axes:
+def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> None:
     """Draw predictions against opinion scores with the line of equality."""
-    low, high = float(min(mos.min(), pred.min())), float(max(mos.max(), pred.max()))
-    axes.plot([low, high], [low, high], color="0.4", linewidth=1, linestyle="--", zorder=0)
+    axes.axline((mos.mean(), mos.mean()), slope=1, color="0.4", lw=1, ls="--", zorder=0)
     axes.scatter(mos, pred, s=12, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
-    return axes
 
 
 def plot_intervals(
-    axes: Axes,
-    table: pd.DataFrame,
-    *,
-    label: str = "method",
-    group: str | None = None,
-    xlabel: str = "SRCC",
+    axes: Axes, table: pd.DataFrame, *, label: str = "method", group: str = "", xlabel: str = "SRCC"
 ) -> Axes:
     """Draw one value with its 95 % interval per row; ``group`` sets colour and marker."""
     names = list(dict.fromkeys(table[label]))
-    groups = list(dict.fromkeys(table[group])) if group else [None]
-    markers = "osD^vP*X"
-    for g, name in enumerate(groups):
-        part = table if name is None else table[table[group] == name]
-        offset = 0.0 if len(groups) == 1 else 0.6 * (g / (len(groups) - 1) - 0.5)
-        y = np.array([names.index(v) for v in part[label]]) + offset
-        colour = PALETTE[g % len(PALETTE)]
-        low, high = part["ci_low"].astype(float), part["ci_high"].astype(float)
-        axes.hlines(y, low, high, color=colour, linewidth=1.6)
-        mark = markers[g % len(markers)]
-        shown = None if name is None else plain_name(name)
-        axes.plot(part["value"], y, mark, color=colour, markersize=5, label=shown)
-    axes.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=map(plain_name, names))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
+    groups = list(table.groupby(group, sort=False)) if group else [(None, table)]
+    for k, (name, part) in enumerate(groups):
+        y = part[label].map(names.index) + 0.6 * (k + 0.5) / len(groups) - 0.3
+        ends = part[["ci_low", "ci_high"]].astype(float)
+        axes.hlines(y, ends["ci_low"], ends["ci_high"], color=look(k)["color"], linewidth=1.6)
+        shown = {"label": name and plain_name(name), "linestyle": "none", "markersize": 5}
+        axes.plot(part["value"], y, **look(k), **shown)
+    axes.set(xlabel=xlabel)
+    name_rows(axes, map(plain_name, names))
     if group:
         legend_beside(axes)
     return axes
 
 
-def plot_curves(
-    axes: Axes,
-    history: pd.DataFrame,
-    *,
-    y: str,
-    group: str,
-    xlabel: str = "epoch",
-    ylabel: str | None = None,
-) -> Axes:
+def plot_about_zero(axes: Axes, tests: pd.DataFrame, **options: str) -> None:
+    """Draw the differences of :func:`iqa_utils.evaluate.compare`; 0 is no difference.
+
+    The options are those of :func:`plot_intervals`.
+    """
+    axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
+    plot_intervals(axes, tests, **options)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more run together in a narrow panel
+
+
+def plot_table(axes: Axes, table: pd.DataFrame, texts: object = True, **colours: object) -> None:
+    """Draw a table as coloured cells with their numbers, or other texts; NaN stays white."""
+    sns.heatmap(table, ax=axes, annot=texts, annot_kws={"size": 8}, **colours)
+    axes.set_xticks(axes.get_xticks(), table.columns, rotation=40, ha="right")
+    axes.grid(visible=False)
+
+
+def plot_curves(axes: Axes, history: pd.DataFrame, *, y: str, group: str, ylabel: str) -> None:
     """Draw learning curves: mean over runs as a line, their spread as a band."""
     sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
-    axes.set(xlabel=xlabel, ylabel=ylabel or y)
+    axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_beside(axes)
-    return axes
 
 
 def grid_figure(
@@ -147,8 +138,8 @@ def grid_figure(
     """Make a figure of equal panels and hide those beyond ``n``."""
     columns = min(columns, n)
     rows = -(-n // columns)
-    _, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows))
-    flat = np.atleast_1d(axes).ravel()
-    for spare in flat[n:]:
+    size = size[0] * columns, size[1] * rows
+    axes = plt.subplots(rows, columns, figsize=size, squeeze=False)[1].ravel()
+    for spare in axes[n:]:
         spare.set_visible(False)
-    return list(flat[:n])
+    return list(axes[:n])

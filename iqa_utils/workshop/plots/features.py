@@ -12,9 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
-from iqa_utils.workshop.plots.common import PALETTE, plot_curves, plot_intervals
-
-_MARKERS = "osD^vP*X"
+from iqa_utils.workshop.plots import common
+from iqa_utils.workshop.plots.common import PALETTE, look
 
 
 def plot_layers(
@@ -27,41 +26,39 @@ def plot_layers(
 ) -> None:
     """Draw how much quality each layer carries: one row of panels per network, one per regressor.
 
-    Args:
-        panels: ``len(layers) * len(regressors)`` axes of one figure, row by row.
-        scores: Columns ``network``, ``layer``, ``regressor``, ``stage``, ``variant``, ``metric``,
-            ``value``, ``ci_low``, ``ci_high``; stage ``"handcrafted"`` is a grey line and band.
-        layers: Networks to their layers, in the order these run.
-        regressors: Regressors, left to right.
-        metric: Which of the metrics.
+    ``scores`` has ``network``, ``layer``, ``regressor``, ``stage``, ``variant``, ``metric``,
+    ``value`` and its interval; stage ``"handcrafted"`` is a grey line and band. ``layers`` lists
+    the layers of each network in the order they run.
     """
     scores = scores[scores["metric"] == metric]
-    series = (scores["stage"] + " " + scores["variant"]).str.strip()
-    names = [name for name in dict.fromkeys(series) if name != "handcrafted"]
-    low, high = scores["ci_low"].min(), scores["ci_high"].max()
-    for i, (axes, (network, regressor)) in enumerate(
-        zip(panels, itertools.product(layers, regressors), strict=True)
-    ):
-        inside = scores["regressor"] == regressor
-        for hand in scores[inside & (series == "handcrafted")].itertuples():
+    scores = scores.assign(series=(scores["stage"] + " " + scores["variant"]).str.strip())
+    names = [name for name in scores["series"].unique() if name != "handcrafted"]
+    limits = scores["ci_low"].min() - 0.02, scores["ci_high"].max() + 0.02
+    pairs = list(itertools.product(layers, regressors))
+    for i, (axes, (network, regressor)) in enumerate(zip(panels, pairs, strict=True)):
+        inside = scores[scores["regressor"] == regressor]
+        for hand in inside[inside["series"] == "handcrafted"].itertuples():
             axes.axhspan(hand.ci_low, hand.ci_high, color="0.9", zorder=0)
             axes.axhline(hand.value, color="0.55", ls=":", lw=1.2, label="BRISQUE, 36 statistics")
         for k, name in enumerate(names):
-            part = scores[inside & (series == name) & (scores["network"] == network)]
+            part = inside[(inside["series"] == name) & (inside["network"] == network)]
             part = part.set_index("layer").reindex(layers[network])
             x = np.arange(len(part)) + 0.14 * (k - (len(names) - 1) / 2)
-            style = {"color": PALETTE[k % len(PALETTE)], "marker": _MARKERS[k % len(_MARKERS)]}
-            axes.vlines(x, part["ci_low"], part["ci_high"], color=style["color"], linewidth=1.4)
-            axes.plot(x, part["value"], **style, markersize=5.5, linewidth=1, label=name)
-        axes.set_title(f"{network}, {regressor}")
+            axes.vlines(x, part["ci_low"], part["ci_high"], color=look(k)["color"], linewidth=1.4)
+            axes.plot(x, part["value"], markersize=5.5, linewidth=1, label=name, **look(k))
         axes.set_xticks(range(len(layers[network])), layers[network], rotation=35, ha="right")
-        axes.set_ylim(low - 0.02, high + 0.02)
+        axes.set(title=f"{network}, {regressor}", ylim=limits)
         if i % len(regressors) == 0:
             axes.set_ylabel(f"{metric},\ntest set")
         if i >= len(panels) - len(regressors):
             axes.set_xlabel("layer, input to output")
-    handles, labels = panels[0].get_legend_handles_labels()
-    panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    _legend_below(panels[0], 4)
+
+
+def _legend_below(axes: Axes, n_columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": n_columns, "fontsize": 9}
+    axes.figure.legend(handles, labels, **place)
 
 
 def plot_differences(
@@ -70,10 +67,9 @@ def plot_differences(
     """Draw differences in SRCC (of :func:`iqa_utils.evaluate.compare`) about zero."""
     shown = table[table["metric"] == "SRCC"]
     shown = shown.assign(label=shown[list(names)].agg(", ".join, axis=1))
-    plot_intervals(axes, shown, label="label", group=by, xlabel="difference in SRCC, test set")
-    axes.axvline(0, color="0.3", linewidth=1)
+    options = {"label": "label", "group": by, "xlabel": "difference in SRCC, test set"}
+    common.plot_about_zero(axes, shown, **options)
     axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
     axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
@@ -83,13 +79,14 @@ def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
     """Draw the error of training crops and of validation images over the epochs (Fig. 1)."""
     training = history["network"] + ", " + history["mode"]
     table = history.assign(training=training, train_rmse=np.sqrt(history["train_loss"]))
-    names = {"train_rmse": "RMSE of training crops", "val_rmse": "RMSE of validation images"}
-    for axes, column in ((left, "train_rmse"), (right, "val_rmse")):
-        plot_curves(axes, table, y=column, group="training", ylabel=f"{names[column]},\nscore SDs")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles, labels = axes.get_legend_handles_labels()
-        axes.get_legend().remove()
-    left.figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    for axes, part, images in (
+        (left, "train", "training crops"),
+        (right, "val", "validation images"),
+    ):
+        label = f"RMSE of {images},\nscore SDs"
+        common.plot_curves(axes, table, y=f"{part}_rmse", group="training", ylabel=label)
+        axes.get_legend().set_visible(False)
+    _legend_below(right, 2)
 
 
 def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> None:
@@ -97,14 +94,17 @@ def plot_score_histogram(axes: Axes, mos: np.ndarray, *, unit: str) -> None:
 
     The legend states skewness and excess kurtosis, which are 0 for a Gaussian.
     """
-    mean, sd = float(np.mean(mos)), float(np.std(mos))
     axes.hist(mos, bins=30, density=True, color=PALETTE[0], alpha=0.45, label="scores")
-    x = np.linspace(min(mos), max(mos), 200)
     shape = f"Gaussian; skewness {stats.skew(mos):.2f}, excess kurtosis {stats.kurtosis(mos):.2f}"
-    axes.plot(x, stats.norm.pdf(x, mean, sd), color=PALETTE[1], label=shape)
-    axes.set(xlabel=unit, ylabel=f"density per unit of {unit}")
-    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
+    _gaussian(axes, mos, label=shape)
+    axes.set(xlabel=unit, ylabel=f"density per unit of {unit}", ylim=(0, 1.25 * axes.get_ylim()[1]))
     axes.legend(fontsize=8, loc="upper left")
+
+
+def _gaussian(axes: Axes, values: np.ndarray, **style: object) -> None:
+    """Draw the Gaussian of the same mean and spread."""
+    x = np.linspace(values.min(), values.max(), 200)
+    axes.plot(x, stats.norm.pdf(x, values.mean(), values.std()), color=PALETTE[1], **style)
 
 
 def plot_noise_search(
@@ -128,7 +128,7 @@ def plot_bars_and_stems(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: 
     """Draw observed scores as bars and predictions as stems (Fig. 5)."""
     x = np.arange(1, len(mos) + 1)
     axes.bar(x, mos, color=PALETTE[2], alpha=0.55, label="observed")
-    stems = axes.stem(x, pred, linefmt="-", markerfmt="o", basefmt=" ", label="predicted")
+    stems = axes.stem(x, pred, markerfmt="o", basefmt=" ", label="predicted")
     stems.markerline.set(color=PALETTE[1], markersize=5)
     stems.stemlines.set(color=PALETTE[1], linewidth=1.2)
     axes.set(xlabel="test image, drawn at random", ylabel=unit)
@@ -143,12 +143,11 @@ def plot_regression_line(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit:
     The first R^2 is that of the line, the squared Pearson correlation; the second is that of the
     predictions themselves, which a shifted or stretched prediction cannot flatter.
     """
-    slope, intercept = np.polyfit(mos, pred, 1)
-    of_line = float(np.corrcoef(mos, pred)[0, 1] ** 2)
-    of_pred = 1 - float(np.mean((mos - pred) ** 2) / np.var(mos))
-    x = np.array([mos.min(), mos.max()])
+    line = stats.linregress(mos, pred)
+    of_pred = 1 - np.mean((mos - pred) ** 2) / np.var(mos)
+    x, label = np.array([mos.min(), mos.max()]), f"line, R² = {line.rvalue**2:.3f}"
     axes.scatter(mos, pred, s=13, alpha=0.5, linewidths=0, color=PALETTE[0])
-    axes.plot(x, slope * x + intercept, color=PALETTE[1], label=f"line, R² = {of_line:.3f}")
+    axes.plot(x, line.slope * x + line.intercept, color=PALETTE[1], label=label)
     axes.plot(x, x, color="0.4", ls="--", lw=1, label=f"equality, R² = {of_pred:.3f}")
     axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
     axes.legend(fontsize=8)
@@ -166,15 +165,15 @@ def plot_residuals(axes: Axes, residuals: np.ndarray, *, unit: str) -> None:
 
 def plot_residual_normality(left: Axes, right: Axes, residuals: np.ndarray, *, unit: str) -> None:
     """Draw residuals against a Gaussian: histogram and probability plot (Fig. 8)."""
-    x = np.linspace(residuals.min(), residuals.max(), 200)
     left.hist(residuals, bins="auto", density=True, color=PALETTE[0], alpha=0.45)
-    left.plot(x, stats.norm.pdf(x, residuals.mean(), residuals.std()), color=PALETTE[1])
+    _gaussian(left, residuals)
     left.set(xlabel=f"observed minus predicted, {unit}", ylabel="density", title="a) histogram")
-    (quantiles, ordered), (slope, intercept, _) = stats.probplot(residuals)
-    right.plot(quantiles, slope * quantiles + intercept, color=PALETTE[1], linewidth=1)
-    right.plot(quantiles, ordered, "o", color=PALETTE[0], markersize=3, alpha=0.6)
-    p = stats.shapiro(residuals).pvalue
+    stats.probplot(residuals, plot=right)
+    points, line = right.get_lines()
+    points.set(color=PALETTE[0], markersize=3, alpha=0.6)
+    line.set(color=PALETTE[1], linewidth=1)
     right.set(xlabel="quantiles of a standard Gaussian", ylabel=f"ordered residuals, {unit}")
+    p = stats.shapiro(residuals).pvalue
     right.set_title(f"b) probability plot, Shapiro-Wilk p = {p:.2g}")
 
 
@@ -183,7 +182,7 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 
     Above the diagonal intervals are too wide, below too narrow; the band is chance over n images.
     """
-    level = table["level"].to_numpy()
+    level = table["level"]
     chance = 1.96 * np.sqrt(level * (1 - level) / n)
     axes.fill_between(level, level - chance, level + chance, color="0.85", label="chance, 95 %")
     axes.plot([0.4, 1], [0.4, 1], color="0.4", linestyle="--", linewidth=1)
@@ -194,14 +193,10 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 
 def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
     """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
-    axes.imshow(table.to_numpy(), cmap="PuOr", vmin=-1.6, vmax=1.6)
-    signs = {1: "+", 0: "·", -1: "−"}
-    for i, row in enumerate(table.to_numpy()):
-        for j, value in enumerate(row):
-            axes.text(j, i, signs[int(value)], ha="center", va="center")
-    ticks = range(len(table))
-    axes.set_xticks(ticks, range(1, len(table) + 1), fontsize=8)
-    axes.set_yticks(ticks, [f"{name}  {k}" for k, name in enumerate(table.index, 1)], fontsize=8)
-    axes.set_xlabel("column: the method of this row")
+    signs = table.replace({1: "+", 0: "·", -1: "−"})
+    common.plot_table(axes, table, signs, fmt="", cmap="PuOr", vmin=-1.6, vmax=1.6, cbar=False)
+    numbers = range(1, len(table) + 1)
+    axes.set_xticklabels(numbers, rotation=0)
+    axes.set_yticklabels([f"{name}  {k}" for k, name in zip(numbers, table.index, strict=True)])
+    axes.set(xlabel="column: the method of this row", ylabel="")
     axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
-    axes.grid(visible=False)

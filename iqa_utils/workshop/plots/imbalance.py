@@ -1,6 +1,6 @@
-"""Pictures of imbalance: where labels lie, what they weigh, where a model errs.
+"""Pictures of imbalance: where labels lie, what an epoch shows, what they weigh, where models err.
 
-Every function draws into the axes it is given. Edges of K bins have shape (K + 1,).
+Notebooks 02 and 05 share them; edges of K bins have shape (K + 1,).
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iqa_utils.workshop.plots.common import PALETTE, legend_beside, plain_log, plain_name
-
-MARKERS = "osD^vP*X<>hd"
-LINES = ("-", "--", "-.", ":", (0, (1, 3)))
+from iqa_utils.workshop.plots import common
+from iqa_utils.workshop.plots.common import PALETTE, line, look, name_rows, plain_log, plain_name
 
 
 def plot_label_density(
@@ -26,28 +25,34 @@ def plot_label_density(
     axes.stairs(counts, edges, fill=True, color=PALETTE[0], alpha=0.5, label="images")
     scaled = smoothed * counts.sum() / smoothed.sum()
     axes.stairs(scaled, edges, color=PALETTE[1], linewidth=1.6, label="smoothed, to scale")
-    axes.legend(loc="upper left", fontsize=8)
     axes.set(xlabel=unit, ylabel=f"images per bin of {edges[1] - edges[0]:g} MOS points")
     axes.set_xlim(edges[0], edges[-1])
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def plot_quotas(axes: Axes, quotas: pd.DataFrame) -> None:
+    """Draw how many images of each range an epoch of each sampler shows, a row per sampler."""
+    counts = quotas.drop(columns=["images", "share"])
+    for k, (name, row) in enumerate(counts.iterrows()):
+        x = np.arange(len(row)) + 0.8 * ((k + 0.5) / len(counts) - 0.5)
+        label = f"{plain_name(name)}: {int(row.sum()):,}"
+        axes.plot(x, row, linestyle="none", markersize=7, label=label, **look(k))
+    axes.set_xticks(range(counts.shape[1]), counts.columns)
+    axes.set(xlabel="range of MOS", ylabel="images per epoch", yscale="log")
+    plain_log(axes.yaxis)
+    common.legend_beside(axes)
 
 
 def plot_weights(axes: Axes, weights: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
     """Draw the loss weight per bin (K,) of several methods; NaN leaves a gap."""
     centres = (edges[1:] + edges[:-1]) / 2
     for k, (name, values) in enumerate(weights.items()):
-        axes.plot(
-            centres,
-            values,
-            linestyle=LINES[k],
-            color=PALETTE[k],
-            label=plain_name(name),
-            linewidth=1.6,
-        )
+        axes.plot(centres, values, label=plain_name(name), linewidth=1.6, **line(k))
     axes.axhline(1, color="0.4", linewidth=0.8)
     axes.set(xlabel="MOS", ylabel="loss weight (mean 1)", yscale="log")
     axes.set_xlim(edges[0], edges[-1])
     plain_log(axes.yaxis)
-    legend_beside(axes)
+    common.legend_beside(axes)
 
 
 def plot_smoothed_statistics(
@@ -62,24 +67,50 @@ def plot_smoothed_statistics(
     axes.plot(centres[~held], own[~held], "x", color="0.55", markersize=4, label="empty, filled")
     axes.plot(centres, smoothed, color=PALETTE[1], linewidth=1.6, label="smoothed")
     axes.set(xlabel="MOS", ylabel="feature mean (its own unit)")
-    legend_beside(axes)
+    common.legend_beside(axes)
 
 
 def plot_range_errors(axes: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
-    """Draw values with intervals, from :func:`iqa_utils.evaluate.score`, methods side by side."""
-    methods = list(dict.fromkeys(table["method"]))
-    places = np.arange(len(metrics))
+    """Draw values with intervals, from :func:`iqa_utils.evaluate.score`, methods side by side.
+
+    A model that errs evenly over the ranges lies on one level.
+    """
+    methods, name = list(dict.fromkeys(table["method"])), metrics[0].split()[0]
     for k, method in enumerate(methods):
         rows = table[table["method"] == method].set_index("metric").reindex(metrics)
-        x = places + 0.7 * ((k + 0.5) / len(methods) - 0.5)
-        colour, mark = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
-        axes.vlines(x, rows["ci_low"], rows["ci_high"], color=colour, linewidth=1.4)
-        axes.plot(x, rows["value"], mark, color=colour, markersize=5, label=method)
-    axes.set_xticks(places, [name.removeprefix("MAE ").replace("MAE", "all") for name in metrics])
-    axes.set(xlabel="range of MOS", ylabel="MAE (MOS points)")
-    axes.set_ylim(bottom=0)
+        x = np.arange(len(metrics)) + 0.7 * ((k + 0.5) / len(methods) - 0.5)
+        axes.vlines(x, rows["ci_low"], rows["ci_high"], color=look(k)["color"], linewidth=1.4)
+        style = {"linestyle": "none", "markersize": 5, "label": plain_name(method)}
+        axes.plot(x, rows["value"], **look(k), **style)
+    axes.set_xticks(range(len(metrics)), [m.removeprefix(name).strip() or "all" for m in metrics])
+    axes.set(xlabel="range of MOS", ylabel=f"{name} (MOS points)", ylim=(0, None))
     axes.grid(axis="x", visible=False)
-    legend_beside(axes)
+    common.legend_beside(axes)
+
+
+def plot_range_scatter(
+    axes: Axes, mos: np.ndarray, pred: np.ndarray, edges: Sequence[float], *, title: str = ""
+) -> None:
+    """Draw predictions against scores, both shape (N,), with the mean prediction of each range."""
+    ends = edges[0], edges[-1]
+    axes.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", zorder=0)
+    ranges = np.clip(np.searchsorted(edges, mos, side="right") - 1, 0, len(edges) - 2)
+    for i in np.unique(ranges):
+        inside = ranges == i
+        axes.scatter(mos[inside], pred[inside], s=10, alpha=0.5, linewidths=0, color=PALETTE[i])
+        axes.hlines(pred[inside].mean(), edges[i], edges[i + 1], color=PALETTE[i], linewidth=2)
+    axes.set(xlabel="MOS, observed", ylabel="MOS, predicted", title=title, xlim=ends)
+
+
+def plot_cost(axes: Axes, cost: pd.DataFrame) -> None:
+    """Draw ``seconds`` against ``images`` of an epoch, both logarithmic, one line per network."""
+    style = {"x": "images", "y": "seconds", "hue": "network", "ax": axes}
+    sns.lineplot(cost, linewidth=1, errorbar=None, legend=False, **style)
+    sns.scatterplot(cost, style="sampler", s=60, **style)
+    axes.set(xscale="log", yscale="log", xlabel="images per epoch", ylabel="seconds per epoch")
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)
+    common.legend_beside(axes)
 
 
 def plot_differences(
@@ -88,21 +119,19 @@ def plot_differences(
     """Draw rows of :func:`iqa_utils.evaluate.compare`; marks are filled where p_holm < 0.05."""
     methods = list(dict.fromkeys(table["method"]))
     for k, metric in enumerate(metrics):
-        rows = table[table["metric"] == metric].set_index("method").reindex(methods)
-        y = np.arange(len(methods)) + 0.6 * ((k + 0.5) / len(metrics) - 0.5)
-        style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k], "linestyle": "none"}
-        axes.hlines(y, rows["ci_low"], rows["ci_high"], color=style["color"], linewidth=1.4)
-        sure = (rows["p_holm"] < 0.05).to_numpy()
-        axes.plot(rows["value"], y, fillstyle="none", markersize=5, **style)
-        axes.plot(rows["value"][sure], y[sure], markersize=5, **style)
-        axes.plot([], [], label=metric, markersize=5, **style)
+        rows = table[table["metric"] == metric]
+        rows = rows.assign(y=rows["method"].map(methods.index) + 0.6 * (k + 0.5) / len(metrics))
+        rows["y"] -= 0.3
+        sure = rows[rows["p_holm"] < 0.05]
+        style = {"linestyle": "none", "markersize": 5} | look(k)
+        axes.hlines(rows["y"], rows["ci_low"], rows["ci_high"], color=look(k)["color"], lw=1.4)
+        axes.plot(rows["value"], rows["y"], fillstyle="none", **style)
+        axes.plot(sure["value"], sure["y"], **style)
+        axes.plot([], [], label=metric, **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_yticks(range(len(methods)), methods)
-    axes.invert_yaxis()
-    axes.set(xlabel=f"MAE minus that of {baseline} (MOS points)")
-    axes.grid(axis="y", visible=False)
-    title = "filled: p < 0.05 after Holm"
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=8)
+    axes.set_xlabel(f"MAE minus that of {baseline} (MOS points)")
+    name_rows(axes, methods)
+    common.legend_beside(axes, title="filled: p < 0.05 after Holm")
 
 
 def plot_panel(panel: pd.DataFrame) -> Figure:
@@ -117,14 +146,13 @@ def plot_panel(panel: pd.DataFrame) -> Figure:
     for ax, metric in zip(axes[0], metrics, strict=True):
         groups = panel[panel["metric"] == metric].groupby(["form", "size", "targets"], sort=False)
         for k, (names, rows) in enumerate(groups):
-            style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
-            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **style)
+            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **look(k))
             sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
-            ax.plot(sure["rate"], sure["value"], linestyle="none", **style)
+            ax.plot(sure["rate"], sure["value"], linestyle="none", **look(k))
         ax.axhline(0, color="0.4", linewidth=0.8)
         ax.set(xscale="log", xlabel="learning rate", title=metric)
     axes[0, 0].set_ylabel("LDS minus vanilla (MOS points)")
-    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    common.legend_beside(axes[0, -1])
     return figure
 
 
@@ -136,14 +164,13 @@ def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str])
     for k, method in enumerate(methods):
         rows = table[table["method"] == method]
         rank = rows["images"].corr(rows["mae"], method="spearman")
-        style = {"marker": MARKERS[k], "color": PALETTE[k], "alpha": 0.6, "linewidths": 0}
-        label = f"{method}: {rank:+.2f}"
-        axes.scatter(rows["images"], rows["mae"], s=8 + 3 * rows["n"], label=label, **style)
+        style = {"alpha": 0.6, "linewidths": 0, "label": f"{method}: {rank:+.2f}"}
+        axes.scatter(rows["images"], rows["mae"], s=8 + 3 * rows["n"], **look(k), **style)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100, 200, 500], map(str, ticks))
     axes.set_xlim(-0.2, 1.4 * table["images"].max())
     axes.set(xlabel="training images in the label bin", ylabel="test MAE of the bin (MOS points)")
-    legend_beside(axes, title="rank correlation over bins")
+    common.legend_beside(axes, title="rank correlation over bins")
     for handle in axes.get_legend().legend_handles:
         handle.set_sizes([30])
 
@@ -157,10 +184,8 @@ def plot_range_curves(
     """
     early = history[history["epoch"] <= epochs].groupby("epoch").mean(numeric_only=True)
     for k, name in enumerate(ranges):
-        style = {"linestyle": LINES[k % 5], "color": PALETTE[k % len(PALETTE)], "label": name}
-        axes.plot(
-            early.index, early[f"{part}_mae {name}"], marker=MARKERS[k], markersize=4, **style
-        )
+        style = {"marker": common.MARKERS[k], "markersize": 4, "label": name} | line(k)
+        axes.plot(early.index, early[f"{part}_mae {name}"], **style)
     axes.set(xlabel="epoch", ylabel=f"MAE, {part} (MOS points)")
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
     axes.legend(title="range of MOS", fontsize=8, title_fontsize=8, ncols=len(ranges), **place)

@@ -1,4 +1,4 @@
-"""Pictures of cross-sampling can be read."""
+"""Pictures that several notebooks share can be read."""
 
 from itertools import pairwise
 
@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from iqa_utils.workshop.plots import common, sampling as plots
+from iqa_utils.workshop.plots import common
 
 
 @pytest.mark.parametrize("scale", [1, -25])
@@ -16,7 +16,7 @@ def test_labels_of_small_differences_do_not_touch(scale):
     table = scale * table.assign(ci_high=[-0.02, 0.008])
     table["method"] = ["method1", "range-weighted loss"]
     panels = common.grid_figure(2, columns=2, size=(5.0, 3.2))
-    plots.plot_differences(panels[0], table, xlabel="difference in SRCC")
+    common.plot_about_zero(panels[0], table, xlabel="difference in SRCC")
     figure = panels[0].figure
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in panels[0].get_xticklabels()]
