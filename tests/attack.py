@@ -175,7 +175,7 @@ def end(process: subprocess.Popen, *, after: Path | None = None, seconds: float 
 
 def same(whole: Path, other: Path) -> str:
     """Compare two runs, or folders of runs, number by number."""
-    code = "import sys; from iqa_utils.workshop.compare_runs import differences\n"
+    code = "import sys; from iqa_utils.workshop.tables import differences\n"
     code += "from pathlib import Path\na, b = map(Path, sys.argv[1:])\n"
     code += "print(max(row[3] for row in differences(a, b)))"
     done = run([PYTHON, "-c", code, str(whole), str(other)])

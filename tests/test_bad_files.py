@@ -6,7 +6,7 @@ import pytest
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.files import read_mapping
-from iqa_utils.workshop import compare_runs, notebooks, report, runs, sweeps
+from iqa_utils.workshop import notebooks, report, runs, sweeps, tables
 
 TORN = {
     "empty": ("", "found nothing"),
@@ -96,7 +96,7 @@ def test_the_report_goes_on_past_a_broken_run_and_lists_it(tmp_path, monkeypatch
 def test_compared_runs_that_are_broken_are_named(tmp_path):
     write(tmp_path / "a" / "metrics.json", "[]")
     with pytest.raises(ValueError, match=r"a/metrics\.json: expected names and values"):
-        compare_runs.read_tables(tmp_path / "a")
+        tables.read_tables(tmp_path / "a")
 
 
 def test_a_torn_note_beside_synthetic_data_is_named_and_not_taken_for_real_data(tmp_path):

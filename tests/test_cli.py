@@ -73,7 +73,7 @@ def test_a_clone_named_by_the_variable_serves_a_package_that_is_elsewhere(elsewh
 
 
 def test_a_notebook_run_leaves_nothing_where_there_is_no_clone(monkeypatch, tmp_path):
-    monkeypatch.setattr("iqa_utils.workshop.checkout.IS_CHECKOUT", False)
+    monkeypatch.setattr("iqa_utils.workshop.IS_CHECKOUT", False)
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     with pytest.raises(RuntimeError, match="IQA_ROOT"):
         runs.start_run("00_x", {"PROFILE": "demo", "RUN_NAME": "", "SEED": 0})

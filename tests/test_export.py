@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import save_model
-from iqa_utils.workshop import cli, export
+from iqa_utils.workshop import cli, scoring
 
 ONNX = "needs the extra [onnx]"
 onnxruntime = pytest.importorskip("onnxruntime", reason=ONNX)
@@ -49,5 +49,5 @@ def test_an_exported_file_scores_as_its_model_does_and_another_is_not_kept(tmp_p
 
     monkeypatch.setattr("torch.onnx.export", export_another)
     with pytest.raises(ValueError, match=r"o\.onnx: scores of ONNX Runtime differ by"):
-        export.export_onnx(save(tmp_path, seed=1), tmp_path / "o.onnx")
+        scoring.export_onnx(save(tmp_path, seed=1), tmp_path / "o.onnx")
     assert not list(tmp_path.glob("*o.onnx"))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from iqa_utils.workshop.checkout import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
+from iqa_utils.workshop import IS_CHECKOUT, ROOT, VARIABLES, NoCheckoutError, need_checkout
 
 variables = VARIABLES | {"HF_ENDPOINT": "another server for weights from the hub"}
 app = typer.Typer(
@@ -26,6 +26,10 @@ SetName = Annotated[str, Argument(help="One of `iqa data list`.")]
 SetFolder = Annotated[Path, Argument(help="Folder of this data set.")]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Profile = Annotated[str, Option(help="notebooks/params/STEM.PROFILE.yaml")]
+_RUN = "Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML."
+_TRUE_SIZE = "Time the true networks instead, a few steps each."
+_METHOD = "model or brisque (0-100, higher is better); niqe (lower is better)."
+_CHECKPOINT = "A model.safetensors of a run; else the shipped model."
 
 
 def _version(asked: bool) -> None:
@@ -54,13 +58,7 @@ def list_all(data_root: DataRoot = DATA_ROOT) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def run(
-    arguments: Annotated[
-        list[str],
-        Argument(
-            metavar="STEM... [-p NAME VALUE]...",
-            help="Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML.",
-        ),
-    ],
+    arguments: Annotated[list[str], Argument(metavar="STEM... [-p NAME VALUE]...", help=_RUN)],
     profile: Profile = "demo",
     publish: Annotated[bool, Option(help="Copy real results to figures/.")] = False,
 ) -> None:
@@ -69,20 +67,16 @@ def run(
     from iqa_utils.workshop import notebooks
 
     stems, parameters = _split_parameters(arguments)
+    chosen = notebooks.stems_with(profile) if stems == ["all"] else stems
     options = {"profile": profile, "parameters": parameters, "publish_results": publish}
-    if notebooks.run_notebooks(
-        notebooks.stems_with(profile) if stems == ["all"] else stems, **options
-    ):
-        raise typer.Exit(1)
+    _fail_if(notebooks.run_notebooks(chosen, **options))
 
 
 @app.command()
 def rehearse(
     stems: Annotated[list[str] | None, Argument(help="Notebooks; all if none.")] = None,
     annotations: Annotated[Path | None, Option(help="Real annotations, a folder per set.")] = None,
-    true_size: Annotated[
-        bool, Option("--true-size", help="Time the true networks instead, a few steps each.")
-    ] = False,
+    true_size: Annotated[bool, Option("--true-size", help=_TRUE_SIZE)] = False,
     steps: Annotated[int, Option(min=1, help="Timed steps of each network at true size.")] = 20,
     scale: Annotated[float, Option(help="Below 1, shrinks batches and sides.")] = 1.0,
     publish: Annotated[bool, Option(help="Copy the times to figures/true_size/.")] = False,
@@ -97,8 +91,7 @@ def rehearse(
         return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
-    if run_rehearsal(stems or [], annotations=annotations):
-        raise typer.Exit(1)
+    _fail_if(run_rehearsal(stems or [], annotations=annotations))
 
 
 @app.command()
@@ -126,7 +119,7 @@ def compare_runs(
     b: Annotated[Path, Argument(help="The same, run again.")],
 ) -> None:
     """Print the largest difference between the numbers of two runs; exit code 1 if there is one."""
-    from iqa_utils.workshop.compare_runs import differences
+    from iqa_utils.workshop.tables import differences
 
     found = list(differences(a, b))
     moved = [row for row in found if row[3] > 0]
@@ -134,8 +127,7 @@ def compare_runs(
         print(f"{name}: {file}, {column}: {difference:.3g}")
     n_runs, largest = len({row[0] for row in found}), max(row[3] for row in found)
     print(f"{n_runs} runs compared, largest relative difference {largest:.3g}")
-    if moved:
-        raise typer.Exit(1)
+    _fail_if(moved)
 
 
 @app.command()
@@ -155,6 +147,11 @@ def label(
     options["on_bad_image"] = "drop" if drop_bad else "raise"
     scored, corrupt = distill.label_folders(folders, teacher, out, **options)
     print(f"{scored} images scored, {corrupt} corrupt -> {out}")
+
+
+def _fail_if(failed: object) -> None:
+    if failed:
+        raise typer.Exit(1)
 
 
 def _split_parameters(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
@@ -195,8 +192,7 @@ def demo(
     failures = notebooks.run_notebooks([], profile="demo", workers=2)
     print("executed notebooks and figures: runs/demo/<notebook>/")
     print(f"index of everything:            {report.build_report().relative_to(ROOT)}")
-    if failures:
-        raise typer.Exit(1)
+    _fail_if(failures)
 
 
 @data_app.command(name="list")
@@ -233,8 +229,7 @@ def data_check(name: SetName, root: SetFolder) -> None:
 
     report = check_dataset(name, root)
     print("\n".join(report_lines(name, report)))
-    if not report["whole"]:
-        raise typer.Exit(1)
+    _fail_if(not report["whole"])
 
 
 @data_app.command(name="download")
@@ -246,8 +241,7 @@ def data_download(
     """Fetch an openly served data set, or say what you must do to get it."""
     from iqa_utils.workshop.downloads import download
 
-    if not download(name, root, mirror=mirror):
-        raise typer.Exit(1)
+    _fail_if(not download(name, root, mirror=mirror))
 
 
 @data_app.command(name="cut")
@@ -284,12 +278,8 @@ def write_report(
 @app.command()
 def score(
     paths: Annotated[list[Path], Argument(help="Image files and folders.")],
-    checkpoint: Annotated[
-        Path | None, Option(help="A model.safetensors of a run; else the shipped model.")
-    ] = None,
-    method: Annotated[
-        str, Option(help="model or brisque (0-100, higher is better); niqe (lower is better).")
-    ] = "model",
+    checkpoint: Annotated[Path | None, Option(help=_CHECKPOINT)] = None,
+    method: Annotated[str, Option(help=_METHOD)] = "model",
     out: Annotated[Path, Option(help="Where OUT.csv and OUT.html go.")] = Path("scores"),
     batch_size: BatchSize = 4,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps")] = None,
@@ -300,13 +290,11 @@ def score(
     options = {"method": method, "batch_size": batch_size, "device": device}
     scores, note = scoring.score_to_files(paths, checkpoint, out, **options)
     bad = scores[scores["error"] != ""]
-    print(scoring.text_table(scores))
-    print(note)
+    print(scoring.text_table(scores), note, sep="\n")
     print(f"{len(scores) - len(bad)} images scored, {len(bad)} not: {out}.csv, {out}.html")
     for image, error in zip(bad["image"], bad["error"], strict=True):
         print(f"iqa: not scored: {image}: {error.removeprefix(f'{image}: ')}", file=sys.stderr)
-    if len(bad):
-        raise typer.Exit(1)
+    _fail_if(len(bad))
 
 
 @app.command()
@@ -315,7 +303,7 @@ def export(
     out: Annotated[Path, Argument(help="The ONNX file to write.")],
 ) -> None:
     """Write a model as ONNX; the file is kept where it gives the same scores."""
-    from iqa_utils.workshop.export import export_onnx
+    from iqa_utils.workshop.scoring import export_onnx
 
     print(f"{out}: scores equal within {export_onnx(model, out):.2g}")
 

@@ -5,25 +5,26 @@ hash, where one was published, and tries again where a connection broke. Archive
 every entry is checked before a byte is written, and files appear only when all could be read.
 """
 
-import csv
 import filecmp
 import os
+import re
 import shutil
 import stat
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pooch
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER
 from iqa_utils.files import hash_file, lock
 from iqa_utils.images.decode_once import listed
-from iqa_utils.workshop.checkout import ROOT
+from iqa_utils.workshop import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
 _ALWAYS_ALLOWED = 100 * 2**20  # bytes
@@ -31,16 +32,15 @@ BIQ2021_FILES = {"training": "Train (Images and MOS).csv", "test": "Test (Images
 BIQ2021_CUT = ROOT / "data" / "splits" / "biq2021-mini.csv"
 NOTES = ".downloads"  # folder of what is being fetched, and of what was unpacked
 _KONSTANZ = "https://datasets.vqa.mmsp-kn.de/archives"
-_GITHUB = "https://raw.githubusercontent.com"
-_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
 _SETS = "koniq10k_distributions_sets.csv"
+_SETS_URL = f"https://raw.githubusercontent.com/subpic/koniq/master/metadata/{_SETS}"
 _SETS_SHA256 = "d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a"
 _KADID_SHA256 = "fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c"
 _KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x768")
+_BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One file that a data set is served as."""
 
     url: str
@@ -53,16 +53,10 @@ class Source:
         """Name of the file that is fetched."""
         return self.target or Path(urlsplit(self.url).path).name
 
-    def on(self, mirror: str) -> "Source":
-        """Take the file of the same name from another server."""
-        if urlsplit(mirror).scheme not in ("http", "https"):
-            raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
-        return replace(self, url=f"{mirror.rstrip('/')}/{self.name}")
-
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "koniq10k": (
-        Source(f"{_GITHUB}/subpic/koniq/master/metadata/{_SETS}", _SETS, sha256=_SETS_SHA256),
+        Source(_SETS_URL, _SETS, sha256=_SETS_SHA256),
         *(Source(f"{_KONSTANZ}/koniq10k_{name}.zip") for name in _KONIQ_ARCHIVES),
     ),
     "kadid10k": (Source(f"{_KONSTANZ}/kadid10k.zip", strip="kadid10k/", sha256=_KADID_SHA256),),
@@ -77,16 +71,15 @@ class ArchiveError(ValueError):
 def download(
     name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
 ) -> bool:
-    """Bring a data set into its official layout, or say how the user can.
+    """Bring a data set into its official layout, or return False and say how the user can.
 
     What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
     with files of the same names, in place of the official server.
-
-    Returns:
-        Whether the data set was fetched; False if the user has to act.
     """
     if name not in DATASETS:
         raise KeyError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+    if mirror and urlsplit(mirror).scheme not in ("http", "https"):
+        raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
     info, root = DATASETS[name], Path(root)
     tell(f"{info.title}: {info.home}; terms: {info.terms}")
     if name not in SOURCES:
@@ -102,7 +95,9 @@ def download(
         for stray in work.glob("tmp*"):  # pooch's, of a process that was killed
             stray.unlink()
         for source in SOURCES[name]:
-            source, file_name = source.on(mirror) if mirror else source, source.name
+            file_name = source.name
+            if mirror:
+                source = source._replace(url=f"{mirror.rstrip('/')}/{file_name}")
             done = work / f"{file_name}.done"
             if source.target:
                 fetch(source, root / file_name)
@@ -167,33 +162,29 @@ def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
     return len(entries)
 
 
-def _checked_entries(
-    opened: zipfile.ZipFile, archive: Path, strip: str
-) -> dict[PurePosixPath, zipfile.ZipInfo]:
+def _checked_entries(opened: zipfile.ZipFile, archive: Path, strip: str) -> dict[Path, Any]:
     """Target -> entry of every file; refuses the archive as a whole."""
-    entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    entries: dict[Path, Any] = {}
     for info in opened.infolist():
-        name, path = info.filename, PurePosixPath(info.filename)
-        target, mode = PurePosixPath(name.removeprefix(strip)), info.external_attr >> 16
-        foreign = path.is_absolute() or "\\" in name or ":" in name
+        name, is_file = info.filename, not info.is_dir()
+        target, kind = Path(name.removeprefix(strip)), stat.S_IFMT(info.external_attr >> 16)
+        first = str(target).lower().split("/")[0]
+        own = first == NOTES or target.name.lower() == DEMO_MARKER
         wrong = {
-            "has an absolute path, a drive or a foreign separator": foreign,
-            "climbs out of its folder": ".." in path.parts,
-            "is a link or a device": stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "has an absolute path, a drive or a foreign separator": re.search(r"^/|[\\:]", name),
+            "climbs out of its folder": ".." in name.split("/"),
+            "is a link or a device": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
             "is encrypted": info.flag_bits & 1,
+            f"is outside of {strip!r}": is_file and not name.startswith(strip),
+            "is there twice": is_file and target in entries,
+            "has a name that this program gives its own notes": is_file and own,
         }
-        if not info.is_dir():
-            own = target.parts[0].lower() == NOTES or target.name.lower() == DEMO_MARKER
-            wrong[f"is outside of {strip!r}"] = not name.startswith(strip)
-            wrong["is there twice"] = target in entries
-            wrong["has a name that this program gives its own notes"] = own
         for reason in filter(wrong.get, wrong):
             raise ArchiveError(f"{archive}: entry {name!r} {reason}")
-        if not info.is_dir():
+        if is_file:
             entries[target] = info
     total = sum(info.file_size for info in entries.values())
-    most = max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)
-    if total > most:
+    if total > (most := max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)):
         raise ArchiveError(f"{archive}: expands to {total:,} bytes, more than {most:,}")
     return entries
 
@@ -202,47 +193,36 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     """Cut the 2,000 images that our real results are shown on out of the full BIQ2021.
 
     Scores are taken from the official files, line by line, so that the cut is the same for all.
-    Images are hard links where the file system can, copies otherwise.
-
-    Args:
-        root: Folder of the full BIQ2021, with its two score files and `Images`.
-        out: Folder of the small set.
-        names: Table with the columns `image` and `part`.
-
-    Returns:
-        Number of training and of test images.
+    Returns the number of training and of test images, as in the table ``names``.
     """
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():
         raise ValueError(f"expected another folder than the full set's, found {out}")
-    absent = [name for name in (*BIQ2021_FILES.values(), "Images") if not (root / name).exists()]
-    if absent:
-        raise FileNotFoundError(
-            f"BIQ2021: expected {', '.join(absent)} in {root}, found nothing of that name; "
-            f"get it with: iqa data download biq2021 {root}"
-        )
-    with names.open(newline="") as file:
-        split = {row["image"].lower(): row["part"] for row in csv.DictReader(file)}
+    wanted = [*BIQ2021_FILES.values(), "Images"]
+    if absent := [name for name in wanted if not (root / name).exists()]:
+        told = f"expected {', '.join(absent)} in {root}, found nothing of that name"
+        raise FileNotFoundError(f"BIQ2021: {told}; get it with: iqa data download biq2021 {root}")
+    parts = pd.read_csv(names, index_col="image")["part"]
+    split = parts.rename(str.lower).to_dict()
     headers, lines = {}, {}
     for part, file_name in BIQ2021_FILES.items():
         headers[part], *rows = (root / file_name).read_bytes().splitlines(keepends=True)
         lines |= {row.decode().split(",")[0].strip().lower(): row for row in rows}
     on_disk = {path.name.lower(): path for path in (root / "Images").iterdir()}
-    missing = [image for image in split if image not in lines or image not in on_disk]
-    if missing:
+    if missing := [image for image in split if image not in lines or image not in on_disk]:
         raise ValueError(f"{root}: {len(missing)} images have no file or score: {listed(missing)}")
     for image in split:
         link_or_copy(on_disk[image], out / "Images" / on_disk[image].name)
     for part, file_name in BIQ2021_FILES.items():
-        chosen = [lines[image] for image in split if split[image] == part]
         # the two official files differ in stray commas: each line takes the form of its new file
-        stray = b"," * (headers[part].count(b",") - 1)
-        texts = [line.rstrip(b"\r\n") for line in chosen]
-        endings = [line[len(text) :] or b"\n" for line, text in zip(chosen, texts, strict=True)]
-        cut = [b",".join(text.split(b",")[:2]) + stray for text in texts]
-        rows = map(b"".join, zip(cut, endings, strict=True))
-        (out / file_name).write_bytes(headers[part] + b"".join(rows))
-    return {part: list(split.values()).count(part) for part in BIQ2021_FILES}
+        stray, rows = b"," * (headers[part].count(b",") - 1), [headers[part]]
+        for image in split:
+            if split[image] == part:
+                name, score, *_ = (text := lines[image].rstrip(b"\r\n")).split(b",")
+                ending = lines[image][len(text) :] or b"\n"
+                rows.append(b"%s,%s%s%s" % (name, score, stray, ending))
+        (out / file_name).write_bytes(b"".join(rows))
+    return {part: int((parts == part).sum()) for part in BIQ2021_FILES}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -57,8 +57,8 @@ def _training(
     epochs = max(epochs, own["EPOCHS"])
     n_batches = max(n // batch + (n % batch > 1), 1)  # a lone last image joins the batch before it
     facts = {"name": method, "batch": batch, "images": epochs * n, "steps": epochs * n_batches}
-    facts |= {"watched": epochs * each + last, "precision": own.get("PRECISION", "fp32")}
-    return Job(**facts | {"compile": own.get("COMPILE", False)} | more)
+    facts |= {"precision": own.get("PRECISION", "fp32"), "compile": own.get("COMPILE", False)}
+    return Job(**facts | {"watched": epochs * each + last} | more)
 
 
 def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, tuple[int, ...]]]:
@@ -104,15 +104,13 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         return images, torch.zeros(len(images), 4, device=images.device)
 
     goes_on = set(METHODS) - {"none"} if values["EQUAL_STEPS"] else set()
-    unique: dict[str, tuple[str, dict[str, str], tuple[int, ...]]] = {}
+    unique: dict[str, tuple[str, str, str, tuple[int, ...]]] = {}
     for method, scenario, *rest in sampling_runs(values):
         own = values["OVERRIDES"].get(method, {}) | {"N_RUNS": 0}  # what else sets it apart
         key = str((scenario, sorted(own.items()), rest, method in goes_on))
-        unique.setdefault(key, (method, scenario, rest[-1]))
-    settings = {method: one for method, *one in unique.values()}
-    for method, count in Counter(method for method, *_ in unique.values()).items():
-        scenario, size = settings[method]
-        network, shown = scenario["network"], int(quota(scenario["sampler"]).sum())
+        unique.setdefault(key, (method, scenario["network"], scenario["sampler"], rest[-1]))
+    for (method, network, sampler, size), count in Counter(unique.values()).items():
+        shown = int(quota(sampler).sum())
         equal_steps = round(values["EPOCHS"] * counts[0].sum() / shown)
         trunk = values["KONCEPT_BACKBONE" if network == "koncept" else "BACKBONE"]
         name = f"{network} {trunk} {values['PLANE_SIZE']} {frozen or ''}".rstrip()
@@ -124,12 +122,12 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
 def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     if values["SUBSET_WARPS"]:  # one set cut into subsets of like size
-        frame = next(iter(tables.values()))
+        frame, names = next(iter(tables.values())), values["SUBSET_WARPS"]
         subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
-        names = values["SUBSET_WARPS"]
-        cuts = [frame[subset == name] for name in names]
-        shares = [frame.iloc[i :: len(names)] for i in range(len(names))]  # of a stand-in
-        tables = {k: a if len(a) else b for k, a, b in zip(names, cuts, shares, strict=True)}
+        tables = {name: frame[subset == name] for name in names}
+        for i, name in enumerate(names):
+            if tables[name].empty:  # of a stand-in
+                tables[name] = frame.iloc[i :: len(names)]
     split = partial(parts_of, seed=values["SEED"])
     counts = {k: split(frame.assign(split=None)).value_counts() for k, frame in tables.items()}
     frozen, side, released = values["FROZEN_TRUNK"], values["SIZE"], values["MIXING"] == "released"
@@ -152,7 +150,7 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         return images, torch.arange(len(images), device=images.device) % n_sets
 
     n_test = sum(int(count["test"]) for count in counts.values())
-    pixels = {name: stored_bytes(table.attrs["pixels"], 768) / 3 for name, table in tables.items()}
+    whole = {k: stored_bytes(t.attrs["pixels"], 768) / 3 / side**2 for k, t in tables.items()}
     singles = [f"single:{name}" for name in tables]
     for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
         variant, _, depth = method.partition(" ")[0].partition("-")
@@ -167,8 +165,8 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         how |= {"build": partial(build, names, variant, int(depth or 5)), "size": size}
         watched = sum(n_watched), n_test
         one = _training(values, method, n, *watched, batch=batch, count=count, **how)
-        whole = [pixels[name] / side**2 for name in names]  # images are predicted whole
-        share = 1.0 if frozen else float(np.average(whole, weights=n_watched))
+        # images are predicted whole
+        share = 1.0 if frozen else float(np.average([whole[k] for k in names], weights=n_watched))
         steps = one.images // n * math.ceil(n / batch)
         yield replace(one, steps=steps, watched=round(share * one.watched))
 
@@ -208,8 +206,8 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         n_steps = (values | values["OVERRIDES"].get(name, {}))["N_STEPS"]  # per epoch
         seen = n_steps * values["BATCH_SIZE"] if n_steps else n
         how = {"name": f"{name}, {mode}", "network": name, "size": size(name, "TUNING_SIDE")}
-        how["build"] = partial(tuned_network, name)
-        yield _training(values, name, seen, n_validation, count=count, **how)
+        how |= {"count": count, "build": partial(tuned_network, name)}
+        yield _training(values, name, seen, n_validation, **how)
     for name, n in passes.items():
         build = partial(create_network, name, pretrained="random")
         how = {"network": name, "build": build, "size": size(name, "SIDE")}
@@ -230,10 +228,10 @@ def _heads(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         width = encoder().n_features
     how = {"network": name, "build": encoder, "size": (3, *(values["IMAGE_SIZE"],) * 2)}
     yield Job(name="encoder", batch=32, images=len(frame), **how)
-    hidden, depth, neck = values["HEAD"]
-    how = {"network": f"head {hidden}-{depth}-{neck}", "size": (width,), "saved": False}
-    head = {"width": hidden, "depth": depth, "neck": neck, "form": values["HEAD_FORM"]}
-    how["build"] = partial(ClipHead, width, **head)
+    head = dict(zip(("width", "depth", "neck"), values["HEAD"], strict=True))
+    build = partial(ClipHead, width, **head, form=values["HEAD_FORM"])
+    name = f"head {'-'.join(map(str, values['HEAD']))}"
+    how = {"network": name, "size": (width,), "saved": False, "build": build}
     for method in values["METHODS"]:
         count = values["OVERRIDES"].get(method, {}).get("N_SEEDS", values["N_SEEDS"])
         yield _training(values, method, n, len(frame), count=count, **how)
@@ -285,15 +283,14 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     yield Job(name="teacher passes", images=kept + main, **labelling)
     imqnet = {"network": f"IMQNet {values['STUDENT']}", "size": (3, *values["CROP"])}
     imqnet["build"] = partial(IMQNet, **values["STUDENT"])
-    few = int((parts[values["LABELLED"][0]] == "training").sum())
-    few, n = values["N_LABELLED"] or few, len(values["N_UNLABELLED"]) + len(chosen) - 1
+    few = values["N_LABELLED"] or int((parts[values["LABELLED"][0]] == "training").sum())
+    n = len(values["N_UNLABELLED"]) + len(chosen) - 1
     yield lesson("distilled", student, 2 * kept, count=n, files=files, **imqnet)
-    looks = student[4]
+    looks, rival = student[4], koncept((512, 256, 64), values["CONTROL_SIZE"])
     shorter = [max(round(student[0] * few / main / looks), 1) * looks, *student[1:]]
     yield lesson("direct, same passes", shorter, 2 * kept, **imqnet)
     yield lesson("direct, same steps", student, 2 * kept, **imqnet)
     yield lesson("direct or tuned", control, 2 * kept, **imqnet)
-    rival = koncept((512, 256, 64), values["CONTROL_SIZE"])
     yield lesson("pretrained, direct", control, 2 * kept, **rival)
     yield lesson("pretrained, distilled", control, 2 * kept, files=files, **rival)
 
@@ -303,10 +300,11 @@ JOBS = {"02": _sampling, "03": _mixing, "04": _layers, "05": _heads, "06": _dist
 
 def to_fetch(values: Values) -> list[str]:
     """Name the networks whose weights come from the hub and are not in its caches on this disk."""
+    if values["PRETRAINED"] != "hub":
+        return []
     names = [values.get(key) for key in ("BACKBONE", "KONCEPT_BACKBONE", "ENCODER")]
     names += [*values.get("NETWORKS_TAPPED", []), *values.get("FINAL", [])[:1]]
-    wanted = dict.fromkeys(filter(None, names if values["PRETRAINED"] == "hub" else []))
-    return [name for name in wanted if not _is_cached(name)]
+    return [name for name in dict.fromkeys(filter(None, names)) if not _is_cached(name)]
 
 
 def _is_cached(name: str) -> bool:

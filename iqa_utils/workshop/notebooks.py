@@ -119,11 +119,9 @@ def checked_values(
         raise ValueError(f"{stem}: a profile brings its values with it; use --profile {other}")
     values = {**read_profile(stem, profile), "PROFILE": profile, **parameters}
     check_parameters(find_notebook(stem), values)
-    if publish_results and values.get("RUN_NAME"):
-        raise ValueError(
-            f"{stem}: RUN_NAME is {values['RUN_NAME']!r}, and published figures are those of the "
-            "run without a name; run it without --publish"
-        )
+    if publish_results and (name := values.get("RUN_NAME")):
+        told = "published figures are those of the run without a name; run it without --publish"
+        raise ValueError(f"{stem}: RUN_NAME is {name!r}, and {told}")
     return values
 
 
@@ -136,15 +134,8 @@ def run_notebook(
 ) -> Path:
     """Run one notebook of one profile from top to bottom; returns the finished run's folder.
 
-    Args:
-        stem: Notebook, by name or number.
-        profile: Values of ``notebooks/params/STEM.PROFILE.yaml``.
-        parameters: Values that override the profile's.
-        publish_results: Copy figures and metrics to ``figures/`` afterwards (real data only).
-
-    Raises:
-        ValueError: If parameters, data, weights or disk would not do; nothing has been started.
-        RuntimeError: If a cell failed or the kernel died; names the error and the notebook kept.
+    ``parameters`` override the profile's. What would not do is a ValueError before anything starts;
+    a failed cell or a dead kernel is a RuntimeError that names the error and the notebook kept.
     """
     stem = (notebook := find_notebook(stem)).stem
     values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
@@ -158,21 +149,16 @@ def run_notebook(
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     finished_before = _finish_time(folder)
+    how = {"engine_name": "iqa", "kernel_name": "python3", "cwd": str(NOTEBOOKS)}
+    bar = {"leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters=values,
-            engine_name="iqa",
-            kernel_name="python3",
-            progress_bar={"leave": False} if sys.stderr.isatty() else False,
-            cwd=str(NOTEBOOKS),
+            str(notebook), str(executed), parameters=values, progress_bar=bar, **how
         )
     except PapermillExecutionError as error:
-        raise RuntimeError(
-            f"{stem}: {error.ename}: {error.evalue} (cell {error.cell_index}); "
-            f"the executed notebook is {executed.relative_to(ROOT)}"
-        ) from error
+        failed = f"{error.ename}: {error.evalue} (cell {error.cell_index})"
+        kept = f"the executed notebook is {executed.relative_to(ROOT)}"
+        raise RuntimeError(f"{stem}: {failed}; {kept}") from error
     if _finish_time(folder) == finished_before:
         raise RuntimeError(f"{stem}: ran to its end but wrote no {folder.name}/metrics.json")
     executed.replace(folder / f"{stem}.ipynb")
@@ -192,8 +178,7 @@ def run_notebooks(
     workers: int = 1,
 ) -> list[str]:
     """Run several notebooks, or all, by :func:`run_jobs`; returns one line per failure."""
-    chosen = [find_notebook(stem).stem for stem in stems or notebook_stems()]
-    jobs = [(stem, parameters or {}) for stem in chosen]
+    jobs = [(find_notebook(stem).stem, parameters or {}) for stem in stems or notebook_stems()]
     outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
     return [failure for *_, failure in outcomes if failure]
 
@@ -204,17 +189,14 @@ def run_jobs(
     """Run notebooks, ``workers`` at a time, and go on past one that fails.
 
     The scoreboard, which reads what the others leave, starts when all others have ended. Parameters
-    are checked before anything starts; the rest is as for :func:`run_notebook`.
-
-    Returns:
-        How each run ended, in the order of ``jobs``: name, seconds, and why it failed, if it did.
+    are checked before anything starts. Returns how each run ended, in the order of ``jobs``.
     """
     for stem, parameters in jobs:
         checked_values(stem, profile, parameters, publish_results=publish_results)
     options, done = {"profile": profile, "publish_results": publish_results}, {}
     for last in (False, True):
-        chosen = [i for i, (stem, _) in enumerate(jobs) if stem.endswith("_scoreboard") == last]
-        for index, outcome in _each({i: jobs[i] for i in chosen}, options, workers):
+        chosen = {i: j for i, j in enumerate(jobs) if j[0].endswith("_scoreboard") == last}
+        for index, outcome in _each(chosen, options, workers):
             done[index], (name, seconds, failure) = outcome, outcome
             how = f"FAILED: {failure}" if failure else "done"
             tqdm.write(f"[{len(done)}/{len(jobs)}] {seconds:6.1f} s  {name}: {how}")

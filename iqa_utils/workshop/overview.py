@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
 from iqa_utils.files import atomic_write
-from iqa_utils.workshop.checkout import ROOT
+from iqa_utils.workshop import ROOT
 from iqa_utils.workshop.downloads import SOURCES
 
 

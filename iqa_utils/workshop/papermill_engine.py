@@ -6,17 +6,17 @@ other code imports ``papermill`` and names the engine.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
@@ -38,7 +38,7 @@ class IQAEngine(NBClientEngine):
 def lease_gpu(*, poll_seconds: float = 1.0) -> Iterator[str | None]:
     """Hold one GPU for the processes started inside, waiting until one is free; yields its index.
 
-    The lease is an ``flock`` on one file per GPU, so it ends with its process however that dies.
+    The lease is a lock on one file per GPU, so it ends with its process however that dies.
     Where ``CUDA_VISIBLE_DEVICES`` is set (Slurm does), that choice stands and nothing is leased.
     """
     gpus = [] if "CUDA_VISIBLE_DEVICES" in os.environ else _gpu_indices()
@@ -47,26 +47,24 @@ def lease_gpu(*, poll_seconds: float = 1.0) -> Iterator[str | None]:
         return
     folder = Path(tempfile.gettempdir()) / f"iqa-gpu-leases-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    lock, index = _first_free(folder, gpus, poll_seconds)
+    locks = {index: FileLock(folder / f"gpu{index}.lock") for index in gpus}
+    while not (index := next(filter(lambda index: _is_free(locks[index]), gpus), "")):
+        time.sleep(poll_seconds)
     os.environ["CUDA_VISIBLE_DEVICES"] = index
     try:
         yield index
     finally:
         del os.environ["CUDA_VISIBLE_DEVICES"]
-        os.close(lock)
+        locks[index].release()
 
 
-def _first_free(folder: Path, gpus: Sequence[str], poll_seconds: float) -> tuple[int, str]:
-    while True:
-        for index in gpus:
-            lock = os.open(folder / f"gpu{index}.lock", os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-            else:
-                return lock, index
-        time.sleep(poll_seconds)
+def _is_free(lock: FileLock) -> bool:
+    """Take a lock if nobody holds it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
 
 
 def _gpu_indices() -> list[str]:

@@ -170,12 +170,10 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     n, (low, high) = info.n_images, info.scale or (0.0, 1.0)
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(n)]})
     frame["mos"] = low + (high - low) * (np.arange(n) + 0.5) / max(n, 1)
-    frame["reference"] = frame["image"]
-    if info.references:
-        frame["reference"] = [f"i{i % info.references:03d}.bmp" for i in range(n)]
-    frame["split"], frame["distortion"] = None, "jpeg"
-    if info.split_sizes:
-        frame["split"] = np.repeat(SPLITS, info.split_sizes)
+    references = info.references or max(n, 1)
+    frame["reference"] = [f"i{i % references:03d}.bmp" for i in range(n)]
+    frame["split"] = np.repeat(SPLITS, info.split_sizes) if info.split_sizes else None
+    frame["distortion"] = "jpeg"
     if info.ranges:
         fifth = (high - low) / len(info.ranges)
         middle = low + fifth * (np.arange(len(info.ranges)) + 0.5)
@@ -199,7 +197,7 @@ def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
     found = {}
     for fit in known.get(stem[:2], list)():
         label = f"shorter side {fit}" if fit else "native size"
-        label = "x".join(map(str, fit[::-1])) if isinstance(fit, tuple) else label
+        label = "{1}x{0}".format(*fit) if isinstance(fit, tuple) else label
         sizes = [len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()]
         found[f"decoded, {label}"] = sum(sizes)
     if stem[:2] == "06" and not values["STREAM"]:
@@ -210,12 +208,11 @@ def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
 
 def stored_bytes(pixels: tuple[int, int], fit: Any) -> int:
     """Return the bytes of one decoded image: (height, width), a longest shorter side, or native."""
-    short = min(pixels)
     if isinstance(fit, tuple):
-        pixels = fit
-    elif fit is not None and short > fit:
-        pixels = (pixels[0] * fit // short, pixels[1] * fit // short)
-    return 3 * math.prod(pixels)
+        return 3 * math.prod(fit)
+    short = min(pixels)
+    side = min(fit or short, short)
+    return 3 * math.prod(length * side // short for length in pixels)
 
 
 def missing(values: Values) -> list[str]:
@@ -257,9 +254,8 @@ def preflight(stem: str, values: Values) -> list[str]:
 @cache
 def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[str, float]]:
     """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
-    seen: dict[str, Any] = {"card": "", "rows": []}
-    for file in sorted(folder.glob("*.json"))[-1:]:
-        seen = json.loads(file.read_text())
+    files = sorted(folder.glob("*.json"))
+    seen = json.loads(files[-1].read_text()) if files else {"card": "", "rows": []}
     return seen["card"], {row["kind"]: row["images_per_s"] for row in seen["rows"]}
 
 
@@ -271,17 +267,11 @@ def make_plan(
     official: bool = False,
     rates: tuple[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Work out what a notebook asks for in a profile.
+    """Work out what a notebook asks for in a profile: jobs, bytes, hours, and what is missing.
 
     Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
     :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
-    score tables at hand.
-
-    Returns:
-        ``jobs`` (one row a kind of training or pass), ``disk`` (bytes kept, by what they are),
-        ``moment`` (bytes needed for a moment), ``memory`` (bytes, of the largest job),
-        ``trainings``, ``steps``, ``images``, ``hours``, ``source`` of the time, ``missing``, and
-        ``to fetch``: weights that the notebook would get from the hub in its first minute.
+    score tables at hand. ``memory`` is the largest job's, ``moment`` the disk needed for a moment.
     """
     stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)

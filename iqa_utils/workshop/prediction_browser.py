@@ -28,6 +28,7 @@ ORDERS = {
     "lowest prediction": lambda rows: rows["pred"],
 }
 ANY = "(any)"
+VOTES = [f"c{grade}" for grade in range(1, 6)]
 
 
 def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
@@ -41,14 +42,14 @@ def load_predictions(run: str | Path, data_root: str | Path) -> pd.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"{Path(run).name} holds no predictions.parquet")
     sets = pd.read_parquet(file).groupby("dataset", sort=False)
-    joined = pd.concat(_join_scores(part, str(k), Path(data_root) / str(k)) for k, part in sets)
+    joined = pd.concat(_join_scores(part, Path(data_root) / str(name)) for name, part in sets)
     return joined.sort_index().assign(error=joined["pred"] - joined["mos"])
 
 
-def _join_scores(part: pd.DataFrame, name: str, root: Path) -> pd.DataFrame:
-    extra = ["distortion", *(f"c{k}" for k in range(1, 6))]
+def _join_scores(part: pd.DataFrame, root: Path) -> pd.DataFrame:
+    extra = ["distortion", *VOTES]
     try:
-        scores = load_scores(name, root)
+        scores = load_scores(root.name, root)
     except (KeyError, FileNotFoundError, ValueError):
         return part.reindex(columns=[*part.columns, *extra]).assign(path="")
     known = scores.reindex(columns=["image", *extra])
@@ -68,11 +69,9 @@ def select(
 
     ``wanted`` chooses a value of ``method``, ``dataset`` or ``distortion``.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {tuple(ORDERS)}, got {order!r}")
     rows = predictions[predictions["mos"].between(*scores)]
-    for column in (column for column in wanted if wanted[column] != ANY):
-        rows = rows[rows[column] == wanted[column]]
+    for column, value in wanted.items():
+        rows = rows if value == ANY else rows[rows[column] == value]
     rows = rows.loc[ORDERS[order](rows).sort_values(kind="stable").index]
     return rows.drop_duplicates(["dataset", "image"]).head(n)
 
@@ -84,10 +83,10 @@ def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int 
     cells = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines)
     for axes in cells.ravel():
         axes.set_axis_off()
-    for i, (_, row) in enumerate(rows.iterrows()):
-        line, column = divmod(i, columns)
-        _draw_image(cells[2 * line, column], row, other)
-        _draw_votes(cells[2 * line + 1, column], row)
+    places = zip(cells[::2].ravel(), cells[1::2].ravel(), strict=True)
+    for (_, row), (above, below) in zip(rows.iterrows(), places, strict=False):
+        _draw_image(above, row, other)
+        _draw_votes(below, row)
     if rows.empty:
         cells[0, 0].text(0.0, 0.5, "no prediction fits this choice")
     return figure
@@ -110,15 +109,14 @@ def _draw_image(axes: Axes, row: pd.Series, other: pd.DataFrame | None) -> None:
 
 
 def _draw_votes(axes: Axes, row: pd.Series) -> None:
-    votes = pd.to_numeric(row.reindex([f"c{k}" for k in range(1, 6)]), errors="coerce")
-    if votes.isna().any() or votes.sum() == 0:
-        return
-    axes.set_axis_on()
-    axes.bar(range(1, 6), votes / votes.sum(), color=PALETTE[0])
-    axes.set(xticks=range(1, 6), yticks=[], ylim=(0, 1))
-    axes.set_xlabel("share of votes per grade", size=7)
-    axes.tick_params(labelsize=7)
-    axes.grid(visible=False)
+    votes = pd.to_numeric(row.reindex(VOTES), errors="coerce")
+    if votes.notna().all() and votes.any():
+        axes.set_axis_on()
+        axes.bar(range(1, 6), votes / votes.sum(), color=PALETTE[0])
+        axes.set(xticks=range(1, 6), yticks=[], ylim=(0, 1))
+        axes.set_xlabel("share of votes per grade", size=7)
+        axes.tick_params(labelsize=7)
+        axes.grid(visible=False)
 
 
 def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure | None:
@@ -127,11 +125,10 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
         return draw(select(predictions), other=other)
     import ipywidgets as widgets
 
-    choices = {}
+    lists = {"order": tuple(ORDERS)}
     for column in ("method", "dataset", "distortion"):
-        options = [ANY, *sorted(predictions[column].dropna().astype(str).unique())]
-        choices[column] = widgets.Dropdown(options=options, description=column)
-    order = widgets.Dropdown(options=tuple(ORDERS), description="order")
+        lists[column] = [ANY, *sorted(predictions[column].dropna().astype(str).unique())]
+    choices = {k: widgets.Dropdown(options=v, description=k) for k, v in lists.items()}
     low, high = float(predictions["mos"].min()), float(predictions["mos"].max())
     scores = widgets.FloatRangeSlider(value=(low, high), min=low, max=high, description="opinion")
     n = widgets.IntSlider(value=6, min=3, max=24, step=3, description="images")
@@ -141,7 +138,6 @@ def browse(predictions: pd.DataFrame, *, other: pd.DataFrame | None = None) -> F
         display(figure)
         plt.close(figure)
 
-    controls = {**choices, "order": order, "scores": scores, "n": n}
-    left, right = widgets.VBox([order, *choices.values()]), widgets.VBox([scores, n])
-    display(widgets.HBox([left, right]), widgets.interactive_output(show, controls))
+    shown = widgets.interactive_output(show, {**choices, "scores": scores, "n": n})
+    display(widgets.HBox([widgets.VBox([*choices.values()]), widgets.VBox([scores, n])]), shown)
     return None

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from iqa_utils.workshop.checkout import ROOT, VARIABLES
+from iqa_utils.workshop import ROOT, VARIABLES
 
 CODE = Path(__file__).resolve().parents[2]  # ROOT, or where pip put the package
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "pillow", "torch", "torchvision", "timm")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,15 +28,10 @@ from iqa_utils.datasets.readers import LIVE_FOLDERS
 from iqa_utils.files import atomic_folder, atomic_write, lock, write_json
 from iqa_utils.indicators import measure
 from iqa_utils.workshop import notebooks
+from iqa_utils.workshop.demo import pictures as made
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
-from iqa_utils.workshop.demo.pictures import (
-    Picture,
-    Studio,
-    dead_leaves,
-    generator,
-    range_qualities,
-)
+from iqa_utils.workshop.demo.pictures import Picture, Studio, dead_leaves, generator
 from iqa_utils.workshop.downloads import link_or_copy
 from iqa_utils.workshop.plan import sets_of, values_of
 from iqa_utils.workshop.runs import ROOT, resolve
@@ -60,9 +54,7 @@ UNEVEN = {  # images of a distortion where not every reference has every level
 def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     """List the runs of a rehearsal of some notebooks, or of all that the overlay names.
 
-    Returns:
-        Pairs of a stem and, for a key ``STEM-RUN_NAME``, its values over those of ``paper``; what
-        neither of them sets (``SAVE_SECONDS``) comes from ``STEM``.
+    A key ``STEM-RUN_NAME`` gives its values over those of ``paper``; the rest is that of ``STEM``.
     """
     overlay = notebooks.read_overlay()
     runs = [(*key.partition("-")[::2], values) for key, values in overlay.items()]
@@ -90,8 +82,7 @@ def rehearse(
         values = values_of(stem, PROFILE) | own
         names = [name for name in sets_of(values) if name in SETS] + values.get("UNLABELLED", [])
         folders += [resolve(values["DATA_ROOT"]) / name for name in names]
-    sets = [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]
-    if sets:
+    if sets := [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]:
         ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
     outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=workers)
     log = ROOT / "runs" / PROFILE / "times.json"
@@ -107,26 +98,26 @@ def ensure_rehearsal_data(
     sets: Sequence[str] = (),
     share: float = 1.0,
 ) -> dict[str, int]:
-    """Make the sets that are not there yet, or were made otherwise; each appears whole or not.
+    """Make the sets that are not there yet, or were made otherwise; returns their image counts.
 
-    ``root`` gets one folder per set, ``open_images`` without scores, and ``networks`` with 60
-    images of five references for each set of notebook 04. Score files below ``annotations``, one
-    folder per set, are used. Returns the number of image files by set.
+    ``open_images`` has no scores, ``networks`` 60 images of five references for each set of
+    notebook 04. Score files below ``annotations``, one folder per set, are used.
     """
     root = Path(root)
     names = sets or (*SETS, *(f"networks/{name}" for name in NETWORK_SETS), "open_images")
     counts = {}
     with lock(root / ".lock"):
         for name in names:
-            real = {} if "/" in name else _real_files(name, annotations)
+            real, marker = {}, root / name / DEMO_MARKER
+            with suppress(FileNotFoundError):
+                if annotations and name in SETS:
+                    real = locate(name, Path(annotations) / name)[0]
             wanted = {"version": VERSION, "share": share}
             wanted["annotations"] = fingerprint(real) if real else ""
-            marker = root / name / DEMO_MARKER
             known = json.loads(marker.read_text()) if marker.is_file() else {}
             if wanted.items() <= known.items():
                 counts[name] = known["images"]
                 continue
-            start = time.perf_counter()
             few = name.startswith("networks/")
             linker = Linker(pool=root / f".pool-{VERSION}", share=share, few=few)
             with atomic_folder(root / name) as folder:
@@ -138,9 +129,9 @@ def ensure_rehearsal_data(
                     n = len(SETS[name.removeprefix("networks/")](folder, linker))
                 content = {"made_by": "iqa rehearse", **wanted, "images": n}
                 (folder / DEMO_MARKER).write_text(json.dumps(content))
-            counts[name], seconds = n, time.perf_counter() - start
+            counts[name] = n
             scores = "real" if real else "no" if name == "open_images" else "synthetic"
-            print(f"{name}: {n:,} images, {scores} scores, {seconds:.1f} s")
+            print(f"{name}: {n:,} images, {scores} scores")
     return counts
 
 
@@ -161,24 +152,16 @@ class Linker(Studio):
 
     def authentic(self, name: str, n: int, size: tuple[int, int]) -> list[Picture]:
         """Draw qualities from KonIQ-10k's range counts; every image is a scene of its own."""
-        qualities = generator(self.seed, name).permutation(range_qualities(n))
+        qualities = generator(self.seed, name).permutation(made.range_qualities(n))
         return [Picture(f"{name}-{i}", "", 0, None, float(q)) for i, q in enumerate(qualities)]
 
     def synthetic(
-        self,
-        name: str,
-        types: Sequence[str],
-        size: tuple[int, int],
-        *,
-        official: int,
-        scenes: int,
-        per_pair: int,
+        self, name: str, types: Sequence[str], size: tuple[int, int], layout: tuple[int, int, int]
     ) -> list[Picture]:
         """Describe the official number of images of each distortion; quality falls with level."""
-        rng = generator(self.seed, name)
-        n_references = 5 if self.few else self.count(official, scenes)
-        types = types[:12] if self.few else types
-        levels, pictures = LEVELS.get(name, 5), []
+        rng, official = generator(self.seed, name), layout[0]
+        n_references = 5 if self.few else self.count(official, 0)
+        types, levels, pictures = types[: 12 if self.few else None], LEVELS.get(name, 5), []
         for i in range(n_references):
             for j, kind in enumerate(types):
                 whole = UNEVEN.get(name, {}).get(kind, official * levels)
@@ -231,14 +214,6 @@ def _spoilt(pixels: np.ndarray, quality: float) -> np.ndarray:
     return (0.3 + 0.7 * quality) * ndimage.gaussian_filter(pixels, (sigma, sigma, 0))
 
 
-def _real_files(name: str, annotations: str | Path | None) -> dict[str, Path]:
-    """Return the score files of a set that lie below a folder, or none."""
-    with suppress(FileNotFoundError):
-        if annotations is not None and name in SETS:
-            return locate(name, Path(annotations) / name)[0]
-    return {}
-
-
 def _link_real(name: str, folder: Path, real: dict[str, Path], linker: Linker) -> int:
     """Copy real score files to their official places, and link a picture for each score."""
     for relative, path in real.items():
@@ -246,15 +221,14 @@ def _link_real(name: str, folder: Path, real: dict[str, Path], linker: Linker) -
         shutil.copyfile(path, folder / relative)
     frame = load_scores(name, folder)
     quality = frame["mos"].rank(pct=True)  # FLIVE's scores fill a tenth of their scale
-    for image, scene, q in zip(frame["image"], frame["reference"], quality, strict=True):
-        linker.save(Picture(scene, "", 0, None, q), folder / image)
+    rows = list(zip(frame["image"], frame["reference"], quality, strict=True))
     unscored = {
         "live": [f"{f}/img{i + 1}.bmp" for f, n in LIVE_FOLDERS.items() for i in range(n)],
         "livec": [f"Images/trainingImages/t{i + 1}.bmp" for i in range(7)],
-    }.get(name, [])
-    rest = [path for path in unscored if not (folder / path).exists()]
-    for path in rest:
-        linker.save(Picture(path, "", 0, None, 1.0), folder / path)
+    }
+    rest = sorted(set(unscored.get(name, [])) - set(frame["image"]))
+    for image, scene, q in rows + [(image, image, 1.0) for image in rest]:
+        linker.save(Picture(scene, "", 0, None, q), folder / image)
     return len(frame) + len(rest)
 
 
@@ -262,7 +236,7 @@ def _make_open_images(root: Path, koniq: Path, share: float) -> int:
     """Write unlabelled images as they come: most of them fit the crop, some files are bad."""
     rng = generator(0, "open_images")
     scenes = [dead_leaves((200, 260), rng) for _ in range(6)]
-    folder, encoded = root / "train_0", {}
+    folder, whole = root / "train_0", None
     folder.mkdir()
 
     def fresh() -> Path:
@@ -275,8 +249,7 @@ def _make_open_images(root: Path, koniq: Path, share: float) -> int:
             crop = pixels[top : top + height, left : left + width]
             path = fresh()
             as_image(_spoilt(crop, rng.uniform())).save(path, quality=90)
-            encoded.setdefault((height, width), path)
-    whole = encoded[48, 64]
+            whole = whole or path
     whole.write_bytes(whole.read_bytes()[:-400])  # truncated: its header is fine
     fresh().touch()
     shutil.copyfile(min((koniq / "1024x768").iterdir()), fresh())  # a labelled image

@@ -26,8 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from iqa_utils.files import atomic_write, read_mapping, sweep, sync_folder, write_json
-from iqa_utils.workshop import provenance
-from iqa_utils.workshop.checkout import ROOT, need_checkout
+from iqa_utils.workshop import ROOT, need_checkout, provenance
 from iqa_utils.workshop.parameters import wrong_types
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Score your images with the shipped model, any other trained here, NIQE or BRISQUE.
 
-Results are a CSV and a contact sheet, best first. One bad file never stops the others.
+Results are a CSV and a contact sheet, best first. One bad file never stops the others. A model goes
+to other programs as ONNX.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from iqa_utils import natural_scenes
@@ -34,25 +35,24 @@ from iqa_utils.workshop.tables import write_csv
 METHODS = ("model", "niqe", "brisque")
 SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
 THUMBNAIL = 220  # px, longest side
+FREE_SIDE = 256  # px, of the images that a model of any size is exported and checked with
+TOLERANCE = 1e-4  # of an export, of the range of the checked scores, or of 1
 COLUMNS = ["image", "score", "percentile", "warning", "error"]
 Row = tuple[float, float, str, str]  # score, percentile, warning, error
 
 
-@dataclass(frozen=True)
-class Rater:
+class Rater(NamedTuple):
     """What scores: ``prepare`` runs where images are decoded, ``rate`` on batches of one size."""
 
     hash: str
     scale: str
     lower_is_better: bool
     note: str
-    prepare: Callable[[Image.Image], Any]  # pixels; without rate, the score itself
-    rate: Callable[[np.ndarray], list[tuple[float, float, str]]] | None = None
+    prepare: Callable[[Image.Image], np.ndarray]
+    rate: Callable[[np.ndarray], list[tuple[float, float, str]]]
 
 
-def open_method(
-    method: str, checkpoint: str | Path | None = None, device: str | None = None
-) -> Rater:
+def open_method(method: str, checkpoint: str | Path | None, device: str | None) -> Rater:
     """Open a model file (the shipped one without a name), NIQE or BRISQUE."""
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
@@ -64,7 +64,11 @@ def open_method(
         scale = "0 and above, lower is better" if lower else "about 0 to 100, higher is better"
         key = hashlib.sha256(key.encode()).hexdigest()[:16]
         note = f"Scores by {method.upper()}. Scale: {scale}."
-        return Rater(key, scale, lower, note, lambda image: measure(np.asarray(image)))
+
+        def prepare(image: Image.Image) -> np.ndarray:
+            return np.array([measure(np.asarray(image))])  # (1,)
+
+        return Rater(key, scale, lower, note, prepare, lambda one: [(*s, np.nan, "") for s in one])
     checkpoint = checkpoint or SHIPPED_FILE
     scorer = Scorer.load(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,11 +77,9 @@ def open_method(
     scorer.model.to(device).eval()
 
     def rate(images: np.ndarray) -> list[tuple[float, float, str]]:
-        scores, unlike = scorer.look(torch.from_numpy(images).permute(0, 3, 1, 2), device=device)
-        return [
-            (score, scorer.percentile(score), "unlike the training photographs" * far)
-            for score, far in zip(scores, unlike, strict=True)
-        ]
+        looked = scorer.look(torch.from_numpy(images).permute(0, 3, 1, 2), device=device)
+        far = "unlike the training photographs"
+        return [(s, scorer.percentile(s), far * odd) for s, odd in zip(*looked, strict=True)]
 
     note = f"{describe_model(checkpoint)} Scale: {scorer.scale}."
     return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate)
@@ -93,17 +95,10 @@ def score_images(
     device: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Predict the quality of image files.
+    """Predict the quality of image files, with the shipped model if no checkpoint is named.
 
-    Args:
-        paths: Files and folders.
-        checkpoint: Model file; the shipped one if None.
-        method: ``"model"``, ``"niqe"`` or ``"brisque"``.
-        partial: File that rows are appended to as they are scored: files that a killed run of the
-            same method has scored are read from there, unless they have changed since.
-        batch_size: Images per forward pass; images of different sizes are never put together.
-        device: Torch device; the first GPU, else the CPU.
-        progress: Show a bar on a terminal.
+    Rows are appended to the file ``partial`` as they are scored: files that a killed run of the
+    same method has scored are read from there, unless they have changed since.
 
     Returns:
         One row per file in the order found: ``image``, ``score`` (NaN where the file is bad),
@@ -124,7 +119,9 @@ def score_images(
         for part, read in _decoded(todo, rater.prepare, batch_size):
             rows = dict(zip(part, _rate(rater, read), strict=True))
             if partial:
-                _append(Path(partial), [[rater.hash, stamps[p], *row] for p, row in rows.items()])
+                lines = [json.dumps([rater.hash, stamps[p], *row]) for p, row in rows.items()]
+                with Path(partial).open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
             done |= rows
             bar.update(len(part))
     done |= {path: (np.nan, np.nan, "", why) for path, why in found.items() if why}
@@ -158,16 +155,13 @@ def _decoded(
 def _rate(rater: Rater, read: list[tuple[Any, str]]) -> list[Row]:
     """Score what was decoded; (None, reason) stays an error."""
     rows: list[Row] = [(np.nan, np.nan, "", text) for _, text in read]
-    good = [i for i, (value, _) in enumerate(read) if value is not None]
-    if rater.rate is None:
-        for i in good:
-            rows[i] = (float(read[i][0]), np.nan, read[i][1], "")
-    elif good:
-        for same in same_size([read[i][0].shape for i in good], len(read)):
-            rated = rater.rate(np.stack([read[good[k]][0] for k in same]))
-            for k, (score, percentile, far) in zip(same, rated, strict=True):
-                warning = "; ".join(filter(None, (read[good[k]][1], far)))
-                rows[good[k]] = (score, percentile, warning, "")
+    good = np.array([i for i, (value, _) in enumerate(read) if value is not None], int)
+    batches = same_size([read[i][0].shape for i in good], len(read)) if len(good) else []
+    for same in batches:
+        rated = rater.rate(np.stack([read[i][0] for i in good[same]]))
+        for i, (score, percentile, far) in zip(good[same], rated, strict=True):
+            warning = "; ".join(filter(None, (read[i][1], far)))
+            rows[i] = (float(score), percentile, warning, "")
     return rows
 
 
@@ -192,11 +186,6 @@ def _stamp(path: Path) -> str:
     return f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
 
 
-def _append(partial: Path, rows: list[list[Any]]) -> None:
-    with partial.open("a", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(row)}\n" for row in rows)
-
-
 def _read_partial(path: Path, key: str) -> dict[str, Row]:
     """Read what one method has scored; drop the half line that a kill may have left at the end."""
     if not path.is_file():
@@ -214,9 +203,8 @@ def describe_model(checkpoint: str | Path) -> str:
     seen, told = metadata["scores_seen"], metadata["training_data"]
     seen = seen if isinstance(seen, str) else "; ".join(seen)
     text = f"Scores by {metadata['architecture']['name']}, trained on {told['dataset']} ({seen})."
-    return text + told["demo"] * (
-        " These images are synthetic: the numbers say nothing about quality."
-    )
+    warning = " These images are synthetic: the numbers say nothing about quality."
+    return text + warning * told["demo"]
 
 
 def score_to_files(
@@ -235,22 +223,20 @@ def score_to_files(
         raise ValueError(f"file for the scores: {table} is a folder")
     partial = Path(f"{table}.partial")
     scores = score_images(paths, checkpoint, partial=partial, **options)
-    ascending = scores.attrs["ascending"]
+    scale, note, ascending = (scores.attrs[key] for key in ("scale", "note", "ascending"))
     scores = scores.sort_values("score", ascending=ascending, kind="stable", ignore_index=True)
     with atomic_write(table) as temporary:
-        write_csv(scores.assign(scale=scores.attrs["scale"]), temporary)
-    write_contact_sheet(scores, Path(f"{out}.html"), note=scores.attrs["note"])
+        write_csv(scores.assign(scale=scale), temporary)
+    write_contact_sheet(scores, Path(f"{out}.html"), note=note)
     partial.unlink(missing_ok=True)
-    return scores, scores.attrs["note"]
+    return scores, note
 
 
 def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
     """Write one HTML file with every image in order, bad files at the end, below a note."""
     good, bad = scores[scores["error"] == ""], scores[scores["error"] != ""]
-    listed = "".join(
-        f"<li><code>{html.escape(row.image)}</code> {html.escape(row.error)}</li>"
-        for row in bad.itertuples()
-    )
+    named = zip(bad["image"].map(html.escape), bad["error"].map(html.escape), strict=True)
+    listed = "".join(f"<li><code>{image}</code> {error}</li>" for image, error in named)
     head, foot = _PAGE.format(n=len(good), note=html.escape(note)).split("CARDS")
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(head)
@@ -261,11 +247,11 @@ def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
 def text_table(scores: pd.DataFrame, *, most: int = 40) -> str:
     """List scores with one decimal, at most so many of the best and worst."""
     good = scores[scores["error"] == ""]
-    rows = [
-        f"{row.score:6.1f}  {'' if np.isnan(row.percentile) else f'{row.percentile:4.0f} %':6}  "
-        f"{row.image}{f'  ({row.warning})' if row.warning else ''}"
-        for row in good.itertuples()
-    ]
+    rows = []
+    for row in good.itertuples():
+        share = "" if np.isnan(row.percentile) else f"{row.percentile:4.0f} %"
+        warning = f"  ({row.warning})" if row.warning else ""
+        rows.append(f"{row.score:6.1f}  {share:6}  {row.image}{warning}")
     if len(rows) > most:
         left = f"   ... {len(rows) - most} more in the file"
         rows = [*rows[: most // 2], left, *rows[-(most // 2) :]]
@@ -278,12 +264,55 @@ def _card(row: Any) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
-    label, warning = html.escape(row.image), html.escape(row.warning)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
-        f"<figcaption><b>{row.score:.1f}</b> {html.escape(Path(row.image).name)} {warning}"
-        "</figcaption></figure>\n"
-    )
+    label, name, warning = map(html.escape, (row.image, Path(row.image).name, row.warning))
+    caption = f"<figcaption><b>{row.score:.1f}</b> {name} {warning}</figcaption>"
+    picture = f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
+    return f"<figure>{picture}{caption}</figure>\n"
+
+
+class _Scores(nn.Module):
+    """RGB in [0, 1], shape (B, 3, H, W), to scores (B,) on the scale of the training."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer, self.model = scorer, scorer.model
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(scorer, name)).reshape(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.model((images - self.mean) / self.std).reshape(-1)
+        return output * self.scorer.gain + self.scorer.offset
+
+
+def export_onnx(model: str | Path, out: str | Path) -> float:
+    """Write a model file as ONNX with the input ``images`` and the output ``scores``.
+
+    Images are RGB in [0, 1], float32, already of the model's size; batches may be of any size. The
+    file is kept only where ONNX Runtime gives the same scores of random images as PyTorch; returns
+    the largest difference found.
+    """
+    import onnxruntime
+    import onnxscript  # noqa: F401 - PyTorch's exporter needs it
+
+    scorer = Scorer.load(model)
+    size = scorer.fit.target(FREE_SIDE, FREE_SIDE) if scorer.fit.resamples else [FREE_SIDE] * 2
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((2, 3, *size), dtype=np.float32))
+    network = _Scores(scorer).eval()
+    with atomic_write(out) as partial:
+        batch = {"images": {0: torch.export.Dim("batch", min=1, max=4096)}}
+        how = {"dynamic_shapes": batch, "dynamo": True, "external_data": False, "verbose": False}
+        how |= {"input_names": ["images"], "output_names": ["scores"]}
+        torch.onnx.export(network, (images,), partial, **how)
+        session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+        checked = torch.from_numpy(rng.random((5, 3, *size), dtype=np.float32))
+        [theirs] = session.run(None, {"images": checked.numpy()})
+        with torch.inference_mode():
+            ours = network(checked).numpy()
+        difference = float(np.abs(theirs - ours).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(ours).max())):
+            raise ValueError(f"{out}: scores of ONNX Runtime differ by {difference:.3g}; not kept")
+    return difference
 
 
 _PAGE = """<!doctype html>

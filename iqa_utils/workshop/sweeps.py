@@ -13,9 +13,8 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,8 +31,7 @@ COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SE
 KEYS = ["paper", "table", "method", "dataset", "metric", "data", *DESCRIBED, *WORDS]
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One run of a grid: its notebook, its values and its name (``grid.SEED-1.SPLIT-0``).
 
     The jobs of the notebooks ``after`` finish first; it holds ``gpus`` GPUs.
@@ -60,17 +58,18 @@ def read_grid(path: str | Path) -> list[Job]:
     if path.parent == grid_path("paper").parent and path.stem in ("paper", "rehearsal"):
         _add_unlisted(entries, path.stem)
     for stem, entry in entries.items():
-        grid = entry.get("grid") if isinstance(entry, dict) else None
+        grid, where = (
+            entry.get("grid") if isinstance(entry, dict) else None,
+            f"{path.name}, {stem}:",
+        )
         if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-            raise ValueError(
-                f"{path.name}, {stem}: expected `grid` with a list of values for each parameter, "
-                f"found {entry!r}"
-            )
+            expected = "`grid` with a list of values for each parameter"
+            raise ValueError(f"{where} expected {expected}, found {entry!r}")
         if unknown := set(entry) - {"grid", "after", "gpus"}:
-            raise ValueError(f"{path.name}, {stem}: unknown {sorted(unknown)}")
+            raise ValueError(f"{where} unknown {sorted(unknown)}")
         after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
-        if missing := [name for name in after if name not in entries]:
-            raise ValueError(f"{path.name}, {stem}: after {missing}, which the grid does not run")
+        if missing := set(after) - set(entries):
+            raise ValueError(f"{where} after {sorted(missing)}, which the grid does not run")
         notebook = notebooks.find_notebook(stem)
         for values in itertools.product(*grid.values()):
             parameters = dict(zip(grid, values, strict=True))
@@ -85,11 +84,10 @@ def _add_unlisted(entries: dict[str, Any], profile: str) -> None:
     """Let a notebook that has a file of this profile and no entry run once, before 07."""
     files = (notebooks.NOTEBOOKS / "params").glob(f"*.{profile}.yaml")
     added = sorted({path.name.split(".")[0] for path in files} - set(entries))
-    for stem in added:
-        entries[stem] = {"grid": {}, "gpus": int(profile == "paper")}
     for stem, entry in entries.items():
         if added and stem.endswith("_scoreboard"):
             entry["after"] = [*entry.get("after", []), *added]
+    entries |= {stem: {"grid": {}, "gpus": int(profile == "paper")} for stem in added}
 
 
 def check_seeds(jobs: Sequence[Job], profile: str) -> None:
@@ -106,10 +104,8 @@ def check_seeds(jobs: Sequence[Job], profile: str) -> None:
     for (stem, _), found in ranges.items():
         for (a, last), (b, _) in itertools.pairwise(sorted(found)):
             if b <= last:
-                raise ValueError(
-                    f"{profile}.yaml, {stem}: SEED {a} uses the seeds {a} to {last}, and SEED {b} "
-                    f"repeats some of them; step SEED by {last - a + 1}"
-                )
+                told = f"SEED {a} uses the seeds {a} to {last}, and SEED {b} repeats some of them"
+                raise ValueError(f"{profile}.yaml, {stem}: {told}; step SEED by {last - a + 1}")
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:
@@ -146,8 +142,7 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
     parameters = {"PROFILE": profile, "RUN_NAME": "grid", "JOBS": [job.run_name for job in done]}
-    parameters["MISSING"] = missing
-    content = {"stem": stem, "profile": profile, "parameters": parameters}
+    content = {"stem": stem, "profile": profile, "parameters": parameters | {"MISSING": missing}}
     write_json(folder / "metrics.json", content | {"results": results.to_dict("records")})
     return folder
 
@@ -164,10 +159,10 @@ def _read(job: Job, file: Path) -> pd.DataFrame:
 
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(KEYS, sort=False, dropna=False)
-    kinds = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
-    of_value = {name: ("value", kind) for name, kind in kinds.items()}
-    others = {"n": ("n", "max"), "pred_spread": ("pred_spread", "min")}
-    table = groups.agg(**of_value, **others).reset_index()
+    wanted = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
+    wanted = {name: ("value", kind) for name, kind in wanted.items()}
+    wanted |= {"n": ("n", "max"), "pred_spread": ("pred_spread", "min")}
+    table = groups.agg(**wanted).reset_index()
     half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
     half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)

@@ -99,12 +99,8 @@ def plans(rates: pd.Series) -> pd.DataFrame:
 
     Decoding is taken to scale with cores, networks with devices; decoding and teacher run beside
     each other, so the slower one decides. The student shows 2.8 times as many images as there are,
-    as in the paper, and decodes them again.
-
-    Returns:
-        One row per case: ``images``, ``cores``, ``devices``, minutes of ``decode``, ``teacher`` and
-        ``student``, the ``bottleneck`` of labelling, ``minutes`` in all, and ``reading`` in MB/s
-        while labelling. In the last row cores and devices are what a day needs.
+    as in the paper, and decodes them again. Steps are in minutes, ``reading`` is in MB/s while
+    labelling; in the last row cores and devices are what a day needs.
     """
     here = len(os.sched_getaffinity(0))
     per_core, day = rates["decode"] / here, 9_000_000 / 86_400

@@ -59,8 +59,8 @@ def _make(root: Path, name: str, scale: float, seed: int) -> int:
     with atomic_folder(root / name) as folder:
         references = SETS[name](folder, Studio(scale, seed))
         marker = {"made_by": "iqa demo", "version": VERSION, "seed": seed, "scale": scale}
-        text = json.dumps(marker | {"references": references}, indent=0)
-        (folder / DEMO_MARKER).write_text(text)
+        marker["references"] = references
+        (folder / DEMO_MARKER).write_text(json.dumps(marker, indent=0))
     return len(references)
 
 

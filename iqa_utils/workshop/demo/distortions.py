@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage, signal
 
-Distortion = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+Generator = np.random.Generator
+Distortion = Callable[[np.ndarray, float, Generator], np.ndarray]
 
 
-def distort(pixels: np.ndarray, name: str, level: float, rng: np.random.Generator) -> np.ndarray:
+def distort(pixels: np.ndarray, name: str, level: float, rng: Generator) -> np.ndarray:
     """Distort RGB in [0, 1], shape (H, W, 3), from level 1 (hardly visible) to 5 (bad)."""
     distortion = DISTORTIONS[ALIASES.get(name, name)]
     return np.clip(distortion(pixels, level, rng), 0, 1).astype(np.float32)
@@ -37,8 +38,8 @@ def _scale(pixels: np.ndarray) -> float:
     return min(pixels.shape[:2]) / 512
 
 
-def _blur(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
-    return ndimage.gaussian_filter(pixels, (*[0.35 + 1.3 * _scale(pixels) * level] * 2, 0))
+def _smooth(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    return ndimage.gaussian_filter(pixels, (sigma, sigma, 0))
 
 
 def _convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -52,11 +53,10 @@ def _lens_blur(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
     radius = 0.7 + 1.8 * _scale(pixels) * level
     reach = int(np.ceil(radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
-    return _convolve(pixels, disc)
+    return _convolve(pixels, np.clip(radius + 0.5 - np.hypot(x, y), 0, 1))  # a disc
 
 
-def _motion_blur(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _motion_blur(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     length = 3 + 2 * int(3.5 * _scale(pixels) * level)
     kernel = np.zeros((length, length))
     step = np.linspace(-1, 1, 4 * length) * (length - 1) / 2
@@ -71,11 +71,11 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colour_diffusion(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
-    width, grey = 6 * _scale(pixels) * level, _grey(pixels)
-    return grey + 1.15 * ndimage.gaussian_filter(pixels - grey, (width, width, 0))
+    grey = _grey(pixels)
+    return grey + 1.15 * _smooth(pixels - grey, 6 * _scale(pixels) * level)
 
 
-def _colour_shift(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _colour_shift(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     shift = np.rint(6 * _scale(pixels) * level * rng.choice([-1, 1], 2)).astype(int)
     moved = pixels.copy()
     moved[..., 1] = ndimage.shift(pixels[..., 1], shift, order=0, mode="nearest")
@@ -83,25 +83,17 @@ def _colour_shift(pixels: np.ndarray, level: float, rng: np.random.Generator) ->
 
 
 def _aberration(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
-    moved = pixels.copy()
-    for channel, sign in ((0, 1), (2, -1)):
-        shift = sign * 2.4 * _scale(pixels) * level
-        moved[..., channel] = ndimage.shift(
-            pixels[..., channel], (0, shift), order=1, mode="nearest"
-        )
-    return ndimage.gaussian_filter(moved, (*[0.25 * level * _scale(pixels)] * 2, 0))
+    moved, reach = pixels.copy(), 2.4 * _scale(pixels) * level
+    for channel, shift in ((0, reach), (2, -reach)):
+        plane = pixels[..., channel]
+        moved[..., channel] = ndimage.shift(plane, (0, shift), order=1, mode="nearest")
+    return _smooth(moved, 0.25 * level * _scale(pixels))
 
 
 def _palette(pixels: np.ndarray, level: float, dither: Image.Dither) -> np.ndarray:
-    n_colours = int(64 / 1.8 ** (level - 1))
-    picture = as_image(pixels).quantize(n_colours, dither=Image.Dither.NONE)
-    return (
-        np.asarray(as_image(pixels).quantize(palette=picture, dither=dither).convert("RGB")) / 255
-    )
-
-
-def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return _grey(pixels) + factor * (pixels - _grey(pixels))
+    picture = as_image(pixels)
+    palette = picture.quantize(int(64 / 1.8 ** (level - 1)), dither=Image.Dither.NONE)
+    return np.asarray(picture.quantize(palette=palette, dither=dither).convert("RGB")) / 255
 
 
 def _jpeg(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
@@ -113,58 +105,55 @@ def _jpeg2000(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
     return encode(pixels, "JPEG2000", quality_mode="rates", quality_layers=[rate])
 
 
-def _noise(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _noise(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     return pixels + 0.022 * level * rng.normal(size=pixels.shape)
 
 
-def _colour_noise(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _colour_noise(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     noise = rng.normal(size=pixels.shape)
     return pixels + 0.036 * level * (noise - noise.mean(axis=2, keepdims=True))
 
 
-def _correlated_noise(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    noise = ndimage.gaussian_filter(rng.normal(size=pixels.shape), (1.2, 1.2, 0))
+def _correlated_noise(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
+    noise = _smooth(rng.normal(size=pixels.shape), 1.2)
     return pixels + 0.02 * level * noise / noise.std()
 
 
-def _high_noise(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _high_noise(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     noise = rng.normal(size=pixels.shape)
-    return pixels + 0.026 * level * (noise - ndimage.gaussian_filter(noise, (1, 1, 0)))
+    return pixels + 0.026 * level * (noise - _smooth(noise, 1))
 
 
-def _masked_noise(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _masked_noise(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     busy = ndimage.gaussian_gradient_magnitude(pixels.mean(axis=2), 1.0)
     mask = busy / (busy.mean() + 1e-6)
     return pixels + 0.022 * level * np.minimum(mask, 3)[..., None] * rng.normal(size=pixels.shape)
 
 
-def _impulse(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _impulse(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     hit = rng.random(pixels.shape) < 0.006 * level**1.4
     return np.where(hit, rng.integers(0, 2, pixels.shape), pixels)
 
 
-def _denoised(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _denoised(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     noisy = np.clip(_noise(pixels, 1 + level, rng), 0, 1)
     return ndimage.median_filter(noisy, size=(3 + 2 * int(level > 3),) * 2 + (1,))
 
 
-def _jitter(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _jitter(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     reach = 0.3 + 2.2 * _scale(pixels) * level
-    where = np.indices(pixels.shape[:2]) + rng.normal(0, reach, (2, *pixels.shape[:2]))
-    where = np.rint(where).astype(int)
-    rows, columns = (np.clip(w, 0, n - 1) for w, n in zip(where, pixels.shape[:2], strict=True))
+    size = pixels.shape[:2]
+    where = np.indices(size) + rng.normal(0, reach, (2, *size))
+    rows, columns = np.clip(np.rint(where).astype(int).T, 0, np.array(size) - 1).T
     return pixels[rows, columns]
 
 
-def _places(
-    pixels: np.ndarray, side: int, n: int, rng: np.random.Generator
-) -> list[tuple[slice, slice]]:
-    rows = rng.integers(0, max(1, pixels.shape[0] - side), n)
-    columns = rng.integers(0, max(1, pixels.shape[1] - side), n)
-    return [(slice(r, r + side), slice(c, c + side)) for r, c in zip(rows, columns, strict=True)]
+def _places(pixels: np.ndarray, side: int, n: int, rng: Generator) -> list[tuple[slice, slice]]:
+    corners = [rng.integers(0, max(1, length - side), n) for length in pixels.shape[:2]]
+    return [(slice(r, r + side), slice(c, c + side)) for r, c in zip(*corners, strict=True)]
 
 
-def _patches(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _patches(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     side = max(3, int(24 * _scale(pixels)))
     patched, near = pixels.copy(), max(1, side // 2)
     for rows, columns in _places(pixels[near:, near:], side, int(14 * level), rng):
@@ -172,7 +161,7 @@ def _patches(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.n
     return patched
 
 
-def _blocks(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _blocks(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     side = max(4, int(32 * _scale(pixels)))
     covered = pixels.copy()
     for place in _places(pixels, side, int(2.5 * level), rng):
@@ -180,7 +169,7 @@ def _blocks(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.nd
     return covered
 
 
-def _lost_packets(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _lost_packets(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     side = max(4, int(28 * _scale(pixels)))
     broken = pixels.copy()
     for rows, columns in _places(pixels, side, int(3 * level), rng):
@@ -189,14 +178,13 @@ def _lost_packets(pixels: np.ndarray, level: float, rng: np.random.Generator) ->
     return broken
 
 
-def _ripples(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _ripples(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     side = max(8, int(70 * _scale(pixels)))
     broken = pixels.copy()
     for place in _places(pixels, side, int(1 + 1.5 * level), rng):
-        wave = np.sin(np.arange(broken[place].shape[1]) * rng.uniform(0.4, 1.2))
-        broken[place] = (
-            ndimage.uniform_filter(broken[place], (5, 5, 1)) + 0.06 * wave[None, :, None]
-        )
+        block = broken[place]
+        wave = 0.06 * np.sin(np.arange(block.shape[1]) * rng.uniform(0.4, 1.2))
+        broken[place] = ndimage.uniform_filter(block, (5, 5, 1)) + wave[None, :, None]
     return broken
 
 
@@ -212,23 +200,23 @@ def _quantise(pixels: np.ndarray, level: float, _: object) -> np.ndarray:
     return np.round(pixels * steps) / steps
 
 
-def _sparse(pixels: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def _sparse(pixels: np.ndarray, level: float, rng: Generator) -> np.ndarray:
     kept = (rng.random(pixels.shape[:2]) > np.interp(level, (1, 5), (0.45, 0.93))).astype(float)
     width = 0.5 + 0.25 * level
     weight = ndimage.gaussian_filter(kept, width)[..., None]
-    return ndimage.gaussian_filter(pixels * kept[..., None], (width, width, 0)) / (weight + 1e-6)
+    return _smooth(pixels * kept[..., None], width) / (weight + 1e-6)
 
 
 DISTORTIONS: dict[str, Distortion] = {
-    "gaussian blur": _blur,
+    "gaussian blur": lambda p, s, _: _smooth(p, 0.35 + 1.3 * _scale(p) * s),
     "lens blur": _lens_blur,
     "motion blur": _motion_blur,
     "colour diffusion": _colour_diffusion,
     "colour shift": _colour_shift,
     "colour quantisation": lambda p, s, _: _palette(p, s, Image.Dither.NONE),
     "dithered colour quantisation": lambda p, s, _: _palette(p, s, Image.Dither.FLOYDSTEINBERG),
-    "saturation 1": lambda p, s, _: _saturation(p, 1 - 0.19 * s),
-    "saturation 2": lambda p, s, _: _saturation(p, 1 + 0.6 * s),
+    "saturation 1": lambda p, s, _: _grey(p) + (1 - 0.19 * s) * (p - _grey(p)),
+    "saturation 2": lambda p, s, _: _grey(p) + (1 + 0.6 * s) * (p - _grey(p)),
     "jpeg2000": _jpeg2000,
     "jpeg": _jpeg,
     "white noise": _noise,
@@ -247,7 +235,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "pixelate": _pixelate,
     "quantisation": _quantise,
     "colour block": _blocks,
-    "sharpen": lambda p, s, _: p + 0.7 * s * (p - ndimage.gaussian_filter(p, (1.2, 1.2, 0))),
+    "sharpen": lambda p, s, _: p + 0.7 * s * (p - _smooth(p, 1.2)),
     "contrast change": lambda p, s, _: p.mean() + (p - p.mean()) * (1 - 0.16 * s),
     "jpeg transmission errors": lambda p, s, r: _lost_packets(_jpeg(p, 1, r), s, r),
     "jpeg2000 transmission errors": lambda p, s, r: _ripples(_jpeg2000(p, 1, r), s, r),

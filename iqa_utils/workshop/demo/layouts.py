@@ -9,7 +9,6 @@ import io
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -23,6 +22,7 @@ from iqa_utils.datasets import readers
 from iqa_utils.workshop.demo import pictures as made
 from iqa_utils.workshop.demo.pictures import PHOTOGRAPHS, Picture, Studio
 
+SIDES = (768, 1024)  # height, width of most photographs
 KONIQ_MEAN, KONIQ_SD = 58.73, 15.43  # of the official z-score MOS
 KONIQ_PARTS = {  # images of the official split in each MOS range
     "training": (129, 833, 2157, 3790, 149),
@@ -57,7 +57,7 @@ def make_koniq10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KonIQ-10k: three CSV files that agree, each with its own convention and order."""
     rng = made.generator(studio.seed, "koniq10k raters")
     n = studio.count(10073, 240)
-    pictures = studio.authentic("koniq10k", n, (768, 1024))
+    pictures = studio.authentic("koniq10k", n, SIDES)
     ids = np.sort(rng.choice(10**10, n, replace=False))
     answers = 1 + 4 * made.answers(_quality(pictures), 160, rng, 0.15)  # (N, R)
     answers = np.clip(np.rint(answers), 1, 5)
@@ -108,14 +108,12 @@ def _official_ranges(scores: pd.Series, rng: np.random.Generator) -> tuple[pd.Se
     width = np.array([16, 20, 20, 20, 8])[np.searchsorted([20, 40, 60, 80], low, side="right")]
     parts = [rng.permutation(np.repeat(list(KONIQ_PARTS), row)) for row in counts]
     rising = scores.sort_values().index
-    moved = pd.Series(low + width * steps, rising)
-    return moved, pd.Series(np.concatenate(parts), rising)
+    return pd.Series(low + width * steps, rising), pd.Series(np.concatenate(parts), rising)
 
 
 def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Series:
     """Deal scenes to the sets, 70/10/20, so that every MOS range is in every set it can be."""
-    pattern = ["training", "test", "validation", "training", "training", "test"]
-    pattern += ["training"] * 4
+    pattern = ["training", "test", "validation", *["training"] * 2, "test", *["training"] * 4]
     scene = table["image_name"].map(references)
     by_photograph = dict.fromkeys(PHOTOGRAPHS, "training")
     by_photograph |= dict.fromkeys(PHOTOGRAPHS[4::6], "test") | {PHOTOGRAPHS[3]: "validation"}
@@ -127,8 +125,7 @@ def _parts_by_scene(table: pd.DataFrame, references: dict[str, str]) -> pd.Serie
 
 def make_live(root: Path, studio: Studio) -> dict[str, str]:
     """Write LIVE release 2: five folders with originals among the images, realigned DMOS."""
-    layout = {"official": 29, "scenes": 8, "per_pair": 3}
-    pictures = studio.synthetic("live", list(readers.LIVE_FOLDERS), (512, 768), **layout)
+    pictures = studio.synthetic("live", list(readers.LIVE_FOLDERS), (512, 768), (29, 8, 3))
     answers = 100 * (1.02 - _answers(studio, "live", pictures, 23))
     dmos = np.clip(answers.mean(axis=1), readers.LIVE_TOP - 114.4, readers.LIVE_TOP)
     std = answers.std(axis=1, ddof=1) / 23**0.5
@@ -158,9 +155,9 @@ def make_live(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     """Write CSIQ: a sheet that starts in the fourth row and column, a scene called 1600."""
-    types = {folder: (kind, token) for kind, (folder, token) in readers.CSIQ_TYPES.items()}
-    layout = {"official": 30, "scenes": 8, "per_pair": 2}
-    pictures = studio.synthetic("csiq", list(types), (512, 512), **layout)
+    known = enumerate(readers.CSIQ_TYPES.items(), start=1)
+    types = {folder: (i, kind, token) for i, (kind, (folder, token)) in known}
+    pictures = studio.synthetic("csiq", list(types), (512, 512), (30, 8, 2))
     answers = 1 - _answers(studio, "csiq", pictures, 25)
     dmos = np.clip(answers.mean(axis=1), 0, 1)
     scenes = list(dict.fromkeys(picture.reference for picture in pictures))
@@ -172,10 +169,9 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
     rows, references = [header], {}
     for i, picture in enumerate(pictures):
         folder, name = picture.distortion, names[picture.reference]
-        kind, token = types[folder]
+        index, kind, token = types[folder]
         file = f"{folder}/{name}.{token}.{picture.level}.png"
         studio.save(picture, root / "dst_imgs" / file)
-        index = list(types).index(folder) + 1
         rows.append([name, index, kind, picture.level, answers[i].std(ddof=1), dmos[i]])
         references[file] = picture.reference
     for r, row in enumerate(rows, start=4):
@@ -187,8 +183,7 @@ def make_csiq(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
     """Write KADID-10k: whole answers from 1 to 5, their mean called dmos and their variance."""
-    layout = {"official": 81, "scenes": 6, "per_pair": 1}
-    pictures = studio.synthetic("kadid10k", readers.KADID_TYPES, (384, 512), **layout)
+    pictures = studio.synthetic("kadid10k", readers.KADID_TYPES, (384, 512), (81, 6, 1))
     answers = np.clip(np.rint(1 + 4 * _answers(studio, "kadid10k", pictures, 30)), 1, 5)
     coded = _coded(pictures, readers.KADID_TYPES)
     table = pd.DataFrame({"dist_img": [f"I{i:02d}_{j:02d}_{k:02d}.png" for i, j, k in coded]})
@@ -201,8 +196,7 @@ def make_kadid10k(root: Path, studio: Studio) -> dict[str, str]:
 
 def make_tid(root: Path, studio: Studio, name: str, types: list[str]) -> dict[str, str]:
     """Write TID2008 or TID2013: lines `score name`, spelt in mixed case as the real files are."""
-    layout = {"official": 25, "scenes": 6, "per_pair": 1}
-    pictures = studio.synthetic(name, types, (384, 512), **layout)
+    pictures = studio.synthetic(name, types, (384, 512), (25, 6, 1))
     mos = np.clip(0.3 + 7 * _answers(studio, name, pictures, 20).mean(axis=1), 0, 9)
     lines, references = [], {}
     for (i, j, k), picture, score in zip(_coded(pictures, types), pictures, mos, strict=True):
@@ -243,22 +237,21 @@ def make_livec(root: Path, studio: Studio) -> dict[str, str]:
     pictures = studio.authentic("livec", n + 7, (500, 500))
     answers = np.clip(100 * _answers(studio, "livec", pictures, 175, 0.17), 0, 100)
     names = [f"t{i + 1}.bmp" for i in range(7)]
-    names += [f"{100 + i}.{('bmp', 'JPG')[i % 2]}" for i in range(n)]
+    names += [f"{100 + i}.{'JPG' if i % 2 else 'bmp'}" for i in range(n)]
     (root / "Data").mkdir()
     columns = {"Images": np.array(names, dtype=object)[:, None]}
     columns |= {"MOS": answers.mean(axis=1)[None], "StdDev": answers.std(axis=1, ddof=1)[None]}
     for part, values in columns.items():
-        path = root / "Data" / f"All{part}_release.mat"
-        _write_matlab(path, {f"All{part}_release": values})
-    images = root / "Images"
-    training = _save_all(studio, images / "trainingImages", names[:7], pictures[:7])
-    return training | _save_all(studio, images, names[7:], pictures[7:])
+        name = f"All{part}_release"
+        _write_matlab(root / "Data" / f"{name}.mat", {name: values})
+    training = _save_all(studio, root / "Images/trainingImages", names[:7], pictures[:7])
+    return training | _save_all(studio, root / "Images", names[7:], pictures[7:])
 
 
 def make_spaq(root: Path, studio: Studio) -> dict[str, str]:
     """Write SPAQ: one sheet with the mean score and the scores of five attributes."""
     names = [f"{i + 1:05d}.jpg" for i in range(studio.count(11125, 100))]
-    pictures = studio.authentic("spaq", len(names), (768, 1024))
+    pictures = studio.authentic("spaq", len(names), SIDES)
     answers = np.clip(100 * _answers(studio, "spaq", pictures, 6), 0, 100)
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
@@ -271,28 +264,16 @@ def make_spaq(root: Path, studio: Studio) -> dict[str, str]:
     return _save_all(studio, root / "TestImage", names, pictures)
 
 
-def make_flive(root: Path, studio: Studio) -> dict[str, str]:
-    """Write FLIVE: names below three folders of very different size."""
-    n = studio.count(39810, 100)
-    folders = ["EE371R"] * 3 + ["blur_dataset"] * round(n * 999 / 39810)
-    folders += ["voc_emotic_ava"] * (n - len(folders))
-    names = [f"{folder}/{i:06d}.jpg" for i, folder in enumerate(folders)]
-    return make_table(root, studio, "flive", names, "labels_image.csv", "name")
-
-
-def make_unknown(
-    root: Path, studio: Studio, name: str, official: int, ending: str
-) -> dict[str, str]:
-    """Write a set whose official layout is not known as a plain table."""
-    names = [f"images/{i:04d}.{ending}" for i in range(studio.count(official, 100))]
-    return make_table(root, studio, name, names, "scores.csv", "image")
-
-
-def make_table(
-    root: Path, studio: Studio, name: str, names: list[str], file: str, column: str
-) -> dict[str, str]:
-    """Write a set whose annotation is one CSV file of names and scores on 0-100."""
-    pictures = studio.authentic(name, len(names), (768, 1024))
+def make_table(root: Path, studio: Studio, name: str, official: int) -> dict[str, str]:
+    """Write one CSV file of names and scores on 0-100; the layout of HTID and NRTID is unknown."""
+    n, file, column = studio.count(official, 100), "scores.csv", "image"
+    names = [f"images/{i:04d}.{'jpg' if name == 'htid' else 'bmp'}" for i in range(n)]
+    if name == "flive":  # three folders of very different size
+        file, column = "labels_image.csv", "name"
+        folders = ["EE371R"] * 3 + ["blur_dataset"] * round(n * 999 / official)
+        folders += ["voc_emotic_ava"] * (n - len(folders))
+        names = [f"{folder}/{i:06d}.jpg" for i, folder in enumerate(folders)]
+    pictures = studio.authentic(name, n, SIDES)
     mos = np.clip(100 * _answers(studio, name, pictures, 35).mean(axis=1), 0, 100)
     table = pd.DataFrame({column: names, "mos": mos.round(4)})
     table.to_csv(root / file, index=False, lineterminator="\r\n")
@@ -301,13 +282,12 @@ def make_table(
 
 def make_unlabelled(root: Path, studio: Studio) -> dict[str, str]:
     """Write photographs without scores, upright ones among them."""
-    scale = studio.scale
-    n = studio.count(360_000, 160) if scale > 1 else max(5, round(160 * scale))
-    pictures = [
-        replace(picture, pixels=np.swapaxes(picture.pixels, 0, 1)) if i % 5 == 4 else picture
-        for i, picture in enumerate(studio.authentic("unlabelled", n, (768, 1024)))
-    ]
-    return _save_all(studio, root, [f"{i:06d}.jpg" for i in range(n)], pictures, quality=90)
+    n, scale = studio.count(360_000, 160), studio.scale
+    pictures = studio.authentic("unlabelled", n if scale > 1 else max(5, round(160 * scale)), SIDES)
+    for i in range(4, len(pictures), 5):
+        pictures[i] = pictures[i]._replace(pixels=np.swapaxes(pictures[i].pixels, 0, 1))
+    names = [f"{i:06d}.jpg" for i in range(len(pictures))]
+    return _save_all(studio, root, names, pictures, quality=90)
 
 
 WRITERS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
@@ -320,9 +300,9 @@ WRITERS: dict[str, Callable[[Path, Studio], dict[str, str]]] = {
     "bid": make_bid,
     "livec": make_livec,
     "spaq": make_spaq,
-    "flive": make_flive,
-    "htid": partial(make_unknown, name="htid", official=2880, ending="jpg"),
-    "nrtid": partial(make_unknown, name="nrtid", official=500, ending="bmp"),
+    "flive": partial(make_table, name="flive", official=39810),
+    "htid": partial(make_table, name="htid", official=2880),
+    "nrtid": partial(make_table, name="nrtid", official=500),
     "unlabelled": make_unlabelled,
 }
 

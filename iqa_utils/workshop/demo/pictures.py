@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -37,8 +37,7 @@ MAIN = ("gaussian blur", "lens blur", "motion blur", "white noise", "jpeg")
 BESIDES = ("darken", "brighten", "contrast change", "white noise", "jpeg")
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One synthetic image: its scene, its pixels (H, W, 3) in [0, 1] and its quality in [0, 1].
 
     A picture that is only to be linked has no pixels.
@@ -87,12 +86,9 @@ class Studio:
 
         The real size is in pixels; pictures of the two rare ranges are dead leaves.
         """
-        qualities = range_qualities(n)
-        order = generator(self.seed, name).permutation(n)
-        pictures = []
-        for i in range(n):
+        pictures, qualities = [], generator(self.seed, name).permutation(range_qualities(n))
+        for i, quality in enumerate(qualities):
             rng = generator(self.seed, name, i)
-            quality = qualities[order[i]]
             ordinary = 0.2 < quality < 0.8  # the rare ranges get dead leaves, free to be split
             place = i if ordinary else 2 * (n + i) + 1
             reference, pixels = scene(name, place, sides(*size, self.scale), self.seed)
@@ -105,22 +101,15 @@ class Studio:
         return pictures
 
     def synthetic(
-        self,
-        name: str,
-        types: Sequence[str],
-        size: tuple[int, int],
-        *,
-        official: int,
-        scenes: int,
-        per_pair: int,
+        self, name: str, types: Sequence[str], size: tuple[int, int], layout: tuple[int, int, int]
     ) -> list[Picture]:
         """Make every type of distortion on every reference, at some of the five levels.
 
-        There are `official` references in the official set and `scenes` at scale 1, where each type
-        and reference has `per_pair` levels.
+        The layout is the official number of references, that at scale 1, and the number of levels
+        that each type and reference has there.
         """
-        per_pair = min(5, max(per_pair, round(self.scale)))
-        pictures = []
+        official, scenes, per_pair = layout
+        pictures, per_pair = [], min(5, max(per_pair, round(self.scale)))
         for i in range(self.count(official, scenes)):
             reference, clean = scene(name, i, sides(*size, self.scale), self.seed)
             for j, kind in enumerate(types):
@@ -148,15 +137,10 @@ class Studio:
 
 
 def scene(name: str, i: int, size: tuple[int, int], seed: int) -> tuple[str, np.ndarray]:
-    """Take a photograph for every other scene, dead leaves between; each by its number.
-
-    Returns:
-        Name of the source (a photograph gives several scenes) and RGB in [0, 1], (H, W, 3).
-    """
+    """Take a photograph for every other scene, dead leaves between; returns its source too."""
     rng = generator(seed, f"{name} scene", i)
-    n_photographs = len(PHOTOGRAPHS)
-    if i % 2 == 0 and i < 20 * n_photographs:
-        chosen = PHOTOGRAPHS[(i // 2) % n_photographs]
+    if i % 2 == 0 and i < 20 * len(PHOTOGRAPHS):
+        chosen = PHOTOGRAPHS[(i // 2) % len(PHOTOGRAPHS)]
         return chosen, crop_photograph(chosen, size, rng)
     return f"leaves-{name}-{i:05d}", dead_leaves(size, rng)
 
@@ -197,18 +181,13 @@ def photograph(name: str) -> Image.Image:
 
 
 def crop_photograph(name: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Cut a random part out of a photograph, half of its side at least, perhaps mirrored.
-
-    Returns:
-        RGB in [0, 1], shape (H, W, 3), float32.
-    """
+    """Cut a random part out of a photograph, half of its side at least, perhaps mirrored."""
     picture = photograph(name)
-    height, width = size
-    fit = min(picture.width / width, picture.height / height) * rng.uniform(0.5, 1.0)
-    left = rng.uniform(0, picture.width - fit * width)
-    top = rng.uniform(0, picture.height - fit * height)
-    box = (left, top, left + fit * width, top + fit * height)
-    crop = picture.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=2)
+    shape = np.array(size[::-1])  # width, height
+    part = shape * (min(picture.size / shape) * rng.uniform(0.5, 1.0))
+    corner = rng.uniform(0, picture.size - part)
+    box = (*corner, *(corner + part))
+    crop = picture.resize(tuple(shape), Image.Resampling.LANCZOS, box=box, reducing_gap=2)
     pixels = np.asarray(crop, np.float32) / 255
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
@@ -222,8 +201,7 @@ def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     radii = np.sort(largest * rng.uniform(0.03, 1, N_LEAVES) ** 1.5)[::-1] + 1.5
     for label, radius in enumerate(radii, start=1):
         x, y = rng.uniform(0, width), height * rng.beta(1.9, 1.0)
-        corners = rng.integers(3, 9)
-        turn = rng.uniform(0, 2 * np.pi)
+        corners, turn = rng.integers(3, 9), rng.uniform(0, 2 * np.pi)
         if corners > 6:
             flat = rng.uniform(0.4, 1)
             box = (x - radius, y - radius * flat, x + radius, y + radius * flat)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iqa_utils.workshop import cli
-from iqa_utils.workshop.compare_runs import differences
+from iqa_utils.workshop.tables import differences
 
 
 @pytest.fixture
