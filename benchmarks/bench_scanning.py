@@ -19,7 +19,7 @@ SCAN = """
 import resource, sys
 from pathlib import Path
 from iqa_utils.distill.unlabelled import scan_images
-from iqa_utils.images.decoding import image_size
+from iqa_utils.decoding import image_size
 folder = Path(sys.argv[1])
 if sys.argv[2] == "naive":
     paths = sorted(p for p in folder.rglob("*") if p.suffix == ".jpg")

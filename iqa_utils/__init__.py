@@ -3,7 +3,7 @@
 Import the module you need (``from iqa_utils import metrics``); nothing heavy is loaded here.
 
 ============= ================================================================================
-data          datasets, ratings, splits, images, indicators, natural_scenes
+data          datasets, ratings, splits, decoding, images, indicators, natural_scenes
 networks      backbones, models, features, scorer
 training      samplers, losses, imbalance, training, distill
 regression    regression: ridge, support vectors on Gram matrices, Gaussian processes

@@ -47,9 +47,12 @@ def create_backbone(name: str, *, pretrained: str | Path, **options: Any) -> nn.
     if pretrained == SHIPPED and name != SHIPPED_BACKBONE:
         raise ValueError(f"pretrained='shipped' is a {SHIPPED_BACKBONE}, got backbone {name!r}")
     network = _with_epsilon(name, timm.create_model(name, pretrained=False, **options))
-    if pretrained == SHIPPED:
-        return _load_shipped(network)
-    if pretrained != RANDOM:
+    if pretrained == SHIPPED:  # the trunk of the quality model; a classifier has no weights there
+        state, trunk = read_state_dict(SHIPPED_FILE), "trunk."
+        state = {key.removeprefix(trunk): v for key, v in state.items() if key.startswith(trunk)}
+        own = network.state_dict()
+        _load(network, {k: v for k, v in state.items() if k in own}, SHIPPED_FILE.name)
+    elif pretrained != RANDOM:
         names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
         load_weights(network, pretrained, classifier=(names,) if isinstance(names, str) else names)
     return network
@@ -60,20 +63,6 @@ def _with_epsilon(name: str, network: nn.Module) -> nn.Module:
     for module in network.modules() if name in BATCH_NORM_EPSILON else ():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = BATCH_NORM_EPSILON[name]
-    return network
-
-
-def _load_shipped(network: nn.Module) -> nn.Module:
-    """Copy the trunk of the quality model; a classifier has no weights there and is refused."""
-    state, trunk = read_state_dict(SHIPPED_FILE), "trunk."
-    state = {key.removeprefix(trunk): v for key, v in state.items() if key.startswith(trunk)}
-    own = network.state_dict()
-    if missing := [k for k in own if k not in state and not k.endswith("num_batches_tracked")]:
-        raise ValueError(
-            f"pretrained='shipped' holds a trunk only: {len(missing)} parameters missing "
-            f"{missing[:3]}; build the network with num_classes=0"
-        )
-    network.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
     return network
 
 
@@ -121,30 +110,27 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
 def load_weights(
     network: nn.Module, path: str | Path, *, classifier: tuple[str, ...] | list[str] = ()
 ) -> nn.Module:
-    """Copy a state dict into a network; a classifier may be left over in the file only.
+    """Copy a file of :func:`read_state_dict` into a network, and return the network.
 
-    Args:
-        network: Target network.
-        path: File for :func:`read_state_dict`.
-        classifier: Prefixes that the network may do without: the ImageNet classifier.
-
-    Returns:
-        The same network.
-
-    Raises:
-        ValueError: If any parameter of the network is missing or of another shape (its own
-            classifier too: a random one would look like a poor one), or another is left over.
+    Parameters named by ``classifier``, as timm names ImageNet's, may be left over in the file. A
+    ValueError names whatever else is missing, left over or of another shape, the network's own
+    classifier too: a random one would look like a poor one.
     """
-    state = read_state_dict(path)
-    own = network.state_dict()
+    state, own = read_state_dict(path), network.state_dict()
     spare = tuple(f"{prefix}." for prefix in classifier)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(spare)}
+    return _load(network, state, Path(path).name)
+
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], name: str) -> nn.Module:
+    """Copy a state dict that must be that of the network."""
+    own = network.state_dict()
     wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     if wrong or missing or extra:
         raise ValueError(
-            f"weights {Path(path).name} are of another architecture than {type(network).__name__}: "
+            f"weights {name} are of another architecture than {type(network).__name__}: "
             f"{len(missing)} parameters missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
             f"{len(wrong)} of another shape {wrong[:3]}"
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.shared import scaled_score
 from iqa_utils.splits import official_or_content_split
 
 MODES = ("strict", "as_written")  # what a network may see while it is fine-tuned

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -106,26 +106,20 @@ def load_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray | None:
 def sweep(folder: Path, *, days: float = 1.0) -> None:
     """Delete what killed processes left in a cache and nobody has touched for some days.
 
-    That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``, of
-    earlier versions ``.spool-KEY``), which a rerun within the days still goes on from.
+    That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``),
+    which a rerun within the days still goes on from. What a process holds the lock of stays.
     """
     for path in folder.iterdir():
-        if re.match(r"pass-[0-9a-f]+$|\.spool-|\.\d+-", path.name):
-            times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
-            if time.time() - max(times) > 86400 * days:
-                _delete_unless_locked(path)
-
-
-def _delete_unless_locked(path: Path) -> None:
-    try:
-        with lock(path.with_suffix(".lock")).acquire(timeout=0):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except Timeout:
-        return
-    path.with_suffix(".lock").unlink(missing_ok=True)
+        if not re.match(r"pass-[0-9a-f]+$|\.\d+-", path.name):
+            continue
+        times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
+        if time.time() - max(times) > 86400 * days:
+            with suppress(Timeout), lock(path.with_suffix(".lock")).acquire(timeout=0):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def hash_file(path: str | Path) -> str:
@@ -142,24 +136,22 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is empty, damaged, or holds something other than names and values.
     """
     path = Path(path)
+    import yaml
+
+    read = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except (ValueError, RecursionError) as error:
+        content = read(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind, reason = path.suffix[1:].upper(), " ".join(str(error).split())
         raise ValueError(f"{path}: expected {kind} with names and values: {reason}") from error
-    if content == {} and path.suffix == ".json":
-        return content
-    if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
-        found = "nothing" if not content else f"{type(content).__name__} {str(content)[:60]!r}"
+    is_empty = not content and not (content == {} and path.suffix == ".json")
+    if is_empty or not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        found = "nothing" if is_empty else f"{type(content).__name__} {str(content)[:60]!r}"
         raise ValueError(f"{path}: expected names and values, found {found}")
     return content
 
 
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from error
+def listed(items: Sequence[str], most: int = 20) -> str:
+    """Join up to 20 items for a message and count the rest."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iqa_utils.decoding import decode_image
 from iqa_utils.files import atomic_write
 
 NAMES = ("brightness", "contrast", "sharpness", "bitrate")  # what dual-Xception sees
@@ -23,8 +24,6 @@ _CDF_97_SCALE = 1.149604398
 
 def measure(path: str | Path) -> dict[str, float]:
     """Compute all indicators of one image file; bitrate in bits per pixel, hxw in pixels."""
-    from iqa_utils.images.decoding import decode_image  # may load torch, which tables do not need
-
     data = Path(path).read_bytes()
     rgb = np.asarray(decode_image(data, str(path)))
     n_pixels = rgb.shape[0] * rgb.shape[1]

@@ -20,9 +20,8 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import gammaln
 
+from iqa_utils.decoding import hash_files, read_image
 from iqa_utils.files import load_array, lock, save_array
-from iqa_utils.images.decode_once import hash_files
-from iqa_utils.images.decoding import read_image
 from iqa_utils.indicators import luma
 
 N_STATISTICS = 36

@@ -19,8 +19,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from iqa_utils.backbones import weights_hash
+from iqa_utils.decoding import Fit
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
-from iqa_utils.images.decode_once import Fit
 from iqa_utils.training.checkpoints import load_model
 
 AS_IS = Fit(None, "native", "bilinear")  # pixels go in as they are

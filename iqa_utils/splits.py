@@ -49,8 +49,13 @@ def content_split(
         n_training = math.ceil(round(fractions[0] * n, 9))
         n_test = max(min(n_test, 1), min(n_test, n - n_validation - n_training))
     n_training = n - n_validation - n_test
-    dataset = frame.attrs.get("dataset", "")
-    ordered = sorted(references, key=lambda name: _order(dataset, seed, str(name)))
+
+    def order(name: object) -> tuple[str, str]:  # KonIQ comes in two folders, names in two cases
+        own = PurePosixPath(str(name)).name.casefold()
+        key = f"{frame.attrs.get('dataset', '')}|{seed}|{own}"
+        return hashlib.sha256(key.encode()).hexdigest(), str(name).casefold()
+
+    ordered = sorted(references, key=order)
     sets = np.repeat(SPLITS, (n_training, n_validation, n_test))
     return frame["reference"].map(dict(zip(ordered, sets.tolist(), strict=True))).rename("split")
 
@@ -85,14 +90,3 @@ def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
     shared = sorted(n_sets.index[n_sets > 1])
     if shared:
         raise ValueError(f"{len(shared)} reference images are in more than one set: {shared[:5]}")
-
-
-def _name(path: str) -> str:
-    """Return a file's name without folder and case: KonIQ comes in two folders."""
-    return PurePosixPath(path).name.casefold()
-
-
-def _order(dataset: str, seed: int, reference: str) -> tuple[str, str]:
-    """Return a reference image's sort key: a hash of set, seed and name, then the name itself."""
-    key = f"{dataset}|{seed}|{_name(reference)}"
-    return hashlib.sha256(key.encode()).hexdigest(), reference.casefold()

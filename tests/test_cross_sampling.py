@@ -11,8 +11,8 @@ from PIL import Image
 
 from iqa_utils.images import build_store
 from iqa_utils.indicators import NAMES, standardise
-from iqa_utils.models.pooled_trunk import PooledTrunk
-from iqa_utils.training.frozen_trunk import stem_activations, stem_batches
+from iqa_utils.models.shared import PooledTrunk
+from iqa_utils.training.batches import stem_activations, stem_batches
 from iqa_utils.workshop import notebooks
 from tests.conftest import REAL_DATA
 

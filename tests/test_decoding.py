@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from iqa_utils.images import decoding
-from iqa_utils.images.decoding import BadImageError, find_images, image_size, read_image
+from iqa_utils import decoding
+from iqa_utils.decoding import BadImageError, find_images, image_size, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)  # odd both ways
 GREY = RGB[..., 0]

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
+from iqa_utils.decoding import BadImageError, Fit
 from iqa_utils.distill import (
     Teacher,
     choose_teachers,
@@ -35,8 +36,6 @@ from iqa_utils.distill.merging import (
 )
 from iqa_utils.distill.unlabelled import central_crop, crop_batches, file_batches, scan_images
 from iqa_utils.images import build_store
-from iqa_utils.images.decode_once import Fit
-from iqa_utils.images.decoding import BadImageError
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import AS_IS
 from iqa_utils.training.batches import store_batches

@@ -52,6 +52,6 @@ def syncs_of_a_training(store, n_batches, **more):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("resident", [True, False])
 def test_twice_the_steps_wait_no_more_often_for_a_gpu(store, resident, precision, monkeypatch):
-    monkeypatch.setattr("iqa_utils.images.on_device.fits", lambda *_: resident)
+    monkeypatch.setattr("iqa_utils.images._fits", lambda *_: resident)
     fewer, more = (syncs_of_a_training(store, n, precision=precision) for n in (20, 40))
     assert len(more) == len(fewer), "\n".join(more)

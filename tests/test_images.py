@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from iqa_utils import decoding
+from iqa_utils.decoding import BadImageError
 from iqa_utils.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -21,10 +23,8 @@ from iqa_utils.images import (
     ImageStore,
     augment,
     build_store,
-    decode_once,
     to_float,
 )
-from iqa_utils.images.decoding import BadImageError
 
 SIZES = [(40, 60), (33, 47), (64, 31), (20, 20), (51, 50), (48, 64)]  # odd ones too
 FLOAT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -265,7 +265,7 @@ def test_strengths_out_of_range_are_refused(options):
 
 def test_a_store_is_decoded_once(build, monkeypatch):
     first = build()
-    monkeypatch.setattr(decode_once, "read_image", None)  # decoding again would fail
+    monkeypatch.setattr(decoding, "read_image", None)  # decoding again would fail
     assert build().key == first.key
     assert repr(first).startswith("ImageStore(6 images, 24x32, key ")
 
@@ -331,8 +331,8 @@ def test_a_damaged_store_is_mended_when_it_is_opened(build, root, names, capsys,
 
 def test_a_store_is_checked_once_for_each_change_of_a_file(build, monkeypatch):
     store = build()
-    checked, checksum = [], decode_once._checksum
-    monkeypatch.setattr(decode_once, "_checksum", lambda p: checked.append(1) or checksum(p))
+    checked, checksum = [], decoding._checksum
+    monkeypatch.setattr(decoding, "_checksum", lambda p: checked.append(1) or checksum(p))
     build()
     assert checked == []
     os.utime(store.folder / "pixels.bin")
@@ -404,7 +404,7 @@ def test_a_full_disk_is_an_error_before_the_work(build, monkeypatch):
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(decode_once.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(OSError, match="the store takes 13,824 bytes, the disk has 1,000 free"):
         build()
 
@@ -414,10 +414,10 @@ def test_a_full_disk_is_an_error_before_the_work(build, monkeypatch):
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from iqa_utils.images import decode_once
-from iqa_utils.images.decode_once import Fit, finished_folder
+from iqa_utils import decoding
+from iqa_utils.decoding import Fit, finished_folder
 
-read = decode_once.read_image
+read = decoding.read_image
 
 def slow(path):
     with open(sys.argv[3], "a") as log:
@@ -425,7 +425,7 @@ def slow(path):
     time.sleep(float(sys.argv[4]))
     return read(path)
 
-decode_once.read_image = slow
+decoding.read_image = slow
 names = sorted(path.name for path in Path(sys.argv[1]).iterdir())
 fit = Fit((24, 32), "squash", "bilinear")
 finished_folder(Path(sys.argv[1]), names, Path(sys.argv[2]), fit, progress=False)
@@ -455,8 +455,8 @@ def test_a_killed_build_is_finished_and_not_trusted(build, root, names, tmp_path
     with (partial / "pixels.bin").open("r+b") as file:
         file.seek(sums[0] * 24 * 32 * 3)
         file.write(b"damage")
-    decoded, read = [], decode_once.read_image
-    monkeypatch.setattr(decode_once, "read_image", lambda p: decoded.append(p.name) or read(p))
+    decoded, read = [], decoding.read_image
+    monkeypatch.setattr(decoding, "read_image", lambda p: decoded.append(p.name) or read(p))
     store = build()
     assert not partial.exists()
     assert names[sums[0]] in decoded

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iqa_utils.datasets import load_scores
-from iqa_utils.images.decoding import read_image
+from iqa_utils.decoding import read_image
 from iqa_utils.mixed_sets import (
     describe_sets,
     load_sets,

@@ -88,7 +88,6 @@ def test_encoders_that_pool_otherwise_do_not_look_the_same_to_a_cache():
             {"name": "ViT-B-32", "library": "open_clip", "pooling": "mean_std"},
             "library and pooling",
         ),
-        ({"name": "ViT-Z-99", "library": "open_clip"}, "no model 'ViT-Z-99'"),
         ({"name": "ViT-B-16", "library": "open_clip", "pretrained": "hub"}, "weights are known"),
         ({"name": "RN50", "library": "open_clip"}, "not a vision transformer"),
         ({"name": "clip"}, "must be a timm model name"),
@@ -204,8 +203,6 @@ def test_a_head_with_its_encoder_scores_images_and_survives_saving(tmp_path):
     torch.testing.assert_close(whole(images), head(encoder(images)))
     again, _ = load_model(save_model(tmp_path / "whole.safetensors", whole, METADATA))
     torch.testing.assert_close(again(images), whole(images))
-    with pytest.raises(ValueError, match="expects vectors of 8, the encoder gives 2560"):
-        ClipHead(8, encoder=encoder)
 
 
 def trained_as_the_paper(form, seed):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from iqa_utils.models.costs import MODELS, SIZES, cost_table, count_macs
+from iqa_utils.models.monotonic import COMPARED, SIZES, cost_table
+from iqa_utils.models.shared import count_macs
 
 
 def test_one_convolution_and_one_matrix_product_by_hand():
@@ -24,7 +25,7 @@ def test_proposed_costs_what_is_known_at_the_quoted_and_at_the_true_size():
 
 def test_koncept512_is_dearer_at_299_and_cheaper_at_its_own_size():
     with torch.device("meta"):
-        network = MODELS["KonCept512"]()
+        network = COMPARED["KonCept512"]()
     assert count_macs(network, 299, 299) / 1e9 == pytest.approx(13.15, abs=0.02)
     own = count_macs(network, 384, 512) / 1e9
     assert own == pytest.approx(29.7, abs=0.05)

@@ -97,7 +97,7 @@ def test_the_architecture_rebuilds_the_network():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"multiple of 3, got 8"):
         ThreeWayBlock(3, 8)
-    with pytest.raises(ValueError, match=r"width must be > 0"):
+    with pytest.raises(ValueError, match=r"mos_std must be > 0, .*, got 0, 1.0"):
         IMQNet(width=0)
-    with pytest.raises(ValueError, match=r"mos_std must be > 0"):
+    with pytest.raises(ValueError, match=r"mos_std must be > 0, .*, got 1.0, 0"):
         IMQNet(mos_std=0)

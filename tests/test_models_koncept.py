@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from iqa_utils.models import build_model
-from iqa_utils.models.koncept import KonCept
-from iqa_utils.models.pooled_trunk import count_parameters
+from iqa_utils.models.dual_xception import KonCept
+from iqa_utils.models.shared import count_parameters
 
 SMALL = "test_efficientnet"
 
@@ -54,5 +54,3 @@ def test_its_description_builds_it_again():
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="'global' or '8x8'"):
         KonCept(SMALL, pooling="max")
-    with pytest.raises(ValueError, match="3 numbers"):
-        KonCept(SMALL, widths=(4, 2))

@@ -228,5 +228,3 @@ def test_unknown_families_of_curves_are_refused(options, fact):
 def test_unknown_forms_are_refused():
     with pytest.raises(ValueError, match="triangle or full, got 'lower'"):
         BilinearRegressor(4, form="lower")
-    with pytest.raises(ValueError, match="got triangle into triangle"):
-        BilinearRegressor(4).copy_full(BilinearRegressor(4))

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from iqa_utils import images
-from iqa_utils.images import build_store, on_device
-from iqa_utils.images.on_device import Transfer
+from iqa_utils.images import Transfer, build_store
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def crops_by_hand(store, rows, size, generator):
 def test_batches_and_crops_are_the_same_bytes_whether_a_store_is_resident_or_not(
     stores, resident, monkeypatch
 ):
-    monkeypatch.setattr(on_device, "fits", lambda n_bytes, device: resident)
+    monkeypatch.setattr(images, "_fits", lambda n_bytes, device: resident)
     one_size, many_sizes = stores
     rows = [4, 0, 4]
     batch = one_size.batch(rows)
@@ -82,7 +81,7 @@ def test_a_larger_batch_gets_a_larger_buffer_and_a_cpu_copies_nothing():
     small = transfer.buffer((2, 3))
     assert transfer.send(small).data_ptr() == small.data_ptr()
     assert transfer.buffer((4, 3)).shape == (4, 3)
-    assert not on_device.fits(1, torch.device("cpu"))
+    assert not images._fits(1, torch.device("cpu"))
 
 
 def test_normalisation_makes_its_constants_once():

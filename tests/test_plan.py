@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from iqa_utils import samplers
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
-from iqa_utils.models.koncept import KonCept
+from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.workshop import notebooks, plan
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch

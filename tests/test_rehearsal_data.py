@@ -9,8 +9,8 @@ from PIL import Image
 
 from iqa_utils.datasets import DATASETS, check_dataset, check_images, load_scores
 from iqa_utils.datasets.readers import LIVE_FOLDERS
+from iqa_utils.decoding import BadImageError
 from iqa_utils.distill.unlabelled import central_crop, scan_images
-from iqa_utils.images.decoding import BadImageError
 from iqa_utils.workshop import notebooks, rehearsal
 from iqa_utils.workshop.rehearsal import NETWORK_SETS, SETS, ensure_rehearsal_data
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data
 
-from iqa_utils import natural_scenes
-from iqa_utils.images import build_store, decoding, to_float
+from iqa_utils import decoding, natural_scenes
+from iqa_utils.images import build_store, to_float
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import load_model, save_model

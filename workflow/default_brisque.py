@@ -16,7 +16,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.svm import SVR
 
 from iqa_utils.datasets import load_scores
-from iqa_utils.images.decoding import read_image
+from iqa_utils.decoding import read_image
 from iqa_utils.natural_scenes import BRISQUE_FILE, N_STATISTICS, brisque_score, brisque_statistics
 
 ROOT = Path(__file__).parents[1]

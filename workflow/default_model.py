@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from iqa_utils.backbones import SHIPPED_FILE
 from iqa_utils.datasets import load_scores
+from iqa_utils.decoding import read_image
 from iqa_utils.evaluate import score
 from iqa_utils.files import hash_file
-from iqa_utils.images.decoding import read_image
 from iqa_utils.metrics import srcc
 from iqa_utils.models.quality_net import QualityNet
 from iqa_utils.scorer import Scorer

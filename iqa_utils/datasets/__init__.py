@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from iqa_utils.datasets import readers
-from iqa_utils.files import hash_file, read_mapping
+from iqa_utils.files import hash_file, listed, read_mapping
 from iqa_utils.splits import SPLITS
 
 COLUMNS = ["image", "mos", "mos_std", "reference", "distortion", "level", "split"]
@@ -84,9 +84,7 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
     read = getattr(readers, f"read_{name}", readers.read_table)
     raw = read(files).reset_index(drop=True)
     raw = raw.assign(**{column: np.nan for column in COLUMNS if column not in raw})
-    where = f"{root}: {', '.join(path.name for path in files.values() if path.suffix != '.txt')}"
-    if len(files) == 1:
-        where = str(next(iter(files.values())))
+    where = f"{root}: {', '.join(path.name for path in files.values() if path.name != 'info.txt')}"
     names = _checked_names(raw["image"], where)
     marker = root / DEMO_MARKER
     synthetic = read_mapping(marker) if marker.is_file() else {}
@@ -104,14 +102,9 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
     if (table["mos_std"] < 0).any():
         raise ValueError(f"{where}: expected mos_std >= 0, found {table['mos_std'].min():g}")
     table = pd.concat([table[COLUMNS], raw.drop(columns=COLUMNS)], axis=1)
-    table.attrs = {
-        "dataset": name,
-        "title": info.title,
-        "scale": info.scale or (float(table["mos"].min()), float(table["mos"].max())),
-        "kind": info.kind,
-        "demo": marker.is_file(),
-        "fingerprint": fingerprint(files),
-    }
+    scale = info.scale or (float(table["mos"].min()), float(table["mos"].max()))
+    table.attrs = {"dataset": name, "title": info.title, "scale": scale, "kind": info.kind}
+    table.attrs |= {"demo": marker.is_file(), "fingerprint": fingerprint(files)}
     return table
 
 
@@ -121,9 +114,9 @@ def check_images(frame: pd.DataFrame, root: str | Path) -> None:
     if missing:
         info = DATASETS.get(frame.attrs.get("dataset", ""))
         hint = f"; get the images from {info.home}" if info else ""
-        listed = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
         raise FileNotFoundError(
-            f"{root}: expected {len(frame)} images, {len(missing)} are missing: {listed}{hint}"
+            f"{root}: expected {len(frame)} images, {len(missing)} are missing: "
+            f"{listed(missing)}{hint}"
         )
 
 
@@ -140,25 +133,20 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
             verdict = "synthetic" if demo else "differs from the checked copy"
             whole = demo and whole
         told[path.name] = f"{found} ({verdict})"
-    missing = _missing_images(frame, root)
+    missing, mos = _missing_images(frame, root), frame["mos"]
     low, high = frame.attrs["scale"]
-    return {
-        "whole": whole and len(frame) == (info.n_images or len(frame)) and not missing,
-        "rows": len(frame),
-        "official_rows": info.n_images,
-        "images_missing": missing,
-        "files": told,
-        "statistics": {
-            "scale": f"{low:g} to {high:g}, higher is better",
-            "MOS": f"{frame['mos'].min():.4f} to {frame['mos'].max():.4f}",
-            "mean and SD": f"{frame['mos'].mean():.4f}, {frame['mos'].std():.4f}",
-            "reference images": frame["reference"].nunique(),
-            "distortions": frame["distortion"].nunique(),
-            "split": ", ".join(f"{k} {n}" for k, n in frame["split"].value_counts().items())
-            or "none",
-            "demo": demo,
-        },
+    split = ", ".join(f"{k} {n}" for k, n in frame["split"].value_counts().items())
+    statistics = {
+        "scale": f"{low:g} to {high:g}, higher is better",
+        "MOS": f"{mos.min():.4f} to {mos.max():.4f}",
+        "mean and SD": f"{mos.mean():.4f}, {mos.std():.4f}",
+        "reference images": frame["reference"].nunique(),
+        "distortions": frame["distortion"].nunique(),
     }
+    statistics |= {"split": split or "none", "demo": demo}
+    whole = whole and len(frame) == (info.n_images or len(frame)) and not missing
+    counts = {"rows": len(frame), "official_rows": info.n_images, "images_missing": missing}
+    return {"whole": whole, **counts, "files": told, "statistics": statistics}
 
 
 def report_lines(name: str, report: dict[str, object]) -> list[str]:
@@ -166,7 +154,7 @@ def report_lines(name: str, report: dict[str, object]) -> list[str]:
     official, missing = report["official_rows"], report["images_missing"]
     synthetic = ", synthetic data" if report["statistics"]["demo"] else ""
     against = f" of {official} in the official release" if official else ""
-    shown = f": {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}" if missing else ""
+    shown = f": {listed(missing, 5)}" if missing else ""
     return [
         f"{name}: {'whole' if report['whole'] else 'not whole'}{synthetic}",
         f"  scores: {report['rows']}{against}",
@@ -241,20 +229,18 @@ def _files_in(root: Path, info: DatasetInfo) -> dict[str, Path]:
     found = {}
     for relative in (*info.files, *info.optional):
         nearby = relative if "info.txt" in relative else PurePosixPath(relative).name
-        path = next(
-            (root / place for place in (relative, nearby) if (root / place).is_file()), None
-        )
-        if path is not None:
-            found[relative] = path
+        for path in (root / nearby, root / relative):
+            if path.is_file():
+                found[relative] = path
     return found
 
 
 def _checked_names(names: pd.Series, where: str) -> pd.Series:
     """Refuse names that are missing, lead outside, or cannot be told apart."""
-    if names.isna().any() or (names.astype(str).str.strip() == "").any():
+    names = names.fillna("").astype(str).str.strip().str.replace("\\", "/").astype(object)
+    if (names == "").any():
         raise ValueError(f"{where}: expected a name in every row, found an empty one")
-    names = names.astype(str).str.strip().str.replace("\\", "/").astype(object)
-    outside = names[names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)|^\w:")]
+    outside = names[names.str.contains(r"^/|(?:^|/)\.\.(?:/|$)|^\w:")]
     if len(outside):
         raise ValueError(f"{where}: expected names below the folder, found {outside.iloc[0]}")
     twice = names[names.duplicated()]
@@ -263,8 +249,9 @@ def _checked_names(names: pd.Series, where: str) -> pd.Series:
             f"{where}: expected every image once, duplicate {twice.iloc[0]} ({len(twice)} in all)"
         )
     folded = names.str.casefold()
-    if folded.duplicated().any():
-        pair = names[folded == folded[folded.duplicated()].iloc[0]].tolist()
+    twice = folded[folded.duplicated()]
+    if len(twice):
+        pair = names[folded == twice.iloc[0]].tolist()
         raise ValueError(f"{where}: names that differ only in case cannot be told apart: {pair}")
     return names
 
@@ -302,17 +289,16 @@ def _paths_on_disk(names: pd.Series, root: Path, folders: tuple[str, ...]) -> li
                     path = f"{parent}/{entry.name}" if parent else entry.name
                     spelt[path.casefold()].append(path)
         if any(path.casefold() in spelt for path in wanted):
-            return [_spelling(path, spelt.get(path.casefold(), []), root) for path in wanted]
-    return [f"{folders[0]}/{name}" if folders[0] else name for name in names]
-
-
-def _spelling(path: str, there: list[str], root: Path) -> str:
-    """Choose the file meant by a path among those that differ from it in case at most."""
-    if path in there or not there:
-        return path
-    if len(there) > 1:
-        raise ValueError(f"{root}: {path} is not there and these differ only in case: {there}")
-    return there[0]
+            break
+    else:  # no image is there: names as the first folder would have them
+        spelt = {}
+        wanted = [f"{folders[0]}/{name}" if folders[0] else name for name in names]
+    for i, path in enumerate(wanted):
+        there = spelt.get(path.casefold(), [])
+        if len(there) > 1 and path not in there:
+            raise ValueError(f"{root}: {path} is not there and these differ only in case: {there}")
+        wanted[i] = path if path in there or not there else there[0]
+    return wanted
 
 
 def _missing_images(frame: pd.DataFrame, root: Path) -> list[str]:

@@ -63,27 +63,13 @@ def _columns(table: pd.DataFrame, columns: list[str], path: Path) -> pd.DataFram
     return table[columns].copy()
 
 
-def _same_names(left: pd.Series, right: pd.Series, left_path: Path, right_path: Path) -> None:
+def _same_names(left: pd.Series, right: pd.Series, files: str) -> None:
     """Refuse two files of one set that do not list the same images."""
-    only_left, only_right = set(left) - set(right), set(right) - set(left)
-    if only_left or only_right:
+    first, second = sorted(set(left) - set(right)), sorted(set(right) - set(left))
+    if first or second:
         raise ValueError(
-            f"{left_path.name} and {right_path.name} disagree in {left_path.parent}: "
-            f"{len(only_left)} images only in the first {sorted(only_left)[:5]}, "
-            f"{len(only_right)} only in the second {sorted(only_right)[:5]}"
-        )
-
-
-def _agree(
-    names: pd.Series, left: np.ndarray, right: np.ndarray, what: str, tolerance: float
-) -> None:
-    """Refuse two files of one set whose common numbers differ; names, left, right: (N,)."""
-    apart = ~(np.abs(left - right) <= tolerance)
-    if apart.any():
-        first = int(np.flatnonzero(apart)[0])
-        raise ValueError(
-            f"files disagree on {what} of {int(apart.sum())} images, first "
-            f"{names.iloc[first]}: {left[first]:g} against {right[first]:g}"
+            f"{files} disagree: {len(first)} images only in the first {first[:5]}, "
+            f"{len(second)} only in the second {second[:5]}"
         )
 
 
@@ -96,46 +82,41 @@ def read_koniq10k(files: Files) -> pd.DataFrame:
     """
     sets_path = files["koniq10k_distributions_sets.csv"]
     wanted = ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "set"]
-    sets = read_csv(sets_path, wanted, dtype={"image_name": str})
-    sets[KONIQ_COUNTS] = (sets[KONIQ_COUNTS].mul(sets["c_total"], axis=0)).round()
-    table = sets.rename(columns={"MOS": "mos", "SD": "sd_raw", "set": "split"})
-    scores_path = files.get("koniq10k_scores_and_distributions.csv")
-    if scores_path is not None:
-        table = _koniq_scores(table, sets_path, scores_path)
+    table = read_csv(sets_path, wanted, dtype={"image_name": str})
+    table[KONIQ_COUNTS] = table[KONIQ_COUNTS].mul(table["c_total"], axis=0).round()
+    table = table.rename(columns={"MOS": "mos", "SD": "sd_raw", "set": "split"})
+    if scores_path := files.get("koniq10k_scores_and_distributions.csv"):
+        table = _koniq_scores(table, scores_path)
     votes = table[KONIQ_COUNTS].to_numpy(float)  # (N, 5)
     table["mos_raw"] = votes @ np.arange(1, 6) / votes.sum(axis=1)
-    indicators_path = files.get("koniq10k_indicators.csv")
-    if indicators_path is None:
-        table[KONIQ_INDICATORS] = np.nan
-    else:
-        wanted = ["image_id", *KONIQ_INDICATORS]
-        indicators = read_csv(indicators_path, wanted, dtype={"image_id": str})
-        indicators["image_name"] = indicators.pop("image_id") + ".jpg"
-        names = table["image_name"], indicators["image_name"]
-        _same_names(*names, sets_path, indicators_path)
-        table = table.merge(indicators, on="image_name", how="left")
+    table[KONIQ_INDICATORS] = np.nan
+    if path := files.get("koniq10k_indicators.csv"):
+        by_id = read_csv(path, ["image_id", *KONIQ_INDICATORS], dtype={"image_id": str})
+        by_id = by_id.set_index(by_id.pop("image_id") + ".jpg")
+        _same_names(table["image_name"], by_id.index, f"the scores and {path.name}")
+        table[KONIQ_INDICATORS] = by_id.loc[table["image_name"]].to_numpy()
     table = table.rename(columns={"image_name": "image", "c_total": "votes"})
     columns = ["image", "mos", "split", *KONIQ_COUNTS, "votes", "mos_raw", "sd_raw"]
     return table[[*columns, *KONIQ_INDICATORS]].astype(dict.fromkeys([*KONIQ_COUNTS, "votes"], int))
 
 
-def _koniq_scores(table: pd.DataFrame, sets_path: Path, scores_path: Path) -> pd.DataFrame:
+def _koniq_scores(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Take the numbers of the scores file, in its order, where the sets file agrees."""
-    wanted = ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "MOS_zscore"]
-    scores = read_csv(scores_path, wanted, dtype={"image_name": str})
-    _same_names(scores["image_name"], table["image_name"], scores_path, sets_path)
+    wanted = ["image_name", *KONIQ_COUNTS, "c_total", "SD", "MOS_zscore"]
+    scores = read_csv(path, wanted, dtype={"image_name": str})
+    _same_names(scores["image_name"], table["image_name"], f"{path.name} and the sets file")
     joined = scores.merge(table, on="image_name", how="left", suffixes=("", "_sets"))
-    name = joined["image_name"]
-    for column in KONIQ_COUNTS:
-        _agree(name, *joined[[column, f"{column}_sets"]].to_numpy(float).T, column, 0.0)
-    _agree(name, *joined[["MOS_zscore", "mos"]].to_numpy(float).T, "MOS_zscore", 1e-6)
-    _agree(name, *joined[["SD", "sd_raw"]].to_numpy(float).T, "SD", 1e-6)
-    votes = joined[KONIQ_COUNTS].to_numpy(float)  # (N, 5)
-    _agree(name, joined["c_total"].to_numpy(float), votes.sum(axis=1), "c_total", 0.0)
-    weighted = votes @ np.arange(1, 6) / votes.sum(axis=1)
-    _agree(name, joined["MOS"].to_numpy(float), weighted, "MOS on 1-5", 1e-6)
-    joined["mos"], joined["sd_raw"] = joined["MOS_zscore"], joined["SD"]
-    return joined
+    pairs = {count: (f"{count}_sets", 0.0) for count in KONIQ_COUNTS}
+    pairs |= {"MOS_zscore": ("mos", 1e-6), "SD": ("sd_raw", 1e-6)}
+    for column, (other, tolerance) in pairs.items():
+        apart = joined[~((joined[column] - joined[other]).abs() <= tolerance)]
+        if len(apart):
+            first = apart.iloc[0]
+            raise ValueError(
+                f"{path}: files disagree on {column} of {len(apart)} images, first "
+                f"{first['image_name']}: {first[column]:g} against {first[other]:g}"
+            )
+    return joined.assign(mos=joined["MOS_zscore"], sd_raw=joined["SD"])
 
 
 def _matlab(path: Path, name: str) -> np.ndarray:
@@ -169,24 +150,20 @@ def read_live(files: Files) -> pd.DataFrame:
     dmos, std = _matlab(realigned, "dmos_new"), _matlab(realigned, "dmos_std")
     is_original = _matlab(realigned, "orgs").astype(bool)
     references = _strings(_matlab(files["refnames_all.mat"], "refnames_all"))
-    infos = {
-        f: _live_info(files[f"{f}/info.txt"]) for f in LIVE_FOLDERS if f"{f}/info.txt" in files
-    }
+    infos = {}  # image -> reference by folder, from lines `reference image parameter`
+    for folder in LIVE_FOLDERS:
+        if path := files.get(f"{folder}/info.txt"):
+            lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            infos[folder] = {line[1]: line[0] for line in lines}
     counts = {folder: len(infos.get(folder, range(n))) for folder, n in LIVE_FOLDERS.items()}
     images = [f"{folder}/img{i + 1}.bmp" for folder, n in counts.items() for i in range(n)]
     lengths = {"dmos_new": len(dmos), "dmos_std": len(std), "orgs": len(is_original)}
     lengths |= {"refnames_all": len(references), "images by folder": len(images)}
     _equal_lengths(lengths, realigned.parent)
-    if "dmos.mat" in files:
-        legacy = _matlab(files["dmos.mat"], "orgs").astype(bool)
-        _equal_lengths(
-            {"orgs": len(is_original), "orgs of dmos.mat": len(legacy)}, realigned.parent
-        )
-        _agree(pd.Series(images), is_original.astype(int), legacy.astype(int), "orgs", 0)
     for image, reference in zip(images, references, strict=True):
         folder, name = image.split("/")
-        if infos.get(folder, {}).get(name, reference).lower() != reference.lower():
-            told = infos[folder][name]
+        told = infos[folder].get(name, "none") if folder in infos else reference
+        if told.lower() != reference.lower():
             raise ValueError(
                 f"{folder}/info.txt and refnames_all.mat disagree on the reference of {image}: "
                 f"{told} against {reference}"
@@ -195,19 +172,6 @@ def read_live(files: Files) -> pd.DataFrame:
     table["reference"] = [Path(name).stem.lower() for name in references]
     table["distortion"] = table["image"].str.split("/").str[0]
     return table[~is_original].reset_index(drop=True)
-
-
-def _live_info(path: Path) -> dict[str, str]:
-    """Map image to reference from lines `reference image parameter`."""
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    short = [line for line in lines if len(line) < 2]
-    if short:
-        raise ValueError(f"{path}: expected `reference image parameter` per line, found {short[0]}")
-    info = {image: reference for reference, image, *_ in lines}
-    absent = [f"img{i + 1}.bmp" for i in range(len(lines)) if f"img{i + 1}.bmp" not in info]
-    if absent:
-        raise ValueError(f"{path}: expected img1.bmp to img{len(lines)}.bmp, missing {absent[:5]}")
-    return info
 
 
 def read_csiq(files: Files) -> pd.DataFrame:
@@ -227,19 +191,12 @@ def read_csiq(files: Files) -> pd.DataFrame:
     if unknown:
         raise ValueError(f"{path}: expected dst_type among {list(CSIQ_TYPES)}, found {unknown}")
     folder, token = zip(*(CSIQ_TYPES[kind] for kind in table["dst_type"]), strict=True)
-    reference = table["image"].astype(str)
-    level = table["dst_lev"].astype(int)
+    reference, level = table["image"].astype(str), table["dst_lev"].astype(int)
+    numbers = table[["dmos", "dmos_std"]].apply(pd.to_numeric, errors="coerce")
     parts = zip(folder, reference, token, level, strict=True)
-    return pd.DataFrame(
-        {
-            "image": [f"{f}/{r}.{t}.{n}.png" for f, r, t, n in parts],
-            "mos": 1 - pd.to_numeric(table["dmos"].to_numpy(), errors="coerce"),
-            "mos_std": pd.to_numeric(table["dmos_std"].to_numpy(), errors="coerce"),
-            "reference": reference.to_numpy(),
-            "distortion": folder,
-            "level": level.to_numpy(),
-        }
-    )
+    found = {"image": [f"{f}/{r}.{t}.{n}.png" for f, r, t, n in parts]}
+    found |= {"mos": 1 - numbers["dmos"], "mos_std": numbers["dmos_std"], "reference": reference}
+    return pd.DataFrame(found | {"distortion": folder, "level": level})
 
 
 def _coded_names(names: pd.Series, pattern: str, types: list[str], path: Path) -> pd.DataFrame:
@@ -249,13 +206,9 @@ def _coded_names(names: pd.Series, pattern: str, types: list[str], path: Path) -
     if not known.all():
         bad = names[~known].tolist()[:5]
         raise ValueError(f"{path}: expected names like I01_01_1, types 1-{len(types)}; found {bad}")
-    return pd.DataFrame(
-        {
-            "reference": parts[0].str.upper(),
-            "distortion": [types[int(code) - 1] for code in parts[1]],
-            "level": parts[2].astype(int),
-        }
-    )
+    distortion = [types[int(code) - 1] for code in parts[1]]
+    found = {"reference": parts[0].str.upper(), "distortion": distortion}
+    return pd.DataFrame(found | {"level": parts[2].astype(int)})
 
 
 def _read_tid(files: Files, n_types: int) -> pd.DataFrame:
@@ -286,9 +239,9 @@ def read_kadid10k(files: Files) -> pd.DataFrame:
     table = read_csv(path, ["dist_img", "ref_img", "dmos", "var"])
     names = _coded_names(table["dist_img"], r"^(I\d+)_(\d+)_(\d+)\.png$", KADID_TYPES, path)
     told = table["ref_img"].str.rsplit(".", n=1).str[0].str.upper()
-    if not (told == names["reference"]).all():
-        first = int(np.flatnonzero(told != names["reference"])[0])
-        row = table.iloc[first]
+    wrong = table[told != names["reference"]]
+    if len(wrong):
+        row = wrong.iloc[0]
         raise ValueError(f"{path}: reference {row['ref_img']} does not belong to {row['dist_img']}")
     scores = {"image": table["dist_img"], "mos": table["dmos"], "mos_std": np.sqrt(table["var"])}
     return pd.concat([pd.DataFrame(scores), names], axis=1)
@@ -302,25 +255,18 @@ def read_bid(files: Files) -> pd.DataFrame:
     """
     path = files["DatabaseGrades.xls"]
     sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-    rows = [sheet.row_values(i) for i in range(sheet.nrows)]
+    header, *rows = [sheet.row_values(i) for i in range(sheet.nrows)] or [[]]
+    table = pd.DataFrame(rows, columns=header)
     columns = ["Image Number", "Average Subjective Grade", "Number of Grades"]
-    table = pd.DataFrame(rows[1:], columns=rows[0] if rows else [])
     grade_columns = [c for c in table.columns if str(c).startswith("Grade #")]
     table = _columns(table, [*columns, *grade_columns], path)
     table = table.apply(pd.to_numeric, errors="coerce")  # blanks become NaN
     grades = table[grade_columns]
-    mean = table["Average Subjective Grade"]
-    sound = (grades.count(axis=1) == table["Number of Grades"]) & (
-        (grades.mean(axis=1) - mean).abs() <= 1e-3
-    )
-    return pd.DataFrame(
-        {
-            "image": [f"DatabaseImage{int(n):04d}.JPG" for n in table["Image Number"]],
-            "mos": mean,
-            "mos_std": grades.std(axis=1, ddof=1).where(sound),
-            "votes": table["Number of Grades"].astype(int),
-        }
-    )
+    number, mean, votes = (table[column] for column in columns)
+    sound = (grades.count(axis=1) == votes) & ((grades.mean(axis=1) - mean).abs() <= 1e-3)
+    found = {"image": [f"DatabaseImage{int(n):04d}.JPG" for n in number], "mos": mean}
+    found["mos_std"] = grades.std(axis=1, ddof=1).where(sound)
+    return pd.DataFrame(found | {"votes": votes.astype(int)})
 
 
 def read_livec(files: Files) -> pd.DataFrame:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from iqa_utils.decoding import BadImageError
 from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
 from iqa_utils.files import atomic_write
-from iqa_utils.images.decoding import BadImageError
 from iqa_utils.scorer import Scorer as Teacher
 from iqa_utils.splits import SPLITS
 from iqa_utils.training.batches import epoch_seed

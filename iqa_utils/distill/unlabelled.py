@@ -21,8 +21,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from iqa_utils.decoding import ENDINGS, BadImageError, image_size, read_image, walk_images
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
-from iqa_utils.images.decoding import ENDINGS, BadImageError, image_size, read_image, walk_images
 from iqa_utils.training.batches import Batch, epoch_seed
 
 COPY, LABELLED = "copy of a labelled image", "labelled image"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # name in a saved architecture -> (module here, class); imported only when it is asked for
 MODELS = {
     "dual_xception": ("dual_xception", "DualXception"),
-    "koncept": ("koncept", "KonCept"),
+    "koncept": ("dual_xception", "KonCept"),
     "monotonic": ("monotonic", "MonotonicIQA"),
     "clip_head": ("clip_head", "ClipHead"),
     "imqnet": ("imqnet", "IMQNet"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iqa_utils.backbones import HUB, create_backbone, load_weights, normalisation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD
 from iqa_utils.imbalance import FDS
-from iqa_utils.models.scores import scaled_score
+from iqa_utils.models.shared import architecture, scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
 OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it
@@ -91,8 +91,6 @@ class ImageEncoder(nn.Module):
 
 def open_clip_tower(name: str, *, pretrained: str | Path) -> nn.Module:
     """Return open_clip's image tower (B, 3, H, W) -> (B, D) without its projection."""
-    if name not in open_clip.list_models():
-        raise ValueError(f"library open_clip has no model {name!r}, only e.g. ViT-B-32")
     if pretrained == HUB and name not in OPEN_CLIP_TAGS:
         raise ValueError(f"weights are known for {sorted(OPEN_CLIP_TAGS)}, got {name!r}")
     tag = OPEN_CLIP_TAGS[name] if pretrained == HUB else None
@@ -179,23 +177,11 @@ class ClipHead(nn.Module):
             raise ValueError(f"form must be normalised or plain, got {form!r}")
         if isinstance(encoder, Mapping):
             encoder = ImageEncoder(**encoder)
-        if encoder is not None and encoder.n_features != n_features:
-            raise ValueError(
-                f"the head expects vectors of {n_features}, the encoder gives {encoder.n_features}"
-            )
-        self.architecture: dict[str, Any] = {
-            "name": "clip_head",
-            "n_features": n_features,
-            "width": width,
-            "depth": depth,
-            "neck": neck,
-            "form": form,
-            "mos_mean": float(mos_mean),
-            "mos_std": float(mos_std),
-            "fds": None if fds is None else {**fds, "edges": [float(e) for e in fds["edges"]]},
-            "encoder": None if encoder is None else encoder.settings,
-        }
-        self.mos_mean, self.mos_std = float(mos_mean), float(mos_std)
+        self.mos_mean, self.mos_std = mos_mean, mos_std = float(mos_mean), float(mos_std)
+        self.architecture = architecture("clip_head", locals())
+        self.architecture["encoder"] = None if encoder is None else encoder.settings
+        if fds is not None:
+            self.architecture["fds"] = {**fds, "edges": [float(edge) for edge in fds["edges"]]}
         self.encoder = encoder
         self.register_buffer("input_mean", torch.zeros(n_features))
         self.register_buffer("input_std", torch.ones(n_features))

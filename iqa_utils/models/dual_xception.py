@@ -1,4 +1,7 @@
-"""Dual-Xception: one trunk for the image, one for four numbers that describe it."""
+"""Dual-Xception, a trunk for the image and one for four numbers that describe it, and KonCept512.
+
+KonCept512 is the network that the paper compares with.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.models.pooled_trunk import PooledTrunk, Pooling, Variant
-from iqa_utils.models.scores import architecture, scaled_score
+from iqa_utils.models.shared import PooledTrunk, Pooling, Variant, architecture, scaled_score
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
 N_PARAMETERS = 4  # brightness, contrast, sharpness, bitrate
+WIDTHS = (2048, 1024, 256)  # of KonCept512
+DROPOUT = (0.25, 0.25, 0.5)
 
 
 class DualXception(nn.Module):
@@ -34,7 +38,7 @@ class DualXception(nn.Module):
         width: Feature width of ``B``, ``C`` and ``G``.
         plane_size: Side of the constant planes in pixels; None makes them as large as the image, as
             the author did, for the same numbers at many times the cost.
-        pooling: As :class:`iqa_utils.models.pooled_trunk.PooledTrunk`.
+        pooling: As :class:`iqa_utils.models.shared.PooledTrunk`.
         activation: Apply the paper's leaky ReLU (slope 0.1; the author's code leaves it out).
         frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
             weights and statistics, and :meth:`forward` takes their output in place of images.
@@ -125,11 +129,86 @@ class DualXception(nn.Module):
     @torch.no_grad()
     def start_from(self, weights: Tensor, intercept: float) -> None:
         """Begin with a linear model of the image features, weights of shape (F,)."""
-        n_features = 0 if self.image_branch is None else self.image_branch.n_features
-        if len(weights) != n_features:
-            raise ValueError(
-                f"the image branch has {n_features} features, got {len(weights)} weights"
-            )
+        n_features = self.image_branch.n_features
         self.head.weight.zero_()
         self.head.weight[0, :n_features] = weights / self.mos_std
         self.head.bias.fill_((intercept - self.mos_mean) / self.mos_std)
+
+
+class KonCept(nn.Module):
+    """Predict quality from a pooled trunk through three wide layers.
+
+    Args:
+        backbone: timm name of the trunk.
+        pooling: ``"global"`` averages the whole map, as in the authors' notebooks. ``"8x8"``
+            averages its top-left 8x8 positions, as in their PyTorch port, which keeps the trunk's
+            pooling of 299-pixel inputs: at 512x384 it sees 64 of 140 positions.
+        widths: Widths of the three layers.
+        frozen: Name of a layer of the trunk that is not trained, nor any before it, as
+            in :class:`DualXception`.
+        mos_mean: Score that an untrained network predicts, on the data's scale.
+        mos_std: Spread of the scores: the head works in these units.
+        pretrained: Weights of the trunk, as :func:`iqa_utils.backbones.create_backbone`.
+
+    Note:
+        Layers follow the released notebooks: dense, ReLU, batch normalisation, dropout; weights
+        drawn as He did. 59,821,729 parameters; the "56 million" of Lehmann is InceptionResNetV2
+        with its ImageNet classifier. Standardised output is ours: as released the head needs 13
+        epochs to climb to the mean score.
+
+    References:
+        Hosu, Lin, Sziranyi and Saupe, IEEE Transactions on Image Processing 2020, section V.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "inception_resnet_v2",
+        *,
+        pooling: Literal["global", "8x8"] = "global",
+        widths: tuple[int, ...] = WIDTHS,
+        frozen: str | None = None,
+        mos_mean: float = 0.0,
+        mos_std: float = 1.0,
+        pretrained: str | Path = "random",
+    ) -> None:
+        super().__init__()
+        if pooling not in ("global", "8x8"):
+            raise ValueError(f"pooling must be 'global' or '8x8', got {pooling!r}")
+        self.architecture = architecture("koncept", locals())
+        how = "mean" if pooling == "global" else pooling
+        self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)
+        if frozen is not None:
+            self.image_branch.freeze(frozen)
+        layers, n_in = [], self.image_branch.n_features
+        for n_out, dropout in zip(widths, DROPOUT, strict=True):
+            dense = nn.Linear(n_in, n_out)
+            nn.init.kaiming_normal_(dense.weight, nonlinearity="relu")
+            nn.init.zeros_(dense.bias)
+            layers += [dense, nn.ReLU(), nn.BatchNorm1d(n_out), nn.Dropout(dropout)]
+            n_in = n_out
+        self.head = nn.Sequential(*layers, nn.Linear(n_in, 1))
+        self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
+        self.register_buffer("mos_std", torch.tensor(float(mos_std)))
+
+    def forward(self, images: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Predict the scores, shape (B,), of normalised RGB or of what the stem made of it.
+
+        ``parameters`` are not read; they are there so that batches of dual-Xception fit.
+        """
+        return self.score(self.image_branch(images))
+
+    def score(self, features: Tensor) -> Tensor:
+        """Return the scores (B,) of pooled features (B, F) of the trunk."""
+        return scaled_score(self.head[-1], self.head[:-1](features), self.mos_mean, self.mos_std)
+
+
+class PooledHead(nn.Module):
+    """The head of a KonCept network, shared with it, on features of its trunk computed before."""
+
+    def __init__(self, network: KonCept) -> None:
+        super().__init__()
+        self.head, self.score = network.head, network.score
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores (B,) of pooled features (B, F)."""
+        return self.score(features)

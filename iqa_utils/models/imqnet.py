@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iqa_utils.models.costs import count_macs
-from iqa_utils.models.scores import architecture, scaled_score
+from iqa_utils.models.shared import architecture, count_macs, count_parameters, scaled_score
 
 # (channels at width 1, stride) of each block; a stride of 2 halves the map
 LOW_LEVEL = [(24, 1), (24, 2), (48, 1), (48, 2), (96, 1), (96, 2)]
@@ -35,11 +34,15 @@ class ThreeWayBlock(nn.Module):
         super().__init__()
         if out_channels < 3 or out_channels % 3:
             raise ValueError(f"out_channels must be a multiple of 3, got {out_channels}")
-        third = out_channels // 3
-        self.branches = nn.ModuleList(
-            nn.Sequential(*_convolutions(in_channels, third, kernels, stride))
-            for kernels in [(3,), (1, 3), (1, 3, 3)]
-        )
+        self.branches = nn.ModuleList()
+        for kernels in [(3,), (1, 3), (1, 3, 3)]:
+            layers, n_in = [], in_channels
+            for position, kernel in enumerate(kernels, 1):
+                step = stride if position == len(kernels) else 1
+                layers.append(nn.Conv2d(n_in, out_channels // 3, kernel, step, kernel // 2))
+                layers.append(nn.ReLU(inplace=True))
+                n_in = out_channels // 3
+            self.branches.append(nn.Sequential(*layers))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the three views of (B, C, H, W) side by side, H and W divided by the stride."""
@@ -87,13 +90,11 @@ class IMQNet(nn.Module):
         mos_std: float = 1.0,
     ) -> None:
         super().__init__()
-        if width <= 0 or downscale < 1 or high_level_side < GRID:
+        if min(width, mos_std) <= 0 or downscale < 1 or high_level_side < GRID:
             raise ValueError(
-                f"width must be > 0, downscale >= 1 and high_level_side >= {GRID}, "
-                f"got {width}, {downscale} and {high_level_side}"
+                f"width and mos_std must be > 0, downscale >= 1 and high_level_side >= {GRID}, "
+                f"got {width}, {mos_std}, {downscale} and {high_level_side}"
             )
-        if mos_std <= 0:
-            raise ValueError(f"mos_std must be > 0, got {mos_std}")
         self.architecture = architecture("imqnet", locals())
         self.downscale, self.high_level_side = downscale, high_level_side
         self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
@@ -138,21 +139,8 @@ def cost(model_arguments: dict[str, object], height: int, width: int) -> dict[st
     with torch.device("meta"):
         model = IMQNet(**model_arguments)
     parts = ["low_level", "high_level", "head"]
-    count = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts}
+    count = {part: count_parameters(getattr(model, part)) for part in parts}
     return {"parameters": sum(count.values()), **count, "macs": count_macs(model, height, width)}
-
-
-def _convolutions(
-    in_channels: int, out_channels: int, kernels: tuple[int, ...], stride: int
-) -> list[nn.Module]:
-    """Chain convolutions of the given kernels, the last of them strided."""
-    layers: list[nn.Module] = []
-    for position, kernel in enumerate(kernels, 1):
-        step = stride if position == len(kernels) else 1
-        convolution = nn.Conv2d(in_channels, out_channels, kernel, step, padding=kernel // 2)
-        layers += [convolution, nn.ReLU(inplace=True)]
-        in_channels = out_channels
-    return layers
 
 
 def _branch(plan: list[tuple[int, int]], width: float) -> nn.Sequential:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +20,20 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from iqa_utils.backbones import freeze_batch_statistics
 from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
-from iqa_utils.training.checkpoints import config_key, load_model, save_model
-from iqa_utils.training.compiled import CompiledNetwork
-from iqa_utils.training.resume import Saver, TrainingState, deferred_interrupt
+from iqa_utils.training.checkpoints import (
+    TrainingState,
+    config_key,
+    deferred_interrupt,
+    load_model,
+    save_model,
+)
 
 __all__ = [
     "Batch",
@@ -156,23 +161,16 @@ def fit(
         ValueError: If an epoch has no batches, or ``select`` is never finite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
     device = next(model.parameters()).device
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    compiled = CompiledNetwork(model) if compile else None
+    compiled = _Compiled(model) if compile else None
     state = TrainingState(model, optimizer, scheduler)
-    path = None
     if checkpoint_dir is not None:
-        arguments = {"epochs": epochs, "seed": seed, "precision": precision}
+        arguments = {"epochs": epochs, "seed": seed, "precision": precision, "read_off": read_off}
         arguments |= {"select": [select, mode], "schedule_each": schedule_each}
-        arguments["read_off"] = read_off
         key = config_key({"config": dict(config), **arguments, **state.describe()})
-        path = Path(checkpoint_dir) / key / "last.pt"
-    saver = Saver(path, save_seconds)
-    if path is not None and path.is_file():
-        saver.load(state, epochs)
+        state.open(Path(checkpoint_dir) / key / "last.pt", epochs)
 
     def train_one_batch(batch: Batch) -> Tensor:
         batch = batch.to(device, channels_last=channels_last)
@@ -180,21 +178,23 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             loss = loss_step(network, batch)
-        if loss.ndim:
-            raise ValueError(f"loss_step must return a scalar, got shape {tuple(loss.shape)}")
         loss.backward()
         optimizer.step()
         if scheduler is not None and schedule_each == "batch":
             scheduler.step()
         return loss.detach().double() * len(batch)
 
-    kept = "not saved: no checkpoint_dir was given" if path is None else "saved"
+    kept = "not saved: no checkpoint_dir was given" if state.path is None else "saved"
+    every = 1 if device.type == "cpu" else CHECK_EVERY
     bar = tqdm(total=epochs, initial=state.epoch, unit="epoch", disable=not progress)
     with bar, deferred_interrupt() as interrupted:
         while state.epoch < epochs:
             torch.manual_seed(epoch_seed(seed, state.epoch, 0))
-            _train_mode(model)
-            watch = _LossWatch(state.epoch, every=1 if device.type == "cpu" else CHECK_EVERY)
+            model.train()
+            for module in model.modules():
+                if getattr(module, "frozen_statistics", False):
+                    module.eval()
+            unseen: list[tuple[int, Batch, Tensor]] = []  # losses that nobody has looked at
             started = time.perf_counter() - state.seconds
             state.rate = state.rate or optimizer.param_groups[0]["lr"]
             for number, batch in enumerate(train_batches(state.epoch)):
@@ -203,32 +203,32 @@ def fit(
                 if state.was_done(number, device):
                     continue
                 loss_sum = train_one_batch(batch)
-                watch.look(number, batch, loss_sum)
+                unseen.append((number, replace(batch, inputs=()), loss_sum))
                 state.count(loss_sum, len(batch))
-                if interrupted.is_set() or saver.due():
-                    watch.check()
+                stops = interrupted.is_set() or state.due(save_seconds)
+                if stops or len(unseen) >= every:
+                    _refuse_infinite(unseen, state.epoch)
+                if stops:
                     state.pause(device, time.perf_counter() - started)
-                    started += saver.save(state)  # saving is no training
-                if interrupted.is_set():
+                    started += state.save()  # saving is no training
+                if stops and interrupted.is_set():
                     raise KeyboardInterrupt(f"training stopped in epoch {state.epoch + 1}, {kept}")
-            watch.check()
+            _refuse_infinite(unseen, state.epoch)
             if not state.images:
                 raise ValueError(f"train_batches gave no batches for epoch {state.epoch}")
-            row = {
-                "epoch": state.epoch + 1,
-                "train_loss": state.loss_sum.item() / state.images,
-                "lr": state.rate,
-                "images": state.images,
-                "seconds": time.perf_counter() - started,
-            }
+            row = {"epoch": state.epoch + 1, "train_loss": state.loss_sum.item() / state.images}
+            row |= {"lr": state.rate, "images": state.images}
+            row["seconds"] = time.perf_counter() - started
             if scheduler is not None and schedule_each == "epoch":
                 scheduler.step()
             if compiled is not None:
                 compiled.report()
-            row |= _evaluate(model, evaluate, select)
+            row |= {name: float(value) for name, value in evaluate(model.eval()).items()}
+            if select not in row:
+                raise KeyError(f"select={select!r} is not among {sorted(row)}, see evaluate")
             state.finish_epoch(row, select, mode, read_off)
-            if saver.due() or interrupted.is_set() or state.epoch == epochs:
-                saver.save(state, finished=state.epoch == epochs)
+            if state.due(save_seconds) or interrupted.is_set() or state.epoch == epochs:
+                state.save(finished=state.epoch == epochs)
             bar.set_postfix({"loss": f"{row['train_loss']:.4g}", select: f"{row[select]:.4g}"})
             bar.update()
             if interrupted.is_set():
@@ -243,26 +243,20 @@ def fit(
 
 @torch.no_grad()  # not inference mode: a store reuses the memory of its batches
 def predict(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
+    model: nn.Module, batches: Iterable[Batch], *, precision: Precision = "fp32"
 ) -> np.ndarray:
     """Predict a score for every image of a stream, in its order.
 
     Args:
         model: Network whose output has shape (B,) or (B, 1).
         batches: The images.
-        device: Where to compute; None keeps the network where it is.
         precision: ``"bf16"`` uses autocast.
 
     Returns:
         Predictions, shape (N,), float64. The network is left in the mode it was in.
     """
-    device = torch.device(device or next(model.parameters()).device)
-    was_training = model.training
-    model.to(device).eval()
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
     parts = []
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
         for batch in batches:
@@ -271,41 +265,54 @@ def predict(
     return torch.cat(parts).cpu().numpy()
 
 
-class _LossWatch:
-    """Stops a training whose loss is not finite, naming the images of the batch."""
+class _Compiled:
+    """A graph for the shape of the first batch of an epoch; everything else runs eagerly.
 
-    def __init__(self, epoch: int, every: int) -> None:
-        self.epoch, self.every = epoch, every
-        self.pending: list[tuple[int, Batch, Tensor]] = []
+    Dynamo counts recompilations over all networks of a process and at its limit runs the next one
+    eagerly; so it forgets here what earlier trainings compiled.
+    """
 
-    def look(self, number: int, batch: Batch, loss: Tensor) -> None:
-        without_inputs = Batch((), batch.mos, batch.index, names=batch.names)
-        self.pending.append((number, without_inputs, loss))
-        if len(self.pending) >= self.every:
-            self.check()
+    def __init__(self, model: nn.Module) -> None:
+        torch._dynamo.reset()
+        counters.clear()
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        how = "reduce-overhead" if on_gpu else "default"  # the former takes CUDA graphs
+        self.model, self.compiled = model, torch.compile(model, mode=how, dynamic=False)
+        self.shapes: list[torch.Size] = []
+        self.through_graph = self.eager = 0
+        self.told = False
 
-    def check(self) -> None:
-        pending, self.pending = self.pending, []
-        if pending and not torch.stack([loss for *_, loss in pending]).isfinite().all():
-            number, batch, loss = next(p for p in pending if not p[2].isfinite())
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.epoch + 1}, batch {number + 1}: "
-                f"images {batch.describe()}, scores {batch.mos.tolist()}"
+    def see(self, batch: Batch) -> None:
+        """Note the first batch of an epoch: the shape to compile for."""
+        self.shapes = [x.shape for x in batch.inputs]
+
+    def network_for(self, batch: Batch) -> nn.Module:
+        """Return what a batch goes through."""
+        full = [x.shape for x in batch.inputs] == self.shapes
+        self.through_graph, self.eager = self.through_graph + full, self.eager + (not full)
+        return self.compiled if full else self.model
+
+    def report(self) -> None:
+        """Say once what ran eagerly by design, and whenever it happens what dynamo refused."""
+        refused = counters["frames"]["total"] - counters["frames"]["ok"]
+        if not self.told:
+            print(
+                f"compiled for batches of {self.shapes[0][0]}: {self.through_graph} ran through "
+                f"the graph; {self.eager} of another size and the evaluation ran eagerly"
             )
+            self.told = True
+        if refused:
+            why = "; ".join(reason.split("\n")[0] for reason in counters["unimplemented"])
+            print(f"not compiled, runs eagerly: {refused} functions ({why or 'no reason given'})")
+            counters.clear()
 
 
-def _evaluate(
-    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]], select: str
-) -> dict[str, float]:
-    model.eval()
-    metrics = {name: float(value) for name, value in evaluate(model).items()}
-    if select not in metrics:
-        raise KeyError(f"select={select!r} is not among the metrics {sorted(metrics)} of evaluate")
-    return metrics
-
-
-def _train_mode(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if getattr(module, "frozen_statistics", False):
-            module.eval()
+def _refuse_infinite(unseen: list[tuple[int, Batch, Tensor]], epoch: int) -> None:
+    """Stop where one of the last losses is not finite, naming the images of its batch."""
+    if unseen and not torch.stack([loss for *_, loss in unseen]).isfinite().all():
+        number, batch, loss = next(one for one in unseen if not one[2].isfinite())
+        raise FloatingPointError(
+            f"the loss is {loss.item()} in epoch {epoch + 1}, batch {number + 1}: "
+            f"images {batch.describe()}, scores {batch.mos.tolist()}"
+        )
+    unseen.clear()

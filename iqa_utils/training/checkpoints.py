@@ -1,4 +1,4 @@
-"""Checkpoint files: one to resume a training, one to use a trained model.
+"""Files of trainings: one to go on after a kill, one to use a trained model; a patient Ctrl-C.
 
 ``last.pt`` holds everything a training needs to go on as if it had never stopped. A
 ``.safetensors`` file holds a finished network and, in its header, what a user must know about it.
@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from iqa_utils.backbones import load_tensors, weights_hash
 from iqa_utils.files import atomic_write
@@ -25,6 +32,7 @@ from iqa_utils.models import build_model
 
 HEADER = "iqa_utils"
 REQUIRED_METADATA = ("preprocessing", "training_data", "scores_seen", "metrics")
+POSITION = ("batches", "images", "loss_sum", "seconds", "random", "rate")  # inside an epoch
 
 
 def config_key(config: Mapping[str, Any]) -> str:
@@ -66,6 +74,156 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
+class TrainingState:
+    """What a killed training needs to go on, and the files that it lies in.
+
+    The weights of epoch E lie in ``best-E.pt`` beside ``last.pt``, which names E: they are written
+    before it and those of earlier epochs deleted after it, so the two always belong together.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
+    ) -> None:
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.path: Path | None = None
+        self.saved_at, self.written = time.monotonic(), set()
+        self.epoch, self.history = 0, []
+        self.best: dict[str, Any] = {"epoch": 0, "value": None, "weights": None}
+        self.early = self.best  # the best of the first epochs, once they are over
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.batches, self.images, self.loss_sum, self.seconds = 0, 0, torch.zeros(()), 0.0
+        self.random: dict[str, Tensor] = {}
+        self.rate = 0.0  # the learning rate that the epoch began with
+
+    def describe(self) -> dict[str, Any]:
+        """Tell apart trainings that differ in what they train and how."""
+        model, optimizer = self.parts["model"], self.parts["optimizer"]
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        scheduler = self.parts.get("scheduler")
+        options = {} if scheduler is None else scheduler.state_dict()
+        schedule = {k: v for k, v in options.items() if isinstance(v, int | float | str | list)}
+        return {
+            "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
+            "trained": [name for name, value in model.named_parameters() if value.requires_grad],
+            "optimizer": [type(optimizer).__name__, groups],
+            "scheduler": [type(scheduler).__name__, schedule],
+        }
+
+    def count(self, loss_sum: Tensor, images: int) -> None:
+        """Note a finished batch."""
+        self.loss_sum = self.loss_sum.to(loss_sum) + loss_sum
+        self.batches, self.images = self.batches + 1, self.images + images
+
+    def pause(self, device: torch.device, seconds: float) -> None:
+        """Keep what the rest of the epoch depends on."""
+        self.seconds, self.random = seconds, {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            self.random["cuda"] = torch.cuda.get_rng_state(device)
+
+    def was_done(self, number: int, device: torch.device) -> bool:
+        """Tell whether a batch was done; the last such batch restores the random state."""
+        if self.random and number == self.batches - 1:
+            torch.set_rng_state(self.random["cpu"])
+            if "cuda" in self.random:
+                torch.cuda.set_rng_state(self.random["cuda"], device)
+            self.random = {}
+        return number < self.batches
+
+    def finish_epoch(self, row: dict[str, float], select: str, mode: str, read_off: int) -> None:
+        """Note an epoch and keep its weights if it is the best so far, or of the first ones."""
+        self.history.append(row)
+        self.epoch += 1
+        value, best = row[select], self.best["value"]
+        better = best is None or (value < best if mode == "min" else value > best)
+        if np.isfinite(value) and better:
+            state = self.parts["model"].state_dict()
+            weights = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+            self.best = {"epoch": self.epoch, "value": value, "weights": weights}
+        if self.epoch == read_off:
+            self.early = self.best
+        self._start_epoch()
+
+    def due(self, save_seconds: float) -> bool:
+        """Tell whether it is time to save."""
+        return self.path is not None and time.monotonic() - self.saved_at >= save_seconds
+
+    def save(self, *, finished: bool = False) -> float:
+        """Write the state, of a finished training only its outcome; return the seconds it took."""
+        started = time.perf_counter()
+        if self.path is None:
+            return 0.0
+        kept = {self._weights_of(one): one["weights"] for one in (self.best, self.early)}
+        for path, weights in kept.items():
+            if weights is not None and path not in self.written:
+                save_checkpoint(path, weights)
+        best, early = ({**one, "weights": None} for one in (self.best, self.early))
+        saved = {"epoch": self.epoch, "history": self.history, "best": best, "early": early}
+        if not finished:
+            saved |= {name: getattr(self, name) for name in POSITION}
+            saved["threads"] = torch.get_num_threads()
+            saved |= {name: part.state_dict() for name, part in self.parts.items()}
+        save_checkpoint(self.path, saved)
+        for path in set(self.path.parent.glob("best-*.pt")) - set(kept):
+            path.unlink()
+        self.saved_at, self.written = time.monotonic(), set(kept)
+        return time.perf_counter() - started
+
+    def open(self, path: Path, epochs: int) -> None:
+        """Use this ``last.pt``; go on from what it holds and say where."""
+        self.path = path
+        if not path.is_file():
+            return
+        saved = load_checkpoint(path)
+        for one in (saved["best"], saved["early"]):
+            if one["epoch"]:
+                one["weights"] = load_checkpoint(self._weights_of(one))
+                self.written.add(self._weights_of(one))
+        if saved["epoch"] < epochs:
+            then, now = saved.pop("threads"), torch.get_num_threads()
+            if then != now:
+                warnings.warn(
+                    f"this training began with {then} threads and goes on with {now}: sums are "
+                    "rounded in another order, so its numbers are not those of one "
+                    "uninterrupted run to the last bit",
+                    stacklevel=3,
+                )
+            for name, part in self.parts.items():
+                part.load_state_dict(saved.pop(name))
+            print(f"resumed at epoch {saved['epoch']}, step {saved['batches']}", flush=True)
+        for name, value in saved.items():
+            setattr(self, name, value)
+
+    def _weights_of(self, one: dict[str, Any]) -> Path:
+        return self.path.with_name(f"best-{one['epoch']}.pt")
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that it never falls into the middle of a step.
+
+    A second one interrupts at once. Outside the main thread signals cannot be caught and an
+    interrupt falls where it falls; the last checkpoint remains.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    earlier = signal.getsignal(signal.SIGINT)
+
+    def handle(*_: object) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, earlier)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
 def save_model(
     path: str | Path, model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False
 ) -> Path:
@@ -89,16 +247,14 @@ def save_model(
     """
     path = Path(path)
     _check_metadata(path, metadata)
-    if half:
-        with torch.no_grad():
-            for value in model.parameters():
-                value.copy_(value.half()) if value.ndim > 1 else None
+    for value in model.parameters():
+        if half and value.ndim > 1:
+            value.data.copy_(value.half())
     header = {"architecture": dict(model.architecture), **metadata}
     header["weights_hash"] = weights_hash(model)
+    rounded = {k for k, v in model.named_parameters() if half and v.ndim > 1}
     state = {k: v.detach().to("cpu").contiguous().clone() for k, v in model.state_dict().items()}
-    if half:
-        matrices = {key for key, value in model.named_parameters() if value.ndim > 1}
-        state = {k: v.half() if k in matrices else v for k, v in state.items()}
+    state |= {key: state[key].half() for key in rounded}
     with atomic_write(path) as partial:
         save_file(state, partial, metadata={HEADER: json.dumps(header, default=_plain)})
     return path
@@ -112,16 +268,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is damaged or not one of ours.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"model {path.name}: nothing at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
+            metadata = json.loads((file.metadata() or {})[HEADER])
     except SafetensorError as error:
         raise ValueError(f"model {path.name} is not a safetensors file: {error}") from error
-    if header is None:
-        raise ValueError(f"model {path.name} has no {HEADER!r} header: save_model did not write it")
-    metadata = json.loads(header)
+    except KeyError as error:
+        raise ValueError(f"model {path.name} has no {HEADER!r} header of save_model") from error
     _check_metadata(path, metadata)
     return metadata
 
@@ -159,20 +312,17 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"model {path.name}: weights do not fit {metadata['architecture']}: {error}"
-        ) from error
+        wanted = metadata["architecture"]
+        raise ValueError(f"model {path.name}: weights do not fit {wanted}: {error}") from error
     if weights_hash(model) != metadata.get("weights_hash"):
         raise ValueError(
-            f"model {path.name} was altered: its weights are not those it was saved with"
+            f"model {path.name} was altered: these are not the weights that were saved"
         )
     return model.eval(), metadata
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | torch.Tensor) and value.ndim == 0:
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
     if isinstance(value, Path):
         return value.as_posix()

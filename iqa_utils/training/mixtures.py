@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,8 @@ from iqa_utils.images import ImageStore, augment, build_store, to_float
 from iqa_utils.metrics import size_weighted, srcc
 from iqa_utils.models import monotonic
 from iqa_utils.samplers import Mixing
-from iqa_utils.training.batches import Batch, epoch_seed
+from iqa_utils.training.batches import Batch, epoch_seed, frozen_maps
 from iqa_utils.training.checkpoints import data_digest
-from iqa_utils.training.frozen_trunk import frozen_maps
 
 # source that decides a training, as it was loaded: other code, another training
 _MODULES = (sys.modules[__name__], losses, samplers, monotonic, training)
@@ -36,11 +36,9 @@ class CroppedImages:
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return one random, randomly mirrored crop per row, (B, 3, crop, crop)."""
-        where = {"generator": generator, "device": self.device}
-        crops = augment(
-            self.train.crops(rows, (self.crop, self.crop), **where), generator=generator
-        )
-        return to_float(crops, **self.normal)
+        options = {"generator": generator, "device": self.device}
+        crops = self.train.crops(rows, (self.crop, self.crop), **options)
+        return to_float(augment(crops, generator=generator), **self.normal)
 
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield positions in ``rows`` and images, (B, 3, H, W), batched by their size."""
@@ -53,11 +51,12 @@ class CroppedImages:
                 yield chosen, to_float(images, **self.normal)
 
 
+@dataclass
 class TrunkMaps:
     """Last maps of a frozen trunk, (N, C, h, w), computed once: inputs for heads alone."""
 
-    def __init__(self, maps: Tensor, *, key: str) -> None:
-        self.maps, self.key = maps, key
+    maps: Tensor
+    key: str
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the maps of the rows, (B, C, h, w), float32; there is nothing to draw."""
@@ -66,7 +65,7 @@ class TrunkMaps:
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield positions in ``rows`` and their maps."""
         for start in range(0, len(rows), 64):
-            chosen = np.arange(start, min(start + 64, len(rows)))
+            chosen = np.arange(len(rows))[start : start + 64]
             yield chosen, self.maps[torch.as_tensor(rows[chosen])]
 
 
@@ -83,10 +82,8 @@ def prepare_crops(
     trunk: nn.Module,
 ) -> CroppedImages:
     """Decode a set for crops of ``size`` from the first shorter side and tests at the second."""
-    stores = [
-        build_store(root, images, cache_dir / "stores", size=side, fit="shrink_short_side")
-        for side in sides
-    ]
+    files = (root, images, cache_dir / "stores")
+    stores = [build_store(*files, size=side, fit="shrink_short_side") for side in sides]
     return CroppedImages(*stores, crop=size, trunk=trunk)
 
 
@@ -112,14 +109,9 @@ def mixed_stream(
 ) -> Callable[[int], Iterator[Batch]]:
     """Return the stream of mixed batches of an epoch, counted from 0.
 
-    Args:
-        frames: Score tables by set.
-        pixels: Images or maps by set.
-        split: From :func:`iqa_utils.mixed_sets.split_sets`.
-        targets: Scores to learn by set; ``source`` of a batch numbers these sets.
-        mixing: See :func:`iqa_utils.samplers.mixed_batches`.
-        batch_size: Likewise.
-        seed: Of order and crops.
+    ``split`` is that of :func:`iqa_utils.mixed_sets.split_sets`; for ``mixing`` and ``batch_size``
+    see :func:`iqa_utils.samplers.mixed_batches`. ``source`` numbers the sets of ``targets``, which
+    hold the scores to learn.
     """
     names = list(targets)
     rows = {name: split[name]["training"] for name in names}
@@ -134,14 +126,10 @@ def mixed_stream(
             chosen = {s: rows[names[s]][drawn[drawn[:, 0] == s, 1]] for s in np.unique(drawn[:, 0])}
             inputs = torch.cat([pixels[names[s]].draw(r, generator) for s, r in chosen.items()])
             mos = np.concatenate([targets[names[s]][r] for s, r in chosen.items()])
-            index = np.concatenate([starts[s] + r for s, r in chosen.items()])
-            yield Batch(
-                (inputs,),
-                torch.as_tensor(mos, dtype=torch.float32),
-                torch.as_tensor(index),
-                source=torch.as_tensor(drawn[:, 0]),
-                names=images,
-            )
+            mos = torch.as_tensor(mos, dtype=torch.float32)
+            index = torch.as_tensor(np.concatenate([starts[s] + r for s, r in chosen.items()]))
+            source = torch.as_tensor(drawn[:, 0])
+            yield Batch((inputs,), mos, index, source=source, names=images)
 
     return epoch_batches
 
@@ -161,16 +149,11 @@ def predict_quality(
     precision: training.Precision = "fp32",
 ) -> np.ndarray:
     """Predict the quality of whole images, or of their maps, shape (N,), on the model's scale."""
-    order, batches = [], pixels.whole(rows)
-
-    def stream() -> Iterator[Batch]:
-        for positions, inputs in batches:
-            order.append(positions)
-            index = torch.as_tensor(rows[positions])
-            yield Batch((inputs,), torch.zeros(len(index)), index)
-
-    quality = training.predict(model, stream(), precision=precision)
-    return quality[np.argsort(np.concatenate(order))]
+    quality = np.empty(len(rows))
+    for positions, inputs in pixels.whole(rows):
+        batch = Batch((inputs,), torch.zeros(len(positions)), torch.as_tensor(positions))
+        quality[positions] = training.predict(model, [batch], precision=precision)
+    return quality
 
 
 def validate(

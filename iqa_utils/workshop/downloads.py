@@ -22,8 +22,7 @@ import pandas as pd
 import pooch
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER
-from iqa_utils.files import hash_file, lock
-from iqa_utils.images.decode_once import listed
+from iqa_utils.files import hash_file, listed, lock
 from iqa_utils.workshop import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold

@@ -27,9 +27,8 @@ from iqa_utils.distill import choose_teachers
 from iqa_utils.features.grams import disk_use
 from iqa_utils.features.layers import NETWORKS, create_network, layers_of
 from iqa_utils.models.clip_head import ClipHead, ImageEncoder
-from iqa_utils.models.dual_xception import DualXception
+from iqa_utils.models.dual_xception import DualXception, KonCept, PooledHead
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.models.koncept import KonCept, PooledHead
 from iqa_utils.models.monotonic import VARIANTS, MonotonicIQA
 from iqa_utils.samplers import METHODS, range_quotas
 from iqa_utils.splits import official_or_content_split

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from iqa_utils.workshop.checkout import ROOT
+from iqa_utils.workshop import ROOT
 
 
 class Answer(NamedTuple):

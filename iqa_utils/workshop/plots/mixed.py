@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from iqa_utils.models.costs import SIZES
+from iqa_utils.models.monotonic import SIZES
 from iqa_utils.workshop.plots import common
 from iqa_utils.workshop.plots.common import PALETTE, line, look, name_rows, plain_log, plain_name
 

@@ -12,22 +12,60 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
-from iqa_utils.images.decode_once import Fit, finished_folder
-
-if TYPE_CHECKING:  # imported where it is used: decoding and measuring files need no torch
-    import torch
-    from torch import Tensor
-
-    from iqa_utils.images.on_device import Transfer
+from iqa_utils.decoding import Fit, finished_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _fits(n_bytes: int, device: torch.device) -> bool:
+    """Tell whether half of the free memory of a GPU holds a store."""
+    return device.type == "cuda" and 2 * n_bytes <= torch.cuda.mem_get_info(device)[0]
+
+
+class Transfer:
+    """Two buffers in turn: one is filled while the copy of the other is under way.
+
+    A buffer is filled again only once its last copy has ended, which an event tells; nothing else
+    waits. On the CPU there is one buffer and no copy, hence no event.
+    """
+
+    def __init__(
+        self, device: torch.device, new_event: Callable[[], torch.cuda.Event] | None = None
+    ) -> None:
+        if new_event is None and device.type == "cuda":
+            new_event = torch.cuda.Event
+        self.device, self.new_event, self.turn = device, new_event, 0
+        n = 1 if new_event is None else 2
+        self.buffers = [torch.empty(0, dtype=torch.uint8)] * n
+        self.copied: list[torch.cuda.Event | None] = [None] * n
+
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """Return memory to fill, pinned where it goes to a GPU."""
+        self.turn = (self.turn + 1) % len(self.buffers)
+        if self.copied[self.turn] is not None:
+            self.copied[self.turn].synchronize()
+        n_bytes = torch.Size(shape).numel()
+        if len(self.buffers[self.turn]) < n_bytes:
+            pin = self.device.type == "cuda"
+            self.buffers[self.turn] = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pin)
+        return self.buffers[self.turn][:n_bytes].view(shape)
+
+    def send(self, filled: Tensor) -> Tensor:
+        """Start the copy of the buffer that was filled last; the CPU gets the buffer itself."""
+        sent = filled.to(self.device, non_blocking=True)
+        if self.new_event is not None:
+            self.copied[self.turn] = self.new_event()
+            self.copied[self.turn].record()
+        return sent
 
 
 class ImageStore:
@@ -45,8 +83,6 @@ class ImageStore:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder of a finished store, which is named by the key."""
-        import torch
-
         index = json.loads((folder / "index.json").read_text())
         self.folder = folder
         self.key = folder.name
@@ -69,8 +105,7 @@ class ImageStore:
     def image(self, i: int) -> Tensor:
         """Return one image, uint8, shape (3, H, W), RGB: a view, `clone()` it to write to it."""
         height, width = self.sizes[i].tolist()
-        start = self._starts[i]
-        pixels = self._bytes[start : start + height * width * 3]
+        pixels = self._bytes[self._starts[i] :][: height * width * 3]
         return pixels.view(height, width, 3).permute(2, 0, 1)
 
     def batch(
@@ -85,13 +120,9 @@ class ImageStore:
             device: Where the batch goes. A GPU whose memory holds the store gets all of it, once;
                 else batches go by way of two pinned buffers.
         """
-        import torch
-
         if not self.uniform:
-            raise ValueError(
-                f"expected images of one size, found {len(np.unique(self.sizes, axis=0))} sizes; "
-                "use crops() or image()"
-            )
+            found = len(np.unique(self.sizes, axis=0))
+            raise ValueError(f"expected images of one size, found {found} sizes; use crops()")
         height, width = self.sizes[0].tolist()
         rows = torch.from_numpy(_row_numbers(indices))  # (B,)
         gathered = self._gather(lambda pixels: pixels.view(len(self), -1), rows, device)
@@ -113,8 +144,6 @@ class ImageStore:
             generator: CPU generator of the positions; central crops without one.
             device: Where the batch goes.
         """
-        import torch
-
         indices, (height, width) = _row_numbers(indices), size
         room = self.sizes[indices] - (height, width)  # (B, 2)
         if (room < 0).any():
@@ -124,12 +153,11 @@ class ImageStore:
         share = 0.5
         if generator is not None:
             share = torch.rand(room.shape, dtype=torch.float64, generator=generator).numpy()
-        corners = (share * (room + (generator is not None))).astype(int)
-        first = np.asarray(self._starts)[indices] + 3 * (
-            corners[:, 0] * self.sizes[indices, 1] + corners[:, 1]
-        )
-        lines = 3 * np.arange(height) * self.sizes[indices, 1:]  # (B, height)
-        lines = torch.from_numpy((first[:, None] + lines).ravel())
+        top, left = (share * (room + (generator is not None))).astype(int).T  # (B,)
+        widths = self.sizes[indices, 1]
+        first = np.asarray(self._starts)[indices] + 3 * (top * widths + left)
+        lines = first[:, None] + 3 * np.arange(height) * widths[:, None]  # (B, height)
+        lines = torch.from_numpy(lines.ravel())
         gathered = self._gather(lambda pixels: pixels.unfold(0, 3 * width, 1), lines, device)
         return gathered.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
@@ -137,12 +165,8 @@ class ImageStore:
         self, pieces: Callable[[Tensor], Tensor], rows: Tensor, device: str | torch.device
     ) -> Tensor:
         """Return some pieces of the pixels, (R, bytes of a piece), on a device."""
-        import torch
-
-        from iqa_utils.images.on_device import Transfer, fits
-
         device = torch.device(device)
-        if device not in self._resident and fits(len(self._bytes), device):
+        if device not in self._resident and _fits(len(self._bytes), device):
             self._resident[device] = self._bytes.to(device)
         if device in self._resident:
             rows = rows.to(device, non_blocking=True)
@@ -211,13 +235,11 @@ def to_float(
         std: Standard deviation of each channel, likewise.
         dtype: Type of the result, float32 if none is given; the arithmetic is float32.
     """
-    import torch
-
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
     n, _, height, width = batch.shape
-    # whole pixel rows at once: an inner axis of three channels is twice as slow
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, batch.device)
+    # whole pixel rows at once: an inner axis of three channels is twice as slow
     rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
     rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype or torch.float32)
     return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
@@ -228,8 +250,6 @@ def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return what a row of ``width`` pixels is multiplied by, and what is taken off, (W * 3,)."""
-    import torch
-
     mean, std = (torch.tensor(values, device=device) for values in (mean, std))
     return (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
 
@@ -263,8 +283,6 @@ def augment(
         Lehmann, Rokita, 2023, training method 3: rotations, flips, minor contrast modifications
         and noise; how strong they were is not stated.
     """
-    import torch
-
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: augment before to_float")
     if rotate < 0 or noise < 0 or not 0 <= contrast <= 1:
@@ -272,9 +290,8 @@ def augment(
             "expected rotate >= 0, noise >= 0 and contrast in [0, 1], "
             f"found {rotate}, {noise}, {contrast}"
         )
-    device = batch.device
     draws = torch.rand((3, len(batch), 1, 1, 1), generator=generator)
-    draws = draws.to(device, non_blocking=True)
+    draws = draws.to(batch.device, non_blocking=True)
     out = torch.where(draws[0] < 0.5, batch.flip(3), batch) if flip else batch.clone()
     if not (rotate or contrast or noise):
         return out
@@ -286,8 +303,8 @@ def augment(
         out = mean + (out - mean) * (1 + contrast * (2 * draws[2] - 1))
     if noise:
         seed = int(torch.randint(2**62, (), generator=generator))
-        local = torch.Generator(device).manual_seed(seed)
-        out = out + noise * torch.randn(out.shape, generator=local, device=device)
+        local = torch.Generator(batch.device).manual_seed(seed)
+        out = out + noise * torch.randn(out.shape, generator=local, device=batch.device)
     result = out.round_().clamp_(0, 255).to(torch.uint8)
     return result.contiguous(memory_format=torch.channels_last)
 
@@ -300,8 +317,6 @@ def _row_numbers(indices: Sequence[int] | Tensor) -> np.ndarray:
 
 
 def _rotated(images: Tensor, angles: Tensor) -> Tensor:
-    from torch.nn.functional import affine_grid, grid_sample
-
     height, width = images.shape[2:]
     cos, sin = angles.cos(), angles.sin()
     turn = images.new_zeros(len(images), 2, 3)  # in units of half the width and half the height

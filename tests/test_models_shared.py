@@ -5,9 +5,8 @@ import torch
 
 from iqa_utils.deep_quality import ScoreNetwork
 from iqa_utils.models.clip_head import ClipHead
-from iqa_utils.models.dual_xception import DualXception
+from iqa_utils.models.dual_xception import DualXception, KonCept, PooledHead
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.models.koncept import KonCept, PooledHead
 from iqa_utils.models.monotonic import MonotonicTransformers
 
 SMALL, N = "test_efficientnet", 64
