@@ -109,7 +109,7 @@ class Run:
         self._started, self._commit = time.perf_counter(), provenance.commit()
         self._files = provenance.code_files()  # the code that is loaded now
         random.seed(parameters["SEED"])
-        np.random.seed(parameters["SEED"])  # noqa: NPY002 - libraries draw from the global generator
+        np.random.seed(parameters["SEED"])  # noqa: NPY002 - libraries draw from it
         if torch := sys.modules.get("torch"):  # in a notebook that has imported it
             torch.manual_seed(parameters["SEED"])
 
