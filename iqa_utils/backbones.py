@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +43,21 @@ def create_backbone(name: str, *, pretrained: str | Path, **options: Any) -> nn.
     """
     if not timm.is_model(name):
         raise ValueError(f"backbone must be a timm model name, got {name!r}")
-    if pretrained == HUB:
-        return _with_epsilon(name, _from_hub(name, **options))
     if pretrained == SHIPPED and name != SHIPPED_BACKBONE:
         raise ValueError(f"pretrained='shipped' is a {SHIPPED_BACKBONE}, got backbone {name!r}")
-    network = _with_epsilon(name, timm.create_model(name, pretrained=False, **options))
+    make = _from_hub if pretrained == HUB else partial(timm.create_model, pretrained=False)
+    network = make(name, **options)
+    for module in network.modules() if name in BATCH_NORM_EPSILON else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = BATCH_NORM_EPSILON[name]
     if pretrained == SHIPPED:  # the trunk of the quality model; a classifier has no weights there
         state, trunk = read_state_dict(SHIPPED_FILE), "trunk."
         state = {key.removeprefix(trunk): v for key, v in state.items() if key.startswith(trunk)}
         own = network.state_dict()
         _load(network, {k: v for k, v in state.items() if k in own}, SHIPPED_FILE.name)
-    elif pretrained != RANDOM:
+    elif pretrained not in (RANDOM, HUB):
         names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
         load_weights(network, pretrained, classifier=(names,) if isinstance(names, str) else names)
-    return network
-
-
-def _with_epsilon(name: str, network: nn.Module) -> nn.Module:
-    """Give batch normalisation the epsilon of the library that trained the weights."""
-    for module in network.modules() if name in BATCH_NORM_EPSILON else ():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = BATCH_NORM_EPSILON[name]
     return network
 
 
