@@ -324,10 +324,9 @@ def _claim(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         owner = path.read_text() or "another process"
-        raise RuntimeError(
-            f"run {folder.name} is being written by {owner}; wait, or give RUN_NAME (if that "
-            f"machine is gone for good, delete {path})"
-        ) from None
+        gone = f"if that machine is gone for good, delete {path}"
+        told = f"run {folder.name} is being written by {owner}; wait, or give RUN_NAME ({gone})"
+        raise RuntimeError(told) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     return lock
 

@@ -63,10 +63,8 @@ class Headline(NamedTuple):
         if baseline := self.compare.get("baseline"):
             what += f" minus {baseline}"
         side, other = ("above", "below") if self.expect == "higher" else ("below", "above")
-        return (
-            f"Confirmed where the 95 % interval of {what} lies {side} {self.margin:g}, refuted "
-            f"where it lies {other}."
-        )
+        where = f"where the 95 % interval of {what} lies {side} {self.margin:g}"
+        return f"Confirmed {where}, refuted where it lies {other}."
 
 
 @cache

@@ -83,7 +83,8 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
 
 def plot_scatter(axes: Axes, mos: np.ndarray, pred: np.ndarray, *, unit: str = "MOS") -> None:
     """Draw predictions against opinion scores with the line of equality."""
-    axes.axline((mos.mean(), mos.mean()), slope=1, color="0.4", lw=1, ls="--", zorder=0)
+    ends = min(mos.min(), pred.min()), max(mos.max(), pred.max())
+    axes.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", zorder=0)
     axes.scatter(mos, pred, s=12, alpha=0.55, linewidths=0)
     axes.set(xlabel=f"{unit}, observed", ylabel=f"{unit}, predicted")
 
