@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as t_distribution
-from scipy.stats import wilcoxon
+from scipy.stats import t as t_distribution, wilcoxon
 
 from iqa_utils.metrics import METRICS, check_pair, range_index, range_names
 from iqa_utils.statistics import holm, nadeau_bengio

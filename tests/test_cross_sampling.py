@@ -46,11 +46,12 @@ def notebook(store, folder, *, mos=MOS, split=SPLIT, **changes):
     table = np.random.default_rng(1).uniform(0.1, 1, (len(mos), 4))
     numbers = standardise(pd.DataFrame(table, columns=list(NAMES)), rows["training"])
     frame = pd.DataFrame({"image": store.names, "reference": store.names})
-    space = dict(values, parameters=values, mos=mos, rows=rows, store=store, frame=frame)
+    space = dict(values, mos=mos, rows=rows, store=store, frame=frame)
     space |= {"numbers": torch.tensor(numbers), "training_mos": mos[rows["training"]]}
     space |= {"data": "demo", "device": "cpu", "weights": "random"}
     space["counts"] = np.histogram(space["training_mos"], values["EDGES"])[0]
     run = {"checkpoints_dir": folder / "checkpoints", "use_weights": lambda *_: None}
+    run["parameters"] = values
     space["run"] = SimpleNamespace(**run)
     cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
     for name in CELLS:

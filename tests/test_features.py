@@ -20,11 +20,11 @@ from iqa_utils.features import (
     encoder,
     frozen_features,
     frozen_layers,
+    grams as grams_module,
     iterate_layers,
     pool_activation,
     tap_layers,
 )
-from iqa_utils.features import grams as grams_module
 from iqa_utils.features.grams import (
     disk_use,
     gram_from_panels,

@@ -161,6 +161,30 @@ class TestNotebook:
             assert not re.search(r"^\s*class |^\s*[!%]|sys\.path", cell.source, re.MULTILINE)
         assert statistics.median(len(cell.source.splitlines()) for cell in cells) <= 12
 
+    def test_a_training_is_one_visible_function(self, path):
+        """Network, loss, optimiser and the call of `fit` stand on one screen."""
+        if path.stem[:2] not in {"02", "03", "04", "05", "06"}:
+            return
+        cells = nbformat.read(path, as_version=4).cells
+        trees = [ast.parse(c.source) for c in cells if c.cell_type == "code"]
+        functions = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)]
+        shown = [
+            n.end_lineno - n.lineno + 1
+            for n in functions
+            if all(re.search(what, ast.unparse(n)) for what in (r"\bfit\(", r"\boptim\.", "loss"))
+        ]
+        assert shown, "no function of this notebook trains"
+        assert min(shown) <= 25
+
+    def test_every_figure_of_a_paper_states_its_question(self, path):
+        if path.stem[:2] not in {"02", "03", "04", "05", "06"}:
+            return
+        code = (c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        calls = [n for text in code for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+        titles = [c.args[2:] for c in calls if ast.unparse(c.func) == "run.save_figure"]
+        assert titles
+        assert all(title and "?" in ast.literal_eval(title[0]) for title in titles)
+
     def test_parameters_are_annotated_literals_with_the_demo_as_default(self, path):
         declared = notebooks.declared_parameters(path)
         assert set(runs.REQUIRED) <= set(declared)

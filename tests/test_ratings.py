@@ -168,7 +168,7 @@ def test_notebook_01_runs_with_any_one_set(
     assert [(row["table"], row["dataset"], row["value"]) for row in results] == [
         ("data audit", "nrtid", 3)
     ]
-    assert capsys.readouterr().out.count("left out: KonIQ-10k is not below") == 5
+    assert capsys.readouterr().out.count("left out: KonIQ-10k is not below") == 1
     assert list((tmp_path / "repository" / "runs").rglob("metrics.json"))
 
 

@@ -201,6 +201,19 @@ def test_figures_are_the_same_bytes_on_every_repeat(repo):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize("demo", [True, False])
+def test_a_figure_states_its_question_and_whether_its_data_are_demo_data(repo, demo):
+    table = pd.DataFrame({"mos": [1.0]})
+    table.attrs = {"dataset": "d", "fingerprint": "f", "demo": demo}
+    run = runs.start_run("00_x", PARAMETERS)
+    run.use_data(table)
+    figure, _ = plt.subplots()
+    run.save_figure(figure, "line", "Does it rise?")
+    plt.close(figure)
+    words = [text.get_text() for text in figure.texts]
+    assert words == ["Does it rise?"] + ["demo run: shows the machinery"] * demo
+
+
 def test_provenance_pins_what_was_used(repo):
     table = pd.DataFrame({"image": ["a"], "mos": [0.709]})
     table.attrs = {"dataset": "d", "fingerprint": "f", "demo": False}

@@ -146,11 +146,18 @@ class Run:
         file = Path(self.parameters["PRETRAINED"]).name
         self.weights[name] = {"source": file, "digest": weights_hash(network)}
 
-    def save_figure(self, figure: Figure, name: str, *, photographs: bool = False) -> Path:
+    def save_figure(
+        self, figure: Figure, name: str, title: str = "", *, photographs: bool = False
+    ) -> Path:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
 
-        One that shows ``photographs`` of a data set is named ``private-...`` and never published.
+        One that shows ``photographs`` of a data set is named ``private-...``, never published.
         """
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+        if any(data["demo"] for data in self.fingerprints.values()):
+            style = {"ha": "right", "va": "top", "size": 7, "color": "0.35", "style": "italic"}
+            figure.text(0.995, -0.005, "demo run: shows the machinery", **style)  # below all
         name = f"private-{name}" if photographs else name
         png = self.dir / "figures" / f"{name}.png"
         figure.draw_without_rendering()  # lays out once; laying out again would move things
@@ -164,10 +171,9 @@ class Run:
         """Say once what the results that follow are, where they do not say otherwise.
 
         Args:
-            **fields: Of :data:`DESCRIBED`: ``network``, ``weights``, ``recipe`` (``"paper"``,
-                ``"released"`` or another named variant), ``protocol``, a mapping (``split``,
-                ``epochs``, ...), and ``kind``: ``"re-tabulated"``, ``"arithmetic"``, ``"authors'
-                predictions"`` or ``"trained here"``. ANSWERS in ``papers/KEY.py`` compares them.
+            **fields: Of :data:`DESCRIBED`: ``network``, ``weights``, ``recipe`` (``"paper"`` or
+                another variant), ``protocol`` (a mapping: ``split``, ...) and ``kind``:
+                ``"re-tabulated"``, ``"arithmetic"``, ``"authors' predictions"``, ``"trained here"``
         """
         if unknown := sorted(set(fields) - set(DESCRIBED)):
             raise ValueError(f"a result is described by {DESCRIBED}, got {unknown}")
@@ -328,8 +334,7 @@ def _claim(folder: Path) -> FileLock:
 def _reopen(folder: Path, parameters: Mapping[str, Any]) -> dict[str, float]:
     """Clear a run's folder but for its checkpoints, each named by the key of its training.
 
-    Returns:
-        Attempts with these parameters that were killed, and their seconds; this one is noted.
+    Attempts with these parameters that were killed are returned, with their seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = json.loads(json.dumps(portable(parameters)))  # as the note has them

@@ -133,15 +133,6 @@ def plot_curves(axes: Axes, history: pd.DataFrame, *, y: str, group: str, ylabel
     legend_beside(axes)
 
 
-def mark_demo(
-    figure: plt.Figure, *, demo: bool, note: str = "demo data: shows the machinery"
-) -> None:
-    """Write on a figure that its numbers come from synthetic data."""
-    if demo:
-        style = {"size": 7, "color": "0.35", "style": "italic"}
-        figure.text(0.995, -0.005, note, ha="right", va="top", **style)  # below everything
-
-
 def grid_figure(
     n: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.2)
 ) -> Sequence[Axes]:

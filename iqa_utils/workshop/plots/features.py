@@ -195,6 +195,9 @@ def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
     """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
     signs = table.replace({1: "+", 0: "·", -1: "−"})
     common.plot_table(axes, table, signs, fmt="", cmap="PuOr", vmin=-1.6, vmax=1.6, cbar=False)
+    numbers = range(1, len(table) + 1)
     axes.tick_params(labelsize=8)
-    axes.set(xlabel="column", ylabel="row")
+    axes.set_xticklabels(numbers, rotation=0, ha="center")
+    axes.set_yticklabels([f"{name}  {k}" for k, name in zip(numbers, table.index, strict=True)])
+    axes.set(xlabel="column: the method of this row", ylabel="")
     axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
