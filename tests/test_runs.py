@@ -195,7 +195,8 @@ def test_figures_are_the_same_bytes_on_every_repeat(repo):
         run = runs.start_run("00_x", PARAMETERS)
         figure, axes = plt.subplots(layout="constrained")
         axes.plot([1, 3, 2])
-        png = run.save_figure(figure, "line")
+        run.save_figure(figure, "line")
+        png = run.dir / "figures" / "line.png"
         contents.append((png.read_bytes(), png.with_suffix(".pdf").read_bytes()))
         plt.close(figure)
     assert contents[0] == contents[1]

@@ -148,7 +148,7 @@ class Run:
 
     def save_figure(
         self, figure: Figure, name: str, title: str = "", *, photographs: bool = False
-    ) -> Path:
+    ) -> None:
         """Write a figure as PNG and PDF, byte for byte the same on every repeat.
 
         One that shows ``photographs`` of a data set is named ``private-...``, never published.
@@ -165,7 +165,6 @@ class Run:
         figure.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": None})
         empty = {"CreationDate": None, "Producer": None, "Creator": None}
         figure.savefig(png.with_suffix(".pdf"), bbox_inches="tight", metadata=empty)
-        return png
 
     def describe(self, **fields: Any) -> None:
         """Say once what the results that follow are, where they do not say otherwise.
