@@ -193,7 +193,7 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 
 def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
     """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
-    signs = table.replace({1: "+", 0: "·", -1: "−"})
+    signs = table.map({1: "+", 0: "·", -1: "−"}.get)
     common.plot_table(axes, table, signs, fmt="", cmap="PuOr", vmin=-1.6, vmax=1.6, cbar=False)
     numbers = range(1, len(table) + 1)
     axes.tick_params(labelsize=8)
