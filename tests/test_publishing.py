@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils.workshop import publishing, runs
+from iqa_utils.workshop import provenance, publishing, runs
 from tests.test_runs import PARAMETERS, repo  # noqa: F401 - a fixture
 
 matplotlib.use("Agg")
@@ -59,6 +59,24 @@ def executed(folder, *outputs, tags=(), source="1"):
 
 def stream(text):
     return nbformat.v4.new_output("stream", name="stdout", text=text)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_of_a_copy_without_git_gets_the_commit_that_holds_its_files(repo, same, monkeypatch):  # noqa: F811
+    folder = finished()
+    used = json.loads((folder / "provenance.json").read_text())
+    path = repo / "iqa_utils" / "used.py"
+    path.parent.mkdir()
+    path.write_text("x = 1\n")
+    files = {"iqa_utils/used.py": provenance._digest(path)}
+    path.write_text("x = 1\n" if same else "x = 2\n")
+    used |= {"commit": "unknown", "clean": False, "files": files}
+    (folder / "provenance.json").write_text(json.dumps(used))
+    monkeypatch.setattr(provenance, "ROOT", repo)
+    monkeypatch.setattr(provenance, "commit", lambda: ("0123abcd", True))
+    found = json.loads((publishing.publish(folder) / "provenance.json").read_text())
+    told = ("0123abcd", True) if same else ("unknown", False)
+    assert (found["commit"], found["clean"]) == told
 
 
 def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):  # noqa: F811

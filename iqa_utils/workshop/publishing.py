@@ -12,7 +12,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-from iqa_utils.workshop import runs
+from iqa_utils.files import write_json
+from iqa_utils.workshop import provenance, runs
 
 MOST_BYTES = 600_000  # of a published notebook
 QUALITIES = ((1000, 128), (900, 64), (720, 32), (560, 16), (400, 8))  # longest side, colours
@@ -25,7 +26,8 @@ def publish(folder: Path) -> Path:
     """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
 
     That is ``metrics.json``, ``provenance.json``, PNG figures without photographs, and the executed
-    notebook as :func:`public_notebook` makes it.
+    notebook as :func:`public_notebook` makes it. A run of a copy without git gets the commit here
+    if all files that it used are those here, by their digests.
     """
     name = str(folder.relative_to(runs.ROOT)) if folder.is_relative_to(runs.ROOT) else str(folder)
     if not (folder / "metrics.json").is_file():
@@ -33,7 +35,8 @@ def publish(folder: Path) -> Path:
     metrics = json.loads((folder / "metrics.json").read_text())
     if metrics["profile"] == "rehearsal":
         raise ValueError(f"{name} is a rehearsal; only real results are published")
-    if json.loads((folder / "provenance.json").read_text())["demo"]:
+    used = json.loads((folder / "provenance.json").read_text())
+    if used["demo"]:
         raise ValueError(f"{name} ran on demo data; only real results are published")
     if metrics["parameters"].get("RUN_NAME"):
         raise ValueError(f"{name} has a RUN_NAME; only the run without one is published")
@@ -42,8 +45,11 @@ def publish(folder: Path) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     figures = [p for p in folder.glob("figures/*.png") if not p.name.startswith("private-")]
-    for file in (folder / "metrics.json", folder / "provenance.json", *figures):
+    for file in (folder / "metrics.json", *figures):
         shutil.copy(file, new)
+    if used["commit"] == "unknown" and provenance.is_current(used):
+        used["commit"], used["clean"] = provenance.commit()
+    write_json(new / "provenance.json", used)
     if (notebook := folder / f"{metrics['stem']}.ipynb").is_file():
         (new / notebook.name).write_text(public_notebook(notebook), encoding="utf-8")
     runs._replace_folder(new, target)
