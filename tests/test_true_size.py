@@ -63,6 +63,17 @@ def test_hours_are_projected_from_what_was_timed(tmp_path, monkeypatch):
     assert found["hours"]["05_lds_fds"] == pytest.approx(seen / 50 / 3600)
 
 
+def test_what_is_measured_later_joins_the_file_of_the_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    for stem, rates in (("03", {"a": 1.0, "b": 2.0}), ("05", {"b": 3.0, "c": 4.0})):
+        rows = [{"kind": kind, "images_per_s": rate} for kind, rate in rates.items()]
+        found = {"card": "A Card", "rows": rows, "peak": {stem: 1.0}, "hours": {stem: 2.0}}
+        path = true_size.add_to_published(found)
+    card, seen = plan.measured(path.parent)
+    assert (card, seen) == ("A Card", {"a": 1.0, "b": 3.0, "c": 4.0})
+    assert json.loads(path.read_text())["hours"] == {"03": 2.0, "05": 2.0}
+
+
 def test_times_of_a_cpu_are_not_published(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="only what a GPU did at true size"):

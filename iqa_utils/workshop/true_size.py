@@ -7,7 +7,7 @@ and :func:`iqa_utils.training.fit` with the profile's batch size and precision.
 
 from __future__ import annotations
 
-import shutil
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +46,8 @@ def true_size(
 ) -> dict[str, Any]:
     """Train every kind of network of a profile for some steps, after as many that warm up.
 
-    A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` copies the file
-    to ``figures/true_size/CARD.json``, where plans find it.
+    A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` adds the
+    rows to ``figures/true_size/CARD.json``, where plans find them.
 
     Returns:
         ``runs/true_size/true_size.json``: ``peak`` TFLOP/s of matrix products by precision, and by
@@ -82,10 +82,19 @@ def true_size(
     found["hours"] = {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
     write_json(path, found)
     if publish:
-        target = ROOT / "figures" / "true_size" / f"{card.replace(' ', '-')}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+        add_to_published(found)
     return found
+
+
+def add_to_published(found: dict[str, Any]) -> Path:
+    """Add what was measured to the file of its card; a network measured again is replaced."""
+    target = ROOT / "figures" / "true_size" / f"{found['card'].replace(' ', '-')}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(target.read_text()) if target.is_file() else {"rows": []}
+    rows = {row["kind"]: row for row in [*before["rows"], *found["rows"]]}
+    both = {name: before.get(name, {}) | found[name] for name in ("peak", "hours")}
+    write_json(target, found | both | {"rows": list(rows.values())})
+    return target
 
 
 def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[str, float]:
