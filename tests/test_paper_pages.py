@@ -79,6 +79,14 @@ def test_a_claim_holds_only_where_the_mean_within_subsets_agrees(low, high, says
     assert "; within subsets " in paper_pages.headline_table([run])
 
 
+def test_a_run_of_many_settings_gets_one_row_that_counts_them():
+    settings = [{"variant": f"setting {k}", "ci_high": -0.3 + 0.2 * k} for k in range(6)]
+    table = paper_pages.headline_table([run_with(*settings)])
+    (row,) = [line for line in table.splitlines() if LDS.claim in line]
+    assert "6 settings | median -0.600 [-0.900, +0.200]" in row
+    assert row.endswith("undecided 4, confirmed 2 |")
+
+
 def test_the_detectable_difference_has_eighty_percent_power():
     (one,) = paper_pages.evidence(LDS, [run_with({})])
     error = 0.3 / 1.959964
@@ -97,7 +105,7 @@ def test_the_page_of_a_paper_holds_claims_evidence_contradictions_and_the_way_to
     runs = [run_with({})]
     board = claims.compare(runs[0]["results"])
     page = paper_pages.paper_page("nguyen2024", runs, board)
-    assert "biq2021: -0.600 [-0.900, -0.300], 10 runs; **confirmed**" in page
+    assert "BIQ2021: -0.600 [-0.900, -0.300], 10 runs; **confirmed**" in page
     assert page.count("No run has measured this yet.") == 3
     assert "section 2.1: images of KonIQ-10k; printed 10173, recomputed 10073" in page
     assert "open an issue" in page

@@ -3,21 +3,36 @@
 Nothing is typed by hand.
 """
 
+import itertools
 import json
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
+from iqa_utils.datasets import DATASETS
 from iqa_utils.workshop.claims import COMPARED, KINDS, audit, compare, counts, load_claims
 from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.runs import NUMBERS, ROOT, find_runs
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 BENCHMARKS = ROOT / "figures" / "benchmarks"
+NETWORK_TITLES = {
+    "legacy_xception": "Xception",
+    "mobilenetv2_100": "MobileNetV2",
+    "squeezenet1_0": "SqueezeNet 1.0",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
+    "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
+}
+ENDS = ("value", "ci_low", "ci_high")
+MANY = 5  # results of one run that get a row each
 HOW_TO_ANSWER = (
     "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
     "answer*, name `{key}` and the place of the cell, and say what the number should be compared "
@@ -105,7 +120,7 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
     for key, paper in papers().items():
         for headline in headlines()[key]:
             claim = f"**{headline.claim}**" if headline.primary else headline.claim
-            found = [_cells(one) for one in evidence(headline, runs)]
+            found = _rows(evidence(headline, runs))
             waiting += not found
             rows += [[paper.TITLE.split(":")[0], claim, *cells] for cells in found]
     columns = ["paper", "claim", "data", "ours [95 %]", "runs", "seen with 80 % power", "says"]
@@ -118,12 +133,42 @@ def _signed(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def _readable(field: str) -> str:
+    """Name data sets and networks in a field by their titles."""
+    names = NETWORK_TITLES | {key: info.title for key, info in DATASETS.items()}
+    return re.sub(r"\w+(\.\w+)?", lambda word: names.get(word[0], word[0]), field)
+
+
+def _rows(found: list[dict[str, Any]]) -> list[list[str]]:
+    """Make a row of each result; a profile of many settings gets one row that counts them."""
+    rows = []
+    for profile, group in itertools.groupby(found, lambda one: (one["data"], one["profile"])):
+        ones = list(group)
+        if len(ones) <= MANY:
+            rows += map(_cells, ones)
+            continue
+        counted = Counter(one["says"] for one in ones).most_common()
+        ends = _signed(*(np.median([one[key] for one in ones]) for key in ENDS))
+        which = [*profile, ones[0]["network"], f"{len(ones)} settings"]
+        data = ", ".join(map(_readable, filter(None, which)))
+        says = ", ".join(f"{said} {n}" for said, n in counted)
+        n_runs, seen = (str(ones[0]["n_runs"]), np.median([one["detectable"] for one in ones]))
+        rows.append([data, f"median {ends}", n_runs, f"{seen:.3f}", says])
+    return rows
+
+
 def _cells(one: dict[str, Any]) -> list[str]:
     inside = [f"; within subsets {_signed(*ends)}" for ends in one["within"]]
     value = _signed(one["value"], one["ci_low"], one["ci_high"]) + "".join(inside)
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
-    data = ", ".join(dict.fromkeys(filter(None, [one["data"], one["profile"], *which])))
-    return [data, value, str(one["n_runs"]), f"{one['detectable']:.3f}", one["says"]]
+    words = map(_readable, filter(None, [one["data"], one["profile"], *which]))
+    return [
+        ", ".join(dict.fromkeys(words)),
+        value,
+        str(one["n_runs"]),
+        f"{one['detectable']:.3f}",
+        one["says"],
+    ]
 
 
 def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str:
@@ -137,7 +182,7 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     blocks.append("## Headline claims")
     for headline in headlines()[key]:
         lines = []
-        for data, value, n_runs, seen, says in map(_cells, evidence(headline, runs)):
+        for data, value, n_runs, seen, says in _rows(evidence(headline, runs)):
             counted = f"{n_runs} run{'s' * (n_runs != '1')}; **{says}**"
             power = f"Such a run sees differences from {seen} on in four of five cases."
             lines.append(f"- {data}: {value}, {counted}. {power}")
