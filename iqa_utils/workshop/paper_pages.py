@@ -31,7 +31,6 @@ NETWORK_TITLES = {
     "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
     "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
 }
-ENDS = ("value", "ci_low", "ci_high")
 MANY = 5  # results of one run that get a row each
 HOW_TO_ANSWER = (
     "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
@@ -102,7 +101,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
             told = {"value": value, "ci_low": low, "ci_high": high, "within": pairs[1:]}
             told["says"] = says.pop() if len(says) == 1 else "undecided"
             told["detectable"] = POWER * (high - low) / 2
-            key = repr((run["profile"], result))
+            digits = {k: f"{v:.8g}" if isinstance(v, float) else v for k, v in result.items()}
+            key = repr((run["profile"], digits))  # a published copy has ten digits
             found.setdefault(key, result | told | {"profile": run["profile"]})
     return list(found.values())
 
@@ -148,12 +148,13 @@ def _rows(found: list[dict[str, Any]]) -> list[list[str]]:
             rows += map(_cells, ones)
             continue
         counted = Counter(one["says"] for one in ones).most_common()
-        ends = _signed(*(np.median([one[key] for one in ones]) for key in ENDS))
+        keys = ("value", "ci_low", "ci_high", "detectable")
+        *ends, power = (np.median([one[key] for one in ones]) for key in keys)
         which = [*profile, ones[0]["network"], f"{len(ones)} settings"]
         data = ", ".join(map(_readable, filter(None, which)))
         says = ", ".join(f"{said} {n}" for said, n in counted)
-        n_runs, seen = (str(ones[0]["n_runs"]), np.median([one["detectable"] for one in ones]))
-        rows.append([data, f"median {ends}", n_runs, f"{seen:.3f}", says])
+        n_runs = str(ones[0]["n_runs"])
+        rows.append([data, f"median {_signed(*ends)}", n_runs, f"{power:.3f}", says])
     return rows
 
 
@@ -162,13 +163,8 @@ def _cells(one: dict[str, Any]) -> list[str]:
     value = _signed(one["value"], one["ci_low"], one["ci_high"]) + "".join(inside)
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
     words = map(_readable, filter(None, [one["data"], one["profile"], *which]))
-    return [
-        ", ".join(dict.fromkeys(words)),
-        value,
-        str(one["n_runs"]),
-        f"{one['detectable']:.3f}",
-        one["says"],
-    ]
+    data, power = ", ".join(dict.fromkeys(words)), f"{one['detectable']:.3f}"
+    return [data, value, str(one["n_runs"]), power, one["says"]]
 
 
 def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str:
@@ -207,9 +203,6 @@ def _contradictions(key: str) -> str:
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
     return "\n".join(lines) or "None found."
-
-
-# tables of the site
 
 
 def compared_by_kind(board: pd.DataFrame) -> str:
@@ -283,7 +276,6 @@ def _time(seconds: float) -> str:
 
 def needs_table() -> str:
     """Write what the ``paper`` profiles ask for, from official numbers."""
-    from iqa_utils.datasets import DATASETS
     from iqa_utils.workshop.notebooks import stems_with
     from iqa_utils.workshop.plan import ASSUMED, make_plan
 
@@ -306,9 +298,6 @@ def needs_table() -> str:
     text += "\n\nGPU memory is that of weights, gradients, moments and activations in one step."
     computed = any("computed" in plan["source"] for plan in plans.values())
     return text + f" Computed: networks alone, with {ASSUMED}." * computed
-
-
-# the rows of the README
 
 
 def paper_rows(runs: list[dict[str, Any]]) -> str:
@@ -350,9 +339,7 @@ def notebook_rows(runs: list[dict[str, Any]]) -> str:
     board, rows = compare(real_results(runs)), []
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
     checks = audit()["verdict"].value_counts()
-    odd = (
-        f"{checks.get('inconsistent', 0)} inconsistent, {checks.get('implausible', 0)} implausible"
-    )
+    odd = ", ".join(f"{checks.get(k, 0)} {k}" for k in ("inconsistent", "implausible"))
     tabulated = counts(board).groupby("kind").sum().reindex(["re-tabulated"], fill_value=0)
     row = tabulated.iloc[0]
     same = f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"

@@ -25,9 +25,9 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)")
 def publish(folder: Path) -> Path:
     """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
 
-    That is ``metrics.json``, ``provenance.json``, PNG figures without photographs, and the executed
-    notebook as :func:`public_notebook` makes it. A run of a copy without git gets the commit here
-    if all files that it used are those here, by their digests.
+    That is ``metrics.json`` (numbers to ten digits), ``provenance.json``, PNG figures without
+    photographs, and the executed notebook as :func:`public_notebook` makes it. A run of a copy
+    without git gets the commit here if all files that it used are those here, by their digests.
     """
     name = str(folder.relative_to(runs.ROOT)) if folder.is_relative_to(runs.ROOT) else str(folder)
     if not (folder / "metrics.json").is_file():
@@ -45,8 +45,10 @@ def publish(folder: Path) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     figures = [p for p in folder.glob("figures/*.png") if not p.name.startswith("private-")]
-    for file in (folder / "metrics.json", *figures):
-        shutil.copy(file, new)
+    for figure in figures:
+        shutil.copy(figure, new)
+    rows = [{key: _short(value) for key, value in row.items()} for row in metrics["results"]]
+    write_json(new / "metrics.json", metrics | {"results": rows})
     if used["commit"] == "unknown" and provenance.is_current(used):
         used["commit"], used["clean"] = provenance.commit()
     write_json(new / "provenance.json", used)
@@ -54,6 +56,10 @@ def publish(folder: Path) -> Path:
         (new / notebook.name).write_text(public_notebook(notebook), encoding="utf-8")
     runs._replace_folder(new, target)
     return target
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def public_notebook(path: Path) -> str:
