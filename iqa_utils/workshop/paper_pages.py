@@ -101,8 +101,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
             told = {"value": value, "ci_low": low, "ci_high": high, "within": pairs[1:]}
             told["says"] = says.pop() if len(says) == 1 else "undecided"
             told["detectable"] = POWER * (high - low) / 2
-            digits = {k: f"{v:.8g}" if isinstance(v, float) else v for k, v in result.items()}
-            key = repr((run["profile"], digits))  # a published copy has ten digits
+            digits = {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in result.items()}
+            key = repr((run["profile"], digits))  # a published copy has nine digits
             found.setdefault(key, result | told | {"profile": run["profile"]})
     return list(found.values())
 

@@ -25,7 +25,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)")
 def publish(folder: Path) -> Path:
     """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
 
-    That is ``metrics.json`` (numbers to ten digits), ``provenance.json``, PNG figures without
+    That is ``metrics.json`` (numbers to nine digits), ``provenance.json``, PNG figures without
     photographs, and the executed notebook as :func:`public_notebook` makes it. A run of a copy
     without git gets the commit here if all files that it used are those here, by their digests.
     """
@@ -59,7 +59,7 @@ def publish(folder: Path) -> Path:
 
 
 def _short(value: object) -> object:
-    return float(f"{value:.10g}") if isinstance(value, float) else value
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def public_notebook(path: Path) -> str:
