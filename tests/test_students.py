@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn, optim
+from torchvision.transforms.v2 import Normalize, Resize
 
-from iqa_utils import distill
+from iqa_utils import backbones, distill, images
 from iqa_utils.backbones import weights_hash
 from iqa_utils.distill.unlabelled import scan_images
 from iqa_utils.metrics import rmse, srcc
+from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training import fit, predict, tensor_batches
@@ -117,6 +119,22 @@ def test_a_rehearsal_cuts_steps_and_looks_of_the_plans_and_nothing_else():
         assert cut[name][0] < paper[name][0]
     for name in ("N_UNLABELLED", "N_KEPT"):
         np.testing.assert_array_equal(cut[name], np.floor_divide(paper[name], 100))
+
+
+def test_the_pretrained_student_can_be_compiled():
+    notebook = nbformat.read(notebooks.find_notebook("06"), as_version=4)
+    space = {
+        "BACKBONE": "test_byobnet", "CONTROL_SIZE": [24, 32], "FREEZE_TRUNK": True, "KonCept": KonCept,
+        "Normalize": Normalize, "Resize": Resize, "backbones": backbones, "device": "cpu",
+        "images": images, "nn": nn, "np": np, "weights": "random",
+        "normal": {"mean": images.INCEPTION_MEAN, "std": images.INCEPTION_STD},
+    }  # fmt: skip
+    exec(next(c.source for c in notebook.cells if "def new_pretrained" in c.source), space)
+    student = space["new_pretrained"](torch.tensor([0.0, 1.0])).eval()
+    pixels = torch.rand(2, 3, 48, 64)
+    torch._dynamo.reset()
+    compiled = torch.compile(student, backend="eager", dynamic=False)
+    torch.testing.assert_close(compiled(pixels), student(pixels))
 
 
 def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_path):

@@ -80,6 +80,7 @@ def teacher_pass(
         Images whose scores this call stored, and those it could not decode.
 
     Raises:
+        BadImageError: If an image cannot be decoded and ``on_bad_image="raise"``.
         ValueError: If a stored file is damaged, of another teacher or crop, or of an image that has
             changed since; the file is named, nothing is overwritten.
     """
@@ -155,7 +156,7 @@ def read_pass(
     """Read a finished teacher pass, in the order of the list.
 
     Returns ``image``, ``score``, ``teacher`` of what was scored, and ``image``, ``error`` of what
-    could not be decoded.
+    could not be decoded. Images without a score yet raise a ValueError, as does a foreign file.
     """
     stored = _read_parts(folder, unlabelled, teacher)
     table = unlabelled.images[["image"]].merge(

@@ -21,7 +21,8 @@ def join_sets(
     Returns ``dataset``, ``image`` (with its set's folder in front), ``mos``, ``reference``,
     ``subset`` (where a set has one, else its name) and ``part``: ``"training"``, ``"validation"``,
     ``"test"``. With ``n_training`` only so many training scores are kept in all, a seeded draw; the
-    others and all validation scores become ``"unused"``, as if nobody had judged them.
+    others and all validation scores become ``"unused"``, as if nobody had judged them. More than
+    there are raise a ValueError.
     """
     parts = []
     for name, frame in frames.items():
@@ -90,6 +91,10 @@ def merge_scores(
 
     Returns:
         Merged scores, shape (N,); NaN outside the named sets.
+
+    Raises:
+        ValueError: If the predictor does not rise with the scores of a set, or the method is
+            unknown.
 
     Note:
         The paper's teacher learned scores merged by Kaipio, Ponomarenko and Egiazarian, "Merging
