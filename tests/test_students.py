@@ -124,7 +124,8 @@ def test_a_rehearsal_cuts_steps_and_looks_of_the_plans_and_nothing_else():
 def test_the_pretrained_student_can_be_compiled():
     notebook = nbformat.read(notebooks.find_notebook("06"), as_version=4)
     space = {
-        "BACKBONE": "test_byobnet", "CONTROL_SIZE": [24, 32], "FREEZE_TRUNK": True, "KonCept": KonCept,
+        "BACKBONE": "test_byobnet", "CONTROL_SIZE": [24, 32], "FREEZE_TRUNK": True,
+        "KonCept": KonCept,
         "Normalize": Normalize, "Resize": Resize, "backbones": backbones, "device": "cpu",
         "images": images, "nn": nn, "np": np, "weights": "random",
         "normal": {"mean": images.INCEPTION_MEAN, "std": images.INCEPTION_STD},
