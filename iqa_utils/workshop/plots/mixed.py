@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from iqa_utils.models.monotonic import SIZES
 from iqa_utils.workshop.plots import common
@@ -148,4 +149,5 @@ def plot_rates(axes: Axes, rates: pd.Series) -> None:
     axes.set(xscale="log", xlabel="images per second")
     axes.margins(x=0.2)
     plain_log(axes.xaxis)
+    axes.xaxis.set_major_locator(LogLocator())  # whole decades: 2 and 5 run together
     name_rows(axes, rates.index)
