@@ -79,6 +79,7 @@ def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, t
         (method, scenario, values[select], seed, size)
         for scenarios, n, select, size in groups
         for method, scenario in scenarios.items()
+        if not values["ONLY"] or method in values["ONLY"]
         for seed in range(values["OVERRIDES"].get(method, {}).get("N_RUNS", n))
     ]
 
