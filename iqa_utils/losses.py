@@ -48,7 +48,8 @@ def norm_in_norm(
         gradient.
 
     Raises:
-        ValueError: If the shapes differ or are not (B,), B is 0, or there is no such form.
+        ValueError: If the shapes differ or are not (B,), B is 0, there is no such form, an exponent
+            is below 1, or the weights are negative or zero.
 
     References:
         Feng et al., Electronics Letters 2023, Eq. (4); Li et al., Norm-in-norm loss, ACM MM 2020.
@@ -61,6 +62,8 @@ def norm_in_norm(
     check_pair(pred, mos)
     if form not in ("eq4", "nin", "l1"):
         raise ValueError(f"form must be eq4, nin or l1, got {form!r}")
+    if min(p, q) < 1 or min(alphas) < 0 or not sum(alphas):
+        raise ValueError(f"p and q must be >= 1, alphas >= 0 and not both 0: {p}, {q}, {alphas}")
     if form == "l1":
         return F.l1_loss(pred, mos)
     if form == "eq4":
@@ -158,7 +161,7 @@ def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tens
     ``edges`` (R + 1,), left-closed, the last one closed.
 
     Raises:
-        ValueError: If the shapes differ, or a score lies outside the edges or in an empty range.
+        ValueError: If shapes do not fit, or a score lies outside the edges or in an empty range.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.
@@ -166,7 +169,8 @@ def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tens
     check_pair(pred, mos)
     counts, edges, last = counts.to(mos), edges.to(mos), len(edges) - 2
     ranges = (torch.bucketize(mos, edges, right=True) - 1).where(mos != edges[-1], last)  # (B,)
-    if ((ranges < 0) | (ranges > last)).any() or (counts[ranges] < 1).any():
+    outside = ((ranges < 0) | (ranges > last)).any()
+    if len(counts) != last + 1 or outside or (counts[ranges] < 1).any():
         raise ValueError(
             f"scores span [{mos.min():g}, {mos.max():g}], ranges with images are "
             f"{counts.tolist()} between edges {edges.tolist()}"

@@ -191,10 +191,12 @@ def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> fl
     """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1).
 
     Raises:
-        ValueError: If both do not name the same data sets.
+        ValueError: If both do not name the same data sets, or a size is not positive.
     """
     if set(values) != set(sizes):
         raise ValueError(f"values name {sorted(values)}, sizes name {sorted(sizes)}")
+    if not sizes or min(sizes.values()) <= 0:
+        raise ValueError(f"sizes must be positive, got {dict(sizes)}")
     return float(np.average(list(values.values()), weights=[sizes[name] for name in values]))
 
 

@@ -95,10 +95,13 @@ def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
     """Refuse a split that has one reference image in two sets.
 
     Raises:
-        ValueError: If a reference image is in two sets, or the rows are not those of the frame.
+        ValueError: If a reference image is in two sets, a row in none, or the index differs.
     """
     if not split.index.equals(frame.index):
         raise ValueError(f"expected a set for each of {len(frame)} rows, got {len(split)}")
+    unknown = sorted(set(split) - set(SPLITS), key=str)
+    if unknown:
+        raise ValueError(f"expected every row in one of {SPLITS}, found {unknown}")
     n_sets = split.groupby(frame["reference"]).nunique()
     shared = sorted(n_sets.index[n_sets > 1])
     if shared:
