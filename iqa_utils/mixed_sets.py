@@ -71,12 +71,12 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
 
 
 def split_sets(
-    frames: Mapping[str, pd.DataFrame], *, fractions: tuple[float, ...] = (0.6, 0.2, 0.2), seed: int
+    frames: Mapping[str, pd.DataFrame], *, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Split every set by reference image: rows by set and by training, validation and test."""
+    """Split every set 60/20/20 by reference image: rows by set and by split."""
     splits = {}
     for name, frame in frames.items():
-        split = content_split(frame, fractions=fractions, seed=seed)
+        split = content_split(frame, seed=seed)
         check_disjoint(frame, split)
         splits[name] = {part: np.flatnonzero(split == part) for part in SPLITS}
         counts = {part: len(rows) for part, rows in splits[name].items()}
@@ -85,13 +85,13 @@ def split_sets(
     return splits
 
 
-def split_table(frame: pd.DataFrame, *, n_splits: int = 10) -> pd.DataFrame:
-    """Tabulate the first 60/20/20 splits of a set: a row per reference image, a column per seed.
+def split_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate ten 60/20/20 splits of a set: a row per reference image, a column per seed.
 
     0 is training, 1 validation and 2 test. ``data/splits/feng2023-*.csv`` are these tables.
     """
     numbers = {part: number for number, part in enumerate(SPLITS)}
-    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(n_splits)}
+    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(10)}
     table = frame[["reference"]].assign(**columns)
     return table.drop_duplicates("reference").sort_values("reference", ignore_index=True)
 
