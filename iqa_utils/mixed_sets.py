@@ -50,7 +50,7 @@ def load_sets(
 
 
 def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Cut a set with scores in [0, 1] by the first word of its image names; warp every part.
+    """Cut a set with scores in [0, 1] by its column ``subset``; warp every part.
 
     ``warps`` maps subsets to keys of :data:`WARPS`. In the tables ``mos`` is warped and
     ``mos_original`` is not; ``row`` is the row in the table given.
@@ -58,14 +58,13 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
     unknown, scale = sorted(set(warps.values()) - set(WARPS)), frame.attrs["scale"]
     if unknown or scale != (0.0, 1.0):
         raise ValueError(f"maps are {sorted(WARPS)} of scores in [0, 1], got {unknown} on {scale}")
-    subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
     frames = {}
     for name, warp in warps.items():
-        part = frame[subset == name].reset_index(names="row")
+        part = frame[frame["subset"] == name].reset_index(names="row")
         if part.empty:
-            raise ValueError(f"no image of {frame.attrs['dataset']} starts with {name!r}")
-        part["mos_original"] = part["mos"]
-        frames[name] = part.assign(mos=WARPS[warp](part["mos"].to_numpy()))
+            raise ValueError(f"{frame.attrs['dataset']} has no subset {name!r}")
+        mos = part["mos"]
+        frames[name] = part.assign(mos_original=mos, mos=WARPS[warp](mos.to_numpy()))
         frames[name].attrs = {**frame.attrs, "dataset": name, "title": f"{name} ({warp})"}
     return frames
 
