@@ -87,9 +87,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     for run in [run for run in runs if run["stem"] == headline.notebook]:
         for result in run["results"]:
             turned = wanted["baseline"] and _fits(result, mirrored)
-            if result["data"] == "demo" or result["ci_low"] is None:
-                continue
-            if not (turned or _fits(result, wanted)):
+            judged = result["data"] != "demo" and result["ci_low"] is not None
+            if not judged or not (turned or _fits(result, wanted)):
                 continue
             inside = {k: v for k, v in result.items() if k not in NUMBERS}
             inside["metric"] += " within subset"
