@@ -13,7 +13,6 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -67,9 +66,7 @@ class ArchiveError(ValueError):
     """An archive that is broken or not safe to unpack; the message names the entry."""
 
 
-def download(
-    name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
-) -> bool:
+def download(name: str, root: str | Path, *, mirror: str = "") -> bool:
     """Bring a data set into its official layout, or return False and say how the user can.
 
     What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
@@ -80,10 +77,10 @@ def download(
     if mirror and urlsplit(mirror).scheme not in ("http", "https"):
         raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
     info, root = DATASETS[name], Path(root)
-    tell(f"{info.title}: {info.home}; terms: {info.terms}")
+    print(f"{info.title}: {info.home}; terms: {info.terms}")
     if name not in SOURCES:
         folders = " or ".join(folder or "the folder itself" for folder in info.folders)
-        tell(
+        print(
             f"No open address of {info.title} could be confirmed. Get it from {info.home}, unpack\n"
             f"it into {root}, so that it holds {', '.join(info.files)}\n"
             f"and the images in {folders}; then: iqa data check {name} {root}"
@@ -103,13 +100,13 @@ def download(
             elif not done.exists():
                 archive = fetch(source, work / file_name)
                 try:
-                    tell(f"{file_name}: {extract_zip(archive, root, strip=source.strip)} files")
+                    print(f"{file_name}: {extract_zip(archive, root, strip=source.strip)} files")
                 except ArchiveError:
                     archive.unlink()  # the next call fetches it anew
                     raise
                 done.write_text(f"{source.url} {hash_file(archive)}\n")
                 archive.unlink()
-    tell(f"check it with: iqa data check {name} {root}")
+    print(f"check it with: iqa data check {name} {root}")
     return True
 
 

@@ -101,9 +101,9 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         _write(source / "generated" / f"{name}.md", f"{text}\n")
     for key in PAPERS:
         part = board[board["paper"] == key]
-        _take_away(part, source / "tables" / key)
+        write_csv(part, source / "tables" / f"{key}.csv")
         links = f'<a href="../scoreboard.html#{key}">All {len(part)} rows</a>'
-        links += f", as [CSV](../tables/{key}.csv) and [LaTeX](../tables/{key}.tex)."
+        links += f", as [CSV](../tables/{key}.csv)."
         text = paper_pages.paper_page(key, runs, board)
         _write(source / "papers" / f"{key}.md", text.replace("\n\n", f"\n\n{links}\n\n", 1))
     for name, run in names.items():
@@ -113,14 +113,6 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _take_away(rows: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV and LaTeX."""
-    write_csv(rows, path.with_name(f"{path.name}.csv"))
-    styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
-    styler = styler.format_index(escape="latex", axis=1)
-    styler.to_latex(path.with_name(f"{path.name}.tex"), hrules=True, encoding="utf-8")
 
 
 def _board(board: pd.DataFrame) -> str:
@@ -175,8 +167,8 @@ def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, An
     """Write the page of a run: its executed notebook where there is one, else its figures."""
     told = [_provenance(run["folder"])]
     if run["results"]:
-        _take_away(pd.DataFrame(run["results"]), folder / name)
-        told.append(f"Results: [CSV]({name}.csv), [LaTeX]({name}.tex).")
+        write_csv(pd.DataFrame(run["results"]), folder / f"{name}.csv")
+        told.append(f"Results: [CSV]({name}.csv).")
     notebook = run["folder"] / f"{run['stem']}.ipynb"
     if notebook.is_file():
         content = nbformat.read(notebook, as_version=4)

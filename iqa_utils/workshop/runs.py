@@ -234,9 +234,7 @@ class Run:
         import pandas as pd
 
         lacking, keys = [name for name in GROUPS if name not in frame], ["dataset", "image"]
-        known = [
-            t.assign(dataset=k) for k, t in self._tables.items() if {"image", "reference"} <= {*t}
-        ]
+        known = [t.assign(dataset=k) for k, t in self._tables.items() if "reference" in t]
         if not (known and lacking):
             return frame.assign(**dict.fromkeys(lacking))
         known = pd.concat(known).reindex(columns=[*keys, *lacking])
