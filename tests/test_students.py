@@ -22,8 +22,7 @@ from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training import fit, predict, tensor_batches
 from iqa_utils.training.checkpoints import data_digest
-from iqa_utils.workshop import notebooks, throughput
-from iqa_utils.workshop.parameters import check_overrides
+from iqa_utils.workshop import notebooks, runs, throughput
 
 PLAN = [40, 8, 0.05, 20, 4]  # steps, batch, rate, halved every, looks
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
@@ -173,7 +172,7 @@ def test_looks_of_a_single_training_must_divide_the_steps_of_the_plans(looks, re
     source = next(c.source for c in notebook.cells if c.source.startswith("choices = "))
     space = {"TEACHER": "a.safetensors", "N_UNLABELLED": [34], "main": 34}
     space |= {f"{who}_PLAN": [20, 10, 1e-3, 5, 1] for who in ("TEACHER", "STUDENT", "CONTROL")}
-    space["check_overrides"] = check_overrides
+    space["runs"] = runs
     space["OVERRIDES"] = {"distilled, 34 images": {"EPOCHS": looks}}
     if refused:
         with pytest.raises(ValueError, match=f"must divide the steps of every plan, got {looks}"):

@@ -23,9 +23,8 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iqa_utils.files import read_mapping
-from iqa_utils.workshop.parameters import wrong_types
 from iqa_utils.workshop.publishing import publish
-from iqa_utils.workshop.runs import ROOT, resolve, run_dir
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir, wrong_types
 
 NOTEBOOKS = ROOT / "notebooks"
 Job = tuple[str, Mapping[str, Any]]  # stem, parameters
