@@ -298,7 +298,7 @@ class Run:
         write_json(self.dir / "metrics.json", metrics | {"results": self.results})
         if self.dir != self.final_dir:
             (self.dir / _ATTEMPTS).unlink()
-            _replace_folder(self.dir, self.final_dir)
+            replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
             self._lock.release(force=True)
         place = self.dir.relative_to(ROOT)
@@ -336,7 +336,8 @@ def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
 
 
-def _replace_folder(new: Path, old: Path) -> None:
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which a reader sees until then."""
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
