@@ -22,9 +22,10 @@ import nbformat
 import pandas as pd
 from matplotlib.colors import to_hex
 
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
-from iqa_utils.workshop.notebooks import notebook_head
+from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.provenance import is_current
@@ -197,6 +198,24 @@ def _provenance(folder: Path) -> str:
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
     changed = "has not changed" if is_current(seen) else "has changed"
     return f"{told}; the code that it used {changed} since."
+
+
+def write_index() -> Path:
+    """Write ``runs/index.ipynb``, the page that ``make lab`` opens: every notebook by its question.
+
+    Its links lead on inside JupyterLab, as those of a Markdown file in the editor would not.
+    """
+    told = ["# Notebooks", "What this repository is: [README](../README.md)."]
+    for stem in notebook_stems():
+        title, question = notebook_head(stem)
+        told.append(f"**[{title}](../notebooks/{stem}.ipynb)**  \n{question}")
+    cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    path = ROOT / "runs" / "index.ipynb"
+    with atomic_write(path) as file:
+        nbformat.write(notebook, file)
+    return path
 
 
 def _notebook_list(names: dict[str, dict[str, Any]]) -> str:
