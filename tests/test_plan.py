@@ -104,7 +104,7 @@ def test_02_is_planned_as_its_cells_train_it(profile):
     notebook = nbformat.read(notebooks.find_notebook("02"), as_version=4)
     marks = ("scenarios = ", "at_sizes = ", "= train_all(", 'train_all("resolutions"')
     cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
-    space = {name: MagicMock() for name in ("parameters", "display")}
+    space = {name: MagicMock() for name in ("runs", "display")}
     space |= {"train_all": train_all, "samplers": samplers, "decode": tuple} | values
     for cell in cells:
         exec(cell, space)  # of our own notebook
