@@ -130,7 +130,7 @@ def plot_differences(
         axes.plot([], [], label=metric, **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel(f"MAE minus that of {baseline} (MOS points)")
-    name_rows(axes, methods)
+    name_rows(axes, map(plain_name, methods))
     common.legend_beside(axes, title="filled: p < 0.05 after Holm")
 
 
@@ -146,7 +146,8 @@ def plot_panel(panel: pd.DataFrame) -> Figure:
     for ax, metric in zip(axes[0], metrics, strict=True):
         groups = panel[panel["metric"] == metric].groupby(["form", "size", "targets"], sort=False)
         for k, (names, rows) in enumerate(groups):
-            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **look(k))
+            style = look(k) | {"linestyle": "-" if names[0] == "normalised" else "--"}
+            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **style)
             sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
             ax.plot(sure["rate"], sure["value"], linestyle="none", **look(k))
         ax.axhline(0, color="0.4", linewidth=0.8)
