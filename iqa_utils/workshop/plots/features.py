@@ -46,7 +46,8 @@ def plot_layers(
             x = np.arange(len(part)) + 0.14 * (k - (len(names) - 1) / 2)
             axes.vlines(x, part["ci_low"], part["ci_high"], color=look(k)["color"], linewidth=1.4)
             axes.plot(x, part["value"], markersize=5.5, linewidth=1, label=name, **look(k))
-        axes.set_xticks(range(len(layers[network])), layers[network], rotation=35, ha="right")
+        turned = {"rotation": 35, "ha": "right"} if len(part) <= 8 else {"rotation": 90}
+        axes.set_xticks(range(len(layers[network])), layers[network], **turned)
         axes.set(title=f"{network}, {regressor}", ylim=limits)
         if i % len(regressors) == 0:
             axes.set_ylabel(f"{metric},\ntest set")

@@ -120,8 +120,8 @@ def plot_differences(
     methods = list(dict.fromkeys(table["method"]))
     for k, metric in enumerate(metrics):
         rows = table[table["metric"] == metric]
-        rows = rows.assign(y=rows["method"].map(methods.index) + 0.6 * (k + 0.5) / len(metrics))
-        rows["y"] -= 0.3
+        place = rows["method"].map(methods.index).astype(float)  # a metric may have no row
+        rows = rows.assign(y=place + 0.6 * (k + 0.5) / len(metrics) - 0.3)
         sure = rows[rows["p_holm"] < 0.05]
         style = {"linestyle": "none", "markersize": 5} | look(k)
         axes.hlines(rows["y"], rows["ci_low"], rows["ci_high"], color=look(k)["color"], lw=1.4)
