@@ -1,11 +1,11 @@
-"""Pictures of imbalance show the numbers they are given."""
+"""Pictures of labels show the numbers they are given."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils.workshop.plots import imbalance as plots
+from iqa_utils.workshop.plots import labels as plots
 
 
 @pytest.fixture
