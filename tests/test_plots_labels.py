@@ -52,6 +52,14 @@ def test_only_differences_beyond_chance_are_filled(axes):
     assert any(list(line.get_xdata()) == [-1.0] for line in filled)
 
 
+def test_a_metric_that_no_test_image_allows_leaves_its_place_empty(axes):
+    table = pd.DataFrame({"method": ["a"], "metric": "MAE", "value": [-1.0]})
+    table = table.assign(ci_low=-2.0, ci_high=1.0, p_holm=0.6)
+    plots.plot_differences(axes, table, ["MAE 0-20", "MAE"], baseline="vanilla")
+    drawn = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())]
+    assert [-1.0] in drawn
+
+
 def test_the_legend_tells_the_rank_correlation_of_error_and_density(axes):
     table = pd.DataFrame({"method": "a", "images": [1, 5, 9], "mae": [9.0, 4, 2], "n": 3})
     plots.plot_density_errors(axes, table, ["a"])

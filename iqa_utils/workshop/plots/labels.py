@@ -232,8 +232,8 @@ def plot_differences(
     methods = list(dict.fromkeys(table["method"]))
     for k, metric in enumerate(metrics):
         rows = table[table["metric"] == metric]
-        rows = rows.assign(y=rows["method"].map(methods.index) + 0.6 * (k + 0.5) / len(metrics))
-        rows["y"] -= 0.3
+        place = rows["method"].map(methods.index).astype(float)  # a metric may have no row
+        rows = rows.assign(y=place + 0.6 * (k + 0.5) / len(metrics) - 0.3)
         sure = rows[rows["p_holm"] < 0.05]
         style = {"linestyle": "none", "markersize": 5} | look(k)
         axes.hlines(rows["y"], rows["ci_low"], rows["ci_high"], color=look(k)["color"], lw=1.4)
@@ -242,7 +242,7 @@ def plot_differences(
         axes.plot([], [], label=metric, **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel(f"MAE minus that of {baseline} (MOS points)")
-    name_rows(axes, methods)
+    name_rows(axes, map(plain_name, methods))
     common.legend_beside(axes, title="filled: p < 0.05 after Holm")
 
 
@@ -258,7 +258,8 @@ def plot_panel(panel: pd.DataFrame) -> Figure:
     for ax, metric in zip(axes[0], metrics, strict=True):
         groups = panel[panel["metric"] == metric].groupby(["form", "size", "targets"], sort=False)
         for k, (names, rows) in enumerate(groups):
-            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **look(k))
+            style = look(k) | {"linestyle": "-" if names[0] == "normalised" else "--"}
+            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **style)
             sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
             ax.plot(sure["rate"], sure["value"], linestyle="none", **look(k))
         ax.axhline(0, color="0.4", linewidth=0.8)

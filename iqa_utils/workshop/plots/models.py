@@ -47,7 +47,8 @@ def plot_layers(
             x = np.arange(len(part)) + 0.14 * (k - (len(names) - 1) / 2)
             axes.vlines(x, part["ci_low"], part["ci_high"], color=look(k)["color"], linewidth=1.4)
             axes.plot(x, part["value"], markersize=5.5, linewidth=1, label=name, **look(k))
-        axes.set_xticks(range(len(layers[network])), layers[network], rotation=35, ha="right")
+        turned = {"rotation": 35, "ha": "right"} if len(part) <= 8 else {"rotation": 90}
+        axes.set_xticks(range(len(layers[network])), layers[network], **turned)
         axes.set(title=f"{network}, {regressor}", ylim=limits)
         if i % len(regressors) == 0:
             axes.set_ylabel(f"{metric},\ntest set")
@@ -225,7 +226,7 @@ def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> None:
     inside = points[points["inside"]].groupby("method", sort=False)
     for k, (method, curve) in enumerate(inside):
         quality = (curve["quality"] - curve["quality"].min()) / np.ptp(curve["quality"])
-        axes.plot(quality, curve["score"], label=method, linewidth=2, **line(k))
+        axes.plot(quality, curve["score"], label=plain_name(method), linewidth=2, **line(k))
     axes.set(xlabel="quality (1st to 99th percentile)", ylabel="MOS, own scale", title=title)
 
 
@@ -237,7 +238,7 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> None:
     axes.plot(wide.to_numpy(), rows, "o", color=PALETTE[0], markersize=5)
     axes.vlines(wide.median(axis=1), rows - 0.33, rows + 0.33, color=PALETTE[3], linewidth=2)
     axes.set(xlabel=xlabel)
-    name_rows(axes, wide.index)
+    name_rows(axes, map(plain_name, wide.index))
 
 
 def plot_heat(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
@@ -252,7 +253,7 @@ def plot_carried(axes: Axes, carried: pd.DataFrame, *, title: str) -> None:
     axes.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle=(0, (2, 2)), label="recovered")
     for k, (method, of_method) in enumerate(carried.groupby("method", sort=False)):
         for i, (_, part) in enumerate(of_method.groupby("seed")):
-            label = method if i == 0 else None
+            label = plain_name(method) if i == 0 else None
             axes.plot(part["mos"], part["carried"], label=label, alpha=0.85, lw=1.7, **line(k))
     axes.set(xlabel="original MOS", ylabel="carried to the unwarped set's scale", title=title)
     axes.set(xlim=(0, 1), ylim=(-0.3, 1.3))
