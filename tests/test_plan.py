@@ -160,6 +160,14 @@ def test_mixed_batches_cycle_the_smaller_sets():
     assert shown["single:koniq10k"].images == 24 * 6043
 
 
+def test_the_set_of_distorted_pictures_is_planned_beside_the_subsets():
+    mixture = plan.make_plan("03", "biq2021_mixture", official=True)
+    names = {job["name"] for job in mixture["jobs"]}
+    assert {f"single:{name}" for name in ("ss01", "ss02", "ss03", "distorted")} <= names
+    alone = plan.make_plan("03", "biq2021", official=True)
+    assert mixture["images"] > alone["images"]
+
+
 def test_no_network_of_04_is_tuned_twice_on_the_same_images():
     values, jobs = jobs_of("04", "paper")
     tuned = [one for one in jobs if isinstance(one, Job) and one.steps]

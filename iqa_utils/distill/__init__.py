@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 from iqa_utils.decoding import BadImageError
@@ -221,6 +220,8 @@ def measure_rates(
         (forward and backward; its weights stay as they are); and ``bytes``, the mean size of a
         file.
     """
+    from torch.utils.benchmark import Timer  # takes seconds, and torch's compiler with it
+
     n = min(n, len(images))
     batch_size = min(batch_size, n)
     paths, device = [images[i] for i in range(n)], next(student.parameters()).device

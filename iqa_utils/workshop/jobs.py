@@ -32,6 +32,7 @@ from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.models.monotonic import VARIANTS, MonotonicIQA
 from iqa_utils.samplers import METHODS, range_quotas
 from iqa_utils.splits import official_or_content_split
+from iqa_utils.workshop.demo import KINDS
 from iqa_utils.workshop.plan import Job, Tables, Values, stored_bytes
 
 
@@ -126,6 +127,11 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         stand_in = np.resize(names, len(frame))
         subset = frame.get("subset", stand_in)
         tables = {name: frame[subset == name] for name in names}
+    if n_references := values["DISTORTED"]:  # each clean, and at five levels of every distortion
+        reference = np.repeat(np.arange(n_references).astype(str), 1 + 5 * len(KINDS))
+        distorted = pd.DataFrame({"image": reference, "reference": reference, "mos": 0.0})
+        distorted.attrs["pixels"] = (320, 320)
+        tables = {**tables, "distorted": distorted}
     split = partial(parts_of, seed=values["SEED"])
     counts = {k: split(frame.assign(split=None)).value_counts() for k, frame in tables.items()}
     frozen, side, released = values["FROZEN_TRUNK"], values["SIZE"], values["MIXING"] == "released"
