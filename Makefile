@@ -47,7 +47,7 @@ attack: $(READY)
 	@$(BIN)/python -m tests.attack
 
 lab: $(READY)
-	@$(BIN)/python -c "from iqa_utils.workshop.overview import write_index; write_index()"
+	@$(BIN)/python -c "from iqa_utils.workshop.report import write_index; write_index()"
 	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/index.ipynb \
 		--LabApp.app_settings_dir=$(CURDIR)/.jupyter
 

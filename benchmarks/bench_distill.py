@@ -14,11 +14,16 @@ from common import compare, report
 from PIL import Image
 
 from iqa_utils.decoding import Fit
-from iqa_utils.distill import Teacher
+from iqa_utils.distill import (
+    Teacher,
+    label_in_batches,
+    label_naively,
+    measure_rates,
+    plans,
+)
 from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.imqnet import IMQNet
-from iqa_utils.workshop.throughput import label_in_batches, label_naively, measure_rates, plans
 
 GPU_SHARE = 0.9  # of the decode-only rate
 

@@ -92,10 +92,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_tensors(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code; PyTorch's advice to run it is dropped."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         said = re.search(r"Unsupported (?:global|class|operand)[^.\n]*", str(error))
         found = f" ({said[0].strip()})" if said else ""

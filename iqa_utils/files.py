@@ -103,17 +103,17 @@ def load_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray | None:
     return array if fits else None
 
 
-def sweep(folder: Path, *, days: float = 1.0) -> None:
-    """Delete what killed processes left in a cache and nobody has touched for some days.
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left in a cache and nobody has touched for a day.
 
     That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``),
-    which a rerun within the days still goes on from. What a process holds the lock of stays.
+    which a rerun within the day still goes on from. What a process holds the lock of stays.
     """
     for path in folder.iterdir():
         if not re.match(r"pass-[0-9a-f]+$|\.\d+-", path.name):
             continue
         times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
-        if time.time() - max(times) > 86400 * days:
+        if time.time() - max(times) > 86400:
             with suppress(Timeout), lock(path.with_suffix(".lock")).acquire(timeout=0):
                 if path.is_dir():
                     shutil.rmtree(path)

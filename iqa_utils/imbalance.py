@@ -26,6 +26,8 @@ ZERO_VARIANCE = 1e-10  # a bucket whose variances sum to less is not calibrated,
 def label_counts(mos: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
     """Count images per bin, (K,), for scores (N,) inside increasing edges (K + 1,).
 
+    Bins are closed on the left, the last one on both sides; ValueError for a score outside.
+
     Example:
         >>> label_counts([0.5, 1.5, 1.5], [0, 1, 2]).tolist()
         [1, 2]
@@ -41,8 +43,11 @@ def smoothing_kernel(
     ``released`` is the authors' Gaussian (Yang et al., ICML 2021): a unit impulse of the window's
     own length passed through a Gaussian filter whose reflecting edges fold the tails back in; (5,
     2) is ``.86 .95 1 .95 .86`` and (11, 10) a box to four digits. ``gaussian`` is the sampled
-    density, its centre ``mean`` bins to the right: the literal reading of N(12, 10). ``size`` and
-    ``sigma`` are in bins; an even size n gives n - 1, as in the released code.
+    density, its centre ``mean`` bins to the right: the literal reading of N(12, 10). ``size`` >= 1
+    and ``sigma`` > 0 are in bins; an even size n gives n - 1, as in the released code.
+
+    Raises:
+        ValueError: If the shape is neither, or size or sigma is too small.
 
     Example:
         >>> smoothing_kernel(size=5, sigma=2).round(2).tolist()
@@ -81,6 +86,13 @@ def lds_density(
     Returns:
         Density, shape (K,), on an arbitrary scale; zeros lie beyond the histogram.
 
+    Raises:
+        ValueError: If ``reweight`` or ``order`` is none of these, or the kernel is even, not of one
+            dimension or longer than the histogram.
+
+    References:
+        Yang et al., Delving into deep imbalanced regression, ICML 2021, section 3.1.
+
     Example:
         >>> lds_density([1, 4, 9]).tolist()
         [1.0, 2.0, 3.0]
@@ -106,7 +118,10 @@ def lds_density(
 def lds_bin_weights(counts: ArrayLike, **options: Any) -> FloatArray:
     """Return the weight of every bin, (K,), averaging 1 over the counted images; NaN if no density.
 
-    ``options`` are those of :func:`lds_density`.
+    ``counts`` are the images per bin, (K,); ``options`` are those of :func:`lds_density`.
+
+    Raises:
+        ValueError: If there is no image, or a bin with images gets no density.
     """
     counts = np.asarray(counts, dtype=np.float64)
     density = lds_density(counts, **options)
@@ -141,7 +156,8 @@ def describe_weights(
 ) -> dict[str, float]:
     """Return the mean weight per range that holds images, their spread, and what is left of N.
 
-    The effective sample size is Kish's: (sum w)^2 / sum w^2, in (0, N].
+    The effective sample size is Kish's: (sum w)^2 / sum w^2, in (0, N]. Weights and scores are
+    (N,); one outside the ``edges`` is refused.
 
     Example:
         >>> describe_weights([3.0, 1.0], [5.0, 15.0], [0, 20])["effective sample size"].item()
@@ -187,6 +203,10 @@ class FDS(nn.Module):
         variant: ``corrected``, ``released_agedb`` or ``released_stsb``.
         collects: Statistics of ``raw`` features, or of ``calibrated`` ones as the released loop
             takes them, because it has smoothed them in place; None: calibrated where released.
+
+    Raises:
+        ValueError: If the edges do not increase, the kernel is longer than the buckets, or there
+            is no such variant; later, if scores are missing, not (B,) or outside the edges.
 
     Note:
         Variances only (the paper's text says covariance; the code it builds on is diagonal).

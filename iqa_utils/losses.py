@@ -47,6 +47,10 @@ def norm_in_norm(
         exists (one image, constant scores or predictions) ``eq4`` and ``nin`` are 0 with zero
         gradient.
 
+    Raises:
+        ValueError: If the shapes differ or are not (B,), B is 0, there is no such form, an exponent
+            is below 1, or the weights are negative or zero.
+
     References:
         Feng et al., Electronics Letters 2023, Eq. (4); Li et al., Norm-in-norm loss, ACM MM 2020.
 
@@ -58,6 +62,8 @@ def norm_in_norm(
     check_pair(pred, mos)
     if form not in ("eq4", "nin", "l1"):
         raise ValueError(f"form must be eq4, nin or l1, got {form!r}")
+    if min(p, q) < 1 or min(alphas) < 0 or not sum(alphas):
+        raise ValueError(f"p and q must be >= 1, alphas >= 0 and not both 0: {p}, {q}, {alphas}")
     if form == "l1":
         return F.l1_loss(pred, mos)
     if form == "eq4":
@@ -95,6 +101,9 @@ def fidelity(
     Returns:
         Mean over the B (B - 1) / 2 pairs, in [0, 1]; 0 with zero gradient for one image.
 
+    Raises:
+        ValueError: If the shapes differ or are not (B,), or B is 0.
+
     References:
         Tsai et al., FRank, SIGIR 2007; Zhang et al., UNIQUE, IEEE TIP 2021, Eqs. (1)-(4).
 
@@ -130,6 +139,9 @@ def mean_over_sources(
     without an image in the batch does not count; one with a single image counts with what ``loss``
     gives for it.
 
+    Raises:
+        ValueError: If the shapes differ or are not (B,), or B is 0.
+
     Example:
         >>> pred, mos = torch.tensor([1.0, 1.0, 5.0]), torch.tensor([1.0, 3.0, 4.0])
         >>> mean_over_sources(F.mse_loss, pred, mos, torch.tensor([0, 0, 1])).item()
@@ -148,13 +160,17 @@ def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tens
     weights of the training images average 1. ``counts`` (R,) are the training images between
     ``edges`` (R + 1,), left-closed, the last one closed.
 
+    Raises:
+        ValueError: If shapes do not fit, or a score lies outside the edges or in an empty range.
+
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.
     """
     check_pair(pred, mos)
     counts, edges, last = counts.to(mos), edges.to(mos), len(edges) - 2
     ranges = (torch.bucketize(mos, edges, right=True) - 1).where(mos != edges[-1], last)  # (B,)
-    if ((ranges < 0) | (ranges > last)).any() or (counts[ranges] < 1).any():
+    outside = ((ranges < 0) | (ranges > last)).any()
+    if len(counts) != last + 1 or outside or (counts[ranges] < 1).any():
         raise ValueError(
             f"scores span [{mos.min():g}, {mos.max():g}], ranges with images are "
             f"{counts.tolist()} between edges {edges.tolist()}"
@@ -170,6 +186,9 @@ def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tens
     Weights average 1 over the training set and are not renormalised over a batch: one of rare
     scores counts more. Yang et al., Delving into deep imbalanced regression, ICML 2021.
 
+    Raises:
+        ValueError: If pred, mos or weight differ in shape or are not (B,), or B is 0.
+
     Example:
         >>> pred, mos = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])
         >>> weighted_l1(pred, mos, torch.tensor([0.5, 1.5])).item()
@@ -180,7 +199,7 @@ def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tens
 
 
 def weighted_mse(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error, otherwise as :func:`weighted_l1`."""
+    """Mean squared error, in squared units of ``mos``, otherwise as :func:`weighted_l1`."""
     check_pair(pred, mos)
     return _weighted_mean((pred - mos) ** 2, weight)
 
@@ -190,7 +209,10 @@ def balanced_mse(pred: Tensor, mos: Tensor, *, noise: float) -> Tensor:
 
     The cross-entropy of finding a prediction's own score among all scores of the batch, times
     2 noise^2, when predictions scatter normally around the truth with the standard deviation
-    ``noise`` > 0: being near a crowd of scores earns less.
+    ``noise`` > 0, in units of ``mos``: being near a crowd of scores earns less.
+
+    Raises:
+        ValueError: If ``noise`` is not positive, the shapes differ or are not (B,), or B is 0.
 
     References:
         Ren et al., Balanced MSE for imbalanced visual regression, CVPR 2022, batch-based

@@ -24,7 +24,11 @@ REACH = 3.0  # standard deviations that its centre may lie outside the predictio
 
 
 def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both score arrays, two or more finite scores, as float64 of shape (N,)."""
+    """Return both score arrays as float64 of shape (N,).
+
+    Raises:
+        ValueError: If the shapes differ or are not (N,), N is below 2, or a score is not finite.
+    """
     mos, pred = np.asarray(mos, dtype=np.float64), np.asarray(pred, dtype=np.float64)
     if mos.ndim != 1 or mos.shape != pred.shape:
         shapes = f"{mos.shape} and {pred.shape}"
@@ -39,7 +43,17 @@ def check_pair(mos: ArrayLike, pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 
 def plcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Pearson linear correlation of the raw scores, in [-1, 1]; NaN if either is constant.
+    """Pearson linear correlation of the raw scores.
+
+    Args:
+        mos: Human scores, shape (N,), N >= 2, finite, on any scale.
+        pred: Predictions, shape (N,), finite; their scale does not matter.
+
+    Returns:
+        Correlation in [-1, 1]; NaN if either array is constant.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N,), N is below 2, or a score is not finite.
 
     Example:
         >>> round(plcc([1, 2, 3], [2, 4, 9]), 3)
@@ -49,7 +63,9 @@ def plcc(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def srcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Spearman rank correlation with average ranks for ties; NaN if either is constant.
+    """Spearman rank correlation with average ranks for ties, in [-1, 1].
+
+    Only the orders of both arrays count. Arguments, NaN and errors are those of :func:`plcc`.
 
     Example:
         >>> round(srcc([1, 2, 3, 4], [10, 30, 20, 40]), 3)
@@ -60,7 +76,9 @@ def srcc(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def krcc(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Kendall rank correlation tau-b, in [-1, 1]; NaN if either is constant.
+    """Kendall rank correlation tau-b, which corrects for ties, in [-1, 1].
+
+    Arguments, NaN and errors are those of :func:`plcc`.
 
     Example:
         >>> round(krcc([1, 2, 3, 4], [10, 30, 20, 40]), 3)
@@ -70,13 +88,15 @@ def krcc(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def mse(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Mean squared error, in squared units of ``mos``."""
+    """Mean squared error, in squared units of ``mos``, otherwise as :func:`rmse`."""
     mos, pred = check_pair(mos, pred)
     return float(np.mean((mos - pred) ** 2))
 
 
 def rmse(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Root mean squared error, in units of ``mos``.
+    """Root mean squared error of ``pred`` (N,), in units of ``mos`` (N,), >= 0.
+
+    Both must be on one scale; errors are those of :func:`plcc`.
 
     Example:
         >>> rmse([1, 2], [2, 5])
@@ -86,13 +106,13 @@ def rmse(mos: ArrayLike, pred: ArrayLike) -> float:
 
 
 def mae(mos: ArrayLike, pred: ArrayLike) -> float:
-    """Mean absolute error, in units of ``mos``."""
+    """Mean absolute error, in units of ``mos``, otherwise as :func:`rmse`."""
     mos, pred = check_pair(mos, pred)
     return float(np.mean(np.abs(mos - pred)))
 
 
 def plcc_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> float:
-    """Pearson correlation after the logistic map of :func:`fit_logistic`, in [0, 1]."""
+    """Pearson correlation after the map of :func:`fit_logistic`, which see, in [0, 1]."""
     return fit_logistic(mos, pred, n_parameters).plcc
 
 
@@ -132,8 +152,10 @@ def range_names(edges: Sequence[float]) -> list[str]:
 def range_index(mos: ArrayLike, edges: Sequence[float]) -> np.ndarray:
     """Index of the range that holds each score, closed on the left, the last range on both sides.
 
-    Scores (N,) and K + 1 increasing edges give integers in [0, K - 1], (N,); a score outside the
-    edges is refused.
+    Scores (N,) and K + 1 increasing edges give integers in [0, K - 1], (N,).
+
+    Raises:
+        ValueError: If the edges do not increase, or a score is outside them or not a number.
     """
     mos, edges = np.asarray(mos, dtype=np.float64), np.asarray(edges, dtype=np.float64)
     if len(edges) < 2 or (np.diff(edges) <= 0).any():
@@ -152,6 +174,9 @@ def per_range(
     ``edges`` are as for :func:`range_index`. Returns range name such as ``"0-20"`` to value; NaN
     where a range holds fewer than two images (Lehmann and Rokita, MGV 2023, section 3).
 
+    Raises:
+        ValueError: If a score lies outside the edges, or as for :func:`plcc`.
+
     Example:
         >>> per_range([10, 15, 30, 35], [12, 13, 30, 34], mae, [0, 20, 40])
         {'0-20': 2.0, '20-40': 0.5}
@@ -163,9 +188,15 @@ def per_range(
 
 
 def size_weighted(values: Mapping[str, float], sizes: Mapping[str, float]) -> float:
-    """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1)."""
+    """Mean of per-set values weighted by the images of each set (Feng et al. 2023, Table 1).
+
+    Raises:
+        ValueError: If both do not name the same data sets, or a size is not positive.
+    """
     if set(values) != set(sizes):
         raise ValueError(f"values name {sorted(values)}, sizes name {sorted(sizes)}")
+    if not sizes or min(sizes.values()) <= 0:
+        raise ValueError(f"sizes must be positive, got {dict(sizes)}")
     return float(np.average(list(values.values()), weights=[sizes[name] for name in values]))
 
 
@@ -193,6 +224,9 @@ def logistic(pred: ArrayLike, parameters: ArrayLike) -> np.ndarray:
         pred: Predictions, shape (N,).
         parameters: Shape (4,) or (5,).
 
+    Returns:
+        Mapped predictions, shape (N,), in units of the human scores.
+
     References:
         VQEG, final report FR-TV phase II, 2003 (four); Sheikh et al., A Statistical Evaluation of
         Recent Full Reference Image Quality Assessment Algorithms, TIP 2006 (five).
@@ -213,6 +247,13 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
         mos: Human scores, shape (N,), N above ``n_parameters``, not constant.
         pred: Predictions, shape (N,), not constant; their scale does not matter.
         n_parameters: 4 or 5.
+
+    Returns:
+        The fit with its diagnostics; ``rmse`` is in units of ``mos``.
+
+    Raises:
+        ValueError: If ``n_parameters`` is neither 4 nor 5, there are too few scores, or an array
+            is constant or not finite.
 
     Note:
         The slope stays within 0.05 and 10 per standard deviation of ``pred``, the centre within

@@ -50,7 +50,7 @@ def load_sets(
 
 
 def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Cut a set with scores in [0, 1] by the first word of its image names; warp every part.
+    """Cut a set with scores in [0, 1] by its column ``subset``; warp every part.
 
     ``warps`` maps subsets to keys of :data:`WARPS`. In the tables ``mos`` is warped and
     ``mos_original`` is not; ``row`` is the row in the table given.
@@ -58,25 +58,24 @@ def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.
     unknown, scale = sorted(set(warps.values()) - set(WARPS)), frame.attrs["scale"]
     if unknown or scale != (0.0, 1.0):
         raise ValueError(f"maps are {sorted(WARPS)} of scores in [0, 1], got {unknown} on {scale}")
-    subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
     frames = {}
     for name, warp in warps.items():
-        part = frame[subset == name].reset_index(names="row")
+        part = frame[frame["subset"] == name].reset_index(names="row")
         if part.empty:
-            raise ValueError(f"no image of {frame.attrs['dataset']} starts with {name!r}")
-        part["mos_original"] = part["mos"]
-        frames[name] = part.assign(mos=WARPS[warp](part["mos"].to_numpy()))
+            raise ValueError(f"{frame.attrs['dataset']} has no subset {name!r}")
+        mos = part["mos"]
+        frames[name] = part.assign(mos_original=mos, mos=WARPS[warp](mos.to_numpy()))
         frames[name].attrs = {**frame.attrs, "dataset": name, "title": f"{name} ({warp})"}
     return frames
 
 
 def split_sets(
-    frames: Mapping[str, pd.DataFrame], *, fractions: tuple[float, ...] = (0.6, 0.2, 0.2), seed: int
+    frames: Mapping[str, pd.DataFrame], *, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Split every set by reference image: rows by set and by training, validation and test."""
+    """Split every set 60/20/20 by reference image: rows by set and by split."""
     splits = {}
     for name, frame in frames.items():
-        split = content_split(frame, fractions=fractions, seed=seed)
+        split = content_split(frame, seed=seed)
         check_disjoint(frame, split)
         splits[name] = {part: np.flatnonzero(split == part) for part in SPLITS}
         counts = {part: len(rows) for part, rows in splits[name].items()}
@@ -85,13 +84,13 @@ def split_sets(
     return splits
 
 
-def split_table(frame: pd.DataFrame, *, n_splits: int = 10) -> pd.DataFrame:
-    """Tabulate the first 60/20/20 splits of a set: a row per reference image, a column per seed.
+def split_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate ten 60/20/20 splits of a set: a row per reference image, a column per seed.
 
     0 is training, 1 validation and 2 test. ``data/splits/feng2023-*.csv`` are these tables.
     """
     numbers = {part: number for number, part in enumerate(SPLITS)}
-    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(n_splits)}
+    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(10)}
     table = frame[["reference"]].assign(**columns)
     return table.drop_duplicates("reference").sort_values("reference", ignore_index=True)
 

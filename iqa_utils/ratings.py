@@ -28,7 +28,11 @@ VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Correlate MOS and indicators pair by pair (Pearson), as Fig. 2 of lehmann2023 does."""
+    """Correlate MOS and indicators pair by pair (Pearson), as Fig. 2 of lehmann2023 does.
+
+    Raises:
+        ValueError: If an indicator of an image is missing.
+    """
     table = frame[list(VARIABLES.values())]
     if table.isna().any(axis=None):
         absent = table.columns[table.isna().any()].tolist()
@@ -50,7 +54,8 @@ def range_counts(mos: Sequence[float] | np.ndarray, *, right: bool = False) -> p
     """Count images in each MOS range, indexed "0-20", "20-40", ...
 
     Ranges are [low, high), the last one closed on both sides (the convention that gives the
-    published counts), or (low, high] where they are closed on the ``right``.
+    published counts), or (low, high] where they are closed on the ``right``. ``mos`` is (N,) on
+    0-100; ValueError for a score outside.
     """
     mos, edges, last = np.asarray(mos, float), np.asarray(MOS_EDGES), len(MOS_EDGES) - 2
     ranges = last - range_index(-mos, -edges[::-1]) if right else range_index(mos, edges)
@@ -100,6 +105,10 @@ def rater_noise(frame: pd.DataFrame) -> dict[str, float]:
     A model that knew the quality exactly would correlate with MOS at the root of the share that
     is quality, and miss it by the noise.
 
+    Returns:
+        ``noise``, the root mean square error of a MOS on 1-5, ``noise_points``, the same on the
+        scale of ``mos``, ``reliability`` and ``plcc_ceiling``, both at most 1.
+
     Note:
         Votes count as independent; whatever raters share (screens, a habit) is not in it, so the
         true ceiling is lower.
@@ -118,6 +127,9 @@ def draw_votes(
     """Draw votes of every image without replacement: counts (N, 5) give drawn counts (N, 5).
 
     ``n_votes`` is one number for all or one per image, at most what an image has.
+
+    Raises:
+        ValueError: If an image has fewer votes.
     """
     wanted = np.broadcast_to(n_votes, len(counts)).copy()
     if (wanted > counts.sum(axis=1)).any():
@@ -138,7 +150,10 @@ def _agreement(counts: np.ndarray, drawn: np.ndarray) -> list[float]:
 
 
 def vote_curve(frame: pd.DataFrame, sizes: Sequence[int], *, seed: int) -> pd.DataFrame:
-    """Correlate the mean of a few votes with the mean of the image's other votes."""
+    """Correlate the mean of a few votes with the mean of the image's other votes; one row per size.
+
+    A size above half of the fewest votes of an image is left out.
+    """
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
     sizes = [size for size in sizes if size <= counts.sum(axis=1).min() // 2]
     rows = [(size, *_agreement(counts, draw_votes(counts, size, rng))) for size in sizes]
@@ -152,6 +167,9 @@ def split_half_ceiling(
 
     Two halves correlate at r; by Spearman and Brown the whole has reliability 2r / (1 + r), and
     the noise-free scores correlate with the observed ones at its root.
+
+    Returns:
+        "SRCC" and "PLCC" to mean, smallest and largest ceiling over the splits.
     """
     counts, rng = frame[KONIQ_COUNTS].to_numpy(int), np.random.default_rng(seed)
     halves = (draw_votes(counts, counts.sum(axis=1) // 2, rng) for _ in range(n_splits))

@@ -34,6 +34,10 @@ def range_quotas(counts: ArrayLike, method: Method, *, threshold: int = 1000) ->
     empty. ``threshold`` is what "exceeds 1000" in the definition of method 2 stands for; the
     paper's own number belongs to KonIQ-10k.
 
+    Raises:
+        ValueError: If no range holds an image, a count is negative, fewer than three ranges hold
+            images for ``method3``, or there is no such method.
+
     Note:
         The rule does not mention a ratio up to 2: nothing is removed then. Method 2 counts on the
         training set, where its example (two ranges doubled) holds.
@@ -88,6 +92,9 @@ def cross_sample(
     Returns:
         Rows into ``mos``, sorted by range and not shuffled, int64.
 
+    Raises:
+        ValueError: If a score lies outside the edges, or as for :func:`range_quotas`.
+
     Example:
         >>> mos = [10.0, 20.0, 30.0, 90.0]
         >>> len(cross_sample(mos, "method1", edges=[0, 50, 100], seed=0, epoch=0))
@@ -122,6 +129,9 @@ def mixed_batches(
 
     Returns:
         One array per batch with columns (set, row in the set), int64, shape (B, 2).
+
+    Raises:
+        ValueError: If there is no such mixing, a set is empty, or ``batch_size`` is below 1.
 
     References:
         Feng et al., Electronics Letters 2023, released code.

@@ -31,6 +31,9 @@ def content_split(
     Returns:
         "training", "validation" or "test" for each row, shape (N,), with the frame's index.
 
+    Raises:
+        ValueError: If the shares do not sum to 1, or there are fewer reference images than sets.
+
     Example:
         >>> frame = pd.DataFrame({"reference": ["a", "b", "c", "d", "e"]})
         >>> sorted(content_split(frame, seed=0))
@@ -61,7 +64,13 @@ def content_split(
 
 
 def official_split(frame: pd.DataFrame) -> pd.Series:
-    """Return the official split; 20 % of training, seed 0, is validation where there is none."""
+    """Return the official split; 20 % of training, seed 0, is validation where there is none.
+
+    Frame and result are as for :func:`content_split`.
+
+    Raises:
+        ValueError: If an image has no official split.
+    """
     n_missing = int(frame["split"].isna().sum())
     if n_missing:
         raise ValueError(
@@ -83,9 +92,16 @@ def official_or_content_split(frame: pd.DataFrame, *, seed: int) -> pd.Series:
 
 
 def check_disjoint(frame: pd.DataFrame, split: pd.Series) -> None:
-    """Refuse a split that has one reference image in two sets."""
+    """Refuse a split that has one reference image in two sets.
+
+    Raises:
+        ValueError: If a reference image is in two sets, a row in none, or the index differs.
+    """
     if not split.index.equals(frame.index):
         raise ValueError(f"expected a set for each of {len(frame)} rows, got {len(split)}")
+    unknown = sorted(set(split) - set(SPLITS), key=str)
+    if unknown:
+        raise ValueError(f"expected every row in one of {SPLITS}, found {unknown}")
     n_sets = split.groupby(frame["reference"]).nunique()
     shared = sorted(n_sets.index[n_sets > 1])
     if shared:

@@ -13,8 +13,18 @@ def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> tupl
     The splits overlap, so the variance of the mean difference is larger than that of independent
     runs by about the ratio of ``n_test`` to ``n_train``, the images of a test and training set.
 
-    ``a`` and ``b`` are a metric of two methods on the same splits, shape (J,). Returns the t with
-    J - 1 degrees of freedom, and its p, which is 1 if all differences are zero.
+    Args:
+        a: A metric of the first method, one value per split, shape (J,), J >= 2.
+        b: The same of the second method on the same splits, shape (J,).
+        n_train: Images of a training set.
+        n_test: Images of a test set.
+
+    Returns:
+        The t with J - 1 degrees of freedom, positive where ``a`` is larger, and its two-sided p in
+        [0, 1], which is 1 if all differences are zero.
+
+    Raises:
+        ValueError: If a set is empty, the shapes differ, J is below 2, or a value is not finite.
 
     References:
         Nadeau, Bengio, Inference for the generalization error, Machine Learning 2003, section 3.
@@ -36,9 +46,13 @@ def nadeau_bengio(a: ArrayLike, b: ArrayLike, n_train: int, n_test: int) -> tupl
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Adjust the p values of a family of tests, shape (K,), by Holm's step-down procedure.
+    """Adjust the p values of a family of tests by Holm's step-down procedure.
 
     Ours is 6 lines; statsmodels, the oracle of its test, takes a second to import.
+    Values ``p`` (K,) in [0, 1] give adjusted ones in their order, (K,), none below its own p.
+
+    References:
+        Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 1979.
 
     Example:
         >>> holm([0.01, 0.04, 0.03]).tolist()

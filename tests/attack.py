@@ -273,6 +273,7 @@ MODULES = {  # module -> its own tests; a dozen mutants of each
     "imbalance.py": ["test_imbalance.py", "test_feature_smoothing.py"],
     "metrics.py": ["test_metrics.py"],
     "datasets/readers.py": ["test_readers.py", "test_datasets.py"],
+    "datasets/parsing.py": ["test_readers.py", "test_datasets.py"],
     "workshop/claims.py": ["test_claims.py"],
 }
 SWAPS = {

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from iqa_utils import __version__
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.training.checkpoints import save_model
-from iqa_utils.workshop import cli, overview, runs
+from iqa_utils.workshop import cli, downloads, notebooks, runs
 from iqa_utils.workshop.tables import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,9 +99,9 @@ def test_a_broken_run_does_not_stop_the_list(monkeypatch, tmp_path):
     torn = tmp_path / "runs" / "demo" / "05_lds_fds" / "metrics.json"
     torn.parent.mkdir(parents=True)
     torn.write_text('{"stem": "05_l')
-    monkeypatch.setattr(overview, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     with pytest.warns(UserWarning, match=r"a run is left out: .*05_lds_fds/metrics\.json"):
-        lines = overview.lines(tmp_path / "data")
+        lines = notebooks.describe_notebooks()
     assert any(line.startswith("  05 · LDS and FDS: ") for line in lines)
 
 
@@ -113,14 +113,15 @@ def test_the_list_names_runs_data_and_weights_that_are_here(monkeypatch, tmp_pat
     run.write_text(json.dumps(whole))
     (tmp_path / "data" / "weights").mkdir()
     (tmp_path / "data" / "weights" / "trunk.pth").touch()
-    monkeypatch.setattr(overview, "ROOT", tmp_path)
-    lines = overview.lines(tmp_path / "data")
+    for module in (downloads, notebooks):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    lines = [*notebooks.describe_notebooks(), *downloads.describe_data(tmp_path / "data")]
     assert any(line.startswith("  05 · LDS and FDS: demo, ") for line in lines)
     assert any(line.endswith("; demo-two") for line in lines)
     assert "  here      table" in lines
     assert "  download  koniq10k, kadid10k, biq2021" in lines
     assert "  file      trunk.pth" in lines
-    shown = {text.partition(":")[0]: text for text in overview.catalogue(tmp_path / "data")}
+    shown = {text.partition(":")[0]: text for text in downloads.catalogue(tmp_path / "data")}
     assert shown["table"].endswith(f"here    {tmp_path}/data/table, synthetic")
     assert "here    no; iqa data download koniq10k" in shown["koniq10k"]
     assert "here    no; by hand to" in shown["csiq"]

@@ -1,7 +1,9 @@
 """The training that notebook 02 shows: its own cells, on small data."""
 
+import json
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from iqa_utils.images import build_store
 from iqa_utils.indicators import NAMES, standardise
 from iqa_utils.models.shared import PooledTrunk
 from iqa_utils.training.batches import stem_activations, stem_batches
-from iqa_utils.workshop import notebooks
+from iqa_utils.workshop import demo, notebooks
 from tests.conftest import REAL_DATA
 
 N = 24
@@ -123,6 +125,53 @@ def test_a_method_can_have_settings_of_its_own_and_the_log_names_it(store, tmp_p
         "a, seed 0: {'EPOCHS': 2, 'N_RUNS': 2}", "a, seed 1: {'EPOCHS': 2, 'N_RUNS': 2}",
         "b, seed 0: {'PRECISION': 'bf16'}",
     ]  # fmt: skip
+
+
+def test_only_the_named_scenarios_are_left_and_the_baseline_is_required(store, tmp_path):
+    cells = nbformat.read(notebooks.find_notebook("02"), as_version=4).cells
+    source = next(cell.source for cell in cells if cell.id == "e07b3d15")
+
+    def scenarios(*only):
+        one = notebook(store, tmp_path, ONLY=list(only), RESOLUTIONS=[[32, 24]])
+        exec(source, one.space)
+        groups = [one.space[name] for name in ("scenarios", "by_sampler", "koncept", "at_sizes")]
+        return [list(group) for group in groups]
+
+    assert [len(group) for group in scenarios()] == [8, 6, 5, 1]
+    assert scenarios("method2", "none") == [[], ["none", "method2"], [], []]
+    chosen = scenarios("none", "dual", "KonCept512, none", "24x32")
+    assert chosen == [["dual"], ["none"], ["KonCept512, none"], ["24x32"]]
+    with pytest.raises(ValueError, match=r"ONLY needs 'none' .*got \['method2'\]"):
+        scenarios("method2")
+    with pytest.raises(ValueError, match=r"names among .*method3.*got \['none', 'method4'\]"):
+        scenarios("none", "method4")
+
+
+TINY = {"DATASET": "koniq10k", "MOS_FACTOR": 1.0, "EDGES": [0, 45, 64, 100], "THRESHOLD": 10}
+TINY |= {"SIZE": [24, 32], "RESOLUTIONS": [[24, 32]]}
+TINY |= {"PRETRAINED": "random", "BACKBONE": "test_efficientnet", "PLANE_SIZE": 16}
+TINY |= {"KONCEPT_BACKBONE": "test_efficientnet", "EPOCHS": 1, "N_RUNS": 1, "PRECISION": "fp32"}
+TINY |= {"STEP_BACKBONES": [], "STEP": [2, 80, 112, 1], "N_RESAMPLES": 20, "THREADS": 1}
+
+
+def test_a_tiny_run_of_the_whole_xception_profile_ends_with_what_only_names(tmp_path, monkeypatch):
+    demo.make_demo(tmp_path / "data", scale=0.3, sets=("koniq10k",))
+    space = {"__name__": "__main__"}
+    for cell in nbformat.read(notebooks.find_notebook("02"), as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)  # of our own notebook
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= notebooks.read_profile("02_cross_sampling", "full_xception") | TINY
+            monkeypatch.setattr("iqa_utils.workshop.runs.ROOT", tmp_path)  # all is imported
+    plt.close("all")
+    folder = tmp_path / "runs" / "full_xception" / "02_cross_sampling"
+    results = pd.DataFrame(json.loads((folder / "metrics.json").read_text())["results"])
+    assert set(results.loc[results["table"] == "Tab. 4", "method"]) == {
+        "without cross-sampling", "method 2",
+    }  # fmt: skip
+    assert set(pd.read_parquet(folder / "history.parquet")["method"]) == {"none", "method2"}
+    assert (folder / "figures" / "range_errors.png").is_file()
+    assert not (folder / "figures" / "resolutions.png").exists()  # one size says nothing
 
 
 def test_a_ridge_start_on_frozen_layers_predicts_what_ridge_regression_predicts(store, tmp_path):

@@ -95,6 +95,49 @@ def test_koniq_files_that_disagree_are_refused(small_koniq: Path, tmp_path: Path
         load_scores("koniq10k", tmp_path / "k")
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            KONIQ_SCORES,
+            "75,0,100",
+            "75,0,101",
+            r"votes disagree on c_total of 1 .*10\.jpg: 101 .*100",
+        ),
+        (
+            KONIQ_SCORES,
+            "3.75",
+            "3.76",
+            r"mean of its votes disagree on MOS .*10\.jpg: 3\.76 .*3\.75",
+        ),
+        (KONIQ_SCORES, "3.75", "3.750002", r"disagree on MOS .*10\.jpg: 3\.750002 against 3\.75"),
+        (KONIQ_SCORES, "3.75,", ",", r"a number in MOS of 10\.jpg, found .*nan"),
+        (KONIQ_SETS, "0.5,0.5,", "0.5,0.3,", r"votes disagree on c_total of 1 .*9\.jpg: 100 .*80"),
+        (KONIQ_SETS, "0.25,0.75,0.0,100", "0.0,0.0,0.0,0", r"number from 1 in c_total of 10\.jpg"),
+        (KONIQ_SETS, "0.75", "many", r"a number from 0 in c4 of 10\.jpg, found 'many'"),
+        (KONIQ_SETS, ",training", ",", r"a set for every image, found none for 10\.jpg"),
+        (KONIQ_SCORES, '"9.jpg",50', '"10.jpg",50', r"only in the second \['9\.jpg'\]"),
+        (
+            "koniq10k_indicators.csv",
+            "\n9,",
+            "\n10,0,0,0,0,0,0,0,0\n9,",
+            r"found \['10\.jpg'\] again",
+        ),
+        ("koniq10k_indicators.csv", "0.2,", "", r"a number in deep_feature of 9, found .*nan"),
+    ],
+)
+def test_what_a_koniq_file_says_of_itself_must_agree(
+    file: str, old: str, new: str, message: str, small_koniq: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_koniq, tmp_path / "k")
+    path = tmp_path / "k" / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"{file}.* {message}"):
+        load_scores("koniq10k", tmp_path / "k")
+
+
 def test_real_koniq_has_its_rows_ranges_and_split(koniq: pd.DataFrame) -> None:
     assert len(koniq) == DATASETS["koniq10k"].n_images == 10073
     first = koniq.iloc[0]
@@ -331,10 +374,16 @@ def test_the_unverified_sets_read_a_documented_csv(name: str, tmp_path: Path) ->
         ("image,mos\na,1\nb,good\n", "1 without, first b"),
         ("image,mos\na,1\na,2\n", "every image once, duplicate a"),
         ("image,mos\nA.png,1\na.PNG,2\n", r"differ only in case .*\['A.png', 'a.PNG'\]"),
-        ("image,mos\n../a,1\n", r"below the folder, found \.\./a"),
+        ("image,mos\n../a,1\n", r"below the folder, found '\.\./a'"),
+        ("image,mos\na\0b,1\n", r"below the folder, found 'a\\x00b'"),
         ("image,mos\n,1\n", "expected a name in every row"),
+        ("image,mos\na,1,2\nb,3,4\n", r"scores\.csv: expected rows as long as the header, 2 cells"),
+        ("image,mos\na,1\nb,3,4\n", r"scores\.csv: expected a CSV file .*line 3, saw 3"),
         ("image,mos,split\na,1,holdout\n", "found \\['holdout'\\]"),
         ("image,mos,mos_std\na,1,-2\n", "mos_std >= 0, found -2"),
+        ("image,mos,mos_std\na,1,few\n", r"scores\.csv: .* number in mos_std of a, found 'few'"),
+        ("image,mos,level\na,1,2.5\n", r"a whole number in level of a, found .*2\.5"),
+        ("image,mos,level\na,1,x\n", r"a whole number in level of a, found 'x'"),
     ],
 )
 def test_a_bad_table_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
@@ -382,7 +431,7 @@ def test_renamed_columns_and_odd_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"I02\.png does not belong to I01_01_01\.png"):
         load_scores("kadid10k", tmp_path)
     write_csv(tmp_path / "mos_with_names.txt", "1.0 i01_01_1.bmp extra\n")
-    with pytest.raises(ValueError, match="expected lines `score name`"):
+    with pytest.raises(ValueError, match=r"mos_with_names\.txt, line 1: expected `score name`"):
         load_scores("tid2013", tmp_path)
 
 

@@ -142,18 +142,19 @@ def zipped(files, **attributes):
     return buffer.getvalue()
 
 
-def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(server, tmp_path, monkeypatch):
+def test_a_data_set_is_fetched_unpacked_and_not_fetched_again(
+    server, tmp_path, monkeypatch, capsys
+):
     body = zipped([("kadid10k/dmos.csv", "a,b\n"), ("kadid10k/images/I01.png", b"png")])
     server.behaviours = [serve(body, cut=100), serve(body)]
     found = Source(server.url, strip="kadid10k/", sha256=hashlib.sha256(body).hexdigest())
     monkeypatch.setitem(SOURCES, "kadid10k", (found,))
-    lines = []
-    assert download("kadid10k", tmp_path, tell=lines.append)
+    assert download("kadid10k", tmp_path)
     assert (tmp_path / "images" / "I01.png").read_bytes() == b"png"
     assert (tmp_path / ".downloads" / "set.bin.done").read_text().startswith(server.url)
     assert not (tmp_path / ".downloads" / "set.bin").exists()
-    assert "terms" in lines[0]
-    assert download("kadid10k", tmp_path, tell=lines.append)
+    assert "terms" in capsys.readouterr().out.splitlines()[0]
+    assert download("kadid10k", tmp_path)
     assert server.n_requests == 2
 
 
@@ -174,7 +175,7 @@ def test_a_killed_download_starts_over_and_its_remains_go(server, tmp_path, monk
         child.kill()
     assert list(work.glob("tmp*"))
     monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url),))
-    assert download("kadid10k", tmp_path, tell=lambda _: None)
+    assert download("kadid10k", tmp_path)
     assert (tmp_path / "dmos.csv").read_text() == "a,b\n"
     assert sorted(path.name for path in work.iterdir()) == ["lock", "set.bin.done"]
 
@@ -183,12 +184,12 @@ def test_a_plain_file_is_checked_when_it_is_there_already(server, tmp_path, monk
     server.behaviours = [serve()]
     found = Source(server.url, target="scores.csv", sha256=SHA)
     monkeypatch.setitem(SOURCES, "koniq10k", (found,))
-    assert download("koniq10k", tmp_path, tell=lambda _: None)
-    assert download("koniq10k", tmp_path, tell=lambda _: None)
+    assert download("koniq10k", tmp_path)
+    assert download("koniq10k", tmp_path)
     assert server.n_requests == 1
     (tmp_path / "scores.csv").write_text("mine")
     with pytest.raises(ValueError, match="another file of this name"):
-        download("koniq10k", tmp_path, tell=lambda _: None)
+        download("koniq10k", tmp_path)
     assert (tmp_path / "scores.csv").read_text() == "mine"
 
 
@@ -196,7 +197,7 @@ def test_a_page_instead_of_an_archive_is_named_and_not_kept(server, tmp_path, mo
     server.behaviours = [serve(b"PK or not")]
     monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url),))
     with pytest.raises(ArchiveError, match="not a zip archive"):
-        download("kadid10k", tmp_path, tell=lambda _: None)
+        download("kadid10k", tmp_path)
     assert not (tmp_path / ".downloads" / "set.bin").exists()
 
 
@@ -205,7 +206,7 @@ def test_a_log_in_page_is_never_kept_as_data(server, tmp_path, monkeypatch, targ
     server.behaviours = [serve(b"\n<!DOCTYPE html><title>please log in</title>")]
     monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url, target=target),))
     with pytest.raises(OSError, match=r"set\.bin answered with a web page"):
-        download("kadid10k", tmp_path, tell=lambda _: None)
+        download("kadid10k", tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
     assert server.n_requests == 1
 
@@ -217,13 +218,13 @@ def test_a_mirror_of_the_user_serves_files_of_the_same_names(server, tmp_path, m
     official = Source("https://nowhere.invalid/deep/kadid10k.zip", strip="kadid10k/", sha256=digest)
     monkeypatch.setitem(SOURCES, "kadid10k", (official,))
     mirror = server.url.replace("set.bin", "mirror/")
-    assert download("kadid10k", tmp_path / "a", mirror=mirror, tell=lambda _: None)
+    assert download("kadid10k", tmp_path / "a", mirror=mirror)
     assert (tmp_path / "a" / "dmos.csv").read_text() == "a,b\n"
     assert server.paths == ["/mirror/kadid10k.zip"]
     with pytest.raises(ValueError, match="does not match the known hash"):
-        download("kadid10k", tmp_path / "b", mirror=mirror, tell=lambda _: None)
+        download("kadid10k", tmp_path / "b", mirror=mirror)
     with pytest.raises(ValueError, match=r"expected a mirror as http\(s\)://"):
-        download("kadid10k", tmp_path / "b", mirror="/mnt/sets", tell=lambda _: None)
+        download("kadid10k", tmp_path / "b", mirror="/mnt/sets")
 
 
 @pytest.mark.slow
@@ -243,11 +244,11 @@ def test_the_hub_of_weights_is_the_one_that_the_user_named(server, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - set(SOURCES)))
-def test_a_set_without_a_confirmed_address_tells_what_to_do(name, tmp_path):
-    lines = []
-    assert not download(name, tmp_path, tell=lines.append)
-    assert DATASETS[name].home in lines[1]
-    assert all(file in lines[1] for file in DATASETS[name].files)
+def test_a_set_without_a_confirmed_address_tells_what_to_do(name, tmp_path, capsys):
+    assert not download(name, tmp_path)
+    told = capsys.readouterr().out.partition("\n")[2]
+    assert DATASETS[name].home in told
+    assert all(file in told for file in DATASETS[name].files)
 
 
 def test_addresses_are_encrypted_and_unknown_sets_refused(tmp_path):

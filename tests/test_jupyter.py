@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from iqa_utils.workshop import overview
+from iqa_utils.workshop import report
 
 ROOT = Path(__file__).resolve().parents[1]
 STEM = "07_scoreboard"  # nbval runs the others
@@ -129,7 +129,7 @@ def test_opening_running_and_saving_leaves_git_clean(path, tmp_path):
 
 
 def test_the_index_that_the_laboratory_opens_leads_to_every_notebook_and_the_readme():
-    page = overview.write_index()
+    page = report.write_index()
     [cell] = nbformat.read(page, as_version=4).cells
     links = re.findall(r"\]\(([^)]+)\)", cell.source)
     assert len(links) == 1 + len(list((ROOT / "notebooks").glob("*.ipynb")))

@@ -140,6 +140,12 @@ def test_unknown_forms_are_refused():
         norm_in_norm(PRED, MOS, form="eq5")
 
 
+@pytest.mark.parametrize("options", [{"p": 0.5}, {"q": 0}, {"alphas": (1, -1)}, {"alphas": (0, 0)}])
+def test_exponents_and_weights_without_a_norm_are_refused(options):
+    with pytest.raises(ValueError, match=r"p and q must be >= 1, alphas >= 0 and not both 0"):
+        norm_in_norm(PRED, MOS, form="nin", **options)
+
+
 def test_weighted_errors_by_hand_and_without_weights_the_plain_ones():
     pred, mos = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 2.0])
     weight = torch.tensor([1.5, 0.5])
@@ -188,6 +194,8 @@ def test_range_weights_refuse_scores_without_a_range():
         range_weighted_mse(mos, mos, counts=torch.tensor([0, 3]), edges=edges)
     with pytest.raises(ValueError, match=r"between edges \[0.0, 50.0\]"):
         range_weighted_mse(mos, mos, counts=torch.tensor([1, 3]), edges=edges[:2])
+    with pytest.raises(ValueError, match=r"\[1.0, 3.0, 2.0\] between edges \[0.0, 50.0, 100.0\]"):
+        range_weighted_mse(mos, mos, counts=torch.tensor([1, 3, 2]), edges=edges)
     beyond = torch.tensor([10.0, 110])
     with pytest.raises(ValueError, match=r"scores span \[10, 110\]"):
         range_weighted_mse(beyond, beyond, counts=torch.tensor([1, 3]), edges=edges)

@@ -172,3 +172,5 @@ def test_size_weighted_mean_of_two_sets():
     assert metrics.size_weighted({"a": 0.9, "b": 0.6}, {"b": 200, "a": 100}) == pytest.approx(0.7)
     with pytest.raises(ValueError, match=r"values name \['a'\], sizes name \['b'\]"):
         metrics.size_weighted({"a": 1.0}, {"b": 1})
+    with pytest.raises(ValueError, match=r"sizes must be positive, got \{'a': -1, 'b': 3\}"):
+        metrics.size_weighted({"a": 1.0, "b": 0.5}, {"a": -1, "b": 3})

@@ -36,13 +36,14 @@ def test_scores_are_rescaled_with_the_training_set_only():
 
 
 def test_subsets_are_warped_by_known_maps_and_keep_the_original():
-    frame = pd.concat([make_frame("ss01", 3), make_frame("ss02", 4)], ignore_index=True)
+    parts = [make_frame(name, n).assign(subset=name) for name, n in (("ss01", 3), ("ss02", 4))]
+    frame = pd.concat(parts, ignore_index=True)
     frame.attrs = make_frame("x", 1).attrs
     subsets = warp_subsets(frame, {"ss02": "cube", "ss01": "square root"})
     np.testing.assert_allclose(subsets["ss02"]["mos"], subsets["ss02"]["mos_original"] ** 3)
     np.testing.assert_allclose(subsets["ss01"]["mos"] ** 2, subsets["ss01"]["mos_original"])
     assert subsets["ss02"]["row"].tolist() == [3, 4, 5, 6]
-    with pytest.raises(ValueError, match="no image of x starts with 'ss03'"):
+    with pytest.raises(ValueError, match="x has no subset 'ss03'"):
         warp_subsets(frame, {"ss03": "x"})
     with pytest.raises(ValueError, match=r"got \['log'\]"):
         warp_subsets(frame, {"ss01": "log"})

@@ -56,10 +56,10 @@ def make_sets():
     return frames, pixels
 
 
-def notebook(tmp_path, frames, pixels, *, fractions=(0.6, 0.2, 0.2), **parameters):
+def notebook(tmp_path, frames, pixels, **parameters):
     """Define what notebook 03 trains with on other data; returns its names."""
     space = default_parameters(NOTEBOOK) | SETTINGS | parameters
-    splits = [split_sets(frames, fractions=fractions, seed=k) for k in range(2)]
+    splits = [split_sets(frames, seed=k) for k in range(2)]
     space |= {"frames": frames, "pixels": pixels, "splits": splits, "weights": "random"}
     space |= {"sizes": {name: len(frame) for name, frame in frames.items()}, "device": "cpu"}
     starts = ("import inspect", "shape =", "def fit_options", "def curve_loss", "def train")

@@ -124,8 +124,8 @@ def test_frozen_layers_neither_learn_nor_count_what_they_see():
 
 
 def test_a_linear_model_of_the_image_features_can_be_the_start():
-    options = {"plane_size": 32, "activation": False, "mos_mean": 50.0, "mos_std": 7.0}
-    network = DualXception(SMALL, **options).eval()
+    network = DualXception(SMALL, plane_size=32, mos_mean=50.0, mos_std=7.0).eval()
+    network.activation = nn.Identity()
     weights = torch.linspace(-1, 1, network.image_branch.n_features)
     network.start_from(weights, 3.0)
     with torch.no_grad():

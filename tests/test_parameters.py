@@ -6,7 +6,7 @@ import papermill
 import pytest
 
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.parameters import wrong_types
+from iqa_utils.workshop.runs import wrong_types
 
 
 @pytest.mark.parametrize("stem", notebooks.notebook_stems())

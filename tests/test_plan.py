@@ -92,7 +92,7 @@ def test_the_paper_profile_of_02_shows_the_images_of_every_sampler():
     assert len(sampling_runs(values)) == 220
 
 
-@pytest.mark.parametrize("profile", ["demo", "biq2021", "paper"])
+@pytest.mark.parametrize("profile", ["demo", "biq2021", "full_xception", "paper"])
 def test_02_is_planned_as_its_cells_train_it(profile):
     values, called = plan.values_of("02", profile), []
 
@@ -104,11 +104,25 @@ def test_02_is_planned_as_its_cells_train_it(profile):
     notebook = nbformat.read(notebooks.find_notebook("02"), as_version=4)
     marks = ("scenarios = ", "at_sizes = ", "= train_all(", 'train_all("resolutions"')
     cells = [c.source for c in notebook.cells if any(mark in c.source for mark in marks)]
-    space = {name: MagicMock() for name in ("parameters", "display")}
+    space = {name: MagicMock() for name in ("runs", "display")}
     space |= {"train_all": train_all, "samplers": samplers, "decode": tuple} | values
     for cell in cells:
         exec(cell, space)  # of our own notebook
     assert sorted(sampling_runs(values), key=str) == sorted(called, key=str)
+
+
+def test_only_the_named_trainings_of_02_are_planned_and_their_counts_stay():
+    every, chosen = (
+        {one.name: one.images for one in jobs_of("02", "demo", ONLY=only)[1]}
+        for only in ([], ["none", "method2"])
+    )
+    assert set(chosen) == {"none", "method2"} < set(every)
+    assert all(every[name] == images for name, images in chosen.items())
+    _, jobs = jobs_of("02", "full_xception")
+    assert {one.name: one.count for one in jobs} == {"none": 3, "method2": 3}
+    assert {(one.network, one.size, one.batch) for one in jobs} == {
+        ("dual legacy_xception 64", (3, 384, 384), 4)
+    }
 
 
 def test_the_demo_of_02_trains_what_its_samplers_draw():

@@ -37,3 +37,17 @@ def test_intervals_of_two_groups_are_drawn_and_named():
     axes = common.plot_intervals(plt.figure().subplots(), pd.DataFrame(rows), group="state")
     assert [line.get_label() for line in axes.lines] == ["x", "y"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("ss02 (square root)", "subset 2 (square root)"),
+        ("single:ss02", "single: subset 2"),
+        ("single:koniq10k", "single: KonIQ-10k"),
+        ("niqe", "NIQE"),
+        ("class02", "class02"),
+    ],
+)
+def test_a_reader_sees_words_in_place_of_keys(key, words):
+    assert common.plain_name(key) == words

@@ -16,14 +16,21 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_utils.workshop import provenance, publishing, runs
-from tests.test_runs import PARAMETERS, repo  # noqa: F401 - a fixture
+from iqa_utils.workshop import notebooks, provenance, runs
+from tests.test_runs import PARAMETERS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = runs.ROOT
 STEMS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    for module in (notebooks, provenance, runs):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
 
 
 def picture(side=1200):
@@ -62,7 +69,7 @@ def stream(text):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_run_of_a_copy_without_git_gets_the_commit_that_holds_its_files(repo, same, monkeypatch):  # noqa: F811
+def test_a_run_of_a_copy_without_git_gets_the_commit_that_holds_its_files(repo, same, monkeypatch):
     folder = finished()
     used = json.loads((folder / "provenance.json").read_text())
     path = repo / "iqa_utils" / "used.py"
@@ -72,17 +79,16 @@ def test_a_run_of_a_copy_without_git_gets_the_commit_that_holds_its_files(repo, 
     path.write_text("x = 1\n" if same else "x = 2\n")
     used |= {"commit": "unknown", "clean": False, "files": files}
     (folder / "provenance.json").write_text(json.dumps(used))
-    monkeypatch.setattr(provenance, "ROOT", repo)
     monkeypatch.setattr(provenance, "commit", lambda: ("0123abcd", True))
-    found = json.loads((publishing.publish(folder) / "provenance.json").read_text())
+    found = json.loads((notebooks.publish(folder) / "provenance.json").read_text())
     told = ("0123abcd", True) if same else ("unknown", False)
     assert (found["commit"], found["clean"]) == told
 
 
-def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):  # noqa: F811
+def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):
     folder = finished()
     executed(folder, stream(f"{repo}/runs/test -> /somewhere/private/data"))
-    target = publishing.publish(folder)
+    target = notebooks.publish(folder)
     assert target == repo / "figures/00_x/test"
     names = sorted(p.name for p in target.iterdir())
     assert names == ["00_x.ipynb", "metrics.json", "numbers.png", "provenance.json"]
@@ -93,24 +99,24 @@ def test_publishing_leaves_photographs_and_this_machines_paths_behind(repo):  # 
     assert json.loads((target / "provenance.json").read_text())["data"]["livec"]["rows"] == 1
 
 
-def test_a_run_without_data_of_its_own_is_published(repo):  # noqa: F811
+def test_a_run_without_data_of_its_own_is_published(repo):
     run = runs.start_run("00_x", PARAMETERS)
-    assert publishing.publish(run.finish()).is_dir()
+    assert notebooks.publish(run.finish()).is_dir()
 
 
-def test_demo_results_named_and_unfinished_runs_are_not_published(repo):  # noqa: F811
+def test_demo_results_named_and_unfinished_runs_are_not_published(repo):
     with pytest.raises(ValueError, match="00_x-again has a RUN_NAME"):
-        publishing.publish(finished(run_name="again"))
+        notebooks.publish(finished(run_name="again"))
     folder = finished(demo=True)
     with pytest.raises(ValueError, match="demo data"):
-        publishing.publish(folder)
+        notebooks.publish(folder)
     (folder / "metrics.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"runs/test/00_x holds no metrics\.json"):
-        publishing.publish(folder)
+        notebooks.publish(folder)
 
 
 def test_a_public_notebook_keeps_its_outputs_and_nothing_of_papermill(tmp_path):
-    text = publishing.public_notebook(executed(tmp_path, stream("0.75")))
+    text = notebooks.public_notebook(executed(tmp_path, stream("0.75")))
     notebook = nbformat.reads(text, as_version=4)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     (cell,) = notebook.cells
@@ -121,24 +127,24 @@ def test_a_public_notebook_keeps_its_outputs_and_nothing_of_papermill(tmp_path):
 
 def test_cells_that_show_photographs_lose_their_outputs(tmp_path):
     shown = nbformat.v4.new_output("display_data", data={"image/png": picture(40)})
-    notebook = publishing.public_notebook(executed(tmp_path, shown, tags=["photographs"]))
+    notebook = notebooks.public_notebook(executed(tmp_path, shown, tags=["photographs"]))
     assert "image/png" not in notebook
     assert "not published" in notebook
-    assert "image/png" in publishing.public_notebook(executed(tmp_path, shown))
+    assert "image/png" in notebooks.public_notebook(executed(tmp_path, shown))
 
 
 def test_pictures_shrink_until_the_notebook_is_small(tmp_path, monkeypatch):
     shown = nbformat.v4.new_output("display_data", data={"image/png": picture()})
     path = executed(tmp_path, shown)
     assert path.stat().st_size > 3_000_000
-    text = publishing.public_notebook(path)
-    assert len(text) <= publishing.MOST_BYTES
+    text = notebooks.public_notebook(path)
+    assert len(text) <= notebooks.MOST_BYTES
     (cell,) = nbformat.reads(text, as_version=4).cells
     kept = Image.open(io.BytesIO(base64.b64decode(cell.outputs[0]["data"]["image/png"])))
     assert kept.mode == "P"
-    monkeypatch.setattr(publishing, "MOST_BYTES", 1000)
+    monkeypatch.setattr(notebooks, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"00_x\.ipynb has more than 1,000 bytes"):
-        publishing.public_notebook(path)
+        notebooks.public_notebook(path)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +158,16 @@ def test_pictures_shrink_until_the_notebook_is_small(tmp_path, monkeypatch):
     ],
 )
 def test_only_absolute_paths_are_shortened(before, after):
-    assert publishing.without_paths(before) == (after or before)
+    assert notebooks.without_paths(before) == (after or before)
 
 
 def test_user_and_host_are_replaced_in_outputs(tmp_path, monkeypatch):
     monkeypatch.setattr(getpass, "getuser", lambda: "erika")
     monkeypatch.setattr(socket, "gethostname", lambda: "node17")
-    text = publishing.public_notebook(executed(tmp_path, stream("erika@node17 erikas")))
+    text = notebooks.public_notebook(executed(tmp_path, stream("erika@node17 erikas")))
     assert "user@host erikas" in text
     monkeypatch.setattr(getpass, "getuser", lambda: "root")
-    assert "root of it" in publishing.public_notebook(executed(tmp_path, stream("root of it")))
+    assert "root of it" in notebooks.public_notebook(executed(tmp_path, stream("root of it")))
 
 
 def test_every_cell_that_shows_photographs_is_tagged():

@@ -14,7 +14,7 @@ from iqa_utils.datasets import load_scores
 from iqa_utils.workshop import runs
 from iqa_utils.workshop.claims import compare
 from iqa_utils.workshop.notebooks import find_notebook
-from iqa_utils.workshop.plots import analysis as plots
+from iqa_utils.workshop.plots import labels as plots
 
 
 @pytest.fixture(scope="module")

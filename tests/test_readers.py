@@ -1,12 +1,13 @@
 """Every reader on a small synthetic set in the official layout: exact scores, no other file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
-from openpyxl import Workbook
+from openpyxl import Workbook, load_workbook
 
 from iqa_utils.datasets import DATASETS, load_scores
 from iqa_utils.workshop.demo.layouts import _write_bid_sheet
@@ -203,3 +204,138 @@ def test_a_table_may_bring_its_own_columns(tmp_path: Path) -> None:
     assert frame["split"].tolist() == ["test", "training"]
     assert frame["mos_std"].tolist() == [0.5, 0.25]
     assert pd.api.types.is_float_dtype(frame["mos"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a.bmp\nb.bmp img2.bmp 0",
+            r"info\.txt, line 1: expected `reference image parameter`, .*`a\.bmp`",
+        ),
+        (
+            "a.bmp img1.bmp 0\n\nb.bmp img1.bmp 0",
+            r"info\.txt, line 3: expected every .*, found img1\.bmp again",
+        ),
+        (
+            "a.bmp img1.bmp 0\nb.bmp img3.bmp 0",
+            r"info\.txt: expected img1\.bmp to img2\.bmp, .*img3.*no \['img2\.bmp'\]",
+        ),
+        (
+            "a.bmp img1.bmp\nb.bmp img2.bmp\nc.bmp img3.bmp",
+            r"refnames_all\.mat lacks, .*jp2k/img3\.bmp: c\.bmp",
+        ),
+        ("a.bmp img1.bmp 0", r"info\.txt lacks .*apart at jpeg/img1\.bmp: a\.bmp against b\.bmp"),
+        ("a.bmp img1.bmp 0\nc.bmp img2.bmp 0", r"disagree on the reference of jp2k/img2\.bmp: c"),
+        ("\xe9.bmp img1.bmp 0", r"jp2k/info\.txt: expected text in UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_an_info_file_of_live_is_named(text, message, tmp_path) -> None:
+    live(tmp_path)
+    (tmp_path / "jp2k" / "info.txt").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message):
+        load_scores("live", tmp_path)
+
+
+def test_the_originals_of_live_must_be_marked_and_agree_with_the_older_list(tmp_path) -> None:
+    live(tmp_path)
+    write_matlab(tmp_path, "dmos.mat", orgs=np.array([[0.0, 1, 0, 0]]))
+    assert len(load_scores("live", tmp_path)) == 3
+    write_matlab(tmp_path, "dmos.mat", orgs=np.array([[0.0, 1, 0, 1]]))
+    with pytest.raises(
+        ValueError, match=r"dmos\.mat disagree on orgs of 1 .*img1\.bmp: 0 against 1"
+    ):
+        load_scores("live", tmp_path)
+    write_matlab(tmp_path, "dmos.mat", orgs=np.array([[0.0, 1, 0, np.nan]]))
+    with pytest.raises(ValueError, match=r"dmos\.mat: expected 0 or 1 in orgs, found \[nan\]"):
+        load_scores("live", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xe9\xff", b"<html>", "half"])
+@pytest.mark.parametrize("name", CASES)
+def test_an_official_file_that_cannot_be_read_is_named(name, content, tmp_path) -> None:
+    CASES[name][0](tmp_path)
+    for path in sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size):
+        original = path.read_bytes()
+        if content == "half" and path.suffix in (".csv", ".txt"):
+            continue  # may end after a whole row
+        path.write_bytes(original[: len(original) // 2] if content == "half" else content)
+        with pytest.raises(ValueError, match=re.escape(path.name)) as error:
+            load_scores(name, tmp_path)
+        assert "\n" not in str(error.value)
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize("name", ["koniq10k", "tid2008", "kadid10k", "flive", "biq2021", "table"])
+def test_blank_lines_and_line_ends_of_windows_change_nothing(name, tmp_path) -> None:
+    CASES[name][0](tmp_path)
+    first = load_scores(name, tmp_path)
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        lines = path.read_text().splitlines()
+        blank = "," * lines[0].count(",")
+        text = "\r\n".join([lines[0], "", *lines[1:], blank, "", ""])
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    pd.testing.assert_frame_equal(load_scores(name, tmp_path), first)
+
+
+@pytest.mark.parametrize(
+    ("layout", "cell", "value", "message"),
+    [
+        (csiq, "F4", "Noise", r"expected dst_type among .*found \['Noise'\]"),
+        (csiq, "F4", None, r"expected dst_type among .*found \[nan\]"),
+        (csiq, "D4", None, "expected an image in every row"),
+        (csiq, "G4", 1.5, r"a whole number from 1 in dst_lev of 1600, found 1\.5"),
+        (csiq, "H4", "few", "a number in dmos_std of 1600, found 'few'"),
+        (csiq, "D3", "name", "expected a header cell 'image'"),
+        (csiq, "H3", "dmos", r"missing \['dmos_std'\]"),
+        (csiq, "E3", "dmos", r"more than once \['dmos'\]"),
+        (spaq, "C2", "dark", r"a number in Brightness of 00001\.jpg, found 'dark'"),
+    ],
+)
+def test_a_wrong_cell_of_a_sheet_is_named(layout, cell, value, message, tmp_path) -> None:
+    layout(tmp_path)
+    path = next(tmp_path.rglob("*.xlsx"))
+    book = load_workbook(path)
+    book.active[cell] = value
+    book.save(path)
+    with pytest.raises(ValueError, match=rf"{path.name}: .*({message})"):
+        load_scores(layout.__name__, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (0, np.nan, r"a whole number from 1 in Image Number of nan"),
+        (0, 3.5, r"a whole number from 1 in Image Number of 3\.5"),
+        (1, np.nan, "a number in Average Subjective Grade of 3"),
+        (2, np.nan, "a whole number from 1 in Number of Grades of 3"),
+    ],
+)
+def test_a_wrong_number_in_the_sheet_of_bid_is_named(column, value, message, tmp_path) -> None:
+    rows = [[1, 2.5, 3, 1.0, 2.0, 4.5], [3, 2.75, 3, 1.0, 2.0, 4.5]]
+    rows[1][column] = value
+    _write_bid_sheet(tmp_path / "DatabaseGrades.xls", rows)
+    with pytest.raises(ValueError, match=rf"DatabaseGrades\.xls: expected {message}"):
+        load_scores("bid", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("AllMOS_release", cells("few", "63.5", "3"), "numbers in AllMOS_release"),
+        ("AllMOS_release", np.array([[80.0, 63.5]]), r"differ in length.*'AllMOS_release': 2"),
+        ("AllImages_release", cells("t1.bmp", "", "3.bmp"), r"a name in cell 2 .*found \[\]"),
+        ("AllImages_release", cells("t1.bmp", 7.0, "3.bmp"), r"a name in cell 2 .*found \[7\.0\]"),
+    ],
+)
+def test_a_wrong_list_of_livec_is_named(variable, value, message, tmp_path) -> None:
+    livec(tmp_path)
+    write_matlab(tmp_path, f"Data/{variable}.mat", **{variable: value})
+    with pytest.raises(ValueError, match=message):
+        load_scores("livec", tmp_path)
+
+
+def test_a_negative_variance_of_kadid_is_named(tmp_path) -> None:
+    write(tmp_path, "dmos.csv", "dist_img,ref_img,dmos,var\nI01_01_01.png,I01.png,4,-0.1\n")
+    with pytest.raises(ValueError, match=r"dmos\.csv: .*from 0 in var of I01_01_01\.png, found"):
+        load_scores("kadid10k", tmp_path)

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from iqa_utils.workshop import claims, notebooks, paper_pages, publishing, runs
+from iqa_utils.workshop import claims, notebooks, paper_pages, runs
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
@@ -152,7 +152,7 @@ def test_a_rehearsal_is_read_by_its_own_scoreboard_alone(rehearsed):
 def test_a_rehearsal_is_never_published(rehearsed):
     (rehearsed / "provenance.json").write_text(json.dumps({"demo": False}))
     with pytest.raises(ValueError, match="is a rehearsal; only real results are published"):
-        publishing.publish(rehearsed)
+        notebooks.publish(rehearsed)
 
 
 def test_a_notebook_without_a_rehearsal_is_named():

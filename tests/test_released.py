@@ -8,81 +8,83 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
 from iqa_utils import metrics
-from iqa_utils.workshop import audit, claims, released
+from iqa_utils.workshop import audit, claims
+from iqa_utils.workshop.papers import feng2023
 from iqa_utils.workshop.plots import claims as plots
 
 
 def test_made_scores_have_the_form_of_the_released_ones_and_say_so():
-    frame = released.make_released(seed=1, n=12)
+    frame = feng2023.make_released(seed=1, n=12)
     assert list(frame) == ["split", "dataset", "mos", "pred", "transformed"]
     assert frame.groupby(["split", "dataset"]).size().tolist() == [12] * 60
     assert frame.attrs["demo"]
-    again = released.make_released(seed=1, n=12)
+    again = feng2023.make_released(seed=1, n=12)
     assert frame.equals(again)
 
 
 def test_files_that_are_missing_or_cut_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lacks \['scores1.mat'"):
-        released.load_released(tmp_path)
-    good = {theirs: np.arange(5.0) for theirs, _ in released.SETS.values()}
+        feng2023.load_released(tmp_path)
+    good = {theirs: np.arange(5.0) for theirs, _ in feng2023.SETS.values()}
     for k in range(1, 11):
         hat = dict(good)
         if k == 3:
             del hat["bid"]
         savemat(tmp_path / f"scores{k}.mat", {"mos": good, "DNN_mos": good, "hat": hat})
     with pytest.raises(ValueError, match=r"scores3\.mat, set bid"):
-        released.load_released(tmp_path)
+        feng2023.load_released(tmp_path)
 
 
 def test_medians_and_weights_follow_their_definition():
-    frame = released.make_released(seed=2, n=15)
-    table = released.split_metrics(frame, {"SRCC": metrics.srcc})
+    frame = feng2023.make_released(seed=2, n=15)
+    table = feng2023.split_metrics(frame, {"SRCC": metrics.srcc})
     one = frame[(frame["split"] == 4) & (frame["dataset"] == "bid")]
     row = table[(table["split"] == 4) & (table["dataset"] == "bid")].iloc[0]
     assert row["value"] == pytest.approx(spearmanr(one["mos"], one["pred"]).statistic)
-    result = released.medians(table).set_index("dataset")
-    median = {name: table[table["dataset"] == name]["value"].median() for name in released.SETS}
+    result = feng2023.medians(table).set_index("dataset")
+    median = {name: table[table["dataset"] == name]["value"].median() for name in feng2023.SETS}
     assert result.loc["bid", "value"] == pytest.approx(median["bid"])
-    expected = sum(median[n] * s for n, s in released.SIZES.items()) / sum(released.SIZES.values())
+    sizes = feng2023.FULL_SIZES
+    expected = sum(median[name] * size for name, size in sizes.items()) / sum(sizes.values())
     assert result.loc["weighted", "value"] == pytest.approx(expected)
     assert (result["ci_low"] <= result["value"] + 1e-12).all()
     assert (result["value"] <= result["ci_high"] + 1e-12).all()
 
 
 def test_a_gain_is_the_ratio_and_its_deviation_that_of_the_worst_image():
-    frame = released.make_released(seed=0, n=5)
+    frame = feng2023.make_released(seed=0, n=5)
     frame = frame[(frame["split"] == 1) & (frame["dataset"] == "live")].copy()
     frame["transformed"] = 4.0 * frame["pred"]
     frame.iloc[0, frame.columns.get_loc("transformed")] *= 1.01
     frame.iloc[1, [frame.columns.get_loc("pred"), frame.columns.get_loc("transformed")]] = -1.0
-    found = released.gains(frame).iloc[0]
+    found = feng2023.gains(frame).iloc[0]
     assert found["gain"] == pytest.approx(4.0)
     assert found["deviation"] == pytest.approx(0.01)
     assert found["not_positive"] == 1
 
 
 def test_released_files_give_the_published_medians_and_constant_gains(real_data):
-    frame = released.load_released(real_data / "monotoniciqa_scores")
+    frame = feng2023.load_released(real_data / "monotoniciqa_scores")
     assert len(frame) == 46_711
-    table = released.split_metrics(frame, {"SRCC": metrics.srcc})
-    result = released.medians(table).set_index("dataset")["value"]
+    table = feng2023.split_metrics(frame, {"SRCC": metrics.srcc})
+    result = feng2023.medians(table).set_index("dataset")["value"]
     printed = {
         "live": 0.958, "csiq": 0.898, "kadid10k": 0.885, "bid": 0.847, "livec": 0.854,
         "koniq10k": 0.902, "weighted": 0.892,
     }  # fmt: skip
     assert result[list(printed)].round(3).to_dict() == printed
     assert table[table["dataset"] == "weighted"]["value"].std() == pytest.approx(0.0125, abs=5e-5)
-    gains = released.gains(frame)
+    gains = feng2023.gains(frame)
     assert gains["not_positive"].sum() == 1
     assert gains["gain"].between(3.25 - 5e-3, 4.64).all()
     assert gains["deviation"].max() < 1.1e-3  # one multiplication, to the rounding of the GPU
-    points = released.kendall_points(frame)
+    points = feng2023.kendall_points(frame)
     expected = [audit.kendall_from_spearman(r) for r in points["SRCC"]]
     assert np.abs(points["KRCC"] - expected).max() == pytest.approx(0.0218, abs=1e-3)
 
 
 def test_the_single_start_fit_of_the_field_is_near_the_multi_start_one(real_data):
-    frame = released.load_released(real_data / "monotoniciqa_scores")
+    frame = feng2023.load_released(real_data / "monotoniciqa_scores")
     part = frame[(frame["split"] == 1) & (frame["dataset"] == "livec")]
     mos, pred = part["mos"].to_numpy(), part["transformed"].to_numpy()
     start = (10, 0, pred.mean(), 0.1, 0.1)  # of the authors' script
@@ -92,16 +94,16 @@ def test_the_single_start_fit_of_the_field_is_near_the_multi_start_one(real_data
 
 
 def test_every_picture_of_the_audit_draws():
-    table, scores = claims.audit(), released.make_released(n=10)
-    by_split = released.split_metrics(scores, {"SRCC": metrics.srcc})
+    table, scores = claims.audit(), feng2023.make_released(n=10)
+    by_split = feng2023.split_metrics(scores, {"SRCC": metrics.srcc})
     printed = by_split.groupby("dataset")["value"].median()
     figure, axes = plt.subplots(2, 4)
     plots.plot_audit(axes[0, 0], table)
     plots.plot_kinds(axes[0, 1], table)
     plots.plot_weighted(axes[0, 2], table)
     plots.plot_floors(axes[0, 3], table)
-    plots.plot_kendall(axes[1, 0], table, released.kendall_points(scores), label="synthetic")
-    plots.plot_gains(axes[1, 1], released.gains(scores))
+    plots.plot_kendall(axes[1, 0], table, feng2023.kendall_points(scores), label="synthetic")
+    plots.plot_gains(axes[1, 1], feng2023.gains(scores))
     plots.plot_splits(axes[1, 2], by_split, printed)
     assert all(panel.has_data() for panel in axes.flat[:7])
     marks = sum(len(c.get_offsets()) for c in axes[0, 0].collections)
@@ -110,7 +112,7 @@ def test_every_picture_of_the_audit_draws():
 
 
 def test_quoted_weighted_means_are_recomputed_from_their_own_rows():
-    quoted = released.quoted_rows(claims.load_claims())
+    quoted = feng2023.quoted_rows(claims.load_claims())
     assert quoted.loc["ILNIQE", "weighted"] == 0.528
     assert quoted.loc["ILNIQE", "recomputed"] == pytest.approx(0.541, abs=5e-4)
     assert quoted.loc["NIQE", "recomputed"] == pytest.approx(0.471, abs=1e-3)

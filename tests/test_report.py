@@ -171,8 +171,6 @@ def test_every_paper_has_a_page_with_its_claims_and_tables_to_take_away(site):
         assert f"/{key}.csv" in text
     (table,) = (site / "_downloads").rglob("lehmann2023.csv")
     assert table.read_text().count("\n") == 134  # 133 numbers and a header
-    (latex,) = (site / "_downloads").rglob("lehmann2023.tex")
-    assert "\\toprule" in latex.read_text()
 
 
 def test_the_package_is_documented_from_its_docstrings(site):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -251,12 +252,79 @@ def test_a_run_is_current_until_a_file_that_it_imported_changes(tmp_path, monkey
     assert set(used) == {"iqa_utils/a.py", "notebooks/00_x.ipynb"}
     assert provenance.is_current({"files": used})
     (tmp_path / "iqa_utils/unused.py").write_text("y = 2\n")
+    module.write_text('"""Words."""\n\nx = (1)  # one\n')
     cells[0]["source"] = ["other words"]
+    cells[1]["source"] = ["# a comment\n", "b"]
     notebook.write_text(json.dumps({"cells": cells}))
     assert provenance.is_current({"files": used})
     module.write_text("x = 2\n")
     assert not provenance.is_current({"files": used})
     assert not provenance.is_current({})  # a run from before files were recorded
+
+
+CODE = '''"""A module."""
+
+def f(x: int = 0, *more, name: str = "é") -> str:
+    """A function."""
+    return f"{x!r:>{more[0]}}{{}}" f"{name:%Y}\\n" if x is not None else ""
+
+async def g(*, a=(), b=[], c={}):
+    "only words"
+
+class A(object, metaclass=type):
+    """A class."""
+    x: "int" = -1.5e3
+'''
+
+
+def test_the_digest_of_code_is_the_same_in_every_version_of_python():
+    assert provenance.code_digest(CODE) == "9ba71eccabc78e0d"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("A module.", "Other words.", True),
+        ("A function.", "Other words.", True),
+        ("A class.", "Other words.", True),
+        ("x: int = 0, *more", "x: int=0,*more  # a comment\n", True),
+        ("-1.5e3", "-1500.0", True),
+        ("-1.5e3", "-1500", False),
+        ("is not None", "is not False", False),
+        ("{{}}", "{{ }}", False),
+        ("b=[]", "b=()", False),
+    ],
+)
+def test_the_digest_of_code_sees_what_it_does_and_not_its_words(old, new, same):
+    assert CODE.count(old) == 1
+    changed = provenance.code_digest(CODE.replace(old, new))
+    assert (changed == provenance.code_digest(CODE)) == same
+
+
+def test_code_that_is_not_python_alone_has_a_digest_too():
+    assert provenance.code_digest("%matplotlib") != provenance.code_digest("%timeit 1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_clean"),
+    [("README.md", True), ("figures/a.json", True), ("docs/a.md", True), ("code.py", False)],
+)
+def test_a_checkout_is_clean_where_only_published_files_changed(
+    tmp_path, monkeypatch, changed, is_clean
+):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.commit() == ("unknown", False)
+    for name in ("README.md", "figures/a.json", "docs/a.md", "code.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "First"]):
+        subprocess.run([*git, *command], check=True)
+    name, clean = provenance.commit()
+    assert clean
+    (tmp_path / changed).write_text("2\n")
+    assert provenance.commit() == (name, is_clean)
+    assert re.fullmatch(r"[0-9a-f]{12}", name)
 
 
 def test_a_notebook_depends_on_what_it_imports_and_what_that_imports(tmp_path, monkeypatch):

@@ -118,6 +118,15 @@ def test_a_reference_in_two_sets_is_refused() -> None:
         check_disjoint(frame, split.iloc[1:])
 
 
+@pytest.mark.parametrize("name", ["train", None])
+def test_a_row_in_no_known_set_is_refused(name: str | None) -> None:
+    frame = table(6, 2)
+    split = content_split(frame, seed=0).astype(object)
+    split.iloc[0] = name
+    with pytest.raises(ValueError, match=rf"one of \('training'.*found \['?{name}'?\]"):
+        check_disjoint(frame, split)
+
+
 @pytest.mark.parametrize("fractions", [(0.6, 0.2), (0.6, 0.2, 0.1, 0.1), (1.2, -0.4, 0.2)])
 def test_shares_that_are_none_are_refused(fractions: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="shares that sum to 1"):

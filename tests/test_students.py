@@ -3,7 +3,9 @@
 import ast
 import json
 from functools import partial
+from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -22,8 +24,8 @@ from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.scorer import Scorer
 from iqa_utils.training import fit, predict, tensor_batches
 from iqa_utils.training.checkpoints import data_digest
-from iqa_utils.workshop import notebooks, throughput
-from iqa_utils.workshop.parameters import check_overrides
+from iqa_utils.workshop import notebooks, runs
+from iqa_utils.workshop.plots import models as plots
 
 PLAN = [40, 8, 0.05, 20, 4]  # steps, batch, rate, halved every, looks
 TINY = {"width": 0.125, "downscale": 1, "high_level_side": 14, "hidden": (8, 4)}
@@ -146,10 +148,10 @@ def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_pat
     found = scan_images(tmp_path, crop=(24, 30))
     teacher = Scorer(IMQNet(**TINY).eval())
     paths = list(found)
-    naive = throughput.label_naively(teacher, paths, found.crop)
-    batched = throughput.label_in_batches(teacher, paths, found.crop, batch_size=5)
+    naive = distill.label_naively(teacher, paths, found.crop)
+    batched = distill.label_in_batches(teacher, paths, found.crop, batch_size=5)
     np.testing.assert_allclose(naive, batched, atol=1e-5)
-    rates = throughput.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)
+    rates = distill.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)
     assert (rates > 0).all()
     assert {"read", "decode", "network", "pass", "student step", "bytes"} == set(rates.index)
 
@@ -157,7 +159,7 @@ def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_pat
 def test_a_plan_names_the_step_that_is_the_bottleneck(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     rates = pd.Series({"decode": 200.0, "network": 1000.0, "student step": 500.0, "bytes": 1e5})
-    table = throughput.plans(rates)  # 100 images a second and core
+    table = distill.plans(rates)  # 100 images a second and core
     assert table["bottleneck"].tolist()[:3] == ["decode", "teacher", "teacher"]
     assert table["decode"].iloc[0] == pytest.approx(360_000 / 200 / 60)
     assert table["teacher"].iloc[1] == pytest.approx(6.0)
@@ -173,10 +175,22 @@ def test_looks_of_a_single_training_must_divide_the_steps_of_the_plans(looks, re
     source = next(c.source for c in notebook.cells if c.source.startswith("choices = "))
     space = {"TEACHER": "a.safetensors", "N_UNLABELLED": [34], "main": 34}
     space |= {f"{who}_PLAN": [20, 10, 1e-3, 5, 1] for who in ("TEACHER", "STUDENT", "CONTROL")}
-    space["check_overrides"] = check_overrides
+    space["runs"] = runs
     space["OVERRIDES"] = {"distilled, 34 images": {"EPOCHS": looks}}
     if refused:
         with pytest.raises(ValueError, match=f"must divide the steps of every plan, got {looks}"):
             exec(source, space)
     else:
         exec(source, space)
+
+
+def test_ticks_of_rates_of_three_decades_do_not_overlap():
+    rates = [93_411.0, 853, 3_045, 591, 412]  # measured on a GPU
+    figure, axes = plt.subplots(figsize=(6, 2.6))
+    plots.plot_rates(axes, pd.Series(rates, ["read", "decode", "network", "pass", "student step"]))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_visible()]
+    shown = sorted((box.x0, box.x1) for box in boxes if box.width)
+    plt.close(figure)
+    assert len(shown) >= 3
+    assert all(end + 4 < start for (_, end), (start, _) in pairwise(shown))

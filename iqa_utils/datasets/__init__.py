@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 
 from iqa_utils.datasets import readers
+from iqa_utils.datasets.parsing import numbers
 from iqa_utils.files import hash_file, listed, read_mapping
 from iqa_utils.splits import SPLITS
 
@@ -71,9 +72,11 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
         fingerprint.
 
     Raises:
+        KeyError: If there is no data set of that name.
         FileNotFoundError: If the folder or one of its annotation files is missing.
-        ValueError: If a column is renamed, files disagree, a name is there twice (or differs
-            only in case from another), or a score is missing or outside the scale.
+        ValueError: If a file cannot be read, a column is renamed, a cell holds no number, files
+            disagree, a name is there twice (or differs only in case from another), or a score is
+            missing or outside the scale. The text names the file.
 
     Note:
         KonIQ's ``mos`` is the z-score MOS on 0-100; ``mos_raw`` keeps 1-5. LIVE becomes
@@ -90,11 +93,13 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
     synthetic = read_mapping(marker) if marker.is_file() else {}
     table = pd.DataFrame({"image": _paths_on_disk(names, root, info.folders)})
     table["mos"] = _checked_scores(raw["mos"], names, info.scale, where)
-    table["mos_std"] = pd.to_numeric(raw["mos_std"]).astype(float)
+    told = raw[["image", "mos_std", "level"]]
+    table["mos_std"] = numbers(told, ["mos_std"], where, blank=True).astype(float)
     scenes = names.map(synthetic.get("references", {})).astype(object).fillna(table["image"])
     table["reference"] = raw["reference"].astype(object).fillna(scenes)
     table["distortion"] = raw["distortion"].astype(object)
-    table["level"] = raw["level"].astype("Int64")
+    level = numbers(told, ["level"], where, blank=True, whole=True)
+    table["level"] = level.astype("Int64")
     table["split"] = raw["split"].astype(object)
     unknown = sorted(set(table["split"].dropna()) - set(SPLITS))
     if unknown:
@@ -240,9 +245,9 @@ def _checked_names(names: pd.Series, where: str) -> pd.Series:
     names = names.fillna("").astype(str).str.strip().str.replace("\\", "/").astype(object)
     if (names == "").any():
         raise ValueError(f"{where}: expected a name in every row, found an empty one")
-    outside = names[names.str.contains(r"^/|(?:^|/)\.\.(?:/|$)|^\w:")]
+    outside = names[names.str.contains(r"^/|(?:^|/)\.\.(?:/|$)|^\w:|\x00")]
     if len(outside):
-        raise ValueError(f"{where}: expected names below the folder, found {outside.iloc[0]}")
+        raise ValueError(f"{where}: expected names below the folder, found {outside.iloc[0]!r}")
     twice = names[names.duplicated()]
     if len(twice):
         raise ValueError(

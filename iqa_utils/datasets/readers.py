@@ -8,12 +8,27 @@ of images. Validation that holds for every set lives in :mod:`iqa_utils.datasets
 import io
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.io
 import xlrd
+
+from iqa_utils.datasets.parsing import (
+    agree,
+    equal_lengths,
+    matlab_names,
+    matlab_numbers,
+    numbers,
+    read_any_csv,
+    read_csv,
+    reading,
+    same_names,
+    take_columns,
+    unexpected,
+    words_of,
+)
 
 Files = Mapping[str, Path]
 
@@ -47,32 +62,6 @@ KADID_TYPES = (  # noqa: SIM905
 ).split("|")
 
 
-def read_csv(path: Path, columns: list[str], **options: object) -> pd.DataFrame:
-    """Read the named columns of a CSV file, in the order asked for."""
-    return _columns(pd.read_csv(path, skipinitialspace=True, **options), columns, path)
-
-
-def _columns(table: pd.DataFrame, columns: list[str], path: Path) -> pd.DataFrame:
-    """Take the named columns, or say which are missing and what is there instead."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        found = [str(column) for column in table.columns]
-        raise ValueError(f"{path}: expected columns {columns}, found {found}; missing {missing}")
-    if table.empty:
-        raise ValueError(f"{path}: expected one row per image, found no row")
-    return table[columns].copy()
-
-
-def _same_names(left: pd.Series, right: pd.Series, files: str) -> None:
-    """Refuse two files of one set that do not list the same images."""
-    first, second = sorted(set(left) - set(right)), sorted(set(right) - set(left))
-    if first or second:
-        raise ValueError(
-            f"{files} disagree: {len(first)} images only in the first {first[:5]}, "
-            f"{len(second)} only in the second {second[:5]}"
-        )
-
-
 def read_koniq10k(files: Files) -> pd.DataFrame:
     """Read KonIQ-10k: the z-score MOS (0-100), the votes, the official split, the indicators.
 
@@ -80,63 +69,62 @@ def read_koniq10k(files: Files) -> pd.DataFrame:
     first and counts in the second. Here ``mos`` is the z-score MOS, ``mos_raw`` and ``sd_raw`` are
     on 1-5 and ``c1..c5`` counts; (MOS - 1) / 4 * 100 has other range counts.
     """
-    sets_path = files["koniq10k_distributions_sets.csv"]
-    wanted = ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "set"]
-    table = read_csv(sets_path, wanted, dtype={"image_name": str})
-    table[KONIQ_COUNTS] = table[KONIQ_COUNTS].mul(table["c_total"], axis=0).round()
+    path = files["koniq10k_distributions_sets.csv"]
+    table = read_csv(path, ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "set"])
+    without = table.loc[table["set"].isna(), "image_name"]
+    if len(without):
+        raise unexpected(path, "a set for every image", f"none for {without.iloc[0]}")
+    shares = numbers(table, KONIQ_COUNTS, path, low=0)
+    table["c_total"] = numbers(table, ["c_total"], path, whole=True, low=1)["c_total"]
+    table[KONIQ_COUNTS] = shares.mul(table["c_total"], axis=0).round()
+    table[["MOS", "SD"]] = numbers(table, ["MOS", "SD"], path, low=0)
+    table["mos_raw"] = _mean_vote(table, path)
     table = table.rename(columns={"MOS": "mos", "SD": "sd_raw", "set": "split"})
     if scores_path := files.get("koniq10k_scores_and_distributions.csv"):
-        table = _koniq_scores(table, scores_path)
-    votes = table[KONIQ_COUNTS].to_numpy(float)  # (N, 5)
-    table["mos_raw"] = votes @ np.arange(1, 6) / votes.sum(axis=1)
+        table = _koniq_scores(table, scores_path, f"{scores_path} and {path.name}")
     table[KONIQ_INDICATORS] = np.nan
-    if path := files.get("koniq10k_indicators.csv"):
-        by_id = read_csv(path, ["image_id", *KONIQ_INDICATORS], dtype={"image_id": str})
-        by_id = by_id.set_index(by_id.pop("image_id") + ".jpg")
-        _same_names(table["image_name"], by_id.index, f"the scores and {path.name}")
-        table[KONIQ_INDICATORS] = by_id.loc[table["image_name"]].to_numpy()
+    if by_id_path := files.get("koniq10k_indicators.csv"):
+        by_id = read_csv(by_id_path, ["image_id", *KONIQ_INDICATORS])
+        values = numbers(by_id, KONIQ_INDICATORS, by_id_path)
+        values = values.set_index(by_id["image_id"] + ".jpg")
+        same_names(table["image_name"], values.index, f"{path} and {by_id_path.name}")
+        table[KONIQ_INDICATORS] = values.loc[table["image_name"]].to_numpy()
     table = table.rename(columns={"image_name": "image", "c_total": "votes"})
     columns = ["image", "mos", "split", *KONIQ_COUNTS, "votes", "mos_raw", "sd_raw"]
     return table[[*columns, *KONIQ_INDICATORS]].astype(dict.fromkeys([*KONIQ_COUNTS, "votes"], int))
 
 
-def _koniq_scores(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _mean_vote(table: pd.DataFrame, path: Path) -> np.ndarray:
+    """Return the mean vote (N,) on 1-5 of a KonIQ table whose total is that of its votes."""
+    votes = table[KONIQ_COUNTS].to_numpy(float)  # (N, 5)
+    total = pd.Series(votes.sum(axis=1))
+    agree(table, "c_total", total, 0.0, f"{path}: the file and the sum of its votes")
+    return votes @ np.arange(1, 6) / votes.sum(axis=1)
+
+
+def _koniq_scores(table: pd.DataFrame, path: Path, both: str) -> pd.DataFrame:
     """Take the numbers of the scores file, in its order, where the sets file agrees."""
-    wanted = ["image_name", *KONIQ_COUNTS, "c_total", "SD", "MOS_zscore"]
-    scores = read_csv(path, wanted, dtype={"image_name": str})
-    _same_names(scores["image_name"], table["image_name"], f"{path.name} and the sets file")
+    scores = read_csv(path, ["image_name", *KONIQ_COUNTS, "c_total", "MOS", "SD", "MOS_zscore"])
+    counts = [*KONIQ_COUNTS, "c_total"]
+    scores[counts] = numbers(scores, counts, path, whole=True, low=0)
+    scores[["MOS", "SD", "MOS_zscore"]] = numbers(scores, ["MOS", "SD", "MOS_zscore"], path)
+    same_names(scores["image_name"], table["image_name"], both)
     joined = scores.merge(table, on="image_name", how="left", suffixes=("", "_sets"))
-    pairs = {count: (f"{count}_sets", 0.0) for count in KONIQ_COUNTS}
-    pairs |= {"MOS_zscore": ("mos", 1e-6), "SD": ("sd_raw", 1e-6)}
-    for column, (other, tolerance) in pairs.items():
-        apart = joined[~((joined[column] - joined[other]).abs() <= tolerance)]
-        if len(apart):
-            first = apart.iloc[0]
-            raise ValueError(
-                f"{path}: files disagree on {column} of {len(apart)} images, first "
-                f"{first['image_name']}: {first[column]:g} against {first[other]:g}"
-            )
-    return joined.assign(mos=joined["MOS_zscore"], sd_raw=joined["SD"])
+    for count in KONIQ_COUNTS:
+        agree(joined, count, joined[f"{count}_sets"], 0.0, both)
+    agree(joined, "MOS_zscore", joined["mos"], 1e-6, both)
+    agree(joined, "SD", joined["sd_raw"], 1e-6, both)
+    mean = pd.Series(_mean_vote(joined, path))
+    agree(joined, "MOS", mean, 1e-6, f"{path}: the file and the mean of its votes")
+    return joined.assign(mos=joined["MOS_zscore"], sd_raw=joined["SD"], mos_raw=mean)
 
 
-def _matlab(path: Path, name: str) -> np.ndarray:
-    """Return one variable of a MATLAB file, flat."""
-    content = scipy.io.loadmat(path)
-    if name not in content:
-        found = sorted(key for key in content if not key.startswith("__"))
-        raise ValueError(f"{path}: expected variable {name!r}, found {found}")
-    return content[name].ravel()
-
-
-def _strings(cells: np.ndarray) -> list[str]:
-    """Turn a flat MATLAB cell array of strings into a list."""
-    return [str(np.asarray(cell).ravel()[0]) for cell in cells]
-
-
-def _equal_lengths(lengths: Mapping[str, int], folder: Path) -> None:
-    """Refuse lists that belong together but differ in length."""
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{folder}: lists of one set differ in length: {dict(lengths)}")
+def _originals(path: Path) -> np.ndarray:
+    """Read which images of LIVE are originals, (N,)."""
+    found = matlab_numbers(path, "orgs")
+    if not np.isin(found, (0, 1)).all():
+        raise unexpected(path, "0 or 1 in orgs", np.setdiff1d(found, (0, 1))[:5])
+    return found.astype(bool)
 
 
 def read_live(files: Files) -> pd.DataFrame:
@@ -147,31 +135,63 @@ def read_live(files: Files) -> pd.DataFrame:
     ``refnames_all.mat``; without it the official counts hold (982 in all).
     """
     realigned = files["dmos_realigned.mat"]
-    dmos, std = _matlab(realigned, "dmos_new"), _matlab(realigned, "dmos_std")
-    is_original = _matlab(realigned, "orgs").astype(bool)
-    references = _strings(_matlab(files["refnames_all.mat"], "refnames_all"))
-    infos = {}  # image -> reference by folder, from lines `reference image parameter`
-    for folder in LIVE_FOLDERS:
-        if path := files.get(f"{folder}/info.txt"):
-            lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-            infos[folder] = {line[1]: line[0] for line in lines}
-    counts = {folder: len(infos.get(folder, range(n))) for folder, n in LIVE_FOLDERS.items()}
-    images = [f"{folder}/img{i + 1}.bmp" for folder, n in counts.items() for i in range(n)]
+    dmos, std = matlab_numbers(realigned, "dmos_new"), matlab_numbers(realigned, "dmos_std")
+    is_original = _originals(realigned)
+    references = matlab_names(files["refnames_all.mat"], "refnames_all")
+    lists = f"{realigned} and refnames_all.mat"
     lengths = {"dmos_new": len(dmos), "dmos_std": len(std), "orgs": len(is_original)}
-    lengths |= {"refnames_all": len(references), "images by folder": len(images)}
-    _equal_lengths(lengths, realigned.parent)
-    for image, reference in zip(images, references, strict=True):
-        folder, name = image.split("/")
-        told = infos[folder].get(name, "none") if folder in infos else reference
-        if told.lower() != reference.lower():
-            raise ValueError(
-                f"{folder}/info.txt and refnames_all.mat disagree on the reference of {image}: "
-                f"{told} against {reference}"
-            )
+    lengths["refnames_all"] = len(references)
+    equal_lengths(lengths, lists)
+    images = _live_images(files, references)
+    equal_lengths(lengths | {"images by folder": len(images)}, lists)
+    if path := files.get("dmos.mat"):
+        both, older = f"{realigned} and dmos.mat", _originals(path)
+        equal_lengths({"orgs": len(is_original), "orgs of dmos.mat": len(older)}, both)
+        marks = pd.DataFrame({"image_name": images, "orgs": is_original.astype(int)})
+        agree(marks, "orgs", pd.Series(older.astype(int)), 0, both)
     table = pd.DataFrame({"image": images, "mos": LIVE_TOP - dmos, "mos_std": std})
     table["reference"] = [Path(name).stem.lower() for name in references]
     table["distortion"] = table["image"].str.split("/").str[0]
     return table[~is_original].reset_index(drop=True)
+
+
+def _live_images(files: Files, references: list[str]) -> list[str]:
+    """Name LIVE's images in the order of the lists; info.txt must have the listed references."""
+    told = {}  # image -> its reference by info.txt, "" where there is no such file
+    for folder, official in LIVE_FOLDERS.items():
+        path = files.get(f"{folder}/info.txt")
+        info = _live_info(path) if path else [""] * official
+        told |= {f"{folder}/img{i}.bmp": name for i, name in enumerate(info, start=1)}
+    rows = zip_longest(told, told.values(), references, fillvalue="none")
+    apart = [row for row in rows if row[1] and row[1].lower() != row[2].lower()]
+    if apart:
+        image, ours, listed = apart[0]
+        what = "info.txt and refnames_all.mat disagree on the reference of"
+        if len(told) > len(references):
+            what = "info.txt names images that refnames_all.mat lacks, first apart at"
+        elif len(told) < len(references):
+            what = "info.txt lacks images that refnames_all.mat has, first apart at"
+        counts = f"{len(told)} images against {len(references)}"
+        place = files["refnames_all.mat"].parent
+        raise ValueError(f"{place}: {what} {image}: {ours} against {listed} ({counts})")
+    return list(told)
+
+
+def _live_info(path: Path) -> list[str]:
+    """Return the references of img1.bmp, img2.bmp, ... from lines `reference image parameter`."""
+    info = {}
+    for number, words in words_of(path):
+        if len(words) < 2:
+            raise unexpected(path, "`reference image parameter`", f"`{words[0]}`", number)
+        if words[1] in info:
+            raise unexpected(path, "every image once", f"{words[1]} again", number)
+        info[words[1]] = words[0]
+    wanted = [f"img{i + 1}.bmp" for i in range(len(info))]
+    missing = [name for name in wanted if name not in info]
+    if missing:
+        gap = f"{sorted(set(info) - set(wanted))[:5]} and no {missing[:5]}"
+        raise unexpected(path, f"img1.bmp to img{len(info)}.bmp", gap)
+    return [info[name] for name in wanted]
 
 
 def read_csiq(files: Files) -> pd.DataFrame:
@@ -180,22 +200,26 @@ def read_csiq(files: Files) -> pd.DataFrame:
     The sheet's table starts where a row says ``image``; the image called 1600 arrives as a number.
     """
     path = files["csiq.DMOS.xlsx"]
-    cells = pd.read_excel(path, sheet_name="all_by_image", header=None)
+    with reading(path, "an Excel workbook with the sheet all_by_image"):
+        cells = pd.read_excel(path, sheet_name="all_by_image", header=None)
     header = np.argwhere((cells == "image").to_numpy())
     if len(header) == 0:
-        raise ValueError(f"{path}: sheet all_by_image has no header cell 'image'")
+        raise unexpected(path, "a header cell 'image' in sheet all_by_image", "none")
     row, column = header[0]
     table = cells.iloc[row + 1 :, column:].set_axis(cells.iloc[row, column:].tolist(), axis=1)
-    table = _columns(table, ["image", "dst_type", "dst_lev", "dmos_std", "dmos"], path)
-    unknown = sorted(set(table["dst_type"]) - set(CSIQ_TYPES))
+    table = take_columns(table, ["image", "dst_type", "dst_lev", "dmos_std", "dmos"], path)
+    unknown = sorted(set(table["dst_type"]) - set(CSIQ_TYPES), key=str)
     if unknown:
-        raise ValueError(f"{path}: expected dst_type among {list(CSIQ_TYPES)}, found {unknown}")
+        raise unexpected(path, f"dst_type among {list(CSIQ_TYPES)}", unknown)
+    if table["image"].isna().any():
+        raise unexpected(path, "an image in every row", "an empty cell")
     folder, token = zip(*(CSIQ_TYPES[kind] for kind in table["dst_type"]), strict=True)
-    reference, level = table["image"].astype(str), table["dst_lev"].astype(int)
-    numbers = table[["dmos", "dmos_std"]].apply(pd.to_numeric, errors="coerce")
+    reference = table["image"].astype(str)
+    level = numbers(table, ["dst_lev"], path, whole=True, low=1)["dst_lev"].astype(int)
+    scores = numbers(table, ["dmos", "dmos_std"], path, blank=True)
     parts = zip(folder, reference, token, level, strict=True)
     found = {"image": [f"{f}/{r}.{t}.{n}.png" for f, r, t, n in parts]}
-    found |= {"mos": 1 - numbers["dmos"], "mos_std": numbers["dmos_std"], "reference": reference}
+    found |= {"mos": 1 - scores["dmos"], "mos_std": scores["dmos_std"], "reference": reference}
     return pd.DataFrame(found | {"distortion": folder, "level": level})
 
 
@@ -214,11 +238,13 @@ def _coded_names(names: pd.Series, pattern: str, types: list[str], path: Path) -
 def _read_tid(files: Files, n_types: int) -> pd.DataFrame:
     """Read `mos_with_names.txt`, lines `score name`; the case of the names is mixed."""
     path = files["mos_with_names.txt"]
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    bad = [line for line in lines if len(line) != 2]
-    if bad or not lines:
-        raise ValueError(f"{path}: expected lines `score name`, found {bad[:1] or 'none'}")
-    table = pd.DataFrame(lines, columns=["mos", "image"])
+    lines = words_of(path)
+    for number, words in lines:
+        if len(words) != 2:
+            raise unexpected(path, "`score name`", f"`{' '.join(words)}`", number)
+    if not lines:
+        raise unexpected(path, "lines `score name`", "none")
+    table = pd.DataFrame([words for _, words in lines], columns=["mos", "image"])
     names = _coded_names(table["image"], r"^(I\d+)_(\d+)_(\d)\.bmp$", TID_TYPES[:n_types], path)
     return pd.concat([table[["image", "mos"]], names], axis=1)
 
@@ -243,7 +269,8 @@ def read_kadid10k(files: Files) -> pd.DataFrame:
     if len(wrong):
         row = wrong.iloc[0]
         raise ValueError(f"{path}: reference {row['ref_img']} does not belong to {row['dist_img']}")
-    scores = {"image": table["dist_img"], "mos": table["dmos"], "mos_std": np.sqrt(table["var"])}
+    variance = numbers(table, ["var"], path, blank=True, low=0)["var"]
+    scores = {"image": table["dist_img"], "mos": table["dmos"], "mos_std": np.sqrt(variance)}
     return pd.concat([pd.DataFrame(scores), names], axis=1)
 
 
@@ -254,28 +281,32 @@ def read_bid(files: Files) -> pd.DataFrame:
     said; there ``mos_std`` is missing. Image numbers have gaps.
     """
     path = files["DatabaseGrades.xls"]
-    sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-    header, *rows = [sheet.row_values(i) for i in range(sheet.nrows)] or [[]]
-    table = pd.DataFrame(rows, columns=header)
+    with reading(path, "an Excel workbook of the old kind (.xls)"):
+        sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
+        rows = [sheet.row_values(i) for i in range(sheet.nrows)] or [[]]
+    cells = [[None if cell == "" else cell for cell in row] for row in rows[1:]]
+    table = pd.DataFrame(cells, columns=rows[0])
     columns = ["Image Number", "Average Subjective Grade", "Number of Grades"]
     grade_columns = [c for c in table.columns if str(c).startswith("Grade #")]
-    table = _columns(table, [*columns, *grade_columns], path)
-    table = table.apply(pd.to_numeric, errors="coerce")  # blanks become NaN
-    grades = table[grade_columns]
-    number, mean, votes = (table[column] for column in columns)
+    table = take_columns(table, [*columns, *grade_columns], path)
+    whole = numbers(table, [columns[0], columns[2]], path, whole=True, low=1).astype(int)
+    number, votes = whole[columns[0]], whole[columns[2]]
+    mean = numbers(table, [columns[1]], path)[columns[1]]
+    grades = table[grade_columns].apply(pd.to_numeric, errors="coerce")  # blanks become NaN
     sound = (grades.count(axis=1) == votes) & ((grades.mean(axis=1) - mean).abs() <= 1e-3)
-    found = {"image": [f"DatabaseImage{int(n):04d}.JPG" for n in number], "mos": mean}
+    found = {"image": [f"DatabaseImage{n:04d}.JPG" for n in number], "mos": mean}
     found["mos_std"] = grades.std(axis=1, ddof=1).where(sound)
-    return pd.DataFrame(found | {"votes": votes.astype(int)})
+    return pd.DataFrame(found | {"votes": votes})
 
 
 def read_livec(files: Files) -> pd.DataFrame:
     """Read LIVE In the Wild: three parallel lists; the training images t1, t2, ... are dropped."""
-    images = _strings(_matlab(files["Data/AllImages_release.mat"], "AllImages_release"))
-    mos = _matlab(files["Data/AllMOS_release.mat"], "AllMOS_release")
-    std = _matlab(files["Data/AllStdDev_release.mat"], "AllStdDev_release")
-    lengths = {"images": len(images), "mos": len(mos), "std": len(std)}
-    _equal_lengths(lengths, files["Data/AllMOS_release.mat"].parent)
+    images = matlab_names(files["Data/AllImages_release.mat"], "AllImages_release")
+    mos = matlab_numbers(files["Data/AllMOS_release.mat"], "AllMOS_release")
+    std = matlab_numbers(files["Data/AllStdDev_release.mat"], "AllStdDev_release")
+    lengths = {"AllImages_release": len(images), "AllMOS_release": len(mos)}
+    lengths["AllStdDev_release"] = len(std)
+    equal_lengths(lengths, files["Data/AllMOS_release.mat"].parent)
     table = pd.DataFrame({"image": images, "mos": mos, "mos_std": std})
     training = table["image"].str.fullmatch(r"t[1-7]\.bmp", case=False)
     return table[~training].reset_index(drop=True)
@@ -284,10 +315,13 @@ def read_livec(files: Files) -> pd.DataFrame:
 def read_spaq(files: Files) -> pd.DataFrame:
     """Read SPAQ: MOS on 0-100, and the five attribute scores where the sheet has them."""
     path = files["Annotations/MOS and Image attribute scores.xlsx"]
-    table = pd.read_excel(path)
+    with reading(path, "an Excel workbook"):
+        table = pd.read_excel(path)
     attributes = ["Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness"]
     kept = [column for column in attributes if column in table.columns]
-    table = _columns(table, ["Image name", "MOS", *kept], path)
+    table = take_columns(table, ["Image name", "MOS", *kept], path)
+    scores = ["MOS", *kept]
+    table[scores] = numbers(table, scores, path, blank=True)
     return table.rename(
         columns={"Image name": "image", "MOS": "mos"} | {c: c.lower() for c in kept}
     )
@@ -313,6 +347,6 @@ def read_biq2021(files: Files) -> pd.DataFrame:
 def read_table(files: Files) -> pd.DataFrame:
     """Read any CSV with ``image,mos`` and, if present, the other columns of a score table."""
     path = files["scores.csv"]
-    table = pd.read_csv(path, dtype={"image": str, "reference": str}, skipinitialspace=True)
-    _columns(table, ["image", "mos"], path)
-    return table
+    table = read_any_csv(path)
+    take_columns(table, ["image", "mos"], path)
+    return table.dropna(how="all")

@@ -39,7 +39,6 @@ class DualXception(nn.Module):
         plane_size: Side of the constant planes in pixels; None makes them as large as the image, as
             the author did, for the same numbers at many times the cost.
         pooling: As :class:`iqa_utils.models.shared.PooledTrunk`.
-        activation: Apply the paper's leaky ReLU (slope 0.1; the author's code leaves it out).
         frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
             weights and statistics, and :meth:`forward` takes their output in place of images.
         mos_mean: Score that an untrained network predicts, on the data's scale.
@@ -68,7 +67,6 @@ class DualXception(nn.Module):
         width: int = 1024,
         plane_size: int | None = 64,
         pooling: Pooling = "mean",
-        activation: bool = True,
         frozen: str | None = None,
         mos_mean: float = 0.0,
         mos_std: float = 1.0,
@@ -95,7 +93,7 @@ class DualXception(nn.Module):
             linear = fusion == "linear"
             self.parameter_branch = nn.Linear(N_PARAMETERS, 1) if linear else nn.Identity()
             n_features += 1 if linear else N_PARAMETERS
-        self.activation = nn.LeakyReLU(0.1) if activation else nn.Identity()
+        self.activation = nn.LeakyReLU(0.1)  # the author's code leaves it out
         self.head = nn.Linear(n_features, 1)
         self.plane_size = plane_size
         self.register_buffer("mos_mean", torch.tensor(float(mos_mean)))
@@ -140,9 +138,6 @@ class KonCept(nn.Module):
 
     Args:
         backbone: timm name of the trunk.
-        pooling: ``"global"`` averages the whole map, as in the authors' notebooks. ``"8x8"``
-            averages its top-left 8x8 positions, as in their PyTorch port, which keeps the trunk's
-            pooling of 299-pixel inputs: at 512x384 it sees 64 of 140 positions.
         widths: Widths of the three layers.
         frozen: Name of a layer of the trunk that is not trained, nor any before it, as
             in :class:`DualXception`.
@@ -152,7 +147,8 @@ class KonCept(nn.Module):
 
     Note:
         Layers follow the released notebooks: dense, ReLU, batch normalisation, dropout; weights
-        drawn as He did. 59,821,729 parameters; the "56 million" of Lehmann is InceptionResNetV2
+        drawn as He did; the map is averaged over all places, of which their PyTorch port sees the
+        top-left 8x8. 59,821,729 parameters; the "56 million" of Lehmann is InceptionResNetV2
         with its ImageNet classifier. Standardised output is ours: as released the head needs 13
         epochs to climb to the mean score.
 
@@ -164,7 +160,6 @@ class KonCept(nn.Module):
         self,
         backbone: str = "inception_resnet_v2",
         *,
-        pooling: Literal["global", "8x8"] = "global",
         widths: tuple[int, ...] = WIDTHS,
         frozen: str | None = None,
         mos_mean: float = 0.0,
@@ -172,11 +167,8 @@ class KonCept(nn.Module):
         pretrained: str | Path = "random",
     ) -> None:
         super().__init__()
-        if pooling not in ("global", "8x8"):
-            raise ValueError(f"pooling must be 'global' or '8x8', got {pooling!r}")
         self.architecture = architecture("koncept", locals())
-        how = "mean" if pooling == "global" else pooling
-        self.image_branch = PooledTrunk(backbone, 3, pooling=how, pretrained=pretrained)
+        self.image_branch = PooledTrunk(backbone, 3, pretrained=pretrained)
         if frozen is not None:
             self.image_branch.freeze(frozen)
         layers, n_in = [], self.image_branch.n_features

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iqa_utils.backbones import create_backbone, freeze_batch_statistics
 
 Variant = Literal["A", "B", "C", "G"]
-Pooling = Literal["mean", "mean_std", "8x8"]
+Pooling = Literal["mean", "mean_std"]
 
 
 def architecture(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,9 +69,8 @@ def count_macs(network: nn.Module, height: int, width: int, *more: Tensor) -> in
 class PooledTrunk(nn.Module):
     """A trunk for some input planes, and the pooling and layers that turn its map into a feature.
 
-    ``pooling`` is the ``mean`` over all positions, ``mean_std`` also their standard deviation, or
-    ``8x8``, the mean of the 8x8 positions at the top left. The other arguments are those of
-    :class:`iqa_utils.models.dual_xception.DualXception`.
+    ``pooling`` is the ``mean`` over all positions, or ``mean_std``, also their standard deviation.
+    The other arguments are those of :class:`iqa_utils.models.dual_xception.DualXception`.
     """
 
     def __init__(
@@ -143,8 +142,6 @@ class PooledTrunk(nn.Module):
         """Pool a map (B, F, h, w) to (B, F) or, with the spread, (B, 2 F)."""
         if maps.ndim != 4:
             raise ValueError(f"the trunk must end in a map (B, F, h, w), got {tuple(maps.shape)}")
-        if self.pooling == "8x8":
-            maps = maps[:, :, :8, :8]
         mean = maps.mean(dim=(2, 3))
         if self.pooling != "mean_std":
             return mean

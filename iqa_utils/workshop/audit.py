@@ -98,12 +98,12 @@ def deviation_bounds(values: Sequence[Interval], ddof: int) -> Interval:
     return float(smallest), float(largest)
 
 
-def smallest_deviation(counts: np.ndarray, width: float = 20.0) -> float:
-    """Smallest standard deviation of scores with these counts in adjoining ranges of a width.
+def smallest_deviation(counts: np.ndarray) -> float:
+    """Smallest standard deviation of scores with these counts in adjoining ranges of 20 points.
 
     Every score is moved as close to a common centre as its range allows.
     """
-    edges = width * np.arange(len(counts) + 1)
+    edges = 20.0 * np.arange(len(counts) + 1)
     centres = np.linspace(edges[0], edges[-1], 2001)[:, None]
     gaps = np.maximum(np.maximum(edges[:-1] - centres, centres - edges[1:]), 0.0)
     return float(np.sqrt((gaps**2 @ counts).min() / counts.sum()))

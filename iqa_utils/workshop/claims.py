@@ -297,7 +297,7 @@ def counts(board: pd.DataFrame) -> pd.DataFrame:
     return table[table.sum(axis=1) > 0]
 
 
-def coverage(claims: pd.DataFrame | None = None) -> pd.DataFrame:
+def coverage() -> pd.DataFrame:
     """List every table of the ledger with the notebook that answers it or the reason why not.
 
     Returns:
@@ -307,7 +307,7 @@ def coverage(claims: pd.DataFrame | None = None) -> pd.DataFrame:
     Raises:
         ValueError: If a table of the ledger is not listed, or one is listed that it does not hold.
     """
-    tables = (load_claims() if claims is None else claims).groupby(["paper", "table"], sort=False)
+    tables = load_claims().groupby(["paper", "table"], sort=False)
     rows, listed = [], _coverage_list()
     if lost := set(tables.groups) ^ set(listed):
         raise ValueError(f"the ledger and its coverage differ in {sorted(lost)}")

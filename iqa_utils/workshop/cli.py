@@ -51,9 +51,10 @@ def options(
 def list_all(data_root: DataRoot = DATA_ROOT) -> None:
     """Show the notebooks with their profiles and runs, and which data and weights are here."""
     need_checkout()
-    from iqa_utils.workshop import overview
+    from iqa_utils.workshop import downloads, notebooks
 
-    print("\n".join(overview.lines(data_root)))
+    lines = [*notebooks.describe_notebooks(), *downloads.describe_data(data_root)]
+    print("\n".join(lines))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -198,9 +199,9 @@ def demo(
 @data_app.command(name="list")
 def data_list(data_root: DataRoot = DATA_ROOT) -> None:
     """Show what each data set is, its terms, and whether it is here or where it comes from."""
-    from iqa_utils.workshop import overview
+    from iqa_utils.workshop.downloads import catalogue
 
-    print("\n\n".join(overview.catalogue(data_root)))
+    print("\n\n".join(catalogue(data_root)))
 
 
 @data_app.command(name="splits")

@@ -1,4 +1,4 @@
-"""Fetch the data sets that are openly served, and say what to do about the others.
+"""Say which data is here, fetch what is openly served, and say how to get the rest.
 
 Only addresses that public documentation confirms stand here. pooch fetches: it compares length and
 hash, where one was published, and tries again where a connection broke. Archives come from others:
@@ -13,7 +13,6 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pooch
 
-from iqa_utils.datasets import DATASETS, DEMO_MARKER
+from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
 from iqa_utils.files import hash_file, listed, lock
 from iqa_utils.workshop import ROOT
 
@@ -67,9 +66,50 @@ class ArchiveError(ValueError):
     """An archive that is broken or not safe to unpack; the message names the entry."""
 
 
-def download(
-    name: str, root: str | Path, *, mirror: str = "", tell: Callable[[str], None] = print
-) -> bool:
+def describe_data(data_root: Path) -> list[str]:
+    """Say in lines of text which data sets and weights are here."""
+    here = [name for name in DATASETS if is_here(name, data_root)]
+    absent = [name for name in SOURCES if name not in here]
+    texts = [f"data sets below {data_root}", f"  here      {', '.join(here) or 'none'}"]
+    texts += [f"  download  {', '.join(absent) or 'none'}", "  others    iqa data list", "weights"]
+    return texts + [f"  {line}" for line in _weights()]
+
+
+def catalogue(data_root: Path) -> list[str]:
+    """Describe every data set, and whether it is here, served openly, or fetched by hand."""
+    texts = []
+    for name in DATASETS:
+        where = f"{data_root / name}"
+        if is_here(name, data_root):
+            where += ", synthetic" * (data_root / name / DEMO_MARKER).is_file()
+        else:
+            how = f"iqa data download {name}" if name in SOURCES else "by hand to"
+            where = f"no; {how} {where}"
+        texts.append(f"{describe(name)}\n  here    {where}")
+    return texts
+
+
+def is_here(name: str, data_root: Path) -> bool:
+    """Tell whether the annotation files of a data set are in its folder."""
+    try:
+        return bool(locate(name, data_root / name))
+    except FileNotFoundError:
+        return False
+
+
+def _weights() -> list[str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    shipped = ("shipped", Path(__file__).parents[1] / "weights", "quality.safetensors")
+    files = ("file", ROOT / "data" / "weights", "*.*")
+    found, hub = [], ("hub", Path(HF_HUB_CACHE), "models--*")
+    for word, folder, pattern in (shipped, files, hub):
+        for path in sorted(folder.glob(pattern)):
+            found.append(f"{word:9} {path.name.removeprefix('models--').replace('--', '/')}")
+    return found or ["none; `hub` fetches them, or put files into data/weights"]
+
+
+def download(name: str, root: str | Path, *, mirror: str = "") -> bool:
     """Bring a data set into its official layout, or return False and say how the user can.
 
     What was fetched and unpacked before is not fetched again. ``mirror`` is the address of a folder
@@ -80,10 +120,10 @@ def download(
     if mirror and urlsplit(mirror).scheme not in ("http", "https"):
         raise ValueError(f"expected a mirror as http(s)://..., got {mirror!r}")
     info, root = DATASETS[name], Path(root)
-    tell(f"{info.title}: {info.home}; terms: {info.terms}")
+    print(f"{info.title}: {info.home}; terms: {info.terms}")
     if name not in SOURCES:
         folders = " or ".join(folder or "the folder itself" for folder in info.folders)
-        tell(
+        print(
             f"No open address of {info.title} could be confirmed. Get it from {info.home}, unpack\n"
             f"it into {root}, so that it holds {', '.join(info.files)}\n"
             f"and the images in {folders}; then: iqa data check {name} {root}"
@@ -103,13 +143,13 @@ def download(
             elif not done.exists():
                 archive = fetch(source, work / file_name)
                 try:
-                    tell(f"{file_name}: {extract_zip(archive, root, strip=source.strip)} files")
+                    print(f"{file_name}: {extract_zip(archive, root, strip=source.strip)} files")
                 except ArchiveError:
                     archive.unlink()  # the next call fetches it anew
                     raise
                 done.write_text(f"{source.url} {hash_file(archive)}\n")
                 archive.unlink()
-    tell(f"check it with: iqa data check {name} {root}")
+    print(f"check it with: iqa data check {name} {root}")
     return True
 
 

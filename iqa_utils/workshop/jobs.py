@@ -79,6 +79,7 @@ def sampling_runs(values: Values) -> list[tuple[str, dict[str, str], str, int, t
         (method, scenario, values[select], seed, size)
         for scenarios, n, select, size in groups
         for method, scenario in scenarios.items()
+        if not values["ONLY"] or method in values["ONLY"]
         for seed in range(values["OVERRIDES"].get(method, {}).get("N_RUNS", n))
     ]
 
@@ -120,13 +121,11 @@ def _sampling(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
 
 def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
-    if values["SUBSET_WARPS"]:  # one set cut into subsets of like size
-        frame, names = next(iter(tables.values())), values["SUBSET_WARPS"]
-        subset = frame["image"].map(lambda image: Path(image).name.split(" ")[0].lower())
+    if names := list(values["SUBSET_WARPS"]):  # of one set; a stand-in is cut into like parts
+        (frame,) = tables.values()
+        stand_in = np.resize(names, len(frame))
+        subset = frame.get("subset", stand_in)
         tables = {name: frame[subset == name] for name in names}
-        for i, name in enumerate(names):
-            if tables[name].empty:  # of a stand-in
-                tables[name] = frame.iloc[i :: len(names)]
     split = partial(parts_of, seed=values["SEED"])
     counts = {k: split(frame.assign(split=None)).value_counts() for k, frame in tables.items()}
     frozen, side, released = values["FROZEN_TRUNK"], values["SIZE"], values["MIXING"] == "released"

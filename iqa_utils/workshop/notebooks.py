@@ -1,17 +1,26 @@
-"""Run notebooks in batches: parameters checked first, one line per notebook, nothing lost.
+"""List notebooks, run them in batches, and publish of a run what everyone may see.
 
 papermill itself exits 0 on a misspelt parameter, which then silently runs the default; here every
-name and type is checked before a kernel starts.
+name and type is checked before a kernel starts. One line is printed per notebook, and one that
+fails stops no other.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
+import getpass
+import io
+import json
 import multiprocessing
 import os
+import re
+import shutil
+import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -20,16 +29,28 @@ from typing import Any
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 from tqdm import tqdm
 
-from iqa_utils.files import read_mapping
-from iqa_utils.workshop.parameters import wrong_types
-from iqa_utils.workshop.publishing import publish
-from iqa_utils.workshop.runs import ROOT, resolve, run_dir
+from iqa_utils.files import read_mapping, write_json
+from iqa_utils.workshop import provenance
+from iqa_utils.workshop.runs import (
+    ROOT,
+    find_runs,
+    replace_folder,
+    resolve,
+    run_dir,
+    wrong_types,
+)
 
 NOTEBOOKS = ROOT / "notebooks"
 Job = tuple[str, Mapping[str, Any]]  # stem, parameters
 Outcome = tuple[str, float, str]  # name, seconds, failure
+MOST_BYTES = 600_000  # of a published notebook
+QUALITIES = ((1000, 128), (900, 64), (720, 32), (560, 16), (400, 8))  # longest side, colours
+COMMON_USERS = ("root", "user", "runner")  # name nobody, and are words of other texts
+HIDDEN = "Photographs of a data set: shown in the run's own folder, not published."
+_ABSOLUTE = re.compile(r"(?<![\w.:/~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)")
 
 
 def notebook_stems() -> list[str]:
@@ -49,6 +70,20 @@ def notebook_head(stem: str) -> tuple[str, str]:
     """Return title and question of a notebook."""
     title, *lines = nbformat.read(find_notebook(stem), as_version=4).cells[0].source.splitlines()
     return title.removeprefix("# "), " ".join(line[2:] for line in lines if line[:2] == "> ")
+
+
+def describe_notebooks() -> list[str]:
+    """Say in lines of text which notebooks there are, with their profiles and finished runs."""
+    runs, roots = defaultdict(list), (ROOT / "figures", ROOT / "runs")
+    for run in [*find_runs(*roots), *find_runs(*roots, rehearsal=True)]:
+        name = run["folder"].name.removeprefix(run["stem"])
+        is_own = run["folder"].is_relative_to(ROOT / "runs")
+        runs[run["stem"]].append(run["profile"] + (name if is_own else ", published"))
+    texts = ["notebooks: profiles; finished runs"]
+    for stem in notebook_stems():
+        told = f"{', '.join(profiles_of(stem))}; {'; '.join(runs[stem]) or 'none'}"
+        texts.append(f"  {notebook_head(stem)[0]}: {told}")
+    return texts
 
 
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
@@ -241,3 +276,104 @@ def _outcome(job: Job, options: Mapping[str, Any]) -> Outcome:
 def _finish_time(folder: Path) -> int | None:
     path = folder / "metrics.json"
     return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def publish(folder: Path) -> Path:
+    """Copy the public part of a finished run on real data to ``figures/STEM/PROFILE``.
+
+    That is ``metrics.json`` (numbers to nine digits), ``provenance.json``, PNG figures without
+    photographs, and the executed notebook as :func:`public_notebook` makes it. A run of a copy
+    without git gets the commit here if all files that it used are those here, by their digests.
+    """
+    name = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+    if not (folder / "metrics.json").is_file():
+        raise FileNotFoundError(f"{name} holds no metrics.json: the run did not finish")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    if metrics["profile"] == "rehearsal":
+        raise ValueError(f"{name} is a rehearsal; only real results are published")
+    used = json.loads((folder / "provenance.json").read_text())
+    if used["demo"]:
+        raise ValueError(f"{name} ran on demo data; only real results are published")
+    if metrics["parameters"].get("RUN_NAME"):
+        raise ValueError(f"{name} has a RUN_NAME; only the run without one is published")
+    target = ROOT / "figures" / metrics["stem"] / metrics["profile"]
+    new = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    figures = [p for p in folder.glob("figures/*.png") if not p.name.startswith("private-")]
+    for figure in figures:
+        shutil.copy(figure, new)
+    rows = [{key: _short(value) for key, value in row.items()} for row in metrics["results"]]
+    write_json(new / "metrics.json", metrics | {"results": rows})
+    if used["commit"] == "unknown" and provenance.is_current(used):
+        used["commit"], used["clean"] = provenance.commit()
+    write_json(new / "provenance.json", used)
+    if (notebook := folder / f"{metrics['stem']}.ipynb").is_file():
+        (new / notebook.name).write_text(public_notebook(notebook), encoding="utf-8")
+    replace_folder(new, target)
+    return target
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def public_notebook(path: Path) -> str:
+    """Return an executed notebook without photographs, paths and names of a machine.
+
+    Cells tagged ``photographs`` lose their outputs; pictures get a palette, of fewer colours and
+    pixels the more there are.
+
+    Raises:
+        ValueError: If it stays larger than ``MOST_BYTES``.
+    """
+    for side, colours in QUALITIES:
+        notebook = nbformat.read(path, as_version=4)
+        kernel = notebook.metadata.get("kernelspec", {})
+        notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        for cell in notebook.cells:
+            tags = cell.metadata.get("tags", [])
+            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+            cell.source = without_paths(cell.source)
+            if "photographs" in tags and cell.get("outputs"):
+                cell.outputs = [nbformat.v4.new_output("stream", text=f"{HIDDEN}\n")]
+            for output in cell.get("outputs", []):
+                _make_public(output, side, colours)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        if len(text.encode()) <= MOST_BYTES:
+            return text
+    raise ValueError(f"{path.name} has more than {MOST_BYTES:,} bytes even with small pictures")
+
+
+def without_paths(text: str) -> str:
+    """Make paths below the repository relative; keep only the last part of other absolute ones."""
+    text = text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    return _ABSOLUTE.sub(r"\1", text)
+
+
+def _make_public(output: nbformat.NotebookNode, side: int, colours: int) -> None:
+    output.get("metadata", {}).pop("image/png", None)
+    if "text" in output:
+        output["text"] = _anonymous(output["text"])
+    for kind, content in output.get("data", {}).items():
+        if kind == "image/png":
+            output["data"][kind] = small_picture(content, side, colours)
+        elif isinstance(content, str):
+            output["data"][kind] = _anonymous(content)
+
+
+def _anonymous(text: str) -> str:
+    names = {getpass.getuser(): "user", socket.gethostname(): "host"}
+    for name, word in names.items():
+        if name not in COMMON_USERS:
+            text = re.sub(rf"\b{re.escape(name)}\b", word, text)
+    return without_paths(text)
+
+
+def small_picture(png: str, side: int, colours: int) -> str:
+    """Shrink a picture in base64 to a longest side in pixels and a palette."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.quantize(colours).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -87,9 +87,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     for run in [run for run in runs if run["stem"] == headline.notebook]:
         for result in run["results"]:
             turned = wanted["baseline"] and _fits(result, mirrored)
-            if result["data"] == "demo" or result["ci_low"] is None:
-                continue
-            if not (turned or _fits(result, wanted)):
+            judged = result["data"] != "demo" and result["ci_low"] is not None
+            if not judged or not (turned or _fits(result, wanted)):
                 continue
             inside = {k: v for k, v in result.items() if k not in NUMBERS}
             inside["metric"] += " within subset"
@@ -340,8 +339,7 @@ def notebook_rows(runs: list[dict[str, Any]]) -> str:
     by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
     checks = audit()["verdict"].value_counts()
     odd = ", ".join(f"{checks.get(k, 0)} {k}" for k in ("inconsistent", "implausible"))
-    tabulated = counts(board).groupby("kind").sum().reindex(["re-tabulated"], fill_value=0)
-    row = tabulated.iloc[0]
+    row = counts(board).groupby("kind").sum().reindex(["re-tabulated"], fill_value=0).iloc[0]
     same = f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"
     said = {"00": f"{checks.sum()} checks: {odd}", "01": same}
     for stem in notebook_stems():

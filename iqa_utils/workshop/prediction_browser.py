@@ -76,8 +76,9 @@ def select(
     return rows.drop_duplicates(["dataset", "image"]).head(n)
 
 
-def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None, columns: int = 3) -> Figure:
+def draw(rows: pd.DataFrame, *, other: pd.DataFrame | None = None) -> Figure:
     """Draw images with their votes, opinion score and prediction, and that of another run."""
+    columns = 3
     lines = max(1, -(-len(rows) // columns))
     figure = plt.figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
     cells = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines)

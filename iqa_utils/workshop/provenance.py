@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,25 @@ import pandas as pd
 from iqa_utils.workshop import ROOT, VARIABLES
 
 CODE = Path(__file__).resolve().parents[2]  # ROOT, or where pip put the package
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+PUBLISHED = ("figures", "docs", "README.md")  # what publishing changes, and pages without code
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "pillow", "torch", "torchvision", "timm")
 
 
 def commit() -> tuple[str, bool]:
-    """Return the commit of the checkout, and whether its tracked files are those of the commit."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    name = done.stdout.strip()
-    return name.removesuffix("+") or "unknown", bool(name) and not name.endswith("+")
+    """Return the commit of the checkout, and whether its tracked files are those of the commit.
+
+    What publishing writes does not count: a run must not make the next one look changed.
+    """
+    name = _git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    others = [f":(exclude){path}" for path in PUBLISHED]
+    same = _git("diff", "--quiet", "HEAD", "--", ".", *others).returncode == 0
+    return name or "unknown", bool(name) and same
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def device_name() -> str:
@@ -62,15 +73,15 @@ def table_digest(frame: pd.DataFrame) -> str:
 
 
 def code_files() -> dict[str, str]:
-    """Digest of every file of the package, by its path in the repository."""
+    """Text of every file of the package, by its path in the repository."""
     paths = sorted((CODE / "iqa_utils").rglob("*.py"))
-    return {path.relative_to(CODE).as_posix(): _digest(path) for path in paths}
+    return {path.relative_to(CODE).as_posix(): _code(path) for path in paths}
 
 
 def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
-    """Keep those of the `code_files` that this process has imported; add the notebook's code."""
+    """Digest of those `code_files` that this process has imported, and of the notebook."""
     loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    used = {name: digest for name, digest in files.items() if str(CODE / name) in loaded}
+    used = {n: code_digest(text) for n, text in files.items() if str(CODE / n) in loaded}
     notebook = ROOT / "notebooks" / f"{stem}.ipynb"
     own = {notebook.relative_to(ROOT).as_posix(): _digest(notebook)} if notebook.is_file() else {}
     return used | own
@@ -111,9 +122,33 @@ def is_current(provenance: Mapping[str, Any]) -> bool:
 
 
 def _digest(path: Path) -> str:
-    """Digest of a file; of a notebook, that of its code without the parameters papermill adds."""
-    content = _code(path).encode() if path.suffix == ".ipynb" else path.read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    """Digest of the code of a file or notebook, as it is without papermill's parameters."""
+    return code_digest(_code(path))
+
+
+@cache
+def code_digest(code: str) -> str:
+    """Digest of what code does: of its syntax tree, so without comments, docstrings and layout."""
+    try:
+        text = _written(ast.parse(code))
+    except SyntaxError:  # a notebook of one's own may hold a line for IPython
+        text = code
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _written(node: Any) -> str:
+    """Write a syntax tree, without what is empty: Python 3.11 to 3.13 then agree."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):
+        fields["values"] = [part for part in node.values if part.value != ""]
+    told = [f"{k}={_written(v)}" for k, v in fields.items() if v not in (None, [])]
+    return f"{type(node).__name__}({','.join(told)})"
 
 
 def _code(path: Path) -> str:

@@ -69,9 +69,7 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def rehearse(
-    stems: Sequence[str] = (), *, annotations: Path | None = None, workers: int = 2
-) -> list[str]:
+def rehearse(stems: Sequence[str] = (), *, annotations: Path | None = None) -> list[str]:
     """Run the notebooks of a rehearsal and add to ``runs/rehearsal/times.json`` what each took.
 
     Only the sets that they name are made. Real files in ``annotations`` take the place of generated
@@ -84,7 +82,7 @@ def rehearse(
         folders += [resolve(values["DATA_ROOT"]) / name for name in names]
     if sets := [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]:
         ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
-    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=workers)
+    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=2)
     log = ROOT / "runs" / PROFILE / "times.json"
     earlier = json.loads(log.read_text()) if log.is_file() else {}
     write_json(log, earlier | {name: round(seconds, 1) for name, seconds, _ in outcomes})

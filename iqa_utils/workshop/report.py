@@ -22,9 +22,10 @@ import nbformat
 import pandas as pd
 from matplotlib.colors import to_hex
 
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
-from iqa_utils.workshop.notebooks import notebook_head
+from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.provenance import is_current
@@ -101,9 +102,9 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         _write(source / "generated" / f"{name}.md", f"{text}\n")
     for key in PAPERS:
         part = board[board["paper"] == key]
-        _take_away(part, source / "tables" / key)
+        write_csv(part, source / "tables" / f"{key}.csv")
         links = f'<a href="../scoreboard.html#{key}">All {len(part)} rows</a>'
-        links += f", as [CSV](../tables/{key}.csv) and [LaTeX](../tables/{key}.tex)."
+        links += f", as [CSV](../tables/{key}.csv)."
         text = paper_pages.paper_page(key, runs, board)
         _write(source / "papers" / f"{key}.md", text.replace("\n\n", f"\n\n{links}\n\n", 1))
     for name, run in names.items():
@@ -113,14 +114,6 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _take_away(rows: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV and LaTeX."""
-    write_csv(rows, path.with_name(f"{path.name}.csv"))
-    styler = rows.style.hide(axis="index").format(escape="latex", precision=4, na_rep="")
-    styler = styler.format_index(escape="latex", axis=1)
-    styler.to_latex(path.with_name(f"{path.name}.tex"), hrules=True, encoding="utf-8")
 
 
 def _board(board: pd.DataFrame) -> str:
@@ -175,8 +168,8 @@ def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, An
     """Write the page of a run: its executed notebook where there is one, else its figures."""
     told = [_provenance(run["folder"])]
     if run["results"]:
-        _take_away(pd.DataFrame(run["results"]), folder / name)
-        told.append(f"Results: [CSV]({name}.csv), [LaTeX]({name}.tex).")
+        write_csv(pd.DataFrame(run["results"]), folder / f"{name}.csv")
+        told.append(f"Results: [CSV]({name}.csv).")
     notebook = run["folder"] / f"{run['stem']}.ipynb"
     if notebook.is_file():
         content = nbformat.read(notebook, as_version=4)
@@ -205,6 +198,24 @@ def _provenance(folder: Path) -> str:
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
     changed = "has not changed" if is_current(seen) else "has changed"
     return f"{told}; the code that it used {changed} since."
+
+
+def write_index() -> Path:
+    """Write ``runs/index.ipynb``, the page that ``make lab`` opens: every notebook by its question.
+
+    Its links lead on inside JupyterLab, as those of a Markdown file in the editor would not.
+    """
+    told = ["# Notebooks", "What this repository is: [README](../README.md)."]
+    for stem in notebook_stems():
+        title, question = notebook_head(stem)
+        told.append(f"**[{title}](../notebooks/{stem}.ipynb)**  \n{question}")
+    cell = nbformat.v4.new_markdown_cell("\n\n".join(told), id="index")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    path = ROOT / "runs" / "index.ipynb"
+    with atomic_write(path) as file:
+        nbformat.write(notebook, file)
+    return path
 
 
 def _notebook_list(names: dict[str, dict[str, Any]]) -> str:

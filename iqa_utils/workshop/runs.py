@@ -18,16 +18,16 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from iqa_utils.files import atomic_write, read_mapping, sweep, sync_folder, write_json
 from iqa_utils.workshop import ROOT, need_checkout, provenance
-from iqa_utils.workshop.parameters import wrong_types
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ RESULT_COLUMNS = (*PLACE, *NUMBERS, *DESCRIBED, *WORDS)
 PREDICTION_COLUMNS = ("image", "dataset", "split", "seed", "method", "variant", "mos", "pred")
 GROUPS = ("reference", "subset", "stage")  # of a prediction; NA where unknown
 _ATTEMPTS = "attempts.json"
+_EXPONENT = re.compile(r"'[-+]?[\d.]+e[-+]?\d+'", re.IGNORECASE)  # in the repr of a value
 
 
 def resolve(path: str | Path) -> Path:
@@ -70,6 +71,37 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     if wrong := wrong_types(declared, namespace):
         raise TypeError("; ".join(wrong))
     return {name: namespace[name] for name in declared}
+
+
+def wrong_types(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Say in one sentence per value which are not of the type they were declared with.
+
+    YAML takes ``1e-3`` for text: the sentence then says how to write the number.
+    """
+    wrong = []
+    for name, kind in kinds.items():
+        value = values[name]
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError:
+            expected = str(kind) if get_args(kind) else getattr(kind, "__name__", str(kind))
+            hint = " (in YAML write 1.0e-3, not 1e-3)" if _EXPONENT.search(repr(value)) else ""
+            found = f"{value!r} ({type(value).__name__})"
+            wrong.append(f"{name} must be {expected}, got {found}{hint}")
+    return wrong
+
+
+def check_overrides(
+    overrides: Mapping[str, Mapping[str, Any]], names: Collection[str], kinds: Mapping[str, Any]
+) -> None:
+    """Refuse ``OVERRIDES`` with unknown trainings or settings, or values of the wrong type."""
+    for name, values in overrides.items():
+        if name not in names:
+            raise ValueError(f"OVERRIDES: no training {name!r}, there are {', '.join(names)}")
+        if unknown := sorted(set(values) - set(kinds)):
+            raise ValueError(f"OVERRIDES of {name!r}: unknown {unknown}, there are {list(kinds)}")
+        if wrong := wrong_types({key: kinds[key] for key in values}, values):
+            raise ValueError(f"OVERRIDES of {name!r}: {'; '.join(wrong)}")
 
 
 def run_dir(stem: str, profile: str, run_name: str = "") -> Path:
@@ -234,9 +266,7 @@ class Run:
         import pandas as pd
 
         lacking, keys = [name for name in GROUPS if name not in frame], ["dataset", "image"]
-        known = [
-            t.assign(dataset=k) for k, t in self._tables.items() if {"image", "reference"} <= {*t}
-        ]
+        known = [t.assign(dataset=k) for k, t in self._tables.items() if "reference" in t]
         if not (known and lacking):
             return frame.assign(**dict.fromkeys(lacking))
         known = pd.concat(known).reindex(columns=[*keys, *lacking])
@@ -266,7 +296,7 @@ class Run:
         write_json(self.dir / "metrics.json", metrics | {"results": self.results})
         if self.dir != self.final_dir:
             (self.dir / _ATTEMPTS).unlink()
-            _replace_folder(self.dir, self.final_dir)
+            replace_folder(self.dir, self.final_dir)
             self.dir = self.final_dir
             self._lock.release(force=True)
         place = self.dir.relative_to(ROOT)
@@ -304,7 +334,8 @@ def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
 
 
-def _replace_folder(new: Path, old: Path) -> None:
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which a reader sees until then."""
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():

@@ -58,10 +58,8 @@ def read_grid(path: str | Path) -> list[Job]:
     if path.parent == grid_path("paper").parent and path.stem in ("paper", "rehearsal"):
         _add_unlisted(entries, path.stem)
     for stem, entry in entries.items():
-        grid, where = (
-            entry.get("grid") if isinstance(entry, dict) else None,
-            f"{path.name}, {stem}:",
-        )
+        grid = entry.get("grid") if isinstance(entry, dict) else None
+        where = f"{path.name}, {stem}:"
         if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
             expected = "`grid` with a list of values for each parameter"
             raise ValueError(f"{where} expected {expected}, found {entry!r}")
@@ -158,13 +156,12 @@ def _read(job: Job, file: Path) -> pd.DataFrame:
 
 
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    groups = rows.groupby(KEYS, sort=False, dropna=False)
-    wanted = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
-    wanted = {name: ("value", kind) for name, kind in wanted.items()}
+    kinds = {"mean": "mean", "sd": "std", "median": "median", "n_runs": "size"}
+    wanted = {name: ("value", kind) for name, kind in kinds.items()}
     wanted |= {"n": ("n", "max"), "pred_spread": ("pred_spread", "min")}
-    table = groups.agg(**wanted).reset_index()
-    half = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
-    half = half * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
+    table = rows.groupby(KEYS, sort=False, dropna=False).agg(**wanted).reset_index()
+    reach = stats.t.ppf(0.975, np.maximum(table["n_runs"] - 1, 1))
+    half = reach * table["sd"] / np.sqrt(table["n_runs"])  # NA for a single run
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
 
 

@@ -21,7 +21,7 @@ from pandas.io.formats.style import Styler
 
 from iqa_utils.datasets import DATASETS
 
-WORDS = {"as_written": "as written", "sqrt_inv": "square root of the inverse"}
+WORDS = {"as_written": "as written", "sqrt_inv": "square root of the inverse", "niqe": "NIQE"}
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X<>hd"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -49,6 +49,8 @@ def plain_name(key: object) -> str:
     """Name a data set by its title and any other key by its words."""
     text = re.sub(r"\bss0(?=\d)", "subset ", str(key))
     text = re.sub(r"\bmethod(?=\d)", "method ", text)
+    if text.startswith("single:"):
+        return f"single: {plain_name(text.removeprefix('single:'))}"
     return DATASETS[text].title if text in DATASETS else WORDS.get(text, text)
 
 

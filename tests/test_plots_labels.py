@@ -1,11 +1,11 @@
-"""Pictures of imbalance show the numbers they are given."""
+"""Pictures of labels show the numbers they are given."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_utils.workshop.plots import imbalance as plots
+from iqa_utils.workshop.plots import labels as plots
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_only_differences_beyond_chance_are_filled(axes):
     plots.plot_differences(axes, table, ["MAE"], baseline="vanilla")
     filled = [line for line in axes.lines if line.get_fillstyle() == "full" and line.get_label()]
     assert any(list(line.get_xdata()) == [-1.0] for line in filled)
+
+
+def test_a_metric_that_no_test_image_allows_leaves_its_place_empty(axes):
+    table = pd.DataFrame({"method": ["a"], "metric": "MAE", "value": [-1.0]})
+    table = table.assign(ci_low=-2.0, ci_high=1.0, p_holm=0.6)
+    plots.plot_differences(axes, table, ["MAE 0-20", "MAE"], baseline="vanilla")
+    drawn = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())]
+    assert [-1.0] in drawn
 
 
 def test_the_legend_tells_the_rank_correlation_of_error_and_density(axes):
