@@ -1,7 +1,6 @@
 """Score your images with the shipped model, any other trained here, NIQE or BRISQUE.
 
-Results are a CSV and a contact sheet, best first. One bad file never stops the others. A model goes
-to other programs as ONNX.
+Results are a CSV and a contact sheet, best first. A bad file stops no other. Models become ONNX.
 """
 
 from __future__ import annotations
