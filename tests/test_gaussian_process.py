@@ -124,6 +124,16 @@ def test_no_point_of_a_grid_beats_the_top_that_is_found(noise, n_references, noi
     assert process.log_likelihood > max(grid)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_best_top_of_few_images_need_not_be_that_of_all(seed):
+    rng = np.random.default_rng(seed)
+    features, weights = rng.normal(size=(700, 100)), rng.normal(size=100) / 10
+    mos = np.sin(2 * features @ weights) + 0.5 * rng.normal(size=700)
+    process = fit_gaussian_process(cdist(features, features), mos)
+    # what the best top of 200 images alone leads to
+    assert process.log_likelihood > {0: -914.0, 1: -911.3}[seed] + 5
+
+
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_the_top_is_as_high_as_that_of_scikit_learn_with_restarts(noise):
     features, mos = made_versions(10, 6, noise)

@@ -196,6 +196,15 @@ class TestNotebook:
         assert 'PROFILE: str = "demo"' in source
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_notes_which_data_and_pixels_it_used(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    decodes = re.search(r"build_store\(|prepare_maps", code) is not None
+    assert decodes == ("run.use_pixels(" in code)
+    assert ("load_scores(" in code or "load_sets(" in code) <= ("run.use_data(" in code)
+
+
 def test_links_to_a_notebook_carry_its_title():
     titles = {
         path.name: nbformat.read(path, as_version=4).cells[0].source.split("\n")[0][2:]

@@ -221,10 +221,11 @@ def test_provenance_pins_what_was_used(repo):
     table.attrs = {"dataset": "d", "fingerprint": "f", "demo": False}
     network = torch.nn.Linear(2, 1)
     run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "/somewhere/net.safetensors"})
-    run.use_data(table, pixels="key")
+    run.use_data(table)
+    run.use_pixels("d", "key")
     run.use_weights("net", network)
     seen = json.loads((run.finish() / "provenance.json").read_text())
-    assert seen["data"]["d"]["pixels"] == "key"
+    assert seen["pixels"] == {"d": "key"}
     assert seen["data"]["d"]["table"] == provenance.table_digest(table.assign(mos=0.7090))
     assert seen["data"]["d"]["table"] != provenance.table_digest(table.assign(mos=0.7091))
     assert seen["weights"] == {

@@ -91,7 +91,7 @@ def fit_gaussian_process(
     Tried are pairs of a length and a ratio of noise to signal variance (1e-6 to 1e6). Wide features
     give the likelihood several maxima, one of them noise alone, and a search from one start ended
     up to hundreds of nats too low: here at most 200 images are searched from three starts, then all
-    from the best maximum.
+    from every maximum that this finds.
 
     Args:
         distances: Between the training images, shape (N, N); duplicates (distance 0) are fine.
@@ -134,8 +134,10 @@ def fit_gaussian_process(
     starts = np.linalg.solve(_LOGS, np.log((_STARTS * [1, share]).clip(1e-6, 1e6)).T).T
     few = torch.as_tensor(np.random.default_rng(0).permutation(len(mos))[:_FEW], device=device)
     part = distances[few][:, few], scores[few]
-    top = min((climb(start, args=part) for start in starts), key=lambda found: found.fun)
-    top = climb(top.x, args=(distances, scores))
+    tops = np.array([climb(start, args=part).x for start in starts])
+    _, distinct = np.unique(tops.round(1), axis=0, return_index=True)
+    found = [climb(top, args=(distances, scores)) for top in tops[distinct]]
+    top = min(found, key=lambda one: one.fun)
     return _evaluate(distances, scores, unit + _LOGS @ top.x, noise_sd, constant)[0]
 
 

@@ -131,6 +131,7 @@ class Run:
         self.dir = self.final_dir.parent / f".{self.final_dir.name}.partial"
         self.results: list[dict[str, Any]] = []
         self.fingerprints: dict[str, dict[str, Any]] = {}
+        self.pixels: dict[str, str] = {}
         self.weights: dict[str, dict[str, str]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
@@ -162,14 +163,18 @@ class Run:
         word = Path(self.parameters["PRETRAINED"]).stem
         return "imagenet" if word == "hub" else word
 
-    def use_data(self, frame: pd.DataFrame, *, pixels: str = "") -> pd.DataFrame:
-        """Note in the provenance which score table was used, and the image store of its pixels."""
+    def use_data(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Note in the provenance which score table was used."""
         attrs = frame.attrs
         self._tables[attrs["dataset"]] = frame
-        seen = {"rows": len(frame), "fingerprint": attrs["fingerprint"], "pixels": pixels}
+        seen = {"rows": len(frame), "fingerprint": attrs["fingerprint"]}
         seen |= {"table": provenance.table_digest(frame), "demo": bool(attrs["demo"])}
         self.fingerprints[attrs["dataset"]] = seen
         return frame
+
+    def use_pixels(self, name: str, key: str) -> None:
+        """Note in the provenance the key of the decoded images that were used."""
+        self.pixels[name] = key
 
     def use_weights(self, name: str, network: nn.Module) -> None:
         """Note in the provenance where the weights of a network came from, and their hash."""
@@ -288,7 +293,7 @@ class Run:
         told = {"stem": self.stem, "commit": self._commit[0], "clean": self._commit[1]}
         told |= {"files": provenance.used_files(self.stem, self._files)}
         told |= provenance.environment() | {"seed": given["SEED"], "parameters": given}
-        told |= {"data": self.fingerprints, "weights": self.weights}
+        told |= {"data": self.fingerprints, "pixels": self.pixels, "weights": self.weights}
         told |= {"demo": bool(seen) and all(seen)}  # false where no data set was read
         told |= {"seconds": seconds, "killed_attempts": self._earlier["killed"]}
         write_json(self.dir / "provenance.json", told)
