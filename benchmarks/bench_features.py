@@ -1,16 +1,19 @@
 """Deep features and their regressors: Gram SVR, three layers in one pass, exact GP, disk.
 
-The naive legs are what a reader would write first: ``SVR(kernel="linear")`` on the features, one
-forward pass a layer, scikit-learn's Gaussian process. Gates also hold at small size in the tests.
+The naive implementations are what a reader would write first: ``SVR(kernel="linear")`` on the
+features, a forward pass for each layer, scikit-learn's Gaussian process. The SVR is also compared
+with what a competent user writes: one product of all features, and a precomputed kernel. Gates also
+hold at small size in the tests.
 """
 
 import os
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from common import compare, report
+from common import compare, report, within
 from scipy.spatial.distance import cdist
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -19,9 +22,9 @@ from sklearn.svm import SVR
 from threadpoolctl import threadpool_limits
 
 from iqa_utils.features import pool_activation, tap_layers
-from iqa_utils.features.grams import PANEL, disk_use, gram_from_panels, pack
+from iqa_utils.features.grams import PANEL, disk_use, gram_from_panels, pack, unpack
 from iqa_utils.features.layers import NETWORKS, create_network, layers_of
-from iqa_utils.regression import fold_numbers, gram_svr
+from iqa_utils.regression import fold_numbers, gaussian_process, gram_svr
 from iqa_utils.regression.gaussian_process import fit_gaussian_process
 
 
@@ -59,17 +62,24 @@ def bench_svr(
         model = gram_svr(gram[:n, :n], mos[:n], c=c).model
         return model.predict(gram[n:, :n]) if n_new else np.empty(0)
 
-    difference = np.abs(naive(n // 4) - ours(n // 4)).max() / mos.std()
+    with threadpool_limits(threads):
+        difference = np.abs(naive(n // 4) - ours(n // 4)).max() / mos.std()
     on = "one thread" if threads == 1 else f"{threads} threads"
     what = f"fit of {n} images" + (f", prediction of {n_new}" if n_new else "")
     title = f"linear SVR, {what}, {width} features, {on} (float32; difference in score SDs)"
     legs = {"SVR(kernel='linear')": naive, "Gram SVR": ours}
     with threadpool_limits(threads):
-        return compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=60)
+        gate = (difference, 1e-3)
+        return compare(title, legs, gate=gate, repeats=repeats, goal=60, warm_up=False)
 
 
 def bench_svr_by_hand(n: int, width: int, repeats: int) -> dict[str, object]:
-    """Time what a competent user writes, one product and a precomputed kernel, against ours."""
+    """Time what a competent user writes, one product and a precomputed kernel, against ours.
+
+    Both take half of the products: NumPy sees that ``x @ x.T`` is symmetric. Ours first takes away
+    what all images share, whose size would set the rounding of float32 products. That is one more
+    pass over the features on the same thread; the record tells the errors of both kernels.
+    """
     x, mos = synthetic_features(n + n // 4, width)
     c, epsilon = 10.0 / width, tube(mos[:n])
 
@@ -86,7 +96,18 @@ def bench_svr_by_hand(n: int, width: int, repeats: int) -> dict[str, object]:
     title = f"linear SVR of {n} images, {width} features, one thread, a kernel computed by hand"
     legs = {"x @ x.T, SVR(kernel='precomputed')": by_hand, "Gram SVR": ours}
     with threadpool_limits(1):
-        return compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=1)
+        record = compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=1)
+    exact = x.astype(np.float64)
+    exact -= exact.mean(axis=0)
+    exact = exact @ exact.T
+    plain = (x @ x.T).astype(np.float64)
+    plain -= plain.mean(axis=0)
+    plain -= plain.mean(axis=1, keepdims=True)
+    own = gram_from_panels(x[:, k : k + PANEL] for k in range(0, width, PANEL))
+    kernels = {"by hand": plain, "ours": own}
+    unit = np.diagonal(exact).mean()
+    errors = {how: float(np.abs(kernel - exact).max() / unit) for how, kernel in kernels.items()}
+    return record | {"largest error of the kernel, of a squared norm": errors}
 
 
 def bench_svr_search(n: int, width: int, n_constraints: int, repeats: int) -> dict[str, object]:
@@ -113,7 +134,8 @@ def bench_svr_search(n: int, width: int, n_constraints: int, repeats: int) -> di
     )
     legs = {"GridSearchCV of SVR(kernel='linear')": naive, "Gram SVR": ours}
     with threadpool_limits(1):
-        return compare(title, legs, gate=(difference, 1e-3), repeats=repeats, goal=60)
+        gate = (difference, 1e-3)
+        return compare(title, legs, gate=gate, repeats=repeats, goal=60, warm_up=False)
 
 
 def bench_taps(n: int, repeats: int) -> dict[str, object]:
@@ -142,8 +164,11 @@ def bench_taps(n: int, repeats: int) -> dict[str, object]:
     return compare(title, legs, gate=(difference, 0.0), repeats=repeats, units=n, goal=2.5)
 
 
-def bench_process(n: int, width: int, repeats: int, device: str) -> dict[str, object]:
-    """Time scikit-learn's Gaussian process against ours, both to the optimum of the likelihood."""
+def bench_process(n: int, width: int, repeats: int, device: str) -> list[dict[str, object]]:
+    """Time scikit-learn's Gaussian process against ours, both to the optimum of the likelihood.
+
+    The second record counts how often ours evaluates the likelihood of all images.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, width))
     mos = np.sin(x[:, 0]) + 0.5 * x[:, 1] + 0.3 * rng.normal(size=n)
@@ -158,35 +183,52 @@ def bench_process(n: int, width: int, repeats: int, device: str) -> dict[str, ob
         return fit_gaussian_process(cdist(x, x), mos, **options).log_likelihood
 
     expected = naive()
-    difference = abs(ours() - expected) / abs(expected)
+    evaluate, sizes = gaussian_process._evaluate, []
+
+    def counted(distances: torch.Tensor, *others: object) -> object:
+        sizes.append(len(distances))
+        return evaluate(distances, *others)
+
+    with patch.object(gaussian_process, "_evaluate", counted):
+        difference = abs(ours() - expected) / abs(expected)
     legs = {"scikit-learn": naive, f"ours ({device})": ours}
     title = f"Gaussian process, n = {n}, {width} features (relative difference of log likelihood)"
-    return compare(title, legs, gate=(difference, 1e-6), repeats=repeats, goal=3)
+    record = compare(title, legs, gate=(difference, 1e-6), repeats=repeats, goal=3)
+    return [record, within(f"Gaussian process, n = {n}, evaluations", sizes.count(n), 15)]
 
 
 def bench_disk(n: int) -> dict[str, object]:
-    """Compare the bytes of the 39 feature sets of Table 1 with those of their Gram matrices."""
+    """Compare the bytes of the 39 feature sets of Table 1 with those of their Gram matrices.
+
+    The gate: an SVR from a matrix that was stored and read predicts as one on the features does,
+    and the file has the size that the comparison counts with.
+    """
     sizes = {
         name: [row.size for row in layers_of(name, "Table 1")]
         for name, network in NETWORKS.items()
         if "Table 1" in network.titles
     }
     stated = disk_use(n, sizes)
-    small = 300
-    gram = pack(np.zeros((small, small)))
+    small, train = 300, 240
+    x, mos = synthetic_features(small, 10_000)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gram.npy"
-        np.save(path, gram)
-        measured = path.stat().st_size
-    off = abs(measured - 128 - disk_use(small, {"one": [1]})["grams"]) / measured
+        np.save(path, pack(gram_from_panels([x[:, :PANEL], x[:, PANEL:]])))
+        measured, gram = path.stat().st_size, unpack(np.load(path))
+    if measured != 128 + disk_use(small, {"one": [1]})["grams"]:  # NumPy's header is 128 bytes
+        raise ValueError(f"the file has {measured} bytes, another size than the formula's")
+    options = {"C": 1e-3, "epsilon": tube(mos[:train])}
+    expected = SVR(kernel="linear", **options).fit(x[:train], mos[:train]).predict(x[train:])
+    svr = gram_svr(gram[:train, :train], mos[:train], c=options["C"]).model
+    off = float(np.abs(svr.predict(gram[train:, :train]) - expected).max() / mos.std())
     ratio, n_layers = stated["features"] / stated["grams"], sum(map(len, sizes.values()))
     return {
-        "title": f"disk, {n_layers} layers of {n} images (file size against the formula)",
+        "title": f"disk, {n_layers} layers of {n} images (predictions, in score SDs)",
         "bytes": stated,
         "ratios": {"Gram matrices": ratio},
         "goal": 30,
-        "gate": {"difference": off, "allowed": 0.0},
-        "passed": off == 0 and ratio >= 30,
+        "gate": {"difference": off, "allowed": 1e-3},
+        "passed": off <= 1e-3 and ratio >= 30,
     }
 
 
@@ -197,9 +239,9 @@ def main() -> None:
         records.append(bench_svr(600, 100352, 5, threads))
         records.append(bench_svr(600, 100352, 5, threads, n_new=150))
     records.append(bench_svr_by_hand(600, 100352, 5))
-    records += [bench_svr_search(300, 25088, 5, 5), bench_process(1000, 64, 5, "cpu")]
-    if torch.cuda.is_available():
-        records.append(bench_process(1000, 64, 5, "cuda"))
+    records.append(bench_svr_search(300, 25088, 5, 5))
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        records += bench_process(1000, 64, 5, device)
     report([*records, bench_disk(3000)])
 
 

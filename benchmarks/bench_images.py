@@ -3,9 +3,11 @@
 Synthetic photographs of 1024x768 become 512x384, as KonIQ-10k does. The cached implementations do
 what each epoch after the first costs: the gather alone (normalisation then runs on the GPU), and
 the gather with normalisation on this processor. The first decode fills a new store each time, its
-checksums and the wait for the disk included, against a loop of Pillow that saves an array.
+checksums and the wait for the disk included, against a loop of Pillow that fills an array and waits
+for the disk as well.
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,17 +21,18 @@ from skimage import data
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store, to_float
 
 N_IMAGES, BATCH, SIZE = 48, 16, (384, 512)
+N_FIRST = 144  # images that are decoded for the first time: a set waits for the disk once
 EPOCHS = 100  # of the cached legs in one call, so that each leg takes about as long
 MEAN = np.array(IMAGENET_MEAN, dtype=np.float32)
 STD = np.array(IMAGENET_STD, dtype=np.float32)
 
 
-def make_photographs(folder: Path) -> list[str]:
+def make_photographs(folder: Path, n: int = N_IMAGES) -> list[str]:
     """Write different 1024x768 JPEGs cut from one enlarged photograph."""
     large = Image.fromarray(data.astronaut()).resize((1536, 1152), Image.Resampling.BICUBIC)
-    names = [f"{number:02d}.jpg" for number in range(N_IMAGES)]
+    names = [f"{number:03d}.jpg" for number in range(n)]
     for number, name in enumerate(names):
-        left, top = number * 10, number * 8
+        left, top = number * 3, number * 2
         large.crop((left, top, left + 1024, top + 768)).save(folder / name, quality=92)
     return names
 
@@ -39,7 +42,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = make_photographs(folder)
+        many = make_photographs(folder, N_FIRST)
+        names = many[:N_IMAGES]
         store = build_store(folder, names, folder / "stores", size=SIZE, progress=False)
         order = np.random.default_rng(0).permutation(N_IMAGES)
         batches = [order[start : start + BATCH] for start in range(0, N_IMAGES, BATCH)]
@@ -62,15 +66,26 @@ def main() -> None:
                 to_float(store.batch(rows), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
         def decode_and_save() -> None:
-            np.save(folder / "pixels.npy", np.stack([decode(name) for name in names]))
+            pixels = np.empty((N_FIRST, *SIZE, 3), np.uint8)
+            for row, name in enumerate(many):
+                pixels[row] = decode(name)
+            with (folder / "pixels.npy").open("wb") as file:
+                np.save(file, pixels)
+                file.flush()
+                os.fsync(file.fileno())
 
         def fill_store() -> None:
             shutil.rmtree(folder / "new", ignore_errors=True)
-            build_store(folder, names, folder / "new", size=SIZE, progress=False)
+            build_store(folder, many, folder / "new", size=SIZE, progress=False)
 
         pixels = store.batch(range(N_IMAGES)).permute(0, 2, 3, 1).numpy().astype(int)
         difference = max(np.abs(pixels[i] - decode(name)).max() for i, name in enumerate(names))
         gate = (difference, 0)
+        fill_store()
+        decode_and_save()
+        first = build_store(folder, many, folder / "new", size=SIZE, progress=False)
+        first = first.batch(range(N_FIRST)).permute(0, 2, 3, 1).numpy().astype(int)
+        first = np.abs(first - np.load(folder / "pixels.npy")).max()
         cached = {"naive": naive, "gather": gather}
         normalised = {"naive": naive, "gather and normalise here": gather_float}
         units = {"naive": N_IMAGES, "gather": N_IMAGES * EPOCHS}
@@ -82,9 +97,10 @@ def main() -> None:
                 compare(
                     "first decode and store",
                     {"Pillow, one after the other": decode_and_save, "store": fill_store},
-                    gate=gate,
-                    units=N_IMAGES,
+                    gate=(first, 0),
+                    units=N_FIRST,
                     goal=1.5,
+                    warm_up=False,
                 ),
             ]
         )

@@ -4,19 +4,18 @@ The files are hard links to a few tiny pictures. Each scan has a process of its 
 resident memory is taken; the naive implementation keeps a path object and a row per file.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from common import report, within
 from PIL import Image
 
 COUNTS, LINKS, GOAL = (20_000, 220_000), 30_000, 200  # bytes per file
 SCAN = """
-import resource, sys
+import hashlib, resource, sys
 from pathlib import Path
 from iqa_utils.distill.unlabelled import scan_images
 from iqa_utils.decoding import image_size
@@ -26,7 +25,12 @@ if sys.argv[2] == "naive":
     rows = [(str(p), p, *image_size(p), p.stat().st_size) for p in paths]
 else:
     rows = scan_images(folder, crop=(8, 8))
-print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+if sys.argv[2] == "naive":
+    names = sorted(p.relative_to(folder.parent).as_posix() for p in paths)
+else:
+    names = sorted(rows.images["image"])
+print(hashlib.sha256(repr(names).encode()).hexdigest(), len(names), memory)
 """
 
 
@@ -42,36 +46,32 @@ def make_links(folder: Path, n: int) -> None:
         os.link(source, place / f"{i * 2654435761 % 2**64:016x}.jpg")
 
 
-def largest_memory(folder: Path, how: str, n: int) -> int:
-    """Scan in a process of its own; return its largest resident memory in bytes."""
+def largest_memory(folder: Path, how: str, n: int) -> tuple[str, int]:
+    """Scan in a process of its own; return a hash of the names and its largest memory in bytes."""
     command = [sys.executable, "-c", SCAN, str(folder), how]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    count, memory = map(int, done.stdout.split())
-    if count != n:
+    names, count, memory = done.stdout.split()
+    if int(count) != n:
         raise ValueError(f"expected {n} images, found {count}")
-    return memory
+    return names, int(memory)
 
 
 def main() -> None:
-    """Print bytes per file; fail above the goal."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
-    out, found = parser.parse_args().out, {"naive": [], "scan": []}
+    """Measure bytes per file; fail above the goal, or where the two list other names."""
+    found: dict[str, list[int]] = {"naive": [], "scan": []}
     with tempfile.TemporaryDirectory() as temporary:
         for n in COUNTS:
             folder = Path(temporary) / str(n) / "photos"
             make_links(folder, n)
-            for how, memory in found.items():
-                memory.append(largest_memory(folder, how, n))
+            scans = {how: largest_memory(folder, how, n) for how in found}
+            if scans["naive"][0] != scans["scan"][0]:
+                raise ValueError(f"{n} files: the two scans list different names")
+            for how, (_, memory) in scans.items():
+                found[how].append(memory)
     slope = {how: (b - a) / (COUNTS[1] - COUNTS[0]) for how, (a, b) in found.items()}
-    record = {"title": "memory of a scan", "bytes_per_file": slope, "goal": GOAL}
-    record |= {"files": COUNTS, "passed": slope["scan"] <= GOAL}
-    text = json.dumps({"results": [record]}, indent=2)
-    print(text)
-    if out:
-        out.write_text(text + "\n")
-    if not record["passed"]:
-        sys.exit(f"goal missed: {record['title']}")
+    title = f"memory of a scan, bytes per file from {COUNTS[0]:,} to {COUNTS[1]:,} files"
+    ratios = {"scan": slope["naive"] / slope["scan"]}
+    report([within(title, slope["scan"], GOAL, bytes_per_file=slope, ratios=ratios)])
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ Both legs start from the same weights and show the same images in the same order
 statistics frozen, so they must end at the same loss. On a GPU the second leg uses bf16 and a
 compiled network, and the record tells images a second and the share of the operation roofline: the
 least time that the operations of the network could take one after the other, each bound by
-arithmetic or by memory.
+arithmetic or by memory. A cross-sampled epoch is compared with its limit, the share of the images
+that it shows; a frozen encoder that runs once with one that runs in every epoch.
 """
 
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,10 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from iqa_utils.backbones import freeze_batch_statistics
+from iqa_utils.features import encoder
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, build_store
+from iqa_utils.metrics import range_index
+from iqa_utils.samplers import cross_sample
 from iqa_utils.training import fit, mean_loss, store_batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,6 +36,9 @@ ON_GPU = DEVICE.type == "cuda"
 BACKBONE, SIZE, BATCH, N_IMAGES = ("legacy_xception", (384, 512), 4, 48) if ON_GPU else (
     "mobilenetv2_100", (96, 128), 8, 48)  # fmt: skip
 MOS = np.linspace(20, 80, N_IMAGES, dtype=np.float32)
+COUNTS = (6, 42, 108, 190, 7)  # of KonIQ-10k's training set in five ranges, a twentieth
+SHARE_OF_LIMIT = 0.85  # of the speed-up that the number of images allows
+HEAD_EPOCHS = 10
 LOSS_GATE = 0.02 if ON_GPU else 1e-3  # relative; bf16 on a GPU, the order of additions on a CPU
 
 
@@ -83,14 +91,20 @@ def naive_epoch(loader: DataLoader) -> float:
     return total / N_IMAGES
 
 
-def fit_epoch(store: ImageStore, *, epochs: int = 1, compiled: nn.Module | None = None) -> float:
-    """Train with `fit`; return the mean loss of the first epoch."""
+def fit_epoch(
+    store: ImageStore,
+    rows: Sequence[int] | np.ndarray = range(N_IMAGES),
+    *,
+    epochs: int = 1,
+    compiled: nn.Module | None = None,
+) -> float:
+    """Train with `fit` on some rows; return the mean loss of the first epoch."""
     network, optimizer = start()
     if compiled is not None:  # goes on from where it is: compiling again would be timed too
         network, optimizer = compiled, torch.optim.Adam(compiled.parameters(), lr=1e-5)
     result = fit(
         network,
-        lambda epoch: store_batches(store, range(N_IMAGES), MOS, batch_size=BATCH, device=DEVICE),
+        lambda epoch: store_batches(store, rows, MOS, batch_size=BATCH, device=DEVICE),
         loss_step=mean_loss(mse_loss), evaluate=lambda _: {"nothing": 0.0}, optimizer=optimizer,
         epochs=epochs, select="nothing", config={}, channels_last=True, progress=False,
         precision="bf16" if ON_GPU else "fp32",
@@ -138,6 +152,56 @@ def roofline_seconds(network: nn.Module, images: torch.Tensor) -> float:
     return 3 * sum(bound)
 
 
+def bench_cross_sampling(store: ImageStore, method: str) -> dict[str, object]:
+    """Time an epoch of a cross-sampler against one of all images; the goal is near its limit.
+
+    The gate: the draw shows the same number of images of every range, and none twice.
+    """
+    mos = np.repeat([10.0, 30.0, 50.0, 70.0, 90.0], COUNTS)
+    drawn = cross_sample(mos, method, seed=0, epoch=0)
+    counts = np.bincount(range_index(mos[drawn], (0, 20, 40, 60, 80, 100)), minlength=5)
+    off = float(np.ptp(counts) + len(drawn) - len(np.unique(drawn)))
+    rows = {"all images": np.arange(len(mos)) % N_IMAGES, method: drawn % N_IMAGES}
+    network = start()[0]
+    legs = {
+        name: partial(fit_epoch, store, shown, epochs=3, compiled=network)
+        for name, shown in rows.items()
+    }
+    limit = len(mos) / len(drawn)
+    title = f"cross-sampling, epoch of {len(mos)} or {len(drawn)} images (limit {limit:.1f}x)"
+    return compare(title, legs, gate=(off, 0), goal=SHARE_OF_LIMIT * limit, units=3)
+
+
+def bench_frozen(store: ImageStore) -> dict[str, object]:
+    """Time epochs of a linear head whose frozen encoder runs once, or in every epoch."""
+    torch.manual_seed(0)
+    encode = encoder("mobilenetv2_100", device=str(DEVICE))
+    mos = torch.from_numpy(MOS)
+
+    def step(weights: torch.Tensor, features: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(features) / features.std()
+        return weights - 1e-3 * x.T @ (x @ weights - mos) / N_IMAGES
+
+    def naive() -> torch.Tensor:
+        weights = torch.zeros(1280)
+        for _ in range(HEAD_EPOCHS):
+            weights = step(weights, encode(store))
+        return weights
+
+    def ours() -> torch.Tensor:
+        weights = torch.zeros(1280)
+        with tempfile.TemporaryDirectory() as cache:
+            for _ in range(HEAD_EPOCHS):
+                weights = step(weights, encode(store, cache_dir=cache))
+        return weights
+
+    difference = (naive() - ours()).abs().max().item()
+    legs = {"encode in every epoch": naive, "encode once": ours}
+    title = f"frozen encoder, {HEAD_EPOCHS} epochs of its head"
+    gate = (difference, 0)
+    return compare(title, legs, gate=gate, goal=HEAD_EPOCHS / 2, units=HEAD_EPOCHS, warm_up=False)
+
+
 def main() -> None:
     """Time input and training apart."""
     if not ON_GPU:
@@ -172,7 +236,8 @@ def main() -> None:
             least = roofline_seconds(start()[0], images) / BATCH
             record["share of the operation roofline"] = least / seconds
             record["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        report([*records, record])
+        records += [record, bench_cross_sampling(store, "method1"), bench_frozen(store)]
+        report(records)
 
 
 if __name__ == "__main__":

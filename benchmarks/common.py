@@ -16,12 +16,15 @@ from pathlib import Path
 import torch
 
 
-def time_legs(legs: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> dict[str, list]:
+def time_legs(
+    legs: Mapping[str, Callable[[], object]], *, repeats: int = 5, warm_up: bool = True
+) -> dict[str, list]:
     """Time functions in turn, so that a slow minute of the machine slows them all.
 
     Args:
-        legs: Name -> function without arguments; each is called once, untimed, to warm up.
+        legs: Name -> function without arguments.
         repeats: Timed calls of each, at least 5.
+        warm_up: Whether each is called once more, untimed; not where a gate has called it.
 
     Returns:
         Name -> seconds of each call, `repeats` values.
@@ -32,13 +35,13 @@ def time_legs(legs: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> 
     if repeats < 5:
         raise ValueError(f"expected at least 5 repeats, found {repeats}")
     seconds: dict[str, list] = {name: [] for name in legs}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + warm_up):
         for name, leg in legs.items():
             _synchronise()
             start = time.perf_counter()
             leg()
             _synchronise()
-            if repeat:
+            if repeat or not warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -51,6 +54,7 @@ def compare(
     repeats: int = 5,
     units: Mapping[str, float] | float = 1,
     goal: float | None = None,
+    warm_up: bool = True,
 ) -> dict[str, object]:
     """Time legs and put the gate beside the ratio.
 
@@ -62,6 +66,7 @@ def compare(
         units: Units of work in one call (images, resamples), the same or by leg, if a leg does
             more of them in a call; seconds are divided by it.
         goal: Smallest ratio that is satisfactory, if one is stated.
+        warm_up: As for `time_legs`.
 
     Returns:
         A record with `legs` (median, smallest and largest seconds a unit), `ratios` to the naive
@@ -70,7 +75,7 @@ def compare(
     by_leg = units if isinstance(units, Mapping) else dict.fromkeys(legs, units)
     timed = {
         name: [value / by_leg[name] for value in values]
-        for name, values in time_legs(legs, repeats=repeats).items()
+        for name, values in time_legs(legs, repeats=repeats, warm_up=warm_up).items()
     }
     table = {
         name: {"median": statistics.median(v), "low": min(v), "high": max(v)}
@@ -90,11 +95,17 @@ def compare(
     }
 
 
+def within(title: str, found: float, allowed: float, **facts: object) -> dict[str, object]:
+    """Return the record of a number that must not be above what is allowed."""
+    gate = {"difference": float(found), "allowed": float(allowed)}
+    return {"title": title, "ratios": {}, "gate": gate, "passed": found <= allowed} | facts
+
+
 def report(records: list[dict[str, object]]) -> None:
     """Print records as JSON, write them to ``--out`` if it was given, fail if one failed.
 
     Args:
-        records: What `compare` returned.
+        records: What `compare` and `within` returned.
 
     Raises:
         SystemExit: If a gate or a goal was missed.

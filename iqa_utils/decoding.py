@@ -59,8 +59,6 @@ MOST_SIDE = 8192  # px; a file that asks for more is refused before anything is 
 FILES = ("pixels.bin", "sums.bin", "index.json")  # of a store
 _RULES = 1  # of this module: raise it when a rule changes, and every store is built anew
 _WORKERS = min(16, getattr(os, "process_cpu_count", os.cpu_count)() or 1)
-
-
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises
 
 

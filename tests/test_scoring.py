@@ -147,6 +147,23 @@ def test_the_next_batch_is_decoded_while_the_network_works(folder, checkpoint, m
     assert scores["error"].eq("").all()
 
 
+@pytest.mark.parametrize(("apart", "warning"), [(4, "grey"), (5, "")])
+def test_grey_is_within_three_levels_of_the_mean_of_the_channels(apart, warning):
+    pixels = np.random.default_rng(0).integers(0, 250, (200, 200, 1)).repeat(3, axis=2)
+    pixels[..., 2] += apart  # 2/3 of that above the mean
+    assert scoring.unusual(Image.fromarray(pixels.astype(np.uint8))) == warning
+
+
+@pytest.mark.parametrize(("share", "flat"), [(0.45, True), (0.35, False)])
+def test_areas_of_one_colour_count_where_all_channels_stay(share, flat):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    pixels[:, : int(200 * share), :2] = 7  # two of three channels: no area yet
+    assert scoring.unusual(Image.fromarray(pixels)) == ""
+    pixels[:, : int(200 * share)] = 7
+    assert scoring.unusual(Image.fromarray(pixels)).startswith("large areas") == flat
+
+
 def test_unusual_images_get_a_warning(folder):
     rng = np.random.default_rng(0)
     noisy = rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)
@@ -251,13 +268,13 @@ def test_a_killed_run_goes_on_with_what_it_had_scored(folder, checkpoint, tmp_pa
 
     def once(self, batch, **options):
         seen.append(len(batch))
-        if len(seen) == 3:
+        if len(seen) == 4:
             raise RuntimeError("killed")
         return look(self, batch, **options)
 
     monkeypatch.setattr(Scorer, "look", once)
     (folder / "b.png").write_bytes(b"no image")  # of the first batch, which holds a.jpg too
-    job = {"batch_size": 2, "progress": False}
+    job = {"batch_size": 2, "progress": False, "device": "cpu"}
     with pytest.raises(RuntimeError, match="killed"):
         scoring.score_to_files([folder], checkpoint, tmp_path / "scores", **job)
     partial = tmp_path / "scores.csv.partial"
@@ -266,7 +283,7 @@ def test_a_killed_run_goes_on_with_what_it_had_scored(folder, checkpoint, tmp_pa
     with partial.open("a") as file:
         file.write('["half a li')
     scores, _ = scoring.score_to_files([folder], checkpoint, tmp_path / "scores", **job)
-    assert seen == [1, 2, 1, 1]  # one file was left
+    assert seen == [1, 1, 1, 1, 1]  # each alone on a CPU; one file was left
     whole = scoring.score_images([folder], checkpoint, **job)
     expected = whole.sort_values("score", ascending=False, ignore_index=True)
     assert scores.equals(expected)

@@ -1,7 +1,6 @@
 """Score your images with the shipped model, any other trained here, NIQE or BRISQUE.
 
-Results are a CSV and a contact sheet, best first. One bad file never stops the others. A model goes
-to other programs as ONNX.
+Results are a CSV and a contact sheet, best first. A bad file stops no other. Models become ONNX.
 """
 
 from __future__ import annotations
@@ -50,9 +49,10 @@ class Rater(NamedTuple):
     note: str
     prepare: Callable[[Image.Image], np.ndarray]
     rate: Callable[[np.ndarray], list[tuple[float, float, str]]]
+    at_once: int = 1  # images in a batch: on a CPU the memory for the maps of several costs a third
 
 
-def open_method(method: str, checkpoint: str | Path | None, device: str | None) -> Rater:
+def open_method(method: str, checkpoint: str | Path | None, device: str | None, most: int) -> Rater:
     """Open a model file (the shipped one without a name), NIQE or BRISQUE."""
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
@@ -82,7 +82,8 @@ def open_method(method: str, checkpoint: str | Path | None, device: str | None) 
         return [(s, scorer.percentile(s), far * odd) for s, odd in zip(*looked, strict=True)]
 
     note = f"{describe_model(checkpoint)} Scale: {scorer.scale}."
-    return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate)
+    at_once = 1 if device == "cpu" else most
+    return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate, at_once)
 
 
 def score_images(
@@ -108,7 +109,7 @@ def score_images(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
-    rater, found = open_method(method, checkpoint, device), find_images(paths)
+    rater, found = open_method(method, checkpoint, device, batch_size), find_images(paths)
     files = [path for path, reason in found.items() if not reason]
     known = _read_partial(Path(partial), rater.hash) if partial else {}
     stamps = {path: _stamp(path) for path in files}
@@ -156,7 +157,7 @@ def _rate(rater: Rater, read: list[tuple[Any, str]]) -> list[Row]:
     """Score what was decoded; (None, reason) stays an error."""
     rows: list[Row] = [(np.nan, np.nan, "", text) for _, text in read]
     good = np.array([i for i, (value, _) in enumerate(read) if value is not None], int)
-    batches = same_size([read[i][0].shape for i in good], len(read)) if len(good) else []
+    batches = same_size([read[i][0].shape for i in good], rater.at_once) if len(good) else []
     for same in batches:
         rated = rater.rate(np.stack([read[i][0] for i in good[same]]))
         for i, (score, percentile, far) in zip(good[same], rated, strict=True):
@@ -173,10 +174,11 @@ def unusual(image: Image.Image) -> str:
     if max(image.size) > LARGE:
         found.append(f"huge ({size})")
     image.thumbnail((1600, 1600), Image.Resampling.NEAREST)  # no colour is mixed
-    pixels = np.asarray(image).astype(np.int16)
-    if np.abs(pixels - pixels.mean(axis=2, keepdims=True)).max() < 3:
+    bands = np.stack([np.asarray(band, np.int16) for band in image.split()])  # (3, H, W)
+    if np.abs(3 * bands - bands.sum(axis=0, dtype=np.int16)).max() < 9:  # 3 from their mean
         found.append("grey")
-    if (np.diff(pixels, axis=1) == 0).all(axis=2).mean() > 0.4:
+    pixels = np.asarray(image.convert("RGBX")).view(np.uint32)[..., 0]  # (H, W)
+    if (np.diff(pixels) == 0).mean() > 0.4:
         found.append("large areas of one colour: drawn, or over- or underexposed")
     return "; ".join(found)
 
