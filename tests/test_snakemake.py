@@ -127,7 +127,9 @@ def test_a_killed_batch_goes_on_without_losing_or_repeating_work(copy):
     assert "Nothing to be done" in plan(copy, "kill")
     imported = copy / "iqa_utils/files.py"
     code = imported.read_text()
-    imported.write_text(code + "# changed\n")
+    imported.write_text(code + "# a comment is no code\n")
+    assert "Nothing to be done" in plan(copy, "kill")
+    imported.write_text(code + "CHANGED = True\n")
     try:
         assert plan(copy, "kill").count("rule notebook:") == 4
     finally:
