@@ -1,4 +1,4 @@
-"""The teacher pass and the student's steps, leg by leg, against one image at a time.
+"""The teacher pass and the student's steps, step by step, against one image at a time.
 
 Writes its own images (seeded JPEG files), so it runs anywhere. On a GPU the teacher has the paper's
 size, runs in bf16, and the pass must reach nine tenths of the rate at which files decode.
@@ -64,7 +64,7 @@ PAPER = Job(1024, 64, (900, 1200), (768, 1024), "inception_resnet_v2", (384, 512
 
 
 def main() -> None:
-    """Time labelling by legs and print what large sets would take."""
+    """Time labelling step by step and print what large sets would take."""
     job = PAPER if torch.cuda.is_available() else Job()
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), job.n, job.image)

@@ -50,7 +50,7 @@ def load_sets(
 
 
 def warp_subsets(frame: pd.DataFrame, warps: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Cut a set with scores in [0, 1] by its column ``subset``; warp every part.
+    """Cut a set with scores in [0, 1] by its column ``subset``; warp every subset.
 
     ``warps`` maps subsets to keys of :data:`WARPS`. In the tables ``mos`` is warped and
     ``mos_original`` is not; ``row`` is the row in the table given.

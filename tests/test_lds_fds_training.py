@@ -60,10 +60,10 @@ def predictions(book, name, seed=0, heads=None):
 def test_every_method_learns_and_all_of_one_seed_differ_in_the_end():
     book, found = notebook(SELECT="last"), {}
     heads = {"LDS": book.train("LDS", 0, {})[0]}
-    floor = np.abs(book.mos - np.median(book.mos))[book.test].mean()
+    baseline = np.abs(book.mos - np.median(book.mos))[book.test].mean()
     for name in book.recipes:
         pred, history = predictions(book, name, 0, heads)
-        assert np.abs(pred - book.mos)[book.test].mean() < 0.8 * floor
+        assert np.abs(pred - book.mos)[book.test].mean() < 0.8 * baseline
         assert len(history) == 4
         found[name] = tuple(pred)
     assert len(set(found.values())) == len(book.recipes)

@@ -154,7 +154,7 @@ def test_overrides_of_single_trainings_are_planned():
 def test_mixed_batches_cycle_the_smaller_sets():
     _, jobs = jobs_of("03", "paper")
     shown = {one.name: one for one in jobs}
-    n = 6125  # 49 of 81 contents of KADID-10k, with 125 images each
+    n = 6125  # 49 of 81 reference images of KADID-10k, with 125 images each
     assert shown["released"].images == 24 * 6 * n
     assert shown["released"].steps == 24 * -(-n // 32)
     assert shown["single:koniq10k"].images == 24 * 6043
