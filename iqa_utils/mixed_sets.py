@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.monotonic import MonotonicIQA
 from iqa_utils.splits import SPLITS, check_disjoint, content_split
 
@@ -151,18 +152,25 @@ def rescale_sets(
 
 @torch.inference_mode()
 def own_scale(
-    model: MonotonicIQA, name: str, quality: np.ndarray, span: tuple[float, float]
+    model: MonotonicIQA | KonCept, name: str, quality: np.ndarray, span: tuple[float, float]
 ) -> np.ndarray:
-    """Map quality, (N,), through the curve of one set, whose training scores had this span."""
-    number = model.architecture["sources"].index(name)
-    device = next(model.head.parameters()).device
-    x = torch.as_tensor(quality, dtype=torch.float32, device=device)
-    scores = model.transformers.curves(x)[:, number].double().cpu().numpy()
+    """Map quality, (N,), to the scores of one set, whose training scores had this span.
+
+    It goes through the curve of the set; what KonCept512 predicts is a score already.
+    """
+    scores = quality
+    if isinstance(model, MonotonicIQA):
+        number = model.architecture["sources"].index(name)
+        device = next(model.head.parameters()).device
+        x = torch.as_tensor(quality, dtype=torch.float32, device=device)
+        scores = model.transformers.curves(x)[:, number].double().cpu().numpy()
     return span[0] + scores / TOP * (span[1] - span[0])
 
 
 def curve_points(
-    model: MonotonicIQA, spans: Mapping[str, tuple[float, float]], predictions: pd.DataFrame
+    model: MonotonicIQA | KonCept,
+    spans: Mapping[str, tuple[float, float]],
+    predictions: pd.DataFrame,
 ) -> pd.DataFrame:
     """Sample the curve of every set with training scores in ``spans`` over predicted qualities.
 

@@ -15,6 +15,7 @@ from iqa_utils.backbones import create_backbone
 from iqa_utils.files import lock
 from iqa_utils.images import build_store
 from iqa_utils.mixed_sets import rescale, rescale_sets, split_sets
+from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.monotonic import MonotonicIQA
 from iqa_utils.training import save_model
 from iqa_utils.training.mixtures import (
@@ -24,6 +25,7 @@ from iqa_utils.training.mixtures import (
     predict_quality,
     prepare_crops,
     prepare_maps,
+    prepare_squashed,
     validate,
 )
 from iqa_utils.workshop.notebooks import default_parameters, find_notebook
@@ -40,6 +42,7 @@ CELLS = [
 SETTINGS = {
     "BACKBONE": "test_resnet", "CHANNELS": 8, "BATCH_SIZE": 4, "EPOCHS": 3, "LR": 3e-3,
     "N_SPLITS": 1, "METHODS": ["released", "mixed-3", "scalar", "linear", "ranking", "single:b"],
+    "KONCEPT_BACKBONE": "test_resnet", "KONCEPT_EPOCHS": 6, "KONCEPT_BATCH_SIZE": 4,
 }  # fmt: skip
 
 
@@ -61,9 +64,10 @@ def notebook(tmp_path, frames, pixels, **parameters):
     space = default_parameters(NOTEBOOK) | SETTINGS | parameters
     splits = [split_sets(frames, seed=k) for k in range(2)]
     space |= {"frames": frames, "pixels": pixels, "splits": splits, "weights": "random"}
+    space["koncept_pixels"] = pixels
     space |= {"sizes": {name: len(frame) for name, frame in frames.items()}, "device": "cpu"}
-    starts = ("import inspect", "shape =", "def fit_options", "def curve_loss", "def train")
-    starts = (*starts, "def tested")
+    starts = ("import inspect", "shape =", "def recipe_of", "def fit_options", "def curve_loss")
+    starts = (*starts, "def train", "def tested")
     for start in starts:
         (cell,) = [cell for cell in CELLS if cell.startswith(start)]
         name = f"<notebook {start}>"
@@ -196,6 +200,48 @@ def test_single_is_one_method_per_set_and_unknown_names_are_refused(tmp_path):
             notebook(tmp_path, *make_sets(), METHODS=[name])
 
 
+def koniq_and_another(tmp_path, **parameters):
+    frames, pixels = make_sets()
+    frames["koniq10k"], pixels["koniq10k"] = frames.pop("b"), pixels.pop("b")
+    pixels["a"].draw = None  # training on it would fail
+    return notebook(tmp_path, frames, pixels, METHODS=["KonCept512"], **parameters)
+
+
+def test_koncept512_is_that_network_trained_on_koniq10k_alone_and_tested_on_all_sets(tmp_path):
+    own = koniq_and_another(tmp_path)
+    model, spans, fitted = own.train("KonCept512", 0)
+    assert isinstance(model, KonCept)
+    assert list(spans) == ["koniq10k"]
+    assert len(fitted.history) == 6
+    predictions = own.predict_test("KonCept512", 0, model, spans)
+    assert predictions.groupby("dataset").size().to_dict() == {"a": 6, "koniq10k": 4}
+    known = predictions["dataset"] == "koniq10k"
+    assert predictions["mapped"].isna().equals(~known)
+    low, high = spans["koniq10k"]
+    expected = low + predictions["pred"][known] / 10 * (high - low)
+    np.testing.assert_allclose(predictions["mapped"][known], expected)
+
+
+def test_koncept512_has_the_recipe_of_its_authors(tmp_path):
+    own = koniq_and_another(tmp_path, KONCEPT_EPOCHS=60, KONCEPT_LR=1e-4)
+    _, batch_size, lr, (every, factor) = own.recipe_of("KonCept512")
+    assert (batch_size, lr, every, lr * factor) == (4, 1e-4, 40, pytest.approx(2e-5))
+    mos = np.array([2.0, 4.0, 9.0])
+    targets = {"koniq10k": np.resize(mos, 20)}
+    own.splits[0]["koniq10k"]["training"] = np.arange(3)
+    model = own.build("KonCept512", 0, targets).eval()
+    torch.nn.init.zeros_(model.head[-1].weight)
+    torch.nn.init.zeros_(model.head[-1].bias)
+    batch = SimpleNamespace(inputs=(torch.rand(3, 96, 2, 2),), mos=torch.tensor(mos).float())
+    batch.source = torch.zeros(3, dtype=torch.int64)
+    assert own.squared_error(model, batch).item() == pytest.approx(26 / 3)  # about the mean, 5
+
+
+def test_koncept512_needs_koniq10k(tmp_path):
+    with pytest.raises(ValueError, match=r"no .'KonCept512'"):
+        notebook(tmp_path, *make_sets(), METHODS=["KonCept512"])
+
+
 def test_unwarped_trains_on_the_scores_before_their_maps(tmp_path):
     frames, pixels = make_sets()
     frames = {n: f.assign(mos_original=f["mos"] / f["mos"].max()) for n, f in frames.items()}
@@ -290,6 +336,21 @@ def test_pixels_prepared_for_training_give_what_the_saved_network_gives_for_file
     save_model(tmp_path / "m.safetensors", model, about | {"scores_seen": [], "metrics": {}})
     scored = score_images([tmp_path / n for n in names], tmp_path / "m.safetensors", progress=False)
     np.testing.assert_allclose(scored["score"], quality, rtol=1e-4, atol=1e-5)
+
+
+def test_squashed_images_are_shown_whole_and_mirrored_at_random(tmp_path):
+    names, rng = [f"{i}.png" for i in range(8)], np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(tmp_path / name)
+    trunk = create_backbone("test_resnet", pretrained="random", num_classes=0)
+    squashed = prepare_squashed(tmp_path, names, tmp_path / "c", size=[24, 32], trunk=trunk)
+    ((_, whole),) = squashed.whole(np.arange(8))
+    shown = squashed.draw(np.arange(8), torch.Generator().manual_seed(0))
+    assert shown.shape == (8, 3, 24, 32)
+    same, mirrored = ((shown == images).flatten(1).all(1) for images in (whole, whole.flip(3)))
+    assert (same ^ mirrored).all()
+    assert same.any()
+    assert mirrored.any()
 
 
 def test_every_job_of_the_grids_compares_all_its_methods():

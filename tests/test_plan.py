@@ -160,6 +160,22 @@ def test_mixed_batches_cycle_the_smaller_sets():
     assert shown["single:koniq10k"].images == 24 * 6043
 
 
+def test_koncept512_is_planned_in_03_with_its_own_size_batches_and_epochs():
+    values, jobs = jobs_of("03", "paper")
+    (one,) = [job for job in jobs if job.name == "KonCept512"]
+    assert (one.images, one.steps, one.count) == (60 * 6043, 60 * -(-6043 // 16), 10)
+    assert (one.size, one.batch) == ((3, 384, 512), 16)
+    seen = footprint(one)
+    assert seen.weights / 4e6 == pytest.approx(59.9, abs=0.1)  # its parameters and statistics
+    assert seen.flops / 2e9 == pytest.approx(29.7, abs=0.1)
+    decoded = plan.stores("03", values, {"koniq10k": plan.score_table("koniq10k", None)})
+    assert decoded["decoded, 512x384"] == 10073 * 3 * 384 * 512
+    _, jobs = jobs_of("03", "demo")
+    (one,) = [job for job in jobs if job.name == "KonCept512"]
+    assert one.size == (1280, 3, 3)  # maps of the frozen trunk
+    assert footprint(one).weights / 4e6 < 6  # the head alone
+
+
 def test_the_set_of_distorted_pictures_is_planned_beside_the_photographs():
     jobs = plan.make_plan("03", "biq2021_mixture", official=True)["jobs"]
     images = {job["name"]: job["images"] for job in jobs}

@@ -31,6 +31,7 @@ ALLOWED = {
     "03_mixed_datasets": {
         "BACKBONE": SMALL, "SIZE": PIXELS, "EPOCHS": SHORT, "N_SPLITS": SHORT,
         "NIQE_PATCH": PIXELS, "SIDES": PIXELS, "PRECISION": "no bf16 on a CPU",
+        "KONCEPT_BACKBONE": SMALL, "KONCEPT_SIZE": PIXELS, "KONCEPT_EPOCHS": SHORT,
         "RELEASED_SCORES": "predictions of the authors, no training of ours",
     },
     "04_deep_features_gpr": {

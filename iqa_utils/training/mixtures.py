@@ -29,15 +29,17 @@ _CODE = "".join(map(inspect.getsource, _MODULES))
 class CroppedImages:
     """Pixels of one set: seeded random crops of ``train``, whole images of ``test`` to predict."""
 
-    def __init__(self, train: ImageStore, test: ImageStore, *, crop: int, trunk: nn.Module) -> None:
-        self.train, self.test, self.crop = train, test, crop
+    def __init__(
+        self, train: ImageStore, test: ImageStore, *, crop: int | tuple[int, int], trunk: nn.Module
+    ) -> None:
+        self.train, self.test, self.crop = train, test, _height_and_width(crop)
         self.device, self.normal = next(trunk.parameters()).device, normalisation(trunk)
         self.key = f"{train.key} {test.key} {crop}"
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Return one random, randomly mirrored crop per row, (B, 3, crop, crop)."""
+        """Return one random, randomly mirrored crop per row, (B, 3, H, W)."""
         options = {"generator": generator, "device": self.device}
-        crops = self.train.crops(rows, (self.crop, self.crop), **options)
+        crops = self.train.crops(rows, self.crop, **options)
         return to_float(augment(crops, generator=generator), **self.normal)
 
     def whole(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -87,14 +89,33 @@ def prepare_crops(
     return CroppedImages(*stores, crop=size, trunk=trunk)
 
 
+def prepare_squashed(
+    root: Path, images: list[str], cache_dir: Path, *, size: Sequence[int], trunk: nn.Module
+) -> CroppedImages:
+    """Squash a set to one height and width; training, too, sees whole images, mirrored or not."""
+    height_and_width = _height_and_width(size)
+    store = build_store(root, images, cache_dir / "stores", size=height_and_width)
+    return CroppedImages(store, store, crop=height_and_width, trunk=trunk)
+
+
 def prepare_maps(
-    root: Path, images: list[str], cache_dir: Path, *, size: int, trunk: nn.Module
+    root: Path,
+    images: list[str],
+    cache_dir: Path,
+    *,
+    size: int | Sequence[int],
+    trunk: nn.Module,
 ) -> TrunkMaps:
-    """Squash the images of a set to ``size`` x ``size`` and run a frozen trunk over them once."""
-    store = build_store(root, images, cache_dir / "stores", size=(size, size))
+    """Squash a set to one side, or height and width, and run a frozen trunk over it once."""
+    store = build_store(root, images, cache_dir / "stores", size=_height_and_width(size))
     how = {"cache_dir": cache_dir / "features", "batch_size": 16, **normalisation(trunk)}
     maps = frozen_maps(trunk, store, **how)
     return TrunkMaps(maps, key=f"{store.key} {weights_hash(trunk)}")
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def mixed_stream(

@@ -23,6 +23,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from iqa_utils import deep_quality as quality
+from iqa_utils.backbones import create_backbone
 from iqa_utils.distill import choose_teachers
 from iqa_utils.features.grams import disk_use
 from iqa_utils.features.layers import NETWORKS, create_network, layers_of
@@ -144,19 +145,37 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             model.trunk = nn.Identity()
         return model
 
-    size: tuple[int, ...] = (3, side, side)
-    if frozen:  # maps of the trunk are computed once
-        with torch.device("meta"), torch.no_grad():
-            maps = MonotonicIQA(["any"], backbone=values["BACKBONE"]).trunk.eval()
-            size = tuple(maps(torch.empty(1, *size)).shape[1:])
+    def koncept() -> nn.Module:
+        network = KonCept(values["KONCEPT_BACKBONE"])
+        if frozen:
+            network.image_branch = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return network
+
+    def size(backbone: str, height: int, width: int) -> tuple[int, ...]:
+        if not frozen:
+            return 3, height, width
+        options = {"pretrained": "random", "num_classes": 0, "global_pool": ""}
+        with torch.device("meta"), torch.no_grad():  # maps of the trunk are computed once
+            maps = create_backbone(backbone, **options).eval()(torch.empty(1, 3, height, width))
+        return tuple(maps.shape[1:])
 
     def inputs(n_sets: int, network: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
         return images, torch.arange(len(images), device=images.device) % n_sets
 
     n_test = sum(int(count["test"]) for count in counts.values())
+    of_crops = size(values["BACKBONE"], side, side)
     whole = {k: stored_bytes(t.attrs["pixels"], 768) / 3 / side**2 for k, t in tables.items()}
     singles = [f"single:{name}" for name in tables]
     for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
+        count = values["OVERRIDES"].get(method, {}).get("N_SPLITS", values["N_SPLITS"])
+        if method == "KonCept512":
+            own = {key: values[f"KONCEPT_{key}"] for key in ("EPOCHS", "BATCH_SIZE")}
+            backbone, of_one = values["KONCEPT_BACKBONE"], counts["koniq10k"]
+            how = {"network": f"KonCept {backbone}", "inputs": partial(inputs, 1)}
+            how |= {"build": koncept, "size": size(backbone, *values["KONCEPT_SIZE"])}
+            n, watched = int(of_one["training"]), int(of_one["validation"])
+            yield _training(values | own, method, n, watched, n_test, count=count, **how)
+            continue
         variant, _, depth = method.partition(" ")[0].partition("-")
         variant = variant if variant in VARIANTS else "identity"
         names = [method.removeprefix("single:")] if method in singles else list(tables)
@@ -164,9 +183,8 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         n = max(sizes) * len(names) if released else sum(sizes)
         batch = values["BATCH_SIZE"] * (len(names) if released else 1)
         n_watched = [int(counts[name]["validation"]) for name in names]
-        count = values["OVERRIDES"].get(method, {}).get("N_SPLITS", values["N_SPLITS"])
         how = {"network": f"{variant}-{depth or 5} {trunk}", "inputs": partial(inputs, len(names))}
-        how |= {"build": partial(build, names, variant, int(depth or 5)), "size": size}
+        how |= {"build": partial(build, names, variant, int(depth or 5)), "size": of_crops}
         watched = sum(n_watched), n_test
         one = _training(values, method, n, *watched, batch=batch, count=count, **how)
         # images are predicted whole

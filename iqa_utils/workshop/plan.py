@@ -189,7 +189,10 @@ def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
     """Return the bytes of the decoded images by how they are fitted; a set is of one size here."""
     known: dict[str, Callable[[], list[Any]]] = {
         "02": lambda: [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))],
-        "03": lambda: [(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768],
+        "03": lambda: [
+            *([(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]),
+            *([tuple(values["KONCEPT_SIZE"])] if "KonCept512" in values["METHODS"] else []),
+        ],
         "04": lambda: [None],
         "05": lambda: [(values["IMAGE_SIZE"],) * 2],
         "06": lambda: [tuple(values["TEACHER_SIZE"]), values["CROP"][0]],

@@ -40,7 +40,9 @@ RESNET["protocol"] = {"split": "60/20/20", "epochs": 24}
 RELEASED = {"authors' predictions": {}, "trained here": RESNET}
 # the numbers of UNIQUE are those of its own paper: other splits, no validation set
 UNIQUE = {"network": "UNIQUE", "protocol": {"split": "80/20"}}
-KONCEPT = {"network": "KonCept512", "weights": "imagenet", "protocol": {"training": "koniq10k"}}
+# the caption: trained on KonIQ-10k, ten splits; who trained it is not said, the size is its own
+KONCEPT = {"network": "KonCept512", "weights": "imagenet"}
+KONCEPT["protocol"] = {"training": "koniq10k", "split": "60/20/20", "size": "512x384"}
 SMALL, LARGE = {"protocol": {"size": "224x224"}}, {"protocol": {"size": "299x299"}}
 ANSWERS = (
     Answer("Table 1", RELEASED, (PROPOSED,)),
@@ -60,6 +62,7 @@ ROWS = {  # method of the notebook -> table and row
     "linear": {"Table 1": "UNIQUE-Linear (All databases)"},
     "ranking": {"Table 1": "UNIQUE (All databases)"},
     "paper eq4": {"Table 1": PROPOSED},  # with the loss as printed
+    "KonCept512": {"Table 1": "KonCept512 (KonIQ-10k)"},
     "niqe": {"Table 1": "NIQE"},
 }
 SETS = {  # our name: name in the files and full size of the set, its weight in the paper's means
@@ -95,9 +98,9 @@ def facts(rows: pd.DataFrame) -> Facts:
     """Recompute the claims on the weighted columns, and the cost at the stated size."""
     means = rows.query("table == 'Table 1' and dataset == 'weighted'")
     means = means.set_index(["metric", "method"])["value"]
-    floor = 3.6 * (768 / 224) ** 2  # ResNet-34 trunk: 3.6 GMAC at 224 squared
+    least = 3.6 * (768 / 224) ** 2  # ResNet-34 trunk: 3.6 GMAC at 224 squared
     gflops = rows[rows["method"] == "Proposed"]["value"].iloc[0]
-    found: Facts = {"least GMAC with the short side at 768 pixels": [(floor, 2 * floor), gflops]}
+    found: Facts = {"least GMAC with the short side at 768 pixels": [(least, 2 * least), gflops]}
     for metric in ("SRCC", "PLCC"):
         words = f"weighted {metric} of the proposed method, called the best"
         found[words] = [means[metric].max(), means[metric][PROPOSED]]
@@ -112,10 +115,10 @@ def load_released(root: Path) -> pd.DataFrame:
     parts, digest = [], hashlib.sha256()
     for split, path in enumerate(paths, start=1):
         digest.update(path.read_bytes())
-        content = loadmat(path, simplify_cells=True)
+        arrays = loadmat(path, simplify_cells=True)
         for name, (theirs, _) in SETS.items():
             try:
-                columns = [np.ravel(content[k][theirs]) for k in ("mos", "DNN_mos", "hat")]
+                columns = [np.ravel(arrays[k][theirs]) for k in ("mos", "DNN_mos", "hat")]
                 columns = np.column_stack(columns).astype(np.float64)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path.name}, set {theirs}: {error}") from error
