@@ -96,7 +96,6 @@ def bench(images: UnlabelledSet, job: Job) -> dict[str, object]:
         },
         gate=(difference, 1e-3),  # of fp32
         units=len(images),
-        goal=1,
         warm_up=gpu,  # the gate has called both
     )
     decoding = time_legs({"decode": lambda: decode_only(images, job.batch)})["decode"]
