@@ -16,6 +16,15 @@ from pathlib import Path
 import torch
 
 
+def clock(leg: Callable[..., object], *args: object) -> tuple[object, float]:
+    """Call a function; return its result and the seconds it took."""
+    _synchronise()
+    start = time.perf_counter()
+    result = leg(*args)
+    _synchronise()
+    return result, time.perf_counter() - start
+
+
 def time_legs(
     legs: Mapping[str, Callable[[], object]], *, repeats: int = 5, warm_up: bool = True
 ) -> dict[str, list]:
@@ -37,12 +46,9 @@ def time_legs(
     seconds: dict[str, list] = {name: [] for name in legs}
     for repeat in range(repeats + warm_up):
         for name, leg in legs.items():
-            _synchronise()
-            start = time.perf_counter()
-            leg()
-            _synchronise()
+            took = clock(leg)[1]
             if repeat or not warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return seconds
 
 
@@ -69,17 +75,32 @@ def compare(
         warm_up: As for `time_legs`.
 
     Returns:
-        A record with `legs` (median, smallest and largest seconds a unit), `ratios` to the naive
-        leg, `gate`, and `passed`: the gate holds and the goal is met.
+        What `judge` returns.
     """
     by_leg = units if isinstance(units, Mapping) else dict.fromkeys(legs, units)
-    timed = {
+    seconds = {
         name: [value / by_leg[name] for value in values]
         for name, values in time_legs(legs, repeats=repeats, warm_up=warm_up).items()
     }
+    return judge(title, seconds, gate=gate, goal=goal)
+
+
+def judge(
+    title: str,
+    seconds: Mapping[str, list[float]],
+    *,
+    gate: tuple[float, float],
+    goal: float | None = None,
+) -> dict[str, object]:
+    """Put the gate beside the ratios of seconds that were measured; arguments as `compare`.
+
+    Returns:
+        A record with `seconds_per_unit` (median, smallest and largest by leg), `ratios` to the
+        first leg, `goal`, `gate`, and `passed`: the gate holds and the goal is met.
+    """
     table = {
         name: {"median": statistics.median(v), "low": min(v), "high": max(v)}
-        for name, v in timed.items()
+        for name, v in seconds.items()
     }
     naive, *others = table
     ratios = {name: table[naive]["median"] / table[name]["median"] for name in others}
@@ -95,10 +116,18 @@ def compare(
     }
 
 
-def within(title: str, found: float, allowed: float, **facts: object) -> dict[str, object]:
-    """Return the record of a number that must not be above what is allowed."""
+def within(
+    title: str, found: float, allowed: float, *, naive: float | None = None, **facts: object
+) -> dict[str, object]:
+    """Return the record of a number that must not be above what is allowed.
+
+    ``naive`` is the number of the naive implementation, where there is one.
+    """
     gate = {"difference": float(found), "allowed": float(allowed)}
-    return {"title": title, "ratios": {}, "gate": gate, "passed": found <= allowed} | facts
+    record = {"title": title, "ratios": {}, "gate": gate, "passed": found <= allowed} | facts
+    if naive is not None:
+        record |= {"naive": float(naive), "ratios": {"ours": float(naive / found)}}
+    return record
 
 
 def report(records: list[dict[str, object]]) -> None:

@@ -231,31 +231,9 @@ def layer_table(runs: list[dict[str, Any]]) -> str:
     return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
 
 
-def speed_table(folder: Path = BENCHMARKS) -> str:
-    """Write the published measurements of ``make bench``, one row per implementation."""
-    rows, machines = [], set()
-    for file in _measurements(folder):
-        machines.add("{device}, {cpus} CPU cores, torch {torch}".format_map(file["machine"]))
-        for record in file["results"]:
-            gate = f"{record['gate']['difference']:.1g}, {record['gate']['allowed']:.1g}"
-            for name, ratio in record["ratios"].items():
-                times = ["", name]
-                if legs := record.get("seconds_per_unit"):
-                    both = (next(iter(legs)), name)
-                    times = [f"{leg}: {_time(legs[leg]['median'])}" for leg in both]
-                goal = record.get("goal") or 0
-                reached = f"{ratio:.1f}x" + f", goal of {goal}x missed" * (ratio < goal)
-                rows.append([record["title"], *times, reached, gate])
-    if not rows:
-        return "No measurements are published."
-    columns = ["what", "naive", "ours", "ratio", "difference, allowed"]
-    table = markdown(pd.DataFrame(rows, columns=columns))
-    return f"{table}\n\nMedians on {'; '.join(sorted(machines))}."
-
-
 def speed_line() -> str:
     """Say in one line what the published measurements of ``make bench`` are."""
-    records = [record for file in _measurements(BENCHMARKS) for record in file["results"]]
+    records = [record for file in measurements() for record in file["results"]]
     ratios = sorted(r for record in records for r in record["ratios"].values())
     if not ratios:
         return "No measurements are published."
@@ -264,13 +242,9 @@ def speed_line() -> str:
     return f"{jobs}: {ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {middle:.0f}x."
 
 
-def _measurements(folder: Path) -> list[dict[str, Any]]:
+def measurements(folder: Path = BENCHMARKS) -> list[dict[str, Any]]:
+    """Read the published measurements of ``make bench``, one dictionary per file."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-
-
-def _time(seconds: float) -> str:
-    unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
-    return f"{seconds / size:.3g} {unit}"
 
 
 def needs_table() -> str:

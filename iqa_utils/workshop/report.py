@@ -94,7 +94,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         "headlines": paper_pages.headline_table(runs),
         "layers": paper_pages.layer_table(runs),
         "waiting": paper_pages.markdown(waiting),
-        "speed": paper_pages.speed_table(),
+        "speed": speed_table(),
         "needs": paper_pages.needs_table(),
         "notebooks": _notebook_list(names),
     }
@@ -114,6 +114,50 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def speed_table(folder: Path = paper_pages.BENCHMARKS) -> str:
+    """Write the published measurements of ``make bench``, one row per implementation."""
+    rows, machines = [], set()
+    for file in paper_pages.measurements(folder):
+        machines.add("{device}, {cpus} CPU cores, torch {torch}".format_map(file["machine"]))
+        for record in file["results"]:
+            rows += _limited(record) if "goal" not in record else _compared(record)
+    if not rows:
+        return "No measurements are published."
+    columns = ["job", "what a user would write", "ours", "ratio", "goal", "met", "difference"]
+    table = paper_pages.markdown(pd.DataFrame(rows, columns=columns))
+    return f"{table}\n\nMedians on {'; '.join(sorted(machines))}."
+
+
+def _compared(record: dict[str, Any]) -> list[list[str]]:
+    """Write one row per implementation that was timed, or measured, against the naive one."""
+    goal, legs, rows = record["goal"], record.get("seconds_per_unit", {}), []
+    gate = record["gate"]
+    equal = gate["difference"] <= gate["allowed"]
+    difference = "{difference:.1g}, allowed {allowed:.1g}".format_map(gate)
+    told = {leg: f"{leg}: {_time(seconds['median'])}" for leg, seconds in legs.items()}
+    naive = next(iter(told.values()), "")
+    for name, ratio in record["ratios"].items():
+        met = "yes" if equal and ratio >= (goal or 0) else "**no**"
+        least = f"{goal:.3g}x" if goal else "equal results"
+        row = [record["title"], naive, told.get(name, name), f"{ratio:.3g}x", least, met]
+        rows.append([*row, difference])
+    return rows
+
+
+def _limited(record: dict[str, Any]) -> list[list[str]]:
+    """Write the row of a number that must not be above a limit."""
+    found, allowed = record["gate"]["difference"], record["gate"]["allowed"]
+    naive = f"{record['naive']:.3g}" if "naive" in record else ""
+    ratio = "".join(f"{ratio:.3g}x" for ratio in record["ratios"].values())
+    met = "yes" if found <= allowed else "**no**"
+    return [[record["title"], naive, f"{found:.3g}", ratio, f"at most {allowed:g}", met, ""]]
+
+
+def _time(seconds: float) -> str:
+    unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
+    return f"{seconds / size:.3g} {unit}"
 
 
 def _board(board: pd.DataFrame) -> str:
