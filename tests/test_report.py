@@ -173,6 +173,22 @@ def test_every_paper_has_a_page_with_its_claims_and_tables_to_take_away(site):
     assert table.read_text().count("\n") == 134  # 133 numbers and a header
 
 
+def test_the_page_of_a_paper_leads_to_its_own_notebooks_and_their_runs(site, runs):
+    text = (site / "papers/lehmann2023.html").read_text(encoding="utf-8")
+    text = text.split("All 133 printed numbers")[1].split("Headline claims")[0]
+    published = "notebooks/01_dataset_analysis--paper--published.html"
+    assert re.findall(r'href="../([^"]+)"', text.split("CSV")[1]) == [
+        "notebooks/index.html#dataset-analysis",
+        published,
+    ]
+    assert "nothing is trained" in text
+    assert "no run on real data yet" in text  # of 02
+    (run,) = (run for run in runs if run["profile"] == "paper")
+    trained = [CELL | {"kind": "trained here", "n_runs": n} for n in (1, 5)]
+    told = report._runs_of("lehmann2023", {"name": run | {"results": trained}})
+    assert "[paper (published)](../notebooks/name), 5 runs" in told
+
+
 def test_the_package_is_documented_from_its_docstrings(site):
     text = (site / "api/imbalance.html").read_text(encoding="utf-8")
     assert 'id="iqa_utils.imbalance.lds_weights"' in text

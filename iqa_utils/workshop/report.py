@@ -103,10 +103,12 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
     for key in PAPERS:
         part = board[board["paper"] == key]
         write_csv(part, source / "tables" / f"{key}.csv")
-        links = f'<a href="../scoreboard.html#{key}">All {len(part)} rows</a>'
-        links += f", as [CSV](../tables/{key}.csv)."
         text = paper_pages.paper_page(key, runs, board)
-        _write(source / "papers" / f"{key}.md", text.replace("\n\n", f"\n\n{links}\n\n", 1))
+        board_link = f'<a href="../scoreboard.html#{key}">scoreboard</a>'
+        links = f"All {len(part)} printed numbers: {board_link}, [CSV](../tables/{key}.csv)."
+        head, rest = text.split("\n\n## ", 1)
+        page = [head, links, _runs_of(key, names), f"## {rest}"]
+        _write(source / "papers" / f"{key}.md", "\n\n".join(page))
     for name, run in names.items():
         _write_run(source / "notebooks", name, run, names)
     _write_api(source / "api")
@@ -114,6 +116,23 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _runs_of(key: str, names: dict[str, dict[str, Any]]) -> str:
+    """List a paper's notebooks and their runs on real data, one line each."""
+    lines = []
+    for stem in papers()[key].NOTEBOOKS:
+        own = {name: run for name, run in names.items() if run["stem"] == stem}
+        real = {name: run for name, run in own.items() if run["profile"] != "demo"}
+        for name, run in real.items():
+            title = notebook_head(stem)[0]
+            n = max((r["n_runs"] for r in run["results"] if r["kind"] == "trained here"), default=0)
+            told = f"{n} run{'s' * (n > 1)}" if n else "nothing is trained"
+            link = f"[{_run_label(run)}](../notebooks/{name})"
+            lines.append(f"- [{title}](#{stem}), executed: {link}, {told}")
+        if not real:
+            lines.append(f"- `{stem}`: no run on real data yet")
+    return "\n".join(lines)
 
 
 def _board(board: pd.DataFrame) -> str:
@@ -223,7 +242,7 @@ def _notebook_list(names: dict[str, dict[str, Any]]) -> str:
     for stem, own in itertools.groupby(names.items(), lambda item: item[1]["stem"]):
         title, question = notebook_head(stem)
         labels = {name: _run_label(run) for name, run in own}
-        lines += [f"## {title}", "", question, ""]
+        lines += [f"({stem})=", f"## {title}", "", question, ""]
         lines += [f"- [{label}]({name})" for name, label in labels.items()] + [""]
         entries += [f"{title}, {label} <{name}>" for name, label in labels.items()]
     return "\n".join([*lines, "```{toctree}", ":hidden:", "", *entries, "```"])
