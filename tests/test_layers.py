@@ -196,3 +196,28 @@ def test_the_rehearsal_of_all_networks_keeps_the_papers_lists_at_the_smallest_le
 def test_the_shipped_trunk_is_refused_under_another_name():
     with pytest.raises(ValueError, match=r"is a tf_efficientnet_lite0, got backbone 'resnet18'"):
         create_backbone("resnet18", pretrained="shipped")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("legacy_xception", "imagenet"), ("vit_base_patch16_clip_quickgelu_224", "openai")],
+)
+def test_a_trunk_reads_a_file_with_or_without_a_classifier_under_its_own_word(name, word, tmp_path):
+    trunk = create_network(name, pretrained="random")
+    state = trunk.state_dict() | {"fc.weight": torch.zeros(3, 2), "head.weight": torch.zeros(3, 2)}
+    torch.save(state, tmp_path / f"{name}-{word}.pth")
+    again = create_network(name, pretrained=tmp_path)
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    assert layers_of(name)[-1].size == (768 if word == "openai" else 204_800)
+    del state[next(iter(state))]
+    torch.save(state, tmp_path / f"{name}-{word}.pth")
+    with pytest.raises(ValueError, match="1 parameters missing"):
+        create_network(name, pretrained=tmp_path)
+
+
+def test_every_second_block_of_clip_is_tapped_as_tokens_and_the_class_token_as_a_vector():
+    clip = "vit_base_patch16_clip_quickgelu_224"
+    layers = layers_of(clip)
+    assert [row.name for row in layers[:-1]] == [f"block_{k}" for k in (2, 4, 6, 8, 10, 12)]
+    assert [row.is_vector for row in layers] == [False] * 6 + [True]
+    assert len(layers_of(clip, choice="depth")) == 13  # the patches, then twelve blocks

@@ -19,7 +19,14 @@ from torch import nn
 
 from iqa_utils.backbones import HUB, RANDOM, create_backbone, load_weights
 from iqa_utils.features import tap_layers
-from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD
+from iqa_utils.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Network:
     titles: Mapping[str, str] = field(default_factory=dict)  # by table of the paper; ours have none
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of the normalisation, RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
+    weights: str = "imagenet"  # what it learnt from, in the names of files and in results
+    classes: int = 1000  # of its classifier; 0: a trunk, whose weights come without one
 
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:
@@ -53,8 +62,8 @@ class Layer:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the layer has no places: a fully connected layer, or logits."""
-        return self.size in (1000, 4096)
+        """Whether the layer has no places: a fully connected layer, a class token, or logits."""
+        return self.size in (768, 1000, 4096)
 
     def in_ledger(self, table: str) -> str:
         """Spell the layer as the ledger's rows of Table 1 or 2 do."""
@@ -71,12 +80,17 @@ def _read_layers() -> tuple[Layer, ...]:
     return tuple(Layer(**row) for row in rows)
 
 
-def _network(library: str, model: str, side: int, *titles: str, half: bool = False) -> Network:
+def _network(
+    library: str, model: str, side: int, *titles: str, half: bool = False, classes: int = 1000
+) -> Network:
     """Describe a network; ``titles`` are its names in Tables 1 and 2, ``half`` means 0.5 +- 0.5."""
     own = {f"Table {k}": title for k, title in enumerate(titles, 1)}
-    return Network(library, model, side, own, *((INCEPTION_MEAN, INCEPTION_STD) if half else ()))
+    scale = (INCEPTION_MEAN, INCEPTION_STD) if half else (IMAGENET_MEAN, IMAGENET_STD)
+    return Network(library, model, side, own, *scale, classes=classes)
 
 
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that help training only
+CLIP = "vit_base_patch16_clip_quickgelu_224"
 CHOICES = ("paper", "after", "depth")
 LAYERS = _read_layers()
 NETWORKS = {
@@ -103,6 +117,8 @@ NETWORKS = {
     "squeezenet1_0": _network("torchvision", "squeezenet1_0", 227),
     "mobilenetv2_100": _network("timm", "mobilenetv2_100", 224),
     "tf_efficientnet_lite0": _network("timm", "tf_efficientnet_lite0", 224, half=True),
+    "legacy_xception": _network("timm", "legacy_xception", 299, half=True, classes=0),
+    CLIP: Network("timm", CLIP, 224, {}, CLIP_MEAN, CLIP_STD, weights="openai", classes=0),
 }
 
 
@@ -172,28 +188,30 @@ def depth_layers(name: str) -> tuple[Layer, ...]:
 
 def _blocks(module: nn.Module, prefix: str = "") -> list[str]:
     """Name the parts of a network that hold convolutions or products, containers opened."""
-    found = []
+    found, products = [], (nn.Conv2d, nn.Linear)
     for own, child in module.named_children():
         if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             found += _blocks(child, f"{prefix}{own}.")
-        elif any(isinstance(part, nn.Conv2d) for part in child.modules() if part is not child):
+        elif any(isinstance(part, products) for part in child.modules() if part is not child):
             found.append(prefix + own)
     return found
 
 
 def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
-    """Build one of :data:`NETWORKS` with its 1000-way classifier and the weights asked for.
+    """Build one of :data:`NETWORKS`, with its classifier if it has one and the weights asked for.
 
     ``pretrained`` is as in :func:`iqa_utils.backbones.create_backbone`, or a folder with
-    ``NAME-imagenet.safetensors`` or ``.pth``; a file of another architecture or without the
-    classifier is refused. The network is in training mode, on the CPU (on the meta device under
-    ``torch.device``).
+    ``NAME-imagenet.safetensors`` or ``.pth`` (CLIP: ``NAME-openai``); a file of another
+    architecture, or without the classifier that the network has, is refused. The network is in
+    training mode, on the CPU (on the meta device under ``torch.device``).
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
     row, is_timm = NETWORKS[name], NETWORKS[name].library == "timm"
     if is_timm:
-        network = create_backbone(row.model, pretrained=HUB if pretrained == HUB else RANDOM)
+        start = HUB if pretrained == HUB else RANDOM
+        trunk = {} if row.classes else {"num_classes": 0}
+        network = create_backbone(row.model, pretrained=start, **trunk)
     else:
         bare = {"aux_logits": False, "init_weights": False, "transform_input": False}
         options = bare if name in ("googlenet", "inception_v3") else {}
@@ -204,10 +222,10 @@ def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
         return network
     path = Path(pretrained)
     if path.is_dir():
-        path = path / f"{name}-imagenet.safetensors"
+        path = path / f"{name}-{row.weights}.safetensors"
         path = path if path.is_file() else path.with_suffix(".pth")
-    auxiliary = () if is_timm else ("aux1", "aux2", "AuxLogits")
-    return load_weights(network, path, classifier=auxiliary)  # its classifier too: logits are used
+    spare = ("fc", "head") if not row.classes else () if is_timm else AUXILIARY
+    return load_weights(network, path, classifier=spare)  # its classifier too: logits are used
 
 
 def _load_from_hub(network: nn.Module, name: str) -> None:

@@ -230,7 +230,8 @@ def missing(values: Values) -> list[str]:
     if weights not in ("random", "hub", "shipped"):
         networks = {*values.get("NETWORKS_TAPPED", []), *values.get("FINAL", [])[:1]}
         files += [] if networks else [weights]
-    for path in (resolve(weights) / f"{name}-imagenet.pth" for name in sorted(networks)):
+    for name in sorted(networks):  # the word is Network.weights, which loads torch
+        path = resolve(weights) / f"{name}-{'openai' if 'clip' in name else 'imagenet'}.pth"
         if not (path.is_file() or path.with_suffix(".safetensors").is_file()):
             problems.append(f"no weights at {path}")
     absent = [resolve(file) for file in files if file and not resolve(file).exists()]
