@@ -22,8 +22,8 @@ NEEDS = {"trained here": CLIP | {"protocol": {"epochs": 200}}}
 ANSWERS = (Answer("Table 1", NEEDS), Answer("Table 2", NEEDS))
 EASY = "The encoder is public and frozen: features are cached once and a training takes seconds."
 DIFFICULT = (
-    "Split, loss, batch size and the head are not given, the learning rate of 0.1 kills heads that "
-    "the text allows, and the second data set is not public."
+    "Split, loss, batch size and the head are not given, heads that the text allows learn nothing "
+    "at the learning rate of 0.1, and the second data set is not public."
 )
 
 
