@@ -71,8 +71,8 @@ def conventions(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(counts).T
 
 
-def constant_floor(frame: pd.DataFrame) -> pd.Series:
-    """Return the MAE of always answering the median, in all and by range: what chance reaches."""
+def constant_baseline(frame: pd.DataFrame) -> pd.Series:
+    """Return the MAE of always answering the median, in all and by range."""
     mos = frame["mos"].to_numpy()
     median = np.full_like(mos, np.median(mos))
     return pd.Series({"all": mae(mos, median), **per_range(mos, median, mae, MOS_EDGES)})

@@ -42,7 +42,7 @@ FAULTS = {
     "a killed build of a store": "test_images.py::test_a_killed_build",
     "two builds at once": "test_images.py::test_two_builds",
     "a damaged array": "test_files.py::test_a_damaged_array",
-    "a torn JSON file": "test_files.py::test_a_torn_json",
+    "a torn JSON file": "test_bad_files.py::test_a_torn_json",
     "leavings of killed passes": "test_files.py::test_what_a_killed_process_left",
     "a lock whose holder dies": "test_files.py::test_a_lock_keeps",
     "a canvas of 100 megapixels": "test_decoding.py::test_a_huge_canvas",

@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from iqa_utils.workshop import notebooks, runs
+from tests.attack import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -227,6 +228,14 @@ def test_profile_values_have_declared_names_and_types(path):
     values = yaml.safe_load(path.read_text())
     assert values["PROFILE"] == profile
     notebooks.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
+
+
+def test_every_fault_of_the_attack_is_a_test_that_exists():
+    for attack, name in FAULTS.items():
+        file, _, start = name.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+        assert any(test.startswith(start) for test in tests), f"{attack}: {name}"
 
 
 def test_published_metrics_hold_real_results_only():

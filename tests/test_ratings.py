@@ -71,9 +71,9 @@ def test_missing_indicators_are_named(koniq: pd.DataFrame) -> None:
 
 
 def test_the_median_alone_reaches_twelve_points(koniq: pd.DataFrame) -> None:
-    floor = ratings.constant_floor(koniq)
-    assert floor["all"] == pytest.approx(12.17, abs=0.005)
-    assert floor.idxmax() == "0-20"
+    baseline = ratings.constant_baseline(koniq)
+    assert baseline["all"] == pytest.approx(12.17, abs=0.005)
+    assert baseline.idxmax() == "0-20"
 
 
 def test_sentences_about_the_labels_are_held_against_the_scores(koniq: pd.DataFrame) -> None:

@@ -173,6 +173,22 @@ def test_every_paper_has_a_page_with_its_claims_and_tables_to_take_away(site):
     assert table.read_text().count("\n") == 134  # 133 numbers and a header
 
 
+def test_the_page_of_a_paper_leads_to_its_own_notebooks_and_their_runs(site, runs):
+    text = (site / "papers/lehmann2023.html").read_text(encoding="utf-8")
+    text = text.split("All 133 printed numbers")[1].split("Headline claims")[0]
+    published = "notebooks/01_dataset_analysis--paper--published.html"
+    assert re.findall(r'href="../([^"]+)"', text.split("CSV")[1]) == [
+        "notebooks/index.html#dataset-analysis",
+        published,
+    ]
+    assert "nothing is trained" in text
+    assert "no run on real data yet" in text  # of 02
+    (run,) = (run for run in runs if run["profile"] == "paper")
+    trained = [CELL | {"kind": "trained here", "n_runs": n} for n in (1, 5)]
+    told = report._runs_of("lehmann2023", {"name": run | {"results": trained}})
+    assert "[paper (published)](../notebooks/name), 5 runs" in told
+
+
 def test_the_package_is_documented_from_its_docstrings(site):
     text = (site / "api/imbalance.html").read_text(encoding="utf-8")
     assert 'id="iqa_utils.imbalance.lds_weights"' in text
@@ -333,3 +349,12 @@ def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_
     assert (verdict > 0) == (name == "scoreboard")
     asked = re.findall(r'"url":"(https?://[^"/]*)', log.read_text())
     assert not {host for host in asked if not host.endswith(".google.com")}  # the browser's own
+
+
+def test_what_another_paper_says_of_itself_does_not_age_a_run():
+    folder = "iqa_utils/workshop/papers"
+    files = dict.fromkeys([f"{folder}/feng2023.py", f"{folder}/nguyen2024.py", "b.py"], "1")
+    kept = report.without_other_papers({"stem": "05_lds_fds", "files": files})["files"]
+    assert list(kept) == [f"{folder}/nguyen2024.py", "b.py"]
+    board = report.without_other_papers({"stem": "07_scoreboard", "files": files})
+    assert board["files"] == files  # it tells of all of them

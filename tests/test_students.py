@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import Normalize, Resize
 
 from iqa_utils import backbones, distill, images
 from iqa_utils.backbones import weights_hash
+from iqa_utils.decoding import BadImageError
 from iqa_utils.distill.unlabelled import scan_images
 from iqa_utils.metrics import rmse, srcc
 from iqa_utils.models.dual_xception import KonCept
@@ -154,6 +155,12 @@ def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_pat
     rates = distill.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)
     assert (rates > 0).all()
     assert {"read", "decode", "network", "pass", "student step", "bytes"} == set(rates.index)
+    for none in ({"n": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="must not be zero"):
+            distill.measure_rates(teacher, IMQNet(**TINY), found, **none)
+    paths[0].write_bytes(b"")
+    with pytest.raises(BadImageError, match=r"00\.png"):
+        distill.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)
 
 
 def test_a_plan_names_the_step_that_is_the_bottleneck(monkeypatch):

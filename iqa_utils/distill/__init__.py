@@ -219,6 +219,10 @@ def measure_rates(
         ``network`` (teacher on crops in memory), ``pass`` (all three together), ``student step``
         (forward and backward; its weights stay as they are); and ``bytes``, the mean size of a
         file.
+
+    Raises:
+        BadImageError: If one of these images cannot be decoded.
+        ValueError: If there is no image, or ``n`` or ``batch_size`` is 0.
     """
     from torch.utils.benchmark import Timer  # takes seconds, and torch's compiler with it
 

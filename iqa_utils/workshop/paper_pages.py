@@ -32,6 +32,14 @@ NETWORK_TITLES = {
     "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
 }
 MANY = 5  # results of one run that get a row each
+HOW_TO_READ = (
+    "The claims were written down before the runs. A run with other data or another network than "
+    "the paper's tests a claim in that setting, not the paper's numbers. *Detectable* is the "
+    "smallest difference that such a run finds four times in five."
+)
+WORDS = (
+    "*Inconsistent*: no rounding explains it. *Implausible*: far from what is measured elsewhere."
+)
 HOW_TO_ANSWER = (
     "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
     "answer*, name `{key}` and the place of the cell, and say what the number should be compared "
@@ -66,9 +74,6 @@ def demo_results(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _results(runs: Iterable[dict[str, Any]], *, demo: bool) -> list[dict[str, Any]]:
     found = [r for run in runs for r in run["results"] if (r["data"] == "demo") == demo]
     return list({json.dumps(result, sort_keys=True): result for result in found}.values())
-
-
-# headline claims and what they rest on
 
 
 def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,7 +127,7 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
             found = _rows(evidence(headline, runs))
             waiting += not found
             rows += [[paper.TITLE.split(":")[0], claim, *cells] for cells in found]
-    columns = ["paper", "claim", "data", "ours [95 %]", "runs", "seen with 80 % power", "says"]
+    columns = ["paper", "claim", "data", "ours [95 %]", "runs", "detectable", "says"]
     table = markdown(pd.DataFrame(rows, columns=columns))
     told = f"{waiting} more headline claims wait for a run on real data."
     return f"{table}\n\n{told}" if waiting else table
@@ -149,8 +154,9 @@ def _rows(found: list[dict[str, Any]]) -> list[list[str]]:
         counted = Counter(one["says"] for one in ones).most_common()
         keys = ("value", "ci_low", "ci_high", "detectable")
         *ends, power = (np.median([one[key] for one in ones]) for key in keys)
-        which = [*profile, ones[0]["network"], f"{len(ones)} settings"]
-        data = ", ".join(map(_readable, filter(None, which)))
+        networks = {one["network"] for one in ones}
+        which = [*profile, *(networks if len(networks) == 1 else ()), f"{len(ones)} settings"]
+        data = ", ".join(dict.fromkeys(map(_readable, filter(None, which))))
         says = ", ".join(f"{said} {n}" for said, n in counted)
         n_runs = str(ones[0]["n_runs"])
         rows.append([data, f"median {_signed(*ends)}", n_runs, f"{power:.3f}", says])
@@ -172,15 +178,12 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     ``board`` is what `claims.compare` makes of the results of ``runs``.
     """
     paper = papers()[key]
-    source = f", [doi:{paper.DOI}](https://doi.org/{paper.DOI})" if paper.DOI else ""
-    blocks = [f"# {paper.TITLE}", f"Notebooks {', '.join(paper.NOTEBOOKS)}{source}."]
-    blocks.append("## Headline claims")
+    blocks = [f"# {paper.TITLE}", f"{_reference(key)}.", "## Headline claims", HOW_TO_READ]
     for headline in headlines()[key]:
         lines = []
         for data, value, n_runs, seen, says in _rows(evidence(headline, runs)):
             counted = f"{n_runs} run{'s' * (n_runs != '1')}; **{says}**"
-            power = f"Such a run sees differences from {seen} on in four of five cases."
-            lines.append(f"- {data}: {value}, {counted}. {power}")
+            lines.append(f"- {data}: {value}, {counted} (detectable: {seen})")
         told = "\n".join(lines) or "No run has measured this yet."
         blocks += [f"### {headline.claim}", headline.test(), told]
     table = counts(board[board["paper"] == key]).droplevel("paper")
@@ -201,7 +204,7 @@ def _contradictions(key: str) -> str:
         place = places[row.cells[0]] if row.cells else row.table
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
-    return "\n".join(lines) or "None found."
+    return "\n".join([WORDS, "", *lines]) if lines else "None found."
 
 
 def compared_by_kind(board: pd.DataFrame) -> str:
@@ -274,14 +277,16 @@ def needs_table() -> str:
 
 
 def paper_rows(runs: list[dict[str, Any]]) -> str:
-    """One row per paper: what it is, its first headline claim, what our runs say, its page."""
-    published, rows = "figures/07_scoreboard/paper/07_scoreboard.ipynb", []
-    page = published if (ROOT / published).is_file() else "notebooks/07_scoreboard.ipynb"
-    for key in papers():
+    """One row per paper: what it is, its first headline claim, what our runs say, where to look."""
+    rows, site = [], address("pages")
+    for key, paper in papers().items():
         headline = next(h for h in headlines()[key] if h.primary)
-        own = f"{address('pages')}/papers/{key}.html" if address("pages") else page
-        rows.append([_reference(key), headline.claim, _verdict(headline, runs), f"[page]({own})"])
-    return markdown(pd.DataFrame(rows, columns=["paper", "headline claim", "our runs", "more"]))
+        links = [f"[page]({site}/papers/{key}.html)"] if site else []
+        for stem in paper.NOTEBOOKS:
+            executed = [f"{stem[:2]} {_executed(run)}" for run in runs if run["stem"] == stem]
+            links += executed or [f"[{stem[:2]}](notebooks/{stem}.ipynb)"]
+        rows.append([_reference(key), headline.claim, _verdict(headline, runs), ", ".join(links)])
+    return markdown(pd.DataFrame(rows, columns=["paper", "headline claim", "our runs", "executed"]))
 
 
 def _reference(key: str) -> str:

@@ -103,10 +103,12 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
     for key in PAPERS:
         part = board[board["paper"] == key]
         write_csv(part, source / "tables" / f"{key}.csv")
-        links = f'<a href="../scoreboard.html#{key}">All {len(part)} rows</a>'
-        links += f", as [CSV](../tables/{key}.csv)."
         text = paper_pages.paper_page(key, runs, board)
-        _write(source / "papers" / f"{key}.md", text.replace("\n\n", f"\n\n{links}\n\n", 1))
+        board_link = f'<a href="../scoreboard.html#{key}">scoreboard</a>'
+        links = f"All {len(part)} printed numbers: {board_link}, [CSV](../tables/{key}.csv)."
+        head, rest = text.split("\n\n## ", 1)
+        page = [head, links, _runs_of(key, names), f"## {rest}"]
+        _write(source / "papers" / f"{key}.md", "\n\n".join(page))
     for name, run in names.items():
         _write_run(source / "notebooks", name, run, names)
     _write_api(source / "api")
@@ -158,6 +160,23 @@ def _limited(record: dict[str, Any]) -> list[list[str]]:
 def _time(seconds: float) -> str:
     unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
     return f"{seconds / size:.3g} {unit}"
+
+
+def _runs_of(key: str, names: dict[str, dict[str, Any]]) -> str:
+    """List a paper's notebooks and their runs on real data, one line each."""
+    lines = []
+    for stem in papers()[key].NOTEBOOKS:
+        own = {name: run for name, run in names.items() if run["stem"] == stem}
+        real = {name: run for name, run in own.items() if run["profile"] != "demo"}
+        for name, run in real.items():
+            title = notebook_head(stem)[0]
+            n = max((r["n_runs"] for r in run["results"] if r["kind"] == "trained here"), default=0)
+            told = f"{n} run{'s' * (n > 1)}" if n else "nothing is trained"
+            link = f"[{_run_label(run)}](../notebooks/{name})"
+            lines.append(f"- [{title}](#{stem}), executed: {link}, {told}")
+        if not real:
+            lines.append(f"- `{stem}`: no run on real data yet")
+    return "\n".join(lines)
 
 
 def _board(board: pd.DataFrame) -> str:
@@ -240,8 +259,17 @@ def _provenance(folder: Path) -> str:
     data = ", ".join(seen["data"]) or "no data set"
     seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
-    changed = "has not changed" if is_current(seen) else "has changed"
+    changed = "has not changed" if is_current(without_other_papers(seen)) else "has changed"
     return f"{told}; the code that it used {changed} since."
+
+
+def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
+    """Drop from the files of a paper's run those that hold only what other papers say."""
+    files = {f"iqa_utils/workshop/papers/{key}.py": module for key, module in papers().items()}
+    own = {name for name, module in files.items() if seen["stem"] in module.NOTEBOOKS}
+    others = set(files) - own if own else set()
+    kept = {k: v for k, v in (seen.get("files") or {}).items() if k not in others}
+    return {**seen, "files": kept}
 
 
 def write_index() -> Path:
@@ -267,7 +295,7 @@ def _notebook_list(names: dict[str, dict[str, Any]]) -> str:
     for stem, own in itertools.groupby(names.items(), lambda item: item[1]["stem"]):
         title, question = notebook_head(stem)
         labels = {name: _run_label(run) for name, run in own}
-        lines += [f"## {title}", "", question, ""]
+        lines += [f"({stem})=", f"## {title}", "", question, ""]
         lines += [f"- [{label}]({name})" for name, label in labels.items()] + [""]
         entries += [f"{title}, {label} <{name}>" for name, label in labels.items()]
     return "\n".join([*lines, "```{toctree}", ":hidden:", "", *entries, "```"])

@@ -97,7 +97,7 @@ def checks(rows: pd.DataFrame) -> Iterator[Check]:
                 said.append("implausible" if far else "consistent")
                 told.append(f"{unit}: {cell['value'] / high:.2g} deviations")
         verdict = next(v for v in ("consistent", "implausible", "inconsistent") if v in said)
-        place = (KEY, cell["table"], "error floor", f"{cell['dataset']}, least RMSE")
+        place = (KEY, cell["table"], "least error", f"{cell['dataset']}, least RMSE")
         ends = (factor, factor, float("inf"), cell["value"])  # as in units of the score's SD
         yield Check(*place, *ends, verdict, f"In {'; in '.join(told)}.", (index,))
 

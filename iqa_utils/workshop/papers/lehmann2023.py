@@ -64,9 +64,9 @@ def _ranges_deviation(rows: pd.DataFrame) -> Iterator[Check]:
         low, high = audit.deviation_bounds(boxes, 0)[0], audit.deviation_bounds(boxes, 1)[1]
         high = float(np.hypot(high, parts["spread"].max()))  # runs may scatter on top
         good = audit.overlap((low, high), printed_interval(cell["printed"]))
-        wrong = f"The column's own deviation is {value:.2f}: the claim of even quality over the "
+        wrong = f"The column's own deviation is {value:.2f}."
         right = "The deviation of the five printed errors, rounded or cut."
-        said = right, f"{wrong}range rests on this cell."
+        said = right, wrong
         place = "ranges deviation", f"{cell['method']}, SD of five ranges"
         yield audit.check_cell(cell, *place, (value, low, high), good, said)
 
@@ -78,16 +78,16 @@ def _squared_label(rows: pd.DataFrame) -> Iterator[Check]:
     for cell in table[table["metric"] == "MSE"].to_dict("records"):
         pair = table[(table["method"] == cell["method"]) & (table["metric"] == "PLCC")].iloc[0]
         # over ten runs E[MSE] >= SD^2 (1 - E[PLCC^2]), and E[PLCC^2] = mean^2 + spread^2
-        floor = sd**2 * (1 - printed_interval(pair["printed"])[1] ** 2 - pair["spread"] ** 2)
+        least = sd**2 * (1 - printed_interval(pair["printed"])[1] ** 2 - pair["spread"] ** 2)
         printed = printed_interval(cell["printed"])[1]
         for label, value in (("MSE", printed), ("RMSE", printed**2 + cell["spread"] ** 2)):
-            shown = float(floor if label == "MSE" else np.sqrt(floor))
+            shown = float(least if label == "MSE" else np.sqrt(least))
             right = f"Read as {label}, the column agrees with the correlation and the class counts."
             wrong = "Squared errors of this size would need a correlation far above the printed one"
             wrong += ": the column holds root mean squared errors."
-            good = value >= floor - audit.SLACK
+            good = value >= least - audit.SLACK
             said = ("consistent", right) if good else ("inconsistent", wrong)
-            place = (KEY, "Tab. 4", "error floor", f"{cell['method']}, least {label}")
+            place = (KEY, "Tab. 4", "least error", f"{cell['method']}, least {label}")
             yield Check(*place, shown, shown, float("inf"), cell["value"], *said)
 
 

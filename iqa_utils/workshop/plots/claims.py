@@ -124,9 +124,9 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
     axes.set_title("Do the printed rank correlations agree with each other?")
 
 
-def plot_floors(axes: Axes, table: pd.DataFrame) -> None:
+def plot_least_errors(axes: Axes, table: pd.DataFrame) -> None:
     """Draw printed errors over the least error that their correlation allows."""
-    rows = table[(table["kind"] == "error floor") & np.isinf(table["high"])].reset_index(drop=True)
+    rows = table[(table["kind"] == "least error") & np.isinf(table["high"])].reset_index(drop=True)
     ratio = rows["printed"] / rows["recomputed"]
     axes.axvspan(0.1, 1, color="0.92")
     axes.axvline(1, color="0.4", linewidth=1)
