@@ -214,7 +214,8 @@ def _layers(values: Values, tables: Tables) -> Iterator[Job | Disk]:
             passes[final] += len(modes) * n
 
     def size(name: str, key: str) -> tuple[int, ...]:
-        return (3, *(values[key] or NETWORKS[name].side,) * 2)
+        whole = values["TAP_SIZE"] if key == "SIDE" else 0
+        return (3, *(whole or values[key] or NETWORKS[name].side,) * 2)
 
     def tuned_network(name: str) -> nn.Module:
         return quality.ScoreNetwork(create_network(name, pretrained="random"))

@@ -193,7 +193,7 @@ def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
             *([(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]),
             *([tuple(values["KONCEPT_SIZE"])] if "KonCept512" in values["METHODS"] else []),
         ],
-        "04": lambda: [None],
+        "04": lambda: [None, *[(side, side) for side in [values["TAP_SIZE"]] if side]],
         "05": lambda: [(values["IMAGE_SIZE"],) * 2],
         "06": lambda: [tuple(values["TEACHER_SIZE"]), values["CROP"][0]],
     }  # (height, width), the longest shorter side, or None for native
