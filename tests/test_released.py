@@ -101,7 +101,7 @@ def test_every_picture_of_the_audit_draws():
     plots.plot_audit(axes[0, 0], table)
     plots.plot_kinds(axes[0, 1], table)
     plots.plot_weighted(axes[0, 2], table)
-    plots.plot_floors(axes[0, 3], table)
+    plots.plot_least_errors(axes[0, 3], table)
     plots.plot_kendall(axes[1, 0], table, feng2023.kendall_points(scores), label="synthetic")
     plots.plot_gains(axes[1, 1], feng2023.gains(scores))
     plots.plot_splits(axes[1, 2], by_split, printed)

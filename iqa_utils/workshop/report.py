@@ -266,7 +266,7 @@ def _provenance(folder: Path) -> str:
 def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
     """Drop from the files of a paper's run those that hold only what other papers say."""
     files = {f"iqa_utils/workshop/papers/{key}.py": module for key, module in papers().items()}
-    own = {name for name, module in files.items() if seen["stem"] in module.NOTEBOOKS}
+    own = {name for name, module in files.items() if seen.get("stem") in module.NOTEBOOKS}
     others = set(files) - own if own else set()
     kept = {k: v for k, v in (seen.get("files") or {}).items() if k not in others}
     return {**seen, "files": kept}
