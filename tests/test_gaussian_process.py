@@ -310,3 +310,14 @@ def test_fewer_references_than_folds_is_refused():
     features = np.random.default_rng(0).normal(size=(12, 3))
     with pytest.raises(ValueError, match="5 folds need 2 to 3"):
         search_noise(cdist(features, features), features[:, 0], groups=np.repeat([0, 1, 2], 4))
+
+
+def test_images_that_show_no_noise_among_few_do_not_end_the_search_in_noise_alone():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(700, 40))
+    copies = rng.choice(686, 14)  # among 200 images there is hardly a pair that shows the noise
+    features[686:] = features[copies] + 0.01 * rng.normal(size=(14, 40))
+    mos = np.tanh(features[:, :3].sum(axis=1) / 2) + rng.normal(size=700)
+    process = fit_gaussian_process(cdist(features, features), mos)
+    assert process.log_likelihood > -1060  # noise alone has -1105
+    assert process.noise_sd < 0.95 * mos.std()

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy.ndimage import minimum_filter
 from scipy.optimize import minimize
 from scipy.stats import norm
 from torch import Tensor
@@ -28,8 +29,11 @@ _ROWS = 32  # of a matrix at a time: these stay in a cache
 # over signal variance. Long lengths fix signal over length alone, hence the turn.
 _LOGS = 4.5 * np.array([[1.0, -0.5], [0.0, 1.0]])
 _BOUNDS = [(-math.log(1e6) / 4.5, math.log(1e6) / 4.5)] * 2
-_STARTS = np.array([[1 / 3, 1.0], [1.0, 0.1], [3.0, 1e-4]])  # median distances, noise ratio
-_FEW = 200  # images that choose among the starts
+_STARTS = np.log([[1 / 3, 1.0], [1.0, 0.1], [3.0, 1e-4]])  # logs that are always tried
+_AXES = np.arange(-1, 3, 0.5), np.arange(-3, 1, 0.5)  # of x
+_GRID = np.stack(np.meshgrid(*_AXES, indexing="ij"), axis=-1) @ _LOGS.T  # (8, 8, 2), those logs
+_FEW = 200  # images that are tried at every point of the grid
+_LEAST_RATIOS = np.array([1e-6, 1e-2, 1e-1])  # few images may show less noise than all have
 
 
 def matern52(distances: Tensor, length: float) -> tuple[Tensor, Tensor]:
@@ -89,9 +93,10 @@ def fit_gaussian_process(
     """Fit length, signal and noise by maximum marginal likelihood with its exact gradient.
 
     Tried are pairs of a length and a ratio of noise to signal variance (1e-6 to 1e6). Wide features
-    give the likelihood several maxima, one of them noise alone, and a search from one start ended
-    up to hundreds of nats too low: here at most 200 images are searched from three starts, then all
-    from every maximum that this finds.
+    give the likelihood several maxima, one of them noise alone, and a search from a few fixed
+    starts ended up to 800 nats too low. Here at most 200 images climb from three fixed starts and
+    from the three highest maxima of a grid. Their ends, and the same with more noise, are tried on
+    all images, which climb from the best two. No climb ends lower than it starts.
 
     Args:
         distances: Between the training images, shape (N, N); duplicates (distance 0) are fine.
@@ -131,14 +136,30 @@ def fit_gaussian_process(
     climb = partial(minimize, negative, jac=True, bounds=_BOUNDS, options=options)  # L-BFGS-B
     # noise that is held is a share of the scores' variance, not of the signal's
     share = 1.0 if noise_sd is None else noise_sd**2 / mos.var()
-    starts = np.linalg.solve(_LOGS, np.log((_STARTS * [1, share]).clip(1e-6, 1e6)).T).T
+    held = partial(np.add, np.log([1.0, share]))
+    grid = _from_logs(held(_GRID))
     few = torch.as_tensor(np.random.default_rng(0).permutation(len(mos))[:_FEW], device=device)
     part = distances[few][:, few], scores[few]
+    tried = np.array([[negative(x, *part)[0] for x in row] for row in grid])
+    peaks = np.argwhere(tried == minimum_filter(tried, size=3))
+    peaks = sorted(map(tuple, peaks), key=lambda peak: tried[peak])[:3]
+    starts = [*(grid[peak] for peak in peaks), *_from_logs(held(_STARTS))]
     tops = np.array([climb(start, args=part).x for start in starts])
     _, distinct = np.unique(tops.round(1), axis=0, return_index=True)
-    found = [climb(top, args=(distances, scores)) for top in tops[distinct]]
+    wider = []  # of each top, the best on all images: (value, point)
+    for length, ratio in tops[distinct] @ _LOGS.T:
+        more = [(length, max(ratio, least)) for least in np.log(share * _LEAST_RATIOS)]
+        points = [tuple(x) for x in _from_logs(np.array([*dict.fromkeys(more)]))]
+        wider.append(min((negative(np.array(x), distances, scores)[0], x) for x in points))
+    found = [climb(np.array(x), args=(distances, scores)) for _, x in sorted(wider)[:2]]
     top = min(found, key=lambda one: one.fun)
     return _evaluate(distances, scores, unit + _LOGS @ top.x, noise_sd, constant)[0]
+
+
+def _from_logs(logs: np.ndarray) -> np.ndarray:
+    """Turn logs of length and ratio, (..., 2), into points of the search."""
+    ratios = logs.clip([-math.inf, -math.log(1e6)], [math.inf, math.log(1e6)])
+    return np.linalg.solve(_LOGS, ratios[..., None])[..., 0].clip(*_BOUNDS[0])
 
 
 def _evaluate(
