@@ -15,10 +15,10 @@ from iqa_utils.splits import (
 )
 
 
-def table(n_contents: int, n_images: int = 1, dataset: str = "made") -> pd.DataFrame:
-    contents = [f"content{i}" for i in range(n_contents) for _ in range(n_images)]
-    images = [f"images/{c}_{k}.png" for k, c in enumerate(contents)]
-    frame = pd.DataFrame({"image": images, "reference": contents if n_images > 1 else images})
+def table(n_references: int, n_images: int = 1, dataset: str = "made") -> pd.DataFrame:
+    references = [f"content{i}" for i in range(n_references) for _ in range(n_images)]
+    images = [f"images/{c}_{k}.png" for k, c in enumerate(references)]
+    frame = pd.DataFrame({"image": images, "reference": references if n_images > 1 else images})
     frame["split"] = None
     frame.attrs = {"dataset": dataset, "title": dataset}
     return frame
@@ -37,7 +37,7 @@ def sizes(frame: pd.DataFrame, split: pd.Series) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("n_contents", "n_images", "expected"),
+    ("n_references", "n_images", "expected"),
     [
         (29, 2, [18, 6, 5]),  # LIVE, references
         (30, 2, [18, 6, 6]),  # CSIQ
@@ -48,9 +48,9 @@ def sizes(frame: pd.DataFrame, split: pd.Series) -> list[int]:
     ],
 )
 def test_sixty_twenty_twenty_has_the_sizes_of_the_released_splits(
-    n_contents: int, n_images: int, expected: list[int]
+    n_references: int, n_images: int, expected: list[int]
 ) -> None:
-    frame = table(n_contents, n_images)
+    frame = table(n_references, n_images)
     assert sizes(frame, content_split(frame, seed=3)) == expected
 
 
