@@ -198,7 +198,7 @@ def test_the_gradient_is_that_of_finite_differences(noise_sd, constant):
 
     theta = np.array([0.3, -1.0])
     numeric = approx_fprime(theta, value, 1e-6)
-    np.testing.assert_allclose(_evaluate(*data, theta, noise_sd, constant)[1], numeric, rtol=1e-4)
+    np.testing.assert_allclose(_evaluate(*data, theta, noise_sd, constant)[1](), numeric, rtol=1e-4)
 
 
 def test_held_noise_is_kept_and_fits_no_better_than_free_noise():

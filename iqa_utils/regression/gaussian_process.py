@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -33,6 +35,7 @@ _STARTS = np.log([[1 / 3, 1.0], [1.0, 0.1], [3.0, 1e-4]])  # logs that are alway
 _AXES = np.arange(-1, 3, 0.5), np.arange(-3, 1, 0.5)  # of x
 _GRID = np.stack(np.meshgrid(*_AXES, indexing="ij"), axis=-1) @ _LOGS.T  # (8, 8, 2), those logs
 _FEW = 200  # images that are tried at every point of the grid
+Gradient = Callable[[], np.ndarray]  # of the likelihood by the logs of length and noise ratio
 _LEAST_RATIOS = np.array([1e-6, 1e-2, 1e-1])  # few images may show less noise than all have
 
 
@@ -128,9 +131,15 @@ def fit_gaussian_process(
     scores = torch.as_tensor(mos, device=device)
     unit = np.log([float(distances[distances > 0].median()), 1.0])
 
+    def evaluate(x: np.ndarray, distances: Tensor, mos: Tensor) -> tuple[GaussianProcess, Gradient]:
+        return _evaluate(distances, mos, unit + _LOGS @ x, noise_sd, constant)
+
+    def value(x: np.ndarray, distances: Tensor, mos: Tensor) -> float:
+        return -evaluate(x, distances, mos)[0].log_likelihood / len(mos)
+
     def negative(x: np.ndarray, distances: Tensor, mos: Tensor) -> tuple[float, np.ndarray]:
-        process, slope = _evaluate(distances, mos, unit + _LOGS @ x, noise_sd, constant)
-        return -process.log_likelihood / len(mos), -(_LOGS.T @ slope) / len(mos)
+        process, gradient = evaluate(x, distances, mos)
+        return -process.log_likelihood / len(mos), -(_LOGS.T @ gradient()) / len(mos)
 
     options = {"ftol": 1e-9, "gtol": 3e-5}
     climb = partial(minimize, negative, jac=True, bounds=_BOUNDS, options=options)  # L-BFGS-B
@@ -140,20 +149,32 @@ def fit_gaussian_process(
     grid = _from_logs(held(_GRID))
     few = torch.as_tensor(np.random.default_rng(0).permutation(len(mos))[:_FEW], device=device)
     part = distances[few][:, few], scores[few]
-    tried = np.array([[negative(x, *part)[0] for x in row] for row in grid])
-    peaks = np.argwhere(tried == minimum_filter(tried, size=3))
-    peaks = sorted(map(tuple, peaks), key=lambda peak: tried[peak])[:3]
-    starts = [*(grid[peak] for peak in peaks), *_from_logs(held(_STARTS))]
-    tops = np.array([climb(start, args=part).x for start in starts])
+    with _one_thread():
+        tried = np.array([[value(x, *part) for x in row] for row in grid])
+        peaks = np.argwhere(tried == minimum_filter(tried, size=3))
+        peaks = sorted(map(tuple, peaks), key=lambda peak: tried[peak])[:3]
+        starts = [*(grid[peak] for peak in peaks), *_from_logs(held(_STARTS))]
+        tops = np.array([climb(start, args=part).x for start in starts])
     _, distinct = np.unique(tops.round(1), axis=0, return_index=True)
     wider = []  # of each top, the best on all images: (value, point)
     for length, ratio in tops[distinct] @ _LOGS.T:
         more = [(length, max(ratio, least)) for least in np.log(share * _LEAST_RATIOS)]
         points = [tuple(x) for x in _from_logs(np.array([*dict.fromkeys(more)]))]
-        wider.append(min((negative(np.array(x), distances, scores)[0], x) for x in points))
+        wider.append(min((value(np.array(x), distances, scores), x) for x in points))
     found = [climb(np.array(x), args=(distances, scores)) for _, x in sorted(wider)[:2]]
     top = min(found, key=lambda one: one.fun)
-    return _evaluate(distances, scores, unit + _LOGS @ top.x, noise_sd, constant)[0]
+    return evaluate(top.x, distances, scores)[0]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: on matrices of few images several wait longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _from_logs(logs: np.ndarray) -> np.ndarray:
@@ -164,8 +185,8 @@ def _from_logs(logs: np.ndarray) -> np.ndarray:
 
 def _evaluate(
     distances: Tensor, mos: Tensor, logs: np.ndarray, noise_sd: float | None, constant: str
-) -> tuple[GaussianProcess, np.ndarray]:
-    """Return the process at logs of length and noise ratio, and its likelihood's gradient there."""
+) -> tuple[GaussianProcess, Gradient]:
+    """Return the process at logs of length and noise ratio, and what gives the gradient there."""
     length, ratio = np.exp(logs).tolist()
     n, y = len(mos), mos - mos.mean()
     matrix, derivative = matern52(distances, length)
@@ -174,7 +195,6 @@ def _evaluate(
     if failed:
         kernel = f"length {length:.3g} and noise ratio {ratio:.3g}"
         raise ValueError(f"distances are not Euclidean: kernel of {kernel} not positive definite")
-    del matrix  # room for the inverse
     alpha, ones = torch.cholesky_solve(torch.stack([y, torch.ones_like(y)], 1), factor).T  # (N,)
     offset = float(alpha.sum() / ones.sum()) if constant == "least_squares" else 0.0
     alpha, y = alpha - offset * ones, y - offset
@@ -183,11 +203,16 @@ def _evaluate(
     signal_sd, fit = math.sqrt(variance), quadratic / variance
     half_log_determinant = float(factor.diagonal().log().sum())
     likelihood = -0.5 * (fit + n * math.log(2 * math.pi * variance)) - half_log_determinant
-    inverse = torch.cholesky_inverse(factor)
-    by_length = alpha @ (derivative @ alpha) / variance - inverse.flatten() @ derivative.flatten()
-    by_ratio = ratio * (alpha @ alpha / variance - inverse.trace()) + n - fit  # fit moves if held
+
+    def gradient() -> np.ndarray:
+        inverse = torch.cholesky_inverse(factor)
+        by_length = alpha @ (derivative @ alpha) / variance
+        by_length -= inverse.flatten() @ derivative.flatten()
+        by_ratio = ratio * (alpha @ alpha / variance - inverse.trace())
+        by_ratio += n - fit  # fit moves where the noise is held
+        return 0.5 * np.array([float(by_length), float(by_ratio)])
+
     found = length, signal_sd, math.sqrt(ratio) * signal_sd, float(mos.mean()) + offset, likelihood
-    gradient = 0.5 * np.array([float(by_length), float(by_ratio)])
     return GaussianProcess(*found, factor, alpha), gradient
 
 
