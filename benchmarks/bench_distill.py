@@ -1,7 +1,8 @@
 """The teacher pass and the student's steps, step by step, against one image at a time.
 
 Writes its own images (seeded JPEG files), so it runs anywhere. On a GPU the teacher has the paper's
-size, runs in bf16, and the pass must reach nine tenths of the rate at which files decode.
+size and runs in bf16, which may change a score by a tenth of their SD, and the pass must reach nine
+tenths of the rate at which files decode.
 """
 
 import statistics
@@ -27,6 +28,7 @@ from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.imqnet import IMQNet
 
 GPU_SHARE = 0.9  # of the decode-only rate
+BF16_CHANGE = 0.1  # of a score SD, which the bf16 pass may change a score by
 
 
 def make_images(folder: Path, n: int, size: tuple[int, int]) -> None:
@@ -105,7 +107,8 @@ def bench(images: UnlabelledSet, job: Job) -> dict[str, object]:
     if device == "cuda":
         fast = label_in_batches(teacher, paths, images.crop, batch_size=job.batch, precision="bf16")
         record["bf16 change, sd"] = float(np.abs(fast - batched).max() / batched.std())
-        record["passed"] = record["passed"] and share >= GPU_SHARE
+        exact = record["bf16 change, sd"] <= BF16_CHANGE
+        record["passed"] = record["passed"] and exact and share >= GPU_SHARE
     rates = measure_rates(
         teacher, student, images, n=len(images), batch_size=job.batch, precision=precision
     )

@@ -1,8 +1,9 @@
 """One epoch of feature distribution smoothing: the released loop, in our lines, and our layer.
 
 ``LoopFDS`` has the structure of the authors' layer: a table per statistic, a loop over the buckets
-of a batch with a mask each, a bucket looked up for every label, smoothing by a padded convolution.
-The golden runs of their code hold it; the tests hold our layer to it.
+of a batch with a mask each, smoothing by a padded convolution. STS-B's looks a bucket up for every
+label, AgeDB's takes the label itself: whole numbers there, cut to whole numbers here. The golden
+runs of their code hold it; the tests hold our layer to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ class LoopFDS:
         self.kernel = torch.as_tensor(np.asarray(kernel), dtype=dtype)
         self.momentum, self.clip, self.variant = 0.9, clip, variant
         self.released = variant != "corrected"
+        self.whole = variant == "released_agedb" and bool((np.diff(self.edges) == 1).all())
         self.epoch = 0
         n = len(self.edges) - 1
         self.mean = torch.zeros(n, n_features, dtype=dtype)
@@ -53,6 +55,14 @@ class LoopFDS:
     def bucket(self, score: float) -> int:
         """Return the left-closed bucket of a score."""
         return min(int(np.searchsorted(self.edges, score, side="right")), len(self.mean)) - 1
+
+    def buckets(self, mos: Tensor) -> np.ndarray:
+        """Return the bucket of every label."""
+        if self.whole:
+            return np.minimum(
+                (mos.double().numpy() - self.edges[0]).astype(int), len(self.mean) - 1
+            )
+        return np.array([self.bucket(score) for score in mos.tolist()])
 
     def smooth(self, table: Tensor) -> Tensor:
         """Return the weighted sum of neighbouring rows, reflected at the ends."""
@@ -65,7 +75,7 @@ class LoopFDS:
         out = features.clone()
         if self.smoothed is None:
             return out
-        buckets = np.array([self.bucket(score) for score in mos.tolist()])
+        buckets = self.buckets(mos)
         (means, variances), (new_means, new_variances) = self.own, self.smoothed
         for k in np.unique(buckets):
             rows = torch.from_numpy(buckets == k)
@@ -103,7 +113,7 @@ class LoopFDS:
     def update(self, features: Tensor, mos: Tensor) -> None:
         """Move the running mean and variance of every bucket towards this epoch's."""
         keep = self.momentum if self.epoch > 0 else 0.0
-        buckets = np.array([self.bucket(score) for score in mos.tolist()])
+        buckets = self.buckets(mos)
         means, variances = {}, {}
         for k in np.unique(buckets).tolist():
             rows = features[torch.from_numpy(buckets == k)]

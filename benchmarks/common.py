@@ -7,13 +7,52 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).parents[1]
+MOST_MEMORY = 4.0  # GB; a benchmark on a processor may take no more
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def threads_here() -> str:
+    """Say for a title how many threads this process was started with."""
+    n = torch.get_num_threads()
+    return "one thread" if n == 1 else f"{n} threads"
+
+
+def call_alone(function: Callable[..., list], *args: object, threads: int) -> list[dict]:
+    """Call a function of a benchmark in a process that is started with a number of threads.
+
+    Limited later, the threads of torch and of SciPy wait for each other.
+
+    Args:
+        function: Stands at the top of a file and returns a list of records.
+        args: Its arguments; JSON takes them there.
+        threads: Of every library.
+
+    Returns:
+        Its records, with ``threads``.
+    """
+    file = Path(function.__code__.co_filename)
+    code = (
+        f"import json, sys\nfrom {file.stem} import {function.__name__} as function\n"
+        "print(json.dumps(function(*json.loads(sys.argv[1]))))"
+    )
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    folders = (file.resolve().parent, ROOT / "benchmarks", ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    command = [sys.executable, "-c", code, json.dumps(args)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    records = json.loads(done.stdout.splitlines()[-1])
+    return [record | {"threads": threads} for record in records]
 
 
 def clock(leg: Callable[..., object], *args: object) -> tuple[object, float]:
@@ -26,29 +65,38 @@ def clock(leg: Callable[..., object], *args: object) -> tuple[object, float]:
 
 
 def time_legs(
-    legs: Mapping[str, Callable[[], object]], *, repeats: int = 5, warm_up: bool = True
+    legs: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    naive_repeats: int | None = None,
+    warm_up: bool = True,
 ) -> dict[str, list]:
     """Time functions in turn, so that a slow minute of the machine slows them all.
 
     Args:
         legs: Name -> function without arguments.
         repeats: Timed calls of each, at least 5.
+        naive_repeats: Those of the first, at least 3, where it takes many seconds; as the others
+            if None.
         warm_up: Whether each is called once more, untimed; not where a gate has called it.
 
     Returns:
-        Name -> seconds of each call, `repeats` values.
+        Name -> seconds of each call.
 
     Raises:
-        ValueError: If there are fewer than five repeats.
+        ValueError: If there are fewer repeats.
     """
-    if repeats < 5:
-        raise ValueError(f"expected at least 5 repeats, found {repeats}")
+    counts = dict.fromkeys(legs, repeats)
+    counts |= dict.fromkeys([*legs][:1], naive_repeats or repeats)
+    if repeats < 5 or (naive_repeats or repeats) < 3:
+        raise ValueError(f"expected at least 5 repeats and 3 naive ones, found {counts}")
     seconds: dict[str, list] = {name: [] for name in legs}
-    for repeat in range(repeats + warm_up):
+    for name in legs if warm_up else ():
+        clock(legs[name])
+    for repeat in range(max(counts.values(), default=0)):
         for name, leg in legs.items():
-            took = clock(leg)[1]
-            if repeat or not warm_up:
-                seconds[name].append(took)
+            if repeat < counts[name]:
+                seconds[name].append(clock(leg)[1])
     return seconds
 
 
@@ -58,6 +106,7 @@ def compare(
     *,
     gate: tuple[float, float],
     repeats: int = 5,
+    naive_repeats: int | None = None,
     units: Mapping[str, float] | float = 1,
     goal: float | None = None,
     warm_up: bool = True,
@@ -69,6 +118,7 @@ def compare(
         legs: Name -> function without arguments; the first is the naive one.
         gate: Largest difference found between the results of the legs, and the one allowed.
         repeats: Timed calls of each leg, at least 5.
+        naive_repeats: As for `time_legs`.
         units: Units of work in one call (images, resamples), the same or by leg, if a leg does
             more of them in a call; seconds are divided by it.
         goal: Smallest ratio that is satisfactory, if one is stated.
@@ -78,9 +128,10 @@ def compare(
         What `judge` returns.
     """
     by_leg = units if isinstance(units, Mapping) else dict.fromkeys(legs, units)
+    counts = {"repeats": repeats, "naive_repeats": naive_repeats, "warm_up": warm_up}
     seconds = {
         name: [value / by_leg[name] for value in values]
-        for name, values in time_legs(legs, repeats=repeats, warm_up=warm_up).items()
+        for name, values in time_legs(legs, **counts).items()
     }
     return judge(title, seconds, gate=gate, goal=goal)
 
@@ -133,24 +184,59 @@ def within(
 def report(records: list[dict[str, object]]) -> None:
     """Print records as JSON, write them to ``--out`` if it was given, fail if one failed.
 
+    The machine stands beside them, with the commit and the largest memory of one process.
+
     Args:
         records: What `compare` and `within` returned.
 
     Raises:
-        SystemExit: If a gate or a goal was missed.
+        SystemExit: If a gate or a goal was missed, or a processor needed more than 4 GB.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     out = parser.parse_args().out
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    machine = {"device": device or platform.machine(), "cpus": os.cpu_count()}
-    machine["torch"], machine["threads"] = torch.__version__, torch.get_num_threads()
+    gpu = torch.cuda.is_available()
+    machine = {"device": torch.cuda.get_device_name() if gpu else _processor()}
+    machine |= {"processor": _processor(), "cpus": os.cpu_count()}
+    machine |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    machine |= {"peak_memory_gb": _peak_memory()} | _revision()
     text = json.dumps({"machine": machine, "results": records}, indent=2)
     print(text)
     if out:
         out.write_text(text + "\n")
-    if missed := [record["title"] for record in records if not record["passed"]]:
+    missed = [record["title"] for record in records if not record["passed"]]
+    if not gpu and machine["peak_memory_gb"] > MOST_MEMORY:
+        missed.append(f"memory of {MOST_MEMORY:g} GB")
+    if missed:
         sys.exit(f"gate or goal missed: {'; '.join(missed)}")
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (models or [platform.processor() or platform.machine()])[0]
+
+
+def _peak_memory() -> float:
+    """Largest resident memory of this process or of one that it started, in GB."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(one).ru_maxrss for one in who) * unit / 1e9
+
+
+def _revision() -> dict[str, object]:
+    """Name the commit, and say whether tracked files are as it has them; empty without git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "clean": not changed}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
 
 
 def _synchronise() -> None:

@@ -234,15 +234,23 @@ def layer_table(runs: list[dict[str, Any]]) -> str:
     return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
 
 
-def speed_line() -> str:
-    """Say in one line what the published measurements of ``make bench`` are."""
-    records = [record for file in measurements() for record in file["results"]]
-    ratios = sorted(r for record in records for r in record["ratios"].values())
+def speed_line(folder: Path = BENCHMARKS) -> str:
+    """Say in one line what the published measurements of ``make bench`` are, and what they miss."""
+    records = [record for file in measurements(folder) for record in file["results"]]
+    timed = [r for r in records if r.get("seconds_per_unit") and _equal(r["gate"])]
+    ratios = sorted(ratio for record in timed for ratio in record["ratios"].values())
     if not ratios:
         return "No measurements are published."
-    jobs = f"{len(records)} jobs measured against what one would write first, with equal results"
-    middle = ratios[len(ratios) // 2]
-    return f"{jobs}: {ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {middle:.0f}x."
+    jobs = f"{len(timed)} jobs timed against what one would write first, with equal results"
+    middle = float(np.median(ratios))
+    missed = [record["title"] for record in records if not record["passed"]]
+    names = "; ".join(dict.fromkeys(re.split(r"[,:(]", title)[0].strip() for title in missed))
+    told = f"{len(missed)} goal{'s' * (len(missed) != 1)} missed" + f" ({names})" * bool(missed)
+    return f"{jobs}: {ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {middle:.0f}x; {told}."
+
+
+def _equal(gate: Mapping[str, float]) -> bool:
+    return gate["difference"] <= gate["allowed"]
 
 
 def measurements(folder: Path = BENCHMARKS) -> list[dict[str, Any]]:
