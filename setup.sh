@@ -58,5 +58,6 @@ if [ "${TORCH:-}" != cpu ] || ! install_cpu; then
     install --require-hashes -r requirements.lock
 fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+.venv/bin/python -m compileall -q iqa_utils
 touch .venv/.ready
 echo "setup: .venv is ready"
