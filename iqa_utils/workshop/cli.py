@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -190,7 +191,7 @@ def demo(
     print("making the demo data ...", flush=True)
     made = make_demo(DEMO_ROOT, scale=scale)
     print(f"  {sum(made.values())} images in {len(made)} sets -> {DEMO_ROOT.relative_to(ROOT)}")
-    failures = notebooks.run_notebooks([], profile="demo", workers=2)
+    failures = notebooks.run_notebooks([], profile="demo", workers=min(2, os.cpu_count() or 1))
     print("executed notebooks and figures: runs/demo/<notebook>/")
     print(f"index of everything:            {report.build_report().relative_to(ROOT)}")
     _fail_if(failures)
