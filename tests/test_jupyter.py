@@ -17,7 +17,7 @@ from jupyter_client import BlockingKernelClient
 from iqa_utils.workshop import report
 
 ROOT = Path(__file__).resolve().parents[1]
-STEM = "07_scoreboard"  # nbval runs the others
+STEM = "07_scoreboard"  # runs here in place of nbval, which runs the others: see pyproject.toml
 TOKEN = "token-of-this-test"
 
 
