@@ -239,6 +239,15 @@ def test_every_fault_of_the_attack_is_a_test_that_exists():
         assert any(test.startswith(start) for test in tests), f"{attack}: {name}"
 
 
+def test_every_name_in_the_list_of_slow_tests_is_a_test_or_a_file_of_them():
+    for line in (ROOT / "tests/slow.txt").read_text().splitlines():
+        path, _, name = line.partition("::")
+        assert (ROOT / path).is_file(), line
+        if name:
+            text = (ROOT / path).read_text()
+            assert re.search(rf"^def {name}\(", text, re.MULTILINE), line
+
+
 def test_published_metrics_hold_real_results_only():
     for path in (ROOT / "figures").glob("*/*/metrics.json"):
         metrics = json.loads(path.read_text())
