@@ -149,6 +149,9 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
         "distortions": frame["distortion"].nunique(),
     }
     statistics |= {"split": split or "none", "demo": demo}
+    if mos.nunique() < 2:
+        whole = False
+        statistics["warning"] = f"{len(mos)} images share one score, so no order can be learned"
     whole = whole and len(frame) == (info.n_images or len(frame)) and not missing
     counts = {"rows": len(frame), "official_rows": info.n_images, "images_missing": missing}
     return {"whole": whole, **counts, "files": told, "statistics": statistics}
