@@ -228,6 +228,7 @@ def test_pasted_code_runs_as_it_stands(name):
     assert len(namespace["weights"]) == 500
     assert 0 < len(namespace["rows"]) < 500
     assert len(namespace["pred"]) == 8
+    assert namespace.get("across", 1) > 0.5
 
 
 def test_pasted_commands_run_as_they_stand(tmp_path, monkeypatch):

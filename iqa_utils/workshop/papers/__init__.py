@@ -1,4 +1,4 @@
-"""One file a paper, found by its name: what only that paper knows.
+"""One file per paper, found by its name: what only that paper knows.
 
 A module here has KEY, TITLE, DOI, NOTEBOOKS, LEDGER (number and digest of its rows in
 ``data/claims.csv``), ANSWERS, EASY and DIFFICULT, ``checks(rows)``, which recomputes what no other
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """What a reader takes home from a paper, and the one result that would confirm or refute it.
+    """A main claim of a paper, and the one result that would confirm or refute it.
 
     It is confirmed where the whole 95 % interval lies beyond ``margin`` on the side of ``expect``,
     refuted where it lies on the other side. ``compare`` names fields of the result; a list allows

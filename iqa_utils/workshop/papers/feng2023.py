@@ -1,6 +1,6 @@
 """Feng and others: one regressor and monotonic transformers for six mixed data sets.
 
-The authors released score files: ten MATLAB files, one a split, hold for the test images of six
+The authors released score files: ten MATLAB files, one per split, hold for the test images of six
 data sets the human score, the output of the shared regressor and that of the set's own monotone
 transformer. No image names are in them. Here they are read, and Table 1 is computed again.
 """
