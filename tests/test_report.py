@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report
+from iqa_utils.workshop import claims, cli, notebooks, paper_pages, readme, report
 from iqa_utils.workshop.papers import Headline
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
@@ -76,7 +76,7 @@ def test_demo_results_are_never_compared(runs):
     assert [r["value"] for r in paper_pages.demo_results(runs)] == [7.0]
     counts = claims.counts(claims.compare(paper_pages.real_results(runs)))
     assert counts.loc[("lehmann2023", "re-tabulated"), "reproduced"] == 1
-    assert counts.to_numpy().sum() == 744  # distinct quantities
+    assert counts.to_numpy().sum() == (claims.load_claims()["role"] == "").sum()
     only_demo = [run for run in runs if run["profile"] == "demo"]
     assert claims.compare(paper_pages.real_results(only_demo))["ours"].notna().sum() == 0
 
@@ -157,7 +157,7 @@ def test_an_executed_notebook_has_formulas_links_and_its_provenance(site):
 def test_the_scoreboard_puts_the_verdict_first_and_offers_filters(site):
     text = (site / "scoreboard.html").read_text(encoding="utf-8")
     board = text[text.index('<table class="scoreboard">') :]
-    assert board.count('<tr data-verdict="') >= 827
+    assert board.count('<tr data-verdict="') >= len(claims.load_claims())
     assert re.findall(r"<th>(\w+)</th>", board)[:2] == ["verdict", "what"]
     assert text.count("<select") == 3
     assert 'data-paper="lehmann2023" data-table="Tab. 3"' in board
@@ -199,7 +199,7 @@ def test_the_package_is_documented_from_its_docstrings(site):
 def test_the_readme_shows_what_the_published_results_say(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    assert not paper_pages.update_readme(copy), "run: iqa report --readme"
+    assert not readme.update_readme(copy), "run: iqa report --readme"
     assert len(copy.read_text().splitlines()) <= 120
 
 
@@ -207,7 +207,7 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        paper_pages.update_readme(path)
+        readme.update_readme(path)
 
 
 def test_links_of_the_readme_and_of_docs_lead_to_files():
@@ -251,23 +251,55 @@ def test_a_headline_says_its_numbers_the_way_round_that_it_states():
     cell = CELL | {"metric": "MAE", "method": "b", "baseline": "a", "data": "biq2021"}
     cell |= {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n_runs": 10}
     runs = [{"stem": "05_x", "profile": "biq2021", "results": [cell]}]
+    groups = readme._by_profile(paper_pages.evidence(headline, runs))
     told = "MAE, a minus b: -0.500 [-0.750, -0.250]; 10 runs"
-    assert paper_pages._numbers(headline, runs) == told
-    assert paper_pages._verdict(headline, runs) == "confirmed"
-    two = [*runs, {**runs[0], "profile": "other", "results": [cell | {"ci_low": -0.1}]}]
-    assert paper_pages._verdict(headline, two) == "confirmed in 1, undecided in 1 of 2 settings"
-    assert paper_pages._verdict(headline, []) == "not run yet"
+    assert readme._numbers(headline, groups) == told
+    assert readme._verdict(headline, runs) == "confirmed; 10 runs"
+    other = {**runs[0], "profile": "a_variant", "results": [cell | {"ci_low": -0.1, "n_runs": 3}]}
+    told = "confirmed (biq2021); undecided (a_variant); 3 to 10 runs"
+    assert readme._verdict(headline, [other, *runs]) == told  # the run that decides comes first
+    settings = [cell, cell | {"ci_low": -0.1, "value": 0.4}, cell | {"value": 0.6}]
+    several = [{**runs[0], "results": settings}]
+    assert readme._verdict(headline, several) == "confirmed in 2 of 3, undecided in 1; 10 runs"
+    assert readme._verdict(headline, []) == "not run yet"
+
+
+def test_the_row_of_a_notebook_answers_its_question_with_the_price_and_every_claim():
+    runs = find_runs(ROOT / "figures")
+    told = {line[3:5]: line.split(" | ") for line in readme.notebook_rows(runs).splitlines()[2:-2]}
+    said = {number: cells[2] for number, cells in told.items()}
+    assert max(map(len, said.values())) <= 350
+    assert re.search(r"method3 minus none: -.*at the price of SRCC .*, RMSE ", said["02"])
+    assert re.search(r"at equal steps: [+-].*ranks better: ", said["02"])
+    assert re.search(r"same passes: [+-].*at equal steps: [+-].*; beats ridge: \w+$", said["06"])
+    assert "(biq2021_raw)" in said["05"]
+    assert all(f"{subset} " in said["08"] for subset in ("ss01", "ss02", "ss03"))
+    assert "checks, not distinct errors" in said["00"]
+    assert all(re.search(r"\d runs?\b", said[number]) for number in ("02", "03", "04", "05", "06"))
+
+
+def test_a_published_run_whose_code_has_changed_is_marked(monkeypatch):
+    run = {"stem": "02_cross_sampling", "profile": "biq2021"}
+    for changed, mark in ((True, " (code changed since)"), (False, "")):
+        monkeypatch.setattr(readme, "has_changed", lambda folder, changed=changed: changed)
+        assert readme._executed(run).endswith(f"02_cross_sampling.ipynb){mark}")
+    assert readme._executed(run | {"profile": "none"}).endswith("/none)")  # nothing is recorded
+
+
+def test_the_scoreboard_of_the_readme_is_the_executed_one():
+    last = readme.notebook_rows([]).splitlines()[-1]
+    assert last.startswith("[Scoreboard](figures/07_scoreboard/paper/07_scoreboard.ipynb): ")
 
 
 def test_public_addresses_come_from_one_setting(monkeypatch):
-    assert paper_pages._badges() == " · ".join(
+    assert readme._badges() == " · ".join(
         f"[{text}]({paper_pages.address(name)})"
         for name, text in {"pages": "the site", "repository": "the repository"}.items()
         if paper_pages.address(name)
     )
     monkeypatch.setattr(paper_pages, "address", lambda name: f"https://example.org/{name}")
-    assert "[the site](https://example.org/pages)" in paper_pages._badges()
-    assert "(https://example.org/pages/papers/feng2023.html)" in paper_pages.paper_rows([])
+    assert "[the site](https://example.org/pages)" in readme._badges()
+    assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
@@ -354,7 +386,7 @@ def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_
 def test_what_another_paper_says_of_itself_does_not_age_a_run():
     folder = "iqa_utils/workshop/papers"
     files = dict.fromkeys([f"{folder}/feng2023.py", f"{folder}/nguyen2024.py", "b.py"], "1")
-    kept = report.without_other_papers({"stem": "05_lds_fds", "files": files})["files"]
+    kept = paper_pages.without_other_papers({"stem": "05_lds_fds", "files": files})["files"]
     assert list(kept) == [f"{folder}/nguyen2024.py", "b.py"]
-    board = report.without_other_papers({"stem": "07_scoreboard", "files": files})
+    board = paper_pages.without_other_papers({"stem": "07_scoreboard", "files": files})
     assert board["files"] == files  # it tells of all of them

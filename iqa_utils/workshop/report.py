@@ -28,7 +28,6 @@ from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverag
 from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
-from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
 from iqa_utils.workshop.tables import write_csv
 
@@ -259,17 +258,8 @@ def _provenance(folder: Path) -> str:
     data = ", ".join(seen["data"]) or "no data set"
     seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
-    changed = "has not changed" if is_current(without_other_papers(seen)) else "has changed"
+    changed = "has changed" if paper_pages.has_changed(folder) else "has not changed"
     return f"{told}; the code that it used {changed} since."
-
-
-def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
-    """Drop from the files of a paper's run those that hold only what other papers say."""
-    files = {f"iqa_utils/workshop/papers/{key}.py": module for key, module in papers().items()}
-    own = {name for name, module in files.items() if seen.get("stem") in module.NOTEBOOKS}
-    others = set(files) - own if own else set()
-    kept = {k: v for k, v in (seen.get("files") or {}).items() if k not in others}
-    return {**seen, "files": kept}
 
 
 def write_index() -> Path:
