@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iqa_utils.workshop import claims, cli, notebooks, paper_pages, readme, report
-from iqa_utils.workshop.papers import Headline
+from iqa_utils.workshop.papers import Headline, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
@@ -297,13 +297,19 @@ def test_public_addresses_come_from_one_setting(monkeypatch):
         for name, text in {"pages": "the site", "repository": "the repository"}.items()
         if paper_pages.address(name)
     )
-    monkeypatch.setattr(paper_pages, "address", lambda name: f"https://example.org/{name}")
+    monkeypatch.setattr(readme, "address", lambda name: f"https://example.org/{name}")
     assert "[the site](https://example.org/pages)" in readme._badges()
     assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
-    place = {"network": "net", "layer": "fc7", "regressor": "GPR", "stage": "fine-tuned"}
+    place = {
+        "data": "biq2021",
+        "network": "net",
+        "layer": "fc7",
+        "regressor": "GPR",
+        "stage": "fine-tuned",
+    }
 
     def row(metric, value, variant="strict", baseline=""):
         ends = {"ci_low": value - 0.1, "ci_high": value + 0.1}
@@ -317,8 +323,45 @@ def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
         row("SRCC", 0.9, "as_written"),
     ]
     run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}
-    told = "| net | fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
-    assert paper_pages.layer_table([run, run]).splitlines()[2:] == [told]
+    run["parameters"] = {"TAP_SIZE": 0}
+    whole = run | {"profile": "biq2021_384", "parameters": {"TAP_SIZE": 384}}
+    inputs = ("crops of the network's own size", "whole photographs, 384 px")
+    cells = "fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
+    told = [f"| net | {seen} | {cells}" for seen in inputs]
+    demo = run | {"results": [one | {"data": "demo"} for one in results]}
+    assert paper_pages.layer_table([run, run, demo, whole]).splitlines()[2:] == told
+
+
+def test_settings_that_differ_from_the_papers_stand_side_by_side():
+    (run,) = (
+        run
+        for run in find_runs(ROOT / "figures")
+        if (run["stem"], run["profile"]) == ("05_lds_fds", "biq2021")
+    )
+    rows = dict(line[2:].split(" | ", 1) for line in paper_pages.settings_table(run).splitlines())
+    assert rows["epochs"] == "200 | 25 |"
+    assert rows["dataset"] == "KonIQ-10k | BIQ2021 |"
+    assert rows["encoder"] == "CLIP ViT-B/32 | CLIP ViT-B/16 |"
+    assert not {"profile", "threads", "data root", "loss"} & set(rows)
+    assert paper_pages.settings_table(run | {"profile": "demo"}) == ""
+    told = report._settings_of("nguyen2024", {"name": run})
+    assert told[1].startswith("### Notebook 05, biq2021 (published)\n\n| setting |")
+
+
+def test_a_page_counts_printed_numbers_and_not_kinds_of_answers():
+    board = claims.compare(paper_pages.real_results(find_runs(ROOT / "figures")))
+    for key, paper in papers().items():
+        part = board[board["paper"] == key]
+        assert f"All {paper.LEDGER[0]} printed numbers" in report._links_of(key, part)
+    assert (board["paper"] == "feng2023").sum() > papers()["feng2023"].LEDGER[0]
+
+
+def test_the_cases_of_the_rule_are_a_table_of_the_site(tmp_path):
+    table = report.cases_table().splitlines()
+    assert len(table) == 2 + len((ROOT / "tests/verdict_cases.csv").read_text().splitlines()) - 1
+    (row,) = (line for line in table if "a constant prediction" in line)
+    assert row.startswith("| not comparable | a constant prediction | nguyen2024 | Table 1, CLIP")
+    assert "not here" in report.cases_table(tmp_path / "none.csv")
 
 
 def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
@@ -327,13 +370,18 @@ def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
     record |= {"goal": 500, "gate": {"difference": 2e-7, "allowed": 1e-6}}
     scan = {"title": "bytes per file", "gate": {"difference": 150.0, "allowed": 200.0}}
     scan |= {"naive": 900.0, "ratios": {"ours": 6.0}}
-    results = [record, scan]
+    memory = {"title": "memory", "gate": {"difference": 3.0, "allowed": 64.0}, "ratios": {}}
+    memory["megabytes"] = {"200": 889.5, "2000": 892.5}
+    results = [record, scan, memory, record | {"title": "scoring"}]
     machine = {"device": "any", "cpus": 2, "torch": "2.8"}
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": results}))
     table = report.speed_table(tmp_path).splitlines()
     assert table[2].split(" | ")[1:6] == ["plain: 2.5 s", "ours: 12.5 ms", "200x", "500x", "**no**"]
     assert table[2].endswith("| 2e-07, allowed 1e-06 |")
     assert table[3] == "| bytes per file | 900 | 150 | 6x | at most 200 | yes |  |"
+    peaks = "3 (890 MB for 200 images, 892 MB for 2000 images)"
+    assert table[4] == f"| memory |  | {peaks} |  | at most 64 | yes |  |"
+    assert table[5].split(" | ")[2] == "ours: 12.5 ms, 80 images/s"
     assert table[-1] == "Medians on any, 2 CPU cores, torch 2.8."
     assert report.speed_table(tmp_path / "nothing") == "No measurements are published."
 

@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ import yaml
 from iqa_utils.datasets import DATASETS
 from iqa_utils.files import read_mapping
 from iqa_utils.workshop.claims import COMPARED, KINDS, audit, counts, is_constant, load_claims
+from iqa_utils.workshop.notebooks import (
+    default_parameters,
+    find_notebook,
+    profiles_of,
+    read_profile,
+    stems_with,
+)
 from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import NUMBERS, ROOT
@@ -33,6 +41,8 @@ NETWORK_TITLES = {
     "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
     "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
 }
+NO_SETTINGS = {"PROFILE", "DATA_ROOT", "RUN_NAME", "SEED", "THREADS"}  # of the machine, or a name
+LONGEST = 160  # characters of a setting
 MANY = 5  # results of one run that get a row each
 HOW_TO_READ = (
     "The claims were fixed in commit 36c0917 and changed in fd02849 and 71d0d9c, all before the "
@@ -230,6 +240,32 @@ def compared_by_kind(board: pd.DataFrame) -> str:
     return f"{printed}. Compared so far: {', '.join(told)}."
 
 
+def settings_table(run: Mapping[str, Any]) -> str:
+    """Write where a run's settings differ from those of the paper's profile; empty if nowhere."""
+    stem, ours = run["stem"], run["parameters"]
+    if run["profile"] == "demo" or "paper" not in profiles_of(stem):
+        return ""
+    theirs = default_parameters(find_notebook(stem)) | read_profile(stem, "paper")
+    rows = [
+        [key.replace("_", " ").lower(), _setting(theirs[key]), _setting(ours[key])]
+        for key in theirs
+        if key in ours and key not in NO_SETTINGS and ours[key] != theirs[key]
+    ]
+    table = pd.DataFrame(rows, columns=["setting", "the paper's profile", "this run"])
+    return markdown(table) if rows else ""
+
+
+def _setting(value: Any) -> str:
+    """Write the value of a parameter for a reader, cut where it is long."""
+    if isinstance(value, dict):
+        return _setting([f"{key}: {one}" for key, one in value.items()]) if value else "none"
+    if isinstance(value, list):
+        return _setting(", ".join(map(str, value)) or "none")
+    if isinstance(value, bool) or value == "":
+        return "yes" if value else "no" if value is False else "none"
+    return shorten(readable(str(value)).replace("|", "/"), LONGEST, placeholder=" ...")
+
+
 def has_changed(folder: Path) -> bool:
     """Tell whether code that a run depended on has changed since, other papers' files aside."""
     return not is_current(without_other_papers(read_mapping(folder / "provenance.json")))
@@ -245,19 +281,25 @@ def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_table(runs: list[dict[str, Any]]) -> str:
-    """Write the layer and regressor with the smallest cross-validated error, and their SRCC."""
-    columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
+    """Write the layer and regressor with the smallest cross-validated error, and their SRCC.
+
+    Every profile on real data has rows of its own, with what the layers saw.
+    """
+    columns = ["network", "input", "state", "best layer in cross-validation", "SRCC"]
+    columns += ["within subsets"]
     fields, rows = ("network", "stage", "variant", "layer", "regressor"), []
-    wanted = ("04_deep_features_gpr", "biq2021")
-    for run in [run for run in runs if (run["stem"], run["profile"]) == wanted]:
+    for run in [run for run in runs if run["stem"] == "04_deep_features_gpr"]:
+        size = run["parameters"].get("TAP_SIZE")
+        seen = f"whole photographs, {size} px" if size else "crops of the network's own size"
         told = {(*(r[f] for f in fields), r["baseline"], r["metric"]): r for r in run["results"]}
         for *place, baseline, metric in told:
-            if (baseline, metric) == ("BRISQUE", "SRCC"):
+            result = told[*place, baseline, metric]
+            if (baseline, metric) == ("BRISQUE", "SRCC") and result["data"] != "demo":
                 network, stage, variant, layer, regressor = place
                 levels = [told[*place, "", m] for m in ("SRCC", "SRCC within subset")]
                 shown = ["{value:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format_map(r) for r in levels]
                 state = f"{stage} {variant}".strip()
-                rows.append([network, state, f"{layer}, {regressor}", *shown])
+                rows.append([network, seen, state, f"{layer}, {regressor}", *shown])
     return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
 
 
@@ -268,7 +310,6 @@ def measurements(folder: Path = BENCHMARKS) -> list[dict[str, Any]]:
 
 def needs_table() -> str:
     """Write what the ``paper`` profiles ask for, from official numbers."""
-    from iqa_utils.workshop.notebooks import stems_with
     from iqa_utils.workshop.plan import ASSUMED, make_plan
 
     plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in stems_with("paper")}

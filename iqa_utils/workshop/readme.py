@@ -125,9 +125,16 @@ def _numbers(headline: Headline, groups: list[tuple[str, Runs]]) -> str:
     """Write a claim's comparison with its values in every profile."""
     named = headline.compare
     versus = f" minus {named['baseline']}" if "baseline" in named else ""
-    told = [_values(ones) + f" ({profile})" * (len(groups) > 1) for profile, ones in groups]
+    told = [_values(groups[0][1]), *(_brief(ones) for _, ones in groups[1:])]
+    if len(groups) > 1:
+        told = [f"{text} ({profile})" for text, (profile, _) in zip(told, groups, strict=True)]
     counted = _n_runs(one for _, ones in groups for one in ones)
     return f"{named['metric']}, {named['method']}{versus}: {', '.join(told)}; {counted}"
+
+
+def _brief(ones: Runs) -> str:
+    """Write what a further profile says: its value, or how its values are judged."""
+    return _values(ones) if len(ones) == 1 else _said(ones)
 
 
 def _values(ones: Runs) -> str:
