@@ -342,6 +342,8 @@ def test_settings_that_differ_from_the_papers_stand_side_by_side():
     assert rows["epochs"] == "200 | 25 |"
     assert rows["dataset"] == "KonIQ-10k | BIQ2021 |"
     assert rows["encoder"] == "CLIP ViT-B/32 | CLIP ViT-B/16 |"
+    assert rows["weights"] == f"hub | {run['parameters']['PRETRAINED']} |"
+    assert paper_pages._label("KONCEPT_LR") == "KonCept512's learning rate"
     assert not {"profile", "threads", "data root", "loss"} & set(rows)
     assert paper_pages.settings_table(run | {"profile": "demo"}) == ""
     told = report._settings_of("nguyen2024", {"name": run})

@@ -42,6 +42,8 @@ NETWORK_TITLES = {
     "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
 }
 NO_SETTINGS = {"PROFILE", "DATA_ROOT", "RUN_NAME", "SEED", "THREADS"}  # of the machine, or a name
+SPELT = {"pretrained": "weights", "lr": "learning rate", "n": "number of", "svr": "SVR", "c": "C"}
+SPELT |= {"koncept": "KonCept512's", "mos": "MOS"}  # words of a parameter's name
 LONGEST = 160  # characters of a setting
 MANY = 5  # results of one run that get a row each
 HOW_TO_READ = (
@@ -247,12 +249,18 @@ def settings_table(run: Mapping[str, Any]) -> str:
         return ""
     theirs = default_parameters(find_notebook(stem)) | read_profile(stem, "paper")
     rows = [
-        [key.replace("_", " ").lower(), _setting(theirs[key]), _setting(ours[key])]
+        [_label(key), _setting(theirs[key]), _setting(ours[key])]
         for key in theirs
         if key in ours and key not in NO_SETTINGS and ours[key] != theirs[key]
     ]
     table = pd.DataFrame(rows, columns=["setting", "the paper's profile", "this run"])
     return markdown(table) if rows else ""
+
+
+def _label(name: str) -> str:
+    """Name a parameter in the words of the field."""
+    words = [SPELT.get(word, word) for word in name.lower().split("_")]
+    return " ".join(words)
 
 
 def _setting(value: Any) -> str:
@@ -263,7 +271,8 @@ def _setting(value: Any) -> str:
         return _setting(", ".join(map(str, value)) or "none")
     if isinstance(value, bool) or value == "":
         return "yes" if value else "no" if value is False else "none"
-    return shorten(readable(str(value)).replace("|", "/"), LONGEST, placeholder=" ...")
+    text = str(value) if "/" in str(value) else readable(str(value))  # a path is no name
+    return shorten(text.replace("|", "/"), LONGEST, placeholder=" ...")
 
 
 def has_changed(folder: Path) -> bool:
