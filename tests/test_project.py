@@ -115,7 +115,7 @@ def test_docstrings_stay_in_proportion():
 def test_every_tracked_file_is_small_and_names_no_machine():
     for path in tracked():
         most = 10_000_000 if path.name == "quality.safetensors" else 600_000
-        most = 1_100_000 if path.name == "metrics.json" else most  # 04 has 2,108 results
+        most = 1_200_000 if path.name == "metrics.json" else most  # 04 has 2,288 results
         assert path.stat().st_size < most, f"{path} is too large to track"
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".ipynb", ".lock", ""}:
             text = path.read_text(errors="ignore")
