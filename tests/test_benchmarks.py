@@ -13,7 +13,8 @@ import torch
 from bench_fds import LoopFDS
 from common import call_alone, clock, compare, judge, report, time_legs, within
 
-from iqa_utils.workshop.paper_pages import measurements, speed_line
+from iqa_utils.workshop.paper_pages import measurements
+from iqa_utils.workshop.readme import speed_line
 
 SECONDS = {"naive": [4.0, 6.0, 5.0], "ours": [1.0, 2.0, 2.5]}
 
