@@ -1,7 +1,8 @@
 """Read image files as 8-bit RGB, by rules that are stated and never silent; fill stores of them.
 
 Accepted files are JPEG, PNG, BMP, TIFF and MPO. What does not map onto 8-bit RGB in one obvious
-way is refused by name, because a quality model must not be fed pixels that nobody decided on.
+way is refused by name, because a quality model must not be fed pixels whose conversion is
+undefined.
 
 ============================ ===================================================================
 input                        rule

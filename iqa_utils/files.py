@@ -1,4 +1,4 @@
-"""Write files whole or not at all, know them again, lock them, hash them, read names and values."""
+"""Write files whole or not at all, find them again, lock them, hash them, read names and values."""
 
 import functools
 import hashlib

@@ -21,7 +21,7 @@ TOY = Path(__file__).with_name("sixth_paper")
 STEPS = """
 import json, pytest
 from pathlib import Path
-from iqa_utils.workshop import claims, notebooks, paper_pages, papers, report, sweeps
+from iqa_utils.workshop import claims, notebooks, papers, readme, report, sweeps
 from iqa_utils.workshop.paper_pages import demo_results, real_results
 from iqa_utils.workshop.rehearsal import rehearse
 from iqa_utils.workshop.runs import ROOT, find_runs
@@ -35,7 +35,7 @@ assert rehearse(["90"]) == []
 assert notebooks.run_notebooks(["90"], profile="paper", publish_results=True) == []
 found = find_runs()
 board = claims.compare(real_results(found), "toy2030")
-paper_pages.update_readme()
+readme.update_readme()
 report._write_api = lambda folder: None  # a page per module, slow and the same for every paper
 index = report.build_report(runs=found)
 told = {"verdicts": board["verdict"].tolist(), "reasons": board["reason"].tolist()}
