@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from iqa_utils.workshop import notebooks, runs
 from iqa_utils.workshop.papers import papers
-from tests.attack import FAULTS
+from tests.attack import FAULTS, HARMLESS, MODULES, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -237,6 +237,13 @@ def test_every_fault_of_the_attack_is_a_test_that_exists():
         text = (ROOT / "tests" / file).read_text()
         tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
         assert any(test.startswith(start) for test in tests), f"{attack}: {name}"
+
+
+def test_every_harmless_mutant_of_the_attack_is_a_line_of_its_module():
+    names = []
+    for module in MODULES:
+        names += mutants_of(module, (ROOT / "iqa_utils" / module).read_text())
+    assert [part for part in HARMLESS if not any(part in name for name in names)] == []
 
 
 def test_every_name_in_the_list_of_slow_tests_is_a_test_or_a_file_of_them():
