@@ -13,6 +13,8 @@ READY := .venv/.ready
 .PHONY: help setup demo test check rehearse attack lab hooks report bench batch lint clean
 
 help:
+	@echo "make setup   make .venv, as every other target does where it is missing"
+	@echo "             (TORCH=cpu, with any target: PyTorch's CPU build, a quarter of the size)"
 	@echo "make demo    run every notebook on small synthetic data (minutes on two cores)"
 	@echo "make test    run all tests: the package, and every notebook under nbval"
 	@echo "make check   run the fast tests: no notebook, no server, no long run"

@@ -1,4 +1,4 @@
-"""Imports point one way: the workshop knows the science, and the science knows no workshop."""
+"""Imports point one way: the workshop knows the science, and no module knows itself."""
 
 import ast
 from pathlib import Path
@@ -64,15 +64,21 @@ def broken_rules(imports: dict[str, set[str]]) -> list[str]:
         for target in sorted(targets)
         if _word(target) == "workshop" or (_word(name) == "models" and _word(target) in LATER)
     ]
-    graph = rooms(science)
+    # between words of the field, and between single modules, those of the workshop too
+    starts = [*in_circles(rooms(science)), *in_circles(imports)]
+    return found + [f"{start} imports itself in a circle" for start in starts]
+
+
+def in_circles(graph: dict[str, set[str]]) -> list[str]:
+    """List what imports itself by way of others."""
+    found = []
     for start in sorted(graph):
         reached, waiting = set(), list(graph[start])
         while waiting:
             if (word := waiting.pop()) not in reached:
                 reached.add(word)
                 waiting += graph.get(word, ())
-        if start in reached:
-            found.append(f"{start} imports itself in a circle")
+        found += [start] if start in reached else []
     return found
 
 
@@ -87,6 +93,7 @@ def test_imports_point_one_way():
         ("import iqa_utils.workshop.runs\n", UPWARD),
         ("from .workshop.runs import start\n", UPWARD),
         ("from iqa_utils.models import net\n", "metrics imports itself in a circle"),
+        ("from iqa_utils.models import net\n", "iqa_utils.models.net imports itself in a circle"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path, planted, complaint):
@@ -106,3 +113,18 @@ def test_a_planted_import_is_found(tmp_path, planted, complaint):
     assert complaint in found
     (package / "metrics.py").write_text("")
     assert broken_rules(imports_of(package)) == ["iqa_utils.models.net imports iqa_utils.features"]
+
+
+@pytest.mark.parametrize(
+    "planted", ["from iqa_utils.workshop import jobs\n", "def f():\n    from .jobs import Job\n"]
+)
+def test_a_circle_in_the_workshop_is_found(tmp_path, planted):
+    folder = tmp_path / "iqa_utils" / "workshop"
+    folder.mkdir(parents=True)
+    for name, text in {"__init__": "", "plan": planted, "jobs": "from . import plan\n"}.items():
+        (folder / f"{name}.py").write_text(text)
+    (tmp_path / "iqa_utils" / "__init__.py").touch()
+    assert broken_rules(imports_of(tmp_path / "iqa_utils")) == [
+        "iqa_utils.workshop.jobs imports itself in a circle",
+        "iqa_utils.workshop.plan imports itself in a circle",
+    ]

@@ -3,13 +3,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import nbformat
 import papermill
 import pytest
+from papermill.clientwrap import PapermillNotebookClient
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import cli, notebooks
+from iqa_utils.workshop import cli, notebooks, papermill_engine
 
 PARAMETERS = """
 PROFILE: str = "demo"
@@ -44,6 +46,7 @@ def repository(tmp_path, monkeypatch):
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "p"}
     nbformat.write(notebook, folder / "90_small.ipynb")
     (folder / "params/90_small.paper.yaml").write_text("RATE: 0.5\n")
+    (folder / "params/rehearsal.yaml").write_text("90_small:\n  RATE: 0.6\n")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", folder)
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     monkeypatch.setattr(
@@ -78,6 +81,8 @@ def test_a_profile_comes_with_its_values_and_a_named_run_is_not_published(reposi
         notebooks.run_notebook("90", parameters={"PROFILE": "paper"})
     with pytest.raises(ValueError, match="RUN_NAME is 'two', and published figures are those"):
         notebooks.run_notebooks(["90"], parameters={"RUN_NAME": "two"}, publish_results=True)
+    with pytest.raises(ValueError, match="90_small: a rehearsal is not published; run it with"):
+        notebooks.run_notebooks(["90"], profile="rehearsal", publish_results=True)
     (repository / "notebooks/params/90_small.paper.yaml").write_text("# all to come\n")
     with pytest.raises(ValueError, match=r"90_small\.paper\.yaml: expected names and values"):
         notebooks.run_notebook("90", profile="paper")
@@ -87,6 +92,7 @@ def test_a_profile_comes_with_its_values_and_a_named_run_is_not_published(reposi
 @pytest.mark.slow
 def test_a_run_leaves_its_executed_notebook_with_coalesced_output(repository):
     folder = notebooks.run_notebook("90", profile="paper", parameters={"SIZES": [3]})
+    assert (folder.parent / "unfinished").is_dir()  # another job may be about to write into it
     executed = nbformat.read(folder / "90_small.ipynb", as_version=4)
     assert "RATE = 0.5" in executed.cells[1].source
     outputs = executed.cells[2].outputs
@@ -117,7 +123,8 @@ LEASE = """
     import papermill, sys, time
     from iqa_utils.workshop import papermill_engine
     papermill_engine._gpu_indices = lambda: ["0", "1"]
-    with papermill_engine.lease_gpu(poll_seconds=0.05) as index:
+    papermill_engine.POLL_SECONDS = 0.05
+    with papermill_engine.lease_gpu() as index:
         print(index, flush=True)
         time.sleep(float(sys.argv[1]))
 """
@@ -150,6 +157,22 @@ def test_each_kernel_gets_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_pa
 def test_a_choice_made_outside_is_left_alone(tmp_path):
     process = _lease(tmp_path, 0, CUDA_VISIBLE_DEVICES="5")
     assert process.communicate()[0].strip() == "None"
+
+
+def test_a_kernel_is_shut_down_only_when_it_is_idle_after_its_last_answer(monkeypatch):
+    def says(state, of):
+        return {"content": {"execution_state": state}, "parent_header": {"msg_id": of}}
+
+    told = [says("idle", "cell"), says("busy", "last"), says("idle", "last"), says("busy", "later")]
+
+    async def get_iopub_msg(timeout):
+        return told.pop(0)
+
+    client = papermill_engine.Client(SimpleNamespace(nb=nbformat.v4.new_notebook()))
+    client.kc = SimpleNamespace(get_iopub_msg=get_iopub_msg)
+    monkeypatch.setattr(PapermillNotebookClient, "wait_for_reply", lambda *_: "answer")
+    assert client.wait_for_reply("last") == "answer"
+    assert told == [says("busy", "later")]
 
 
 def test_papermill_finds_the_engine_by_name():
@@ -224,3 +247,60 @@ def test_all_notebooks_of_a_profile_are_those_that_have_it():
     assert notebooks.stems_with("demo") == notebooks.notebook_stems()
     assert "08_across_data_sets" not in notebooks.stems_with("paper")
     assert "05_lds_fds" in notebooks.stems_with("paper")
+
+
+def test_what_a_check_finds_stops_a_run_and_the_check_sees_every_value(repository):
+    seen = {}
+
+    def check(stem, values):
+        seen.update(values, stem=stem)
+        return ["the disk is full", "no weights"]
+
+    told = notebooks.run_notebooks(["90"], profile="paper", check=check)
+    assert told == ["90_small cannot run: the disk is full; no weights"]
+    assert (seen["stem"], seen["RATE"], seen["SIZES"]) == ("90_small", 0.5, [1, 2])
+    assert not (repository / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("papper", "no notebook has a profile 'papper'; there are .*demo.*paper"),
+        ("rehearsal", "name the notebooks of a rehearsal"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_all_notebooks_of_no_profile_are_refused(command, profile, told):
+    done = CliRunner().invoke(cli.app, [command, "all", "--profile", profile])
+    assert done.output == ""
+    with pytest.raises(ValueError, match=told):
+        raise done.exception
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("05 --publish", "belong to --true-size"),
+        ("05 --steps 3", "belong to --true-size"),
+        ("05 --scale 0.5", "belong to --true-size"),
+        ("05 --true-size --annotations .", "--true-size reads no annotations"),
+        ("07 --true-size", "07 trains no network; there are 02, 03, 04, 05, 06"),
+    ],
+)
+def test_an_option_that_a_rehearsal_would_ignore_is_refused(words, told):
+    done = CliRunner().invoke(cli.app, ["rehearse", *words.split()])
+    with pytest.raises(ValueError, match=told):
+        raise done.exception
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "plan 05 --rate 0",
+        "plan 05 --rate -3",
+        "rehearse --true-size --scale 0",
+        "rehearse --true-size --scale 2",
+    ],
+)
+def test_a_rate_or_a_scale_out_of_bounds_is_refused(words):
+    assert CliRunner().invoke(cli.app, words.split()).exit_code == 2

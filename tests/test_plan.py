@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -18,11 +19,15 @@ from typer.testing import CliRunner
 from iqa_utils import samplers
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
+from iqa_utils.images import build_store
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.workshop import notebooks, plan, runs
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
-from iqa_utils.workshop.plan import Job, footprint, kind, seconds
+from iqa_utils.workshop.disk import Disk, decoded_before, stored_bytes, stores
+from iqa_utils.workshop.jobs import JOBS, Job, disk_of, parts_of, sampling_runs, to_fetch
+from iqa_utils.workshop.plan import footprint, kind, preflight, seconds
+
+PHOTOS = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
 def job(build, size, **more):
@@ -240,7 +245,7 @@ def test_koncept512_is_planned_in_03_with_its_own_size_batches_and_epochs():
     seen = footprint(one)
     assert seen.weights / 4e6 == pytest.approx(59.9, abs=0.1)  # its parameters and statistics
     assert seen.flops / 2e9 == pytest.approx(29.7, abs=0.1)
-    decoded = plan.stores("03", values, {"koniq10k": plan.score_table("koniq10k", None)})
+    decoded = stores("03", values, {"koniq10k": plan.score_table("koniq10k", None)})
     assert decoded["decoded, 512x384"] == 10073 * 3 * 384 * 512
     _, jobs = jobs_of("03", "demo")
     (one,) = [job for job in jobs if job.name == "KonCept512"]
@@ -300,12 +305,10 @@ def test_time_follows_the_rate_that_is_given():
     assert seconds(streamed, seen) == 2.0  # 1,500 files a second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", notebooks.notebook_stems())
 def test_every_profile_has_a_plan(stem):
-    for path in sorted((notebooks.NOTEBOOKS / "params").glob(f"{stem}.*.yaml")):
-        profile = path.name.split(".")[1]
-        if profile == "paper":
-            continue  # the README's table
+    for profile in notebooks.profiles_of(stem):
         told = plan.plan_lines(plan.make_plan(stem, profile, official=True))
         assert told[0] == f"{stem}, profile {profile}"
 
@@ -322,7 +325,7 @@ def test_the_command_tells_a_plan_as_text_and_as_json():
 def test_a_run_names_all_that_is_missing_before_it_starts(tmp_path):
     parameters = {"DATA_ROOT": str(tmp_path), "PRETRAINED": str(tmp_path / "weights.pth")}
     with pytest.raises(ValueError, match=r"(?s)02_cross.* koniq10k: .*expected a.*weights\.pth"):
-        notebooks.run_notebook("02", profile="paper", parameters=parameters)
+        notebooks.run_notebook("02", profile="paper", parameters=parameters, check=preflight)
 
 
 def test_a_folder_of_weights_is_looked_through(tmp_path):
@@ -332,18 +335,112 @@ def test_a_folder_of_weights_is_looked_through(tmp_path):
     assert plan.missing(values) == [f"no weights at {tmp_path / 'vgg16'}-imagenet.pth"]
 
 
-def test_a_full_disk_is_noticed_before_decoding(tmp_path, monkeypatch):
-    folder = tmp_path / "table"
-    folder.mkdir()
-    (folder / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
-    for name in ("a.png", "b.png"):
+@pytest.fixture
+def one_set(tmp_path, monkeypatch):
+    """A set of five photographs, in a repository of its own."""
+    folder = tmp_path / "data" / "table"
+    folder.mkdir(parents=True)
+    rows = [f"{name},{score}\n" for score, name in enumerate(PHOTOS)]
+    (folder / "scores.csv").write_text("".join(["image,mos\n", *rows]))
+    for name in PHOTOS:
         Image.new("RGB", (40, 30)).save(folder / name)
-    values = plan.values_of("05", "internal") | {"DATA_ROOT": str(tmp_path)}
-    assert plan.preflight("05_lds_fds", values) == []
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Full", (), {"free": 100}))
     monkeypatch.setattr(plan, "ROOT", tmp_path)
-    (problem,) = plan.preflight("05_lds_fds", values)
-    assert problem.startswith("decoded images need")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    return tmp_path
+
+
+def check(repository, free, monkeypatch, **changes):
+    """Return what preflight says of 05 where so many bytes are free."""
+    values = plan.values_of("05", "internal") | {"DATA_ROOT": str(repository / "data")}
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        return preflight("05_lds_fds", values | {"PRETRAINED": "random"} | changes)
+
+
+def decode(repository, names, size, fit="squash", root="data"):
+    options = {"size": size, "fit": fit, "progress": False}
+    return build_store(repository / root, names, repository / "runs/cache/stores", **options)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_decoded(one_set, monkeypatch):
+    wanted = 5 * 3 * plan.values_of("05", "internal")["IMAGE_SIZE"] ** 2
+    assert check(one_set, 10 * wanted, monkeypatch) == []
+    (problem,) = check(one_set, wanted, monkeypatch)  # their features have no room
+    assert problem.startswith(f"needs more than the {wanted / 1e9:.3g} GB of disk that are free")
+    assert problem.partition(": ")[2].startswith("decoded images ")
+    assert "features" in problem
+
+
+def test_only_what_the_run_itself_has_decoded_is_not_asked_for_again(one_set, monkeypatch):
+    side = plan.values_of("05", "internal")["IMAGE_SIZE"]
+    free = 5 * 3 * side**2 - 1
+    (one_set / "data" / "other").mkdir()
+    Image.new("RGB", (900, 900)).save(one_set / "data" / "other" / "c.png")
+    decode(one_set, ["c.png"], (900, 900), root="data/other")
+    decode(one_set, PHOTOS, (side + 8, side + 8), root="data/table")  # of another size
+    assert check(one_set, free, monkeypatch)
+    decode(one_set, PHOTOS, (side, side), root="data/table")
+    assert check(one_set, free, monkeypatch) == []
+
+
+def test_each_store_of_a_run_is_known_by_its_images_and_their_sizes(one_set):
+    values = plan.values_of("06", "demo") | {"LABELLED": ["table"], "TEACHER_SIZE": [12, 16]}
+    values |= {"CROP": [20, 24], "STREAM": True}
+    tables = {"table": plan.score_table("table", one_set / "data")}
+    caches, names = one_set / "runs/cache/stores", [f"table/{name}" for name in PHOTOS]
+    decode(one_set, names, (12, 16))
+    decode(one_set, names, 20, "shrink_short_side")
+    decode(one_set, names[::-1], (12, 16))  # other rows
+    found = decoded_before("06", values, tables, caches)
+    assert found == sum(stores("06", values, tables).values()) == 5 * 3 * (12 * 16 + 20 * 26)
+    native = plan.values_of("04", "demo") | {"DATASETS": ["table"], "TAP_SIZE": 0}
+    assert decoded_before("04", native, tables, caches) == 0
+    decode(one_set, names, None, "native")
+    assert decoded_before("04", native, tables, caches) == 5 * 3 * 30 * 40
+
+
+def test_both_stores_of_06_are_planned():
+    values = plan.values_of("06", "paper")
+    tables = {name: plan.score_table(name, None) for name in values["LABELLED"]}
+    n = sum(map(len, tables.values()))
+    found = stores("06", values, tables)
+    assert found["decoded, 512x384"] == n * 3 * 384 * 512
+    assert found["decoded, shorter side 768"] > found["decoded, 512x384"]
+    assert sum(found.values()) > 100e9
+
+
+@pytest.mark.parametrize("stem", ["03", "04", "05"])
+def test_checkpoints_and_matrices_are_counted_alike_by_the_plan_and_before_a_run(stem):
+    values = plan.values_of(stem, "demo")
+    tables = {name: plan.score_table(name, None) for name in plan.sets_of(values)}
+    found = plan.make_plan(stem, "demo", official=True)
+    left = disk_of(stem, values, tables)
+    kept = {name: size for name, size in found["disk"].items() if "decoded" not in name}
+    assert {one.name: one.size for one in left if one.kept} == kept
+    assert sum(one.size for one in left if not one.kept) == found["moment"]
+
+
+def test_what_networks_have_left_before_is_not_asked_for_again(one_set, monkeypatch):
+    values = plan.values_of("04", "demo") | {"DATASETS": ["table"]}
+    tables = {"table": plan.score_table("table", one_set / "data")}
+    wanted = [Disk("Gram matrices", 360), Disk("pass", 99, kept=False), Disk("checkpoints", 7)]
+    monkeypatch.setattr("iqa_utils.workshop.jobs.disk_of", lambda *_: wanted)
+    left = partial(plan._left_by_networks, "04_x", values, tables, one_set)
+    assert left() == {"Gram matrices": 360, "pass": 99, "checkpoints": 7}
+    saved = one_set / "runs" / values["PROFILE"] / ".04_x.partial" / "checkpoints"
+    saved.mkdir(parents=True)
+    (saved / "one.pt").write_bytes(bytes(5))
+    np.save(one_set / "gram-other.npy", np.zeros((40, 41), np.float32))  # of another set
+    for k in range(3):
+        np.save(one_set / f"gram-layer-{k}.npy", np.zeros((5, 6), np.float32))
+    assert left() == {"Gram matrices": 0, "checkpoints": 2}  # and nothing is left to spool
+
+
+def test_weights_that_will_be_fetched_are_named_before_a_run(one_set, monkeypatch, capsys):
+    monkeypatch.setattr("iqa_utils.workshop.jobs.to_fetch", lambda _: ["some_network"])
+    assert check(one_set, 10**12, monkeypatch, PRETRAINED="hub") == []
+    told = "05_lds_fds: weights to be fetched from the hub: some_network\n"
+    assert capsys.readouterr().out == told
 
 
 def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
@@ -353,9 +450,9 @@ def test_images_that_are_there_give_the_size_of_their_set(tmp_path):
     Image.new("RGB", (40, 30)).save(folder / "a.png")
     values = plan.values_of("04", "demo") | {"DATASETS": ["table"]}
     tables = {"table": plan.score_table("table", tmp_path)}
-    assert plan.stores("04", values, tables) == {"decoded, native size": 2 * 3 * 30 * 40}
-    assert plan.stored_bytes((30, 40), 15) == 3 * 15 * 20
-    assert plan.stored_bytes((30, 40), 60) == 3 * 30 * 40  # never enlarged
+    assert stores("04", values, tables) == {"decoded, native size": 2 * 3 * 30 * 40}
+    assert stored_bytes((30, 40), 15) == 3 * 15 * 20
+    assert stored_bytes((30, 40), 60) == 3 * 30 * 40  # never enlarged
 
 
 def test_weights_of_the_hub_are_looked_for_in_its_caches(tmp_path, monkeypatch):
@@ -377,7 +474,8 @@ def test_a_check_before_a_run_does_not_import_torch():
 
     code = (
         "import sys; from iqa_utils.workshop.plan import preflight, values_of; "
-        "preflight('06_distillation', values_of('06', 'paper')); "
+        "preflight('06_distillation', values_of('06', 'paper') | {'DATA_ROOT': '/nowhere'}); "
+        "preflight('01_dataset_analysis', values_of('01', 'paper')); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -104,6 +104,76 @@ def test_the_final_network_of_04_is_rehearsed_by_the_papers_recipe_in_fewer_step
     assert 0 < ours["N_STEPS"] < papers["N_STEPS"]
 
 
+SHORTER = {"EPOCHS", "N_STEPS", "N_RUNS", "N_SPLITS", "N_SEEDS"}
+
+
+def overridden(key, stem, values):
+    """Yield training, its own settings, those that the paper profile gives the same training."""
+    paper = notebooks.read_profile(stem, "paper")
+    final = {values.get("FINAL", paper.get("FINAL", [""]))[0]: paper.get("FINAL", [""])[0]}
+    for name, own in values.get("OVERRIDES", {}).items():
+        papers = paper.get("OVERRIDES", {}).get(final.get(name, name), {})
+        yield f"{key}, {name}", own, {"EPOCHS": paper.get("EPOCHS")} | papers, paper
+
+
+def wrong_overrides(runs):
+    """List settings of single trainings that are neither the paper's nor made shorter."""
+    found = []
+    for run in runs:
+        for name, own, papers, paper in overridden(*run):
+            for setting in sorted((set(own) | set(papers)) - SHORTER):
+                expected = papers.get(setting, paper.get(setting, True))  # COMPILE is a speed
+                if own.get(setting) != expected:
+                    found.append(f"{name}: {setting} {own.get(setting)}, the paper's {expected}")
+    return found
+
+
+def test_settings_of_single_trainings_are_the_papers_or_shorter():
+    assert wrong_overrides(overlay()) == []
+
+
+def test_a_setting_of_a_single_training_that_is_not_the_papers_is_found():
+    name, stem = "squeezenet1_0", "04_deep_features_gpr"
+    own = {"N_STEPS": 20, "AUGMENT": False, "PRECISION": "fp32"}
+    planted = {"FINAL": [name, "logits"], "OVERRIDES": {name: own}}
+    assert wrong_overrides([(stem, stem, planted)]) == [
+        f"{stem}, {name}: AUGMENT False, the paper's True",
+        f"{stem}, {name}: LEARNING_RATE None, the paper's 0.003",
+        f"{stem}, {name}: PRECISION fp32, the paper's bf16",
+    ]
+
+
+def test_the_recipe_of_a_final_network_stands_in_every_run_of_it():
+    for key, stem, values in overlay():
+        paper = notebooks.read_profile(stem, "paper")
+        if papers := paper.get("OVERRIDES", {}).get(paper.get("FINAL", [""])[0]):
+            own = values["OVERRIDES"][values.get("FINAL", paper["FINAL"])[0]]
+            assert set(papers) - SHORTER <= set(own), key
+
+
+def test_epochs_and_repeats_are_one_and_two_in_one_training():
+    counts = {"N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS"}
+    twice = {stem: {"EPOCHS": 0, "N": 0} for stem in ALLOWED if not stem.startswith("07")}
+    for _, stem, values in overlay():
+        own = {k: v for k, v in values.items() if k in counts or k.endswith("EPOCHS")}
+        assert set(own.values()) <= {1, 2}
+        for settings in [own, *values.get("OVERRIDES", {}).values()]:
+            for name, value in settings.items():
+                group = "EPOCHS" if name.endswith("EPOCHS") else "N" if name in counts else ""
+                twice[stem][group] = twice[stem].get(group, 0) + (group != "" and value == 2)
+    assert {stem: found["EPOCHS"] for stem, found in twice.items()} == dict.fromkeys(twice, 1)
+    repeated = {stem: found["N"] for stem, found in twice.items()}
+    assert repeated == dict.fromkeys(twice, 1) | {"06_distillation": 0}  # it has SEED alone
+
+
+def test_precision_and_handling_of_bad_files_are_those_of_a_large_gpu_in_the_paper_profiles():
+    for stem in ("02_cross_sampling", "03_mixed_datasets", "04_deep_features_gpr"):
+        assert notebooks.read_profile(stem, "paper")["PRECISION"] == "bf16"
+    distilled = notebooks.read_profile("06_distillation", "paper")
+    assert (distilled["PRECISION"], distilled["COMPILE"]) == ("bf16", True)
+    assert distilled["ON_BAD_IMAGE"] == "drop"
+
+
 def test_the_profile_is_the_papers_under_the_overlay_with_declared_types():
     for key, stem, values in overlay():
         profile = notebooks.read_profile(stem, "rehearsal")

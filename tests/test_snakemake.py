@@ -134,6 +134,11 @@ def test_a_killed_batch_goes_on_without_losing_or_repeating_work(copy):
         assert plan(copy, "kill").count("rule notebook:") == 4
     finally:
         imported.write_text(code)
+    values = copy / "notebooks/params/81_second.kill.yaml"
+    values.write_text("# a comment\nPROFILE: kill\n")
+    assert "Nothing to be done" in plan(copy, "kill")
+    values.write_text("PROFILE: kill\nTHREADS: 2\n")
+    assert plan(copy, "kill").count("rule notebook:") == 2
 
 
 def test_one_failing_job_is_named_and_the_rest_goes_on(copy):
@@ -188,8 +193,8 @@ def test_a_job_asks_for_its_threads_and_its_gpu(copy, profile):
 def test_a_paper_job_is_not_killed_after_an_hour():
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     limits = profile["default-resources"]
-    assert limits["runtime"] >= 24 * 60  # minutes; the README speaks of a day a job and more
-    assert limits["mem_mb"] >= 32_000  # 20 GB of decoded images and what learns from them
+    assert limits["runtime"] >= 24 * 60  # minutes; the longest plan is of a day and more
+    assert limits["mem_mb"] >= 32_000  # decoded images in memory and what learns from them
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])

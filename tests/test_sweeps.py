@@ -49,6 +49,13 @@ def test_a_grid_is_every_combination_in_order(tmp_path):
         ("70_none:\n  grid: {SEED: [0]}\n", "no notebook '70_none'"),
         ("07_scoreboard:\n  grid: {SEED: [0]}\n  gpu: 1\n", r"unknown \['gpu'\]"),
         ("07_scoreboard:\n  grid: {SEED: [0]}\n  after: [02_x]\n", "which the grid does not run"),
+        ("07_scoreboard:\n  grid: {SEED: [0]}\n  after: 5\n", "07_scoreboard: after must be list"),
+        ("07_scoreboard:\n  grid: {SEED: [0]}\n  gpus: null\n", "07_scoreboard: gpus must be int"),
+        ("07_scoreboard:\n  grid: {SEED: [0]}\n  gpus: many\n", "gpus must be int, got 'many'"),
+        (
+            "05_lds_fds:\n  grid: {PRETRAINED: [data/a.pth, data_a.pth]}\n",
+            r"2 combinations of values would share the run name grid\.PRETRAINED-data_a_pth",
+        ),
     ],
 )
 def test_a_mistake_in_a_grid_is_named_before_anything_runs(tmp_path, text, message):
@@ -111,7 +118,7 @@ def seeds(*, backbones=("x",)):
     for backbone in backbones:
         for seed in SCORES:
             values = {"SEED": seed, "BACKBONE": backbone}
-            found.append(sweeps.Job("02_x", sweeps.run_name(values), values))
+            found.append(sweeps.GridRun("02_x", sweeps.run_name(values), values))
     return found
 
 
@@ -147,7 +154,7 @@ def test_a_method_in_two_lists_counts_once_and_its_variant_does_not_name_the_lis
     for seed in (0, 2):
         for methods in (["a"], ["a", "b"]):
             values = {"SEED": seed, "METHODS": methods}
-            jobs.append(sweeps.Job("02_x", sweeps.run_name(values), values))
+            jobs.append(sweeps.GridRun("02_x", sweeps.run_name(values), values))
             # as if the second training of `a` ended elsewhere, on other hardware
             scores = {m: 0.5 + 0.1 * seed + 0.01 * len(methods) for m in methods}
             finish(repo, jobs[-1], scores)
@@ -181,6 +188,19 @@ def test_what_finished_is_aggregated_and_what_did_not_is_named(repo, capsys):
     assert capsys.readouterr().out == told
     assert content["parameters"]["MISSING"] == missing
     assert [row["n_runs"] for row in content["results"]] == [1]
+
+
+def test_a_broken_run_is_named_and_counts_as_missing(repo, capsys):
+    jobs = seeds()
+    for job in jobs:
+        finish(repo, job, {"=a": 0.5})
+    torn = runs.run_dir("02_x", "test", jobs[0].run_name) / "metrics.json"
+    torn.write_text("")
+    folder = sweeps.aggregate("02_x", "test", jobs)
+    told = capsys.readouterr().out
+    assert f"left out: {torn}: expected JSON with names and values" in told
+    assert f"2 of 3 runs finished, not {jobs[0].run_name}" in told
+    assert pd.read_csv(folder / "aggregate.csv")["method"].tolist() == ["'=a"]  # text, no formula
 
 
 VALUES = {

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from iqa_utils.workshop import plan, true_size
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.plan import Job, footprint
+from iqa_utils.workshop.jobs import Job
+from iqa_utils.workshop.plan import footprint
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,8 @@ def test_operations_are_three_forward_passes_a_training_step(tmp_path):
 
 def test_every_kind_of_a_profile_is_timed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(true_size, "ROOT", tmp_path)
-    found = true_size.true_size(1, ["05"], profile="demo", scale=0.5)
+    monkeypatch.setattr(true_size, "PROFILE", "demo")
+    found = true_size.true_size(1, ["05"], scale=0.5)
     kinds = [row["kind"] for row in found["rows"]]
     assert [kind.split(", ")[0] for kind in kinds] == ["tf_efficientnet_lite0", "head 64-1-32"]
     assert found["card"] == "CPU"
@@ -56,7 +58,8 @@ def test_hours_are_projected_from_what_was_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(true_size, "ROOT", tmp_path)
     row = {"images_per_s": 50.0, "waiting": 0.1, "peak_bytes": 0, "flops_per_s": 1.0}
     monkeypatch.setattr(true_size, "measure", lambda *_: dict(row))
-    found = true_size.true_size(1, ["05"], profile="demo")
+    monkeypatch.setattr(true_size, "PROFILE", "demo")
+    found = true_size.true_size(1, ["05"])
     jobs = plan.make_plan("05", "demo", official=True)["jobs"]
     watched = 10073 * 12 * 10 / 3  # every head predicts all images after each of 12 epochs
     seen = sum(one["images"] for one in jobs) + watched

@@ -29,6 +29,8 @@ BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Profile = Annotated[str, Option(help="notebooks/params/STEM.PROFILE.yaml")]
 _RUN = "Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML."
 _TRUE_SIZE = "Time the true networks instead, a few steps each."
+_SCALE = "At most 1, shrinks batches and sides at true size."
+_PUBLISH = "Copy the times at true size to figures/true_size/."
 _METHOD = "model or brisque (0-100, higher is better); niqe (lower is better)."
 _CHECKPOINT = "A model.safetensors of a run; else the shipped model."
 
@@ -67,10 +69,12 @@ def run(
     """Run notebooks through papermill, one line each; results land in runs/PROFILE/STEM."""
     need_checkout()
     from iqa_utils.workshop import notebooks
+    from iqa_utils.workshop.plan import preflight
 
     stems, parameters = _split_parameters(arguments)
     chosen = notebooks.stems_with(profile) if stems == ["all"] else stems
     options = {"profile": profile, "parameters": parameters, "publish_results": publish}
+    options["check"] = preflight
     _fail_if(notebooks.run_notebooks(chosen, **options))
 
 
@@ -79,17 +83,21 @@ def rehearse(
     stems: Annotated[list[str] | None, Argument(help="Notebooks; all if none.")] = None,
     annotations: Annotated[Path | None, Option(help="Real annotations, a folder per set.")] = None,
     true_size: Annotated[bool, Option("--true-size", help=_TRUE_SIZE)] = False,
-    steps: Annotated[int, Option(min=1, help="Timed steps of each network at true size.")] = 20,
-    scale: Annotated[float, Option(help="Below 1, shrinks batches and sides.")] = 1.0,
-    publish: Annotated[bool, Option(help="Copy the times to figures/true_size/.")] = False,
+    steps: Annotated[int | None, Option(min=1, help="Timed steps of each network; 20.")] = None,
+    scale: Annotated[float | None, Option(min=0.01, max=1, help=_SCALE)] = None,
+    publish: Annotated[bool, Option("--publish", help=_PUBLISH)] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
     need_checkout()
+    if true_size and annotations:
+        raise ValueError("--true-size reads no annotations: its images are synthetic")
+    if not true_size and (steps or scale or publish):
+        raise ValueError("--steps, --scale and --publish belong to --true-size")
     if true_size:
         from iqa_utils.workshop import true_size as timed
 
         chosen = {"stems": [stem[:2] for stem in stems]} if stems else {}
-        timed.true_size(steps, **chosen, scale=scale, publish=publish)
+        timed.true_size(steps or 20, **chosen, scale=scale or 1.0, publish=publish)
         return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
@@ -100,7 +108,7 @@ def rehearse(
 def plan(
     stems: Annotated[list[str], Argument(help="Notebooks by name or number, or 'all'.")],
     profile: Profile = "paper",
-    rate: Annotated[float | None, Option(help="Images/s of every training.")] = None,
+    rate: Annotated[float | None, Option(min=0.001, help="Images/s of every training.")] = None,
     json: Annotated[bool, Option("--json", help="Write JSON in place of text.")] = False,
 ) -> None:
     """Say what notebooks ask for before they start: trainings, disk, GPU memory, time."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,15 +35,34 @@ from iqa_utils.models.monotonic import VARIANTS, MonotonicIQA
 from iqa_utils.samplers import METHODS, range_quotas
 from iqa_utils.splits import official_or_content_split
 from iqa_utils.workshop.demo import KINDS
-from iqa_utils.workshop.plan import Job, Tables, Values, stored_bytes
+from iqa_utils.workshop.disk import Disk, Tables, Values, stored_bytes
 
 
-class Disk(NamedTuple):
-    """Bytes that a run keeps, or needs for a moment only."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Equal trainings, or passes without gradients (``steps`` 0).
+
+    ``images`` and ``steps`` are those of one training over all epochs, ``watched`` the images it
+    predicts for validation and test. ``size`` is the shape of an image or vector; with ``network``
+    it tells footprints apart. ``frozen`` networks are built with real weights, because freezing
+    compares values; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
+    """
 
     name: str
-    size: int
-    kept: bool = True
+    network: str
+    size: tuple[int, ...]
+    build: Callable[[], nn.Module]
+    batch: int
+    images: int
+    steps: int = 0
+    count: int = 1
+    watched: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    frozen: bool = False
+    files: bool = False
+    saved: bool = True
+    inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = lambda network, x: (x,)
 
 
 def parts_of(frame: pd.DataFrame, seed: int) -> pd.Series:
@@ -164,7 +184,8 @@ def _mixing(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
     n_test = sum(int(count["test"]) for count in counts.values())
     of_crops = size(values["BACKBONE"], side, side)
-    whole = {k: stored_bytes(t.attrs["pixels"], 768) / 3 / side**2 for k, t in tables.items()}
+    long, crop = values["SIDES"][1], 3 * side**2
+    whole = {k: stored_bytes(t.attrs["pixels"], long) / crop for k, t in tables.items()}
     singles = [f"single:{name}" for name in tables]
     for method in [m for one in values["METHODS"] for m in (singles if one == "single" else [one])]:
         count = values["OVERRIDES"].get(method, {}).get("N_SPLITS", values["N_SPLITS"])
@@ -319,6 +340,35 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
 
 
 JOBS = {"02": _sampling, "03": _mixing, "04": _layers, "05": _heads, "06": _distillation}
+
+
+def checkpoint_bytes(saved: Iterable[tuple[Job, int, int]]) -> int:
+    """Count the checkpoints of jobs, each with the bytes of its weights and its trained numbers.
+
+    A finished training keeps its weights; one at a time has two moments and other weights besides.
+    """
+    training = [one for one in saved if one[0].steps and one[0].saved]
+    finished = sum(job.count * weights for job, weights, _ in training)
+    return finished + max((weights + 8 * trained for _, weights, trained in training), default=0)
+
+
+def disk_of(stem: str, values: Values, tables: Tables) -> list[Disk]:
+    """List what the networks of a notebook leave on the disk; none of them is applied to images."""
+    found, saved = [], []
+    known: dict[str, tuple[int, int]] = {}
+    for job in JOBS[stem[:2]](values, tables):
+        if isinstance(job, Disk):
+            found.append(job)
+        elif job.steps and job.saved:
+            if job.network not in known:
+                with nullcontext() if job.frozen else torch.device("meta"):
+                    network = job.build()
+                owned = [*network.parameters(), *network.buffers()]
+                weights = sum(tensor.numel() * tensor.element_size() for tensor in owned)
+                trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+                known[job.network] = weights, trained
+            saved.append((job, *known[job.network]))
+    return [*found, Disk("checkpoints", checkpoint_bytes(saved))]
 
 
 def to_fetch(values: Values) -> list[str]:

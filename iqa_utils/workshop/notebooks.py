@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,19 @@ from iqa_utils.workshop import provenance
 from iqa_utils.workshop.runs import (
     ROOT,
     find_runs,
-    resolve,
     run_dir,
     wrong_types,
 )
 
 NOTEBOOKS = ROOT / "notebooks"
-Job = tuple[str, Mapping[str, Any]]  # stem, parameters
+Request = tuple[str, Mapping[str, Any]]  # stem, parameters
+Check = Callable[[str, Mapping[str, Any]], list[str]]  # stem, all values: what stops the run
 Outcome = tuple[str, float, str]  # name, seconds, failure
 MOST_BYTES = 600_000  # of a published notebook
 QUALITIES = ((1000, 128), (900, 64), (720, 32), (560, 16), (400, 8))  # longest side, colours
 COMMON_USERS = ("root", "user", "runner")  # name nobody, and are words of other texts
 HIDDEN = "Photographs of a data set: shown in the run's own folder, not published."
+RELATIVE_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)")
 
 
@@ -105,8 +106,14 @@ def profiles_of(stem: str) -> list[str]:
 
 
 def stems_with(profile: str) -> list[str]:
-    """List the notebooks that have a profile: 08 is of no paper."""
-    return [stem for stem in notebook_stems() if profile in profiles_of(stem)]
+    """List the notebooks that have a profile, which 'all' stands for: 08 is of no paper."""
+    if profile == "rehearsal":
+        raise ValueError("name the notebooks of a rehearsal, or use `iqa rehearse`")
+    profiles = {stem: profiles_of(stem) for stem in notebook_stems()}
+    if found := [stem for stem, known in profiles.items() if profile in known]:
+        return found
+    known = ", ".join(sorted(set().union(*profiles.values())))
+    raise ValueError(f"no notebook has a profile {profile!r}; there are {known}")
 
 
 def read_overlay() -> dict[str, dict[str, Any]]:
@@ -153,6 +160,8 @@ def checked_values(
         raise ValueError(f"{stem}: a profile brings its values with it; use --profile {other}")
     values = {**read_profile(stem, profile), "PROFILE": profile, **parameters}
     check_parameters(find_notebook(stem), values)
+    if publish_results and profile == "rehearsal":
+        raise ValueError(f"{stem}: a rehearsal is not published; run it without --publish")
     if publish_results and (name := values.get("RUN_NAME")):
         told = "published figures are those of the run without a name; run it without --publish"
         raise ValueError(f"{stem}: RUN_NAME is {name!r}, and {told}")
@@ -165,20 +174,18 @@ def run_notebook(
     profile: str = "demo",
     parameters: Mapping[str, Any] | None = None,
     publish_results: bool = False,
+    check: Check | None = None,
 ) -> Path:
     """Run one notebook of one profile from top to bottom; returns the finished run's folder.
 
-    ``parameters`` override the profile's. What would not do is a ValueError before anything starts;
-    a failed cell or a dead kernel is a RuntimeError that names the error and the notebook kept.
+    ``parameters`` override the profile's. What would not do, or what ``check`` finds, is a
+    ValueError before anything starts; a failed cell or a dead kernel is a RuntimeError that names
+    the error and the notebook kept.
     """
     stem = (notebook := find_notebook(stem)).stem
     values = checked_values(stem, profile, parameters or {}, publish_results=publish_results)
-    needed = default_parameters(notebook) | values
-    if resolve(needed["DATA_ROOT"]) != resolve("data/demo"):  # a notebook makes these itself
-        from iqa_utils.workshop.plan import preflight
-
-        if problems := preflight(stem, needed):
-            raise ValueError(f"{stem} cannot run: " + "; ".join(problems))
+    if problems := check(stem, default_parameters(notebook) | values) if check else []:
+        raise ValueError(f"{stem} cannot run: " + "; ".join(problems))
     folder = run_dir(stem, values["PROFILE"], values.get("RUN_NAME", ""))
     executed = folder.parent / "unfinished" / f"{folder.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -196,8 +203,6 @@ def run_notebook(
     if _finish_time(folder) == finished_before:
         raise RuntimeError(f"{stem}: ran to its end but wrote no {folder.name}/metrics.json")
     executed.replace(folder / f"{stem}.ipynb")
-    if not any(executed.parent.iterdir()):
-        executed.parent.rmdir()
     if publish_results:
         publish(folder)
     return folder
@@ -210,15 +215,22 @@ def run_notebooks(
     parameters: Mapping[str, Any] | None = None,
     publish_results: bool = False,
     workers: int = 1,
+    check: Check | None = None,
 ) -> list[str]:
     """Run several notebooks, or all, by :func:`run_jobs`; returns one line per failure."""
     jobs = [(find_notebook(stem).stem, parameters or {}) for stem in stems or notebook_stems()]
-    outcomes = run_jobs(jobs, profile=profile, publish_results=publish_results, workers=workers)
+    how = {"publish_results": publish_results, "workers": workers, "check": check}
+    outcomes = run_jobs(jobs, profile=profile, **how)
     return [failure for *_, failure in outcomes if failure]
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, profile: str, publish_results: bool = False, workers: int = 1
+    jobs: Sequence[Request],
+    *,
+    profile: str,
+    publish_results: bool = False,
+    workers: int = 1,
+    check: Check | None = None,
 ) -> list[Outcome]:
     """Run notebooks, ``workers`` at a time, and go on past one that fails.
 
@@ -227,7 +239,8 @@ def run_jobs(
     """
     for stem, parameters in jobs:
         checked_values(stem, profile, parameters, publish_results=publish_results)
-    options, done = {"profile": profile, "publish_results": publish_results}, {}
+    options = {"profile": profile, "publish_results": publish_results, "check": check}
+    done: dict[int, Outcome] = {}
     for last in (False, True):
         chosen = {i: j for i, j in enumerate(jobs) if j[0].endswith("_scoreboard") == last}
         for index, outcome in _each(chosen, options, workers):
@@ -238,7 +251,7 @@ def run_jobs(
 
 
 def _each(
-    jobs: Mapping[int, Job], options: Mapping[str, Any], workers: int
+    jobs: Mapping[int, Request], options: Mapping[str, Any], workers: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield the number and outcome of every job as it ends."""
     if workers == 1 or len(jobs) < 2:
@@ -262,7 +275,7 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _outcome(job: Job, options: Mapping[str, Any]) -> Outcome:
+def _outcome(job: Request, options: Mapping[str, Any]) -> Outcome:
     (stem, parameters), start, failure = job, time.perf_counter(), ""
     try:
         run_notebook(stem, parameters=parameters, **options)
@@ -321,7 +334,7 @@ def public_notebook(path: Path) -> str:
     """Return an executed notebook without photographs, paths and names of a machine.
 
     Cells tagged ``photographs`` lose their outputs; pictures get a palette, of fewer colours and
-    pixels the more there are.
+    pixels the more there are. Relative links lead from ``figures/STEM/PROFILE/``.
 
     Raises:
         ValueError: If it stays larger than ``MOST_BYTES``.
@@ -334,6 +347,8 @@ def public_notebook(path: Path) -> str:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
             cell.source = without_paths(cell.source)
+            if cell.cell_type == "markdown":
+                cell.source = RELATIVE_LINK.sub(_from_published, cell.source)
             if "photographs" in tags and cell.get("outputs"):
                 cell.outputs = [nbformat.v4.new_output("stream", text=f"{HIDDEN}\n")]
             for output in cell.get("outputs", []):
@@ -342,6 +357,12 @@ def public_notebook(path: Path) -> str:
         if len(text.encode()) <= MOST_BYTES:
             return text
     raise ValueError(f"{path.name} has more than {MOST_BYTES:,} bytes even with small pictures")
+
+
+def _from_published(link: re.Match[str]) -> str:
+    """Let a link of a file in ``notebooks/`` lead on from ``figures/STEM/PROFILE/``."""
+    target = os.path.normpath(f"../../../{NOTEBOOKS.name}/{link[2]}")
+    return f"[{link[1]}]({target}{link[3] or ''})"
 
 
 def without_paths(text: str) -> str:

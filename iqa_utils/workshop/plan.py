@@ -9,11 +9,10 @@ in :mod:`iqa_utils.workshop.jobs`. Nothing here imports torch until a network is
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,51 +24,26 @@ from PIL import Image
 from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import ROOT, resolve
+from iqa_utils.workshop.disk import Disk, Values, decoded_before, folder_bytes, stores
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-Values = Mapping[str, Any]
-Tables = Mapping[str, pd.DataFrame]
+    from iqa_utils.workshop.jobs import Job
+
 TOTALS = ["trainings", "steps", "images", "hours"]
 # where nothing was measured: what one large GPU sustains in such networks, and the least time of a
 # step, which at small batches is spent on starting kernels, one by one or as a graph
-FLOPS = {"fp32": 15e12, "bf16": 60e12, "fp16": 60e12}
+FLOPS = {"fp32": 15e12, "bf16": 60e12}
 LAYER_SECONDS = {False: 60e-6, True: 15e-6}  # compiled?
+TRAINED_BY = ("02", "03", "04", "05", "06")  # notebooks
 FILES_A_SECOND = 1500  # photographs decoded and cropped on 16 cores
 ASSUMED = (
     f"{FLOPS['bf16'] / 1e12:.0f} TFLOP/s sustained in bf16 and {FLOPS['fp32'] / 1e12:.0f} in fp32, "
     f"at least {1e6 * LAYER_SECONDS[False]:.0f} µs a layer and step "
     f"({1e6 * LAYER_SECONDS[True]:.0f} compiled), {FILES_A_SECOND:,} files decoded a second"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Equal trainings, or passes without gradients (``steps`` 0).
-
-    ``images`` and ``steps`` are those of one training over all epochs, ``watched`` the images it
-    predicts for validation and test. ``size`` is the shape of an image or vector; with ``network``
-    it tells footprints apart. ``frozen`` networks are built with real weights, because freezing
-    compares values; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
-    """
-
-    name: str
-    network: str
-    size: tuple[int, ...]
-    build: Callable[[], nn.Module]
-    batch: int
-    images: int
-    steps: int = 0
-    count: int = 1
-    watched: int = 0
-    precision: str = "fp32"
-    compile: bool = False
-    frozen: bool = False
-    files: bool = False
-    saved: bool = True
-    inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = lambda network, x: (x,)
 
 
 class Footprint(NamedTuple):
@@ -185,39 +159,6 @@ def score_table(name: str, root: Path | None) -> pd.DataFrame:
     return frame
 
 
-def stores(stem: str, values: Values, tables: Tables) -> dict[str, int]:
-    """Return the bytes of the decoded images by how they are fitted; a set is of one size here."""
-    known: dict[str, Callable[[], list[Any]]] = {
-        "02": lambda: [*dict.fromkeys(map(tuple, [values["SIZE"], *values["RESOLUTIONS"]]))],
-        "03": lambda: [
-            *([(values["SIZE"],) * 2] if values["FROZEN_TRUNK"] else [512, 768]),
-            *([tuple(values["KONCEPT_SIZE"])] if "KonCept512" in values["METHODS"] else []),
-        ],
-        "04": lambda: [None, *[(side, side) for side in [values["TAP_SIZE"]] if side]],
-        "05": lambda: [(values["IMAGE_SIZE"],) * 2],
-        "06": lambda: [tuple(values["TEACHER_SIZE"]), values["CROP"][0]],
-    }  # (height, width), the longest shorter side, or None for native
-    found = {}
-    for fit in known.get(stem[:2], list)():
-        label = f"shorter side {fit}" if fit else "native size"
-        label = "{1}x{0}".format(*fit) if isinstance(fit, tuple) else label
-        sizes = [len(table) * stored_bytes(table.attrs["pixels"], fit) for table in tables.values()]
-        found[f"decoded, {label}"] = sum(sizes)
-    if stem[:2] == "06" and not values["STREAM"]:
-        n = values["N_KEPT"] + values["N_UNLABELLED"][-1]
-        found["decoded, unlabelled crops"] = n * 3 * math.prod(values["CROP"])
-    return found
-
-
-def stored_bytes(pixels: tuple[int, int], fit: Any) -> int:
-    """Return the bytes of one decoded image: (height, width), a longest shorter side, or native."""
-    if isinstance(fit, tuple):
-        return 3 * math.prod(fit)
-    short = min(pixels)
-    side = min(fit or short, short)
-    return 3 * math.prod(length * side // short for length in pixels)
-
-
 def missing(values: Values) -> list[str]:
     """Name the data sets, images, folders and files of weights that a run would not find."""
     root, problems = resolve(values["DATA_ROOT"]), []
@@ -242,17 +183,53 @@ def missing(values: Values) -> list[str]:
 
 
 def preflight(stem: str, values: Values) -> list[str]:
-    """List what would stop a run: missing data and weights, and a disk too small for its images."""
-    root, problems = resolve(values["DATA_ROOT"]), missing(values)
-    if problems or root == ROOT / "data" / "demo":
+    """List what would stop a run: missing data and weights, and a disk too small for what it keeps.
+
+    What the run has decoded, saved or multiplied before is not asked for again. Networks are built
+    without weights to count their checkpoints, in seconds; a run without networks, and one that
+    lacks data, does not import torch. Weights that will be fetched are named in a line of text.
+    """
+    root, problems, names = resolve(values["DATA_ROOT"]), missing(values), sets_of(values)
+    if problems or root == ROOT / "data" / "demo" or not names:
         return problems
-    tables = {name: score_table(name, root) for name in sets_of(values)}
-    done = (ROOT / "runs" / "cache" / "stores").glob("*/pixels.bin")
-    needed = sum(stores(stem, values, tables).values()) - sum(f.stat().st_size for f in done)
+    cache = ROOT / "runs" / "cache"
+    tables = {name: score_table(name, root) for name in names}
+    decoded = sum(stores(stem, values, tables).values())
+    decoded -= decoded_before(stem, values, tables, cache / "stores")
+    needed = {"decoded images": max(decoded, 0)}
     free = shutil.disk_usage(ROOT).free
-    if needed <= free:
+    if values["PRETRAINED"] == "hub":
+        from iqa_utils.workshop.jobs import to_fetch
+
+        if absent := to_fetch(values):
+            print(f"{stem}: weights to be fetched from the hub: {', '.join(absent)}", flush=True)
+    if stem[:2] in TRAINED_BY:
+        needed |= _left_by_networks(stem, values, tables, cache / "features")
+    if sum(needed.values()) <= free:
         return []
-    return [f"decoded images need {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free"]
+    told = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in needed.items() if size)
+    return [f"needs more than the {free / 1e9:.3g} GB of disk that are free: {told}"]
+
+
+def _left_by_networks(
+    stem: str, values: Values, tables: Mapping[str, pd.DataFrame], features: Path
+) -> dict[str, int]:
+    """Return the bytes of checkpoints, matrices and spools that a run has not written yet."""
+    from iqa_utils.workshop.jobs import disk_of
+
+    run = run_dir(stem, values["PROFILE"], values["RUN_NAME"])
+    written = folder_bytes(run.with_name(f".{run.name}.partial") / "checkpoints")
+    kept = {one.name: one for one in disk_of(stem, values, tables)}
+    sizes = {name: one.size for name, one in kept.items()}
+    sizes["checkpoints"] = max(sizes["checkpoints"] - written, 0)
+    if "Gram matrices" in sizes:
+        n = len(tables[values["DATASETS"][0]])
+        grams = [path.stat().st_size for path in features.glob("gram-*.npy")]
+        there = sum(size for size in grams if 4 * n * (n + 1) <= size < 4 * n * (n + 1) + 4096)
+        sizes["Gram matrices"] = max(sizes["Gram matrices"] - there, 0)
+        if not sizes["Gram matrices"]:  # nothing is left to spool
+            sizes = {name: size for name, size in sizes.items() if kept[name].kept}
+    return sizes
 
 
 @cache
@@ -282,16 +259,16 @@ def make_plan(
     names, root = sets_of(values), None if official else resolve(values["DATA_ROOT"])
     plan: dict[str, Any] = {"stem": stem, "profile": profile, "sets": names, "jobs": []}
     plan |= {"missing": [] if official else missing(values), "moment": 0, "source": "none"}
-    if stem[:2] not in ("02", "03", "04", "05", "06"):
+    if stem[:2] not in TRAINED_BY:
         return plan | dict.fromkeys(["memory", *TOTALS], 0) | {"disk": {}}
-    from iqa_utils.workshop.jobs import JOBS, Disk, to_fetch
+    from iqa_utils.workshop.jobs import JOBS, checkpoint_bytes, to_fetch
 
     plan["to fetch"] = [] if official else to_fetch(values)
     names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
     tables = {name: score_table(name, root) for name in names}
     plan["disk"] = stores(stem, values, tables)
     card, known_rates = rates or measured()
-    checkpoints, unfinished, sources = 0, 0, set()
+    saved, sources = [], set()
     known: dict[tuple[str, bool], Footprint] = {}
     for job in JOBS[stem[:2]](values, tables):
         if isinstance(job, Disk):
@@ -302,14 +279,12 @@ def make_plan(
         seen = known[key] = known.get(key) or footprint(job)
         speed = rate or known_rates.get(kind(job))
         sources.add("given" if rate else f"measured on {card}" if speed else "computed")
-        if job.steps and job.saved:
-            checkpoints += job.count * seen.weights
-            unfinished = max(unfinished, seen.weights + seen.training * 2 // 3)
+        saved.append((job, seen.weights, seen.training // 12))
         row = {"name": job.name, "kind": kind(job), "trainings": job.count * (job.steps > 0)}
         row |= {"steps": job.count * job.steps, "images": job.count * job.images}
         row |= {"activations": seen.activations, "memory": sum(seen[:3])}
         plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
-    plan["disk"]["checkpoints"] = checkpoints + unfinished
+    plan["disk"]["checkpoints"] = checkpoint_bytes(saved)
     plan["stand-ins"] = [name for name in names if root is None or not (root / name).is_dir()]
     plan["uncounted"] = [name for name, table in tables.items() if table.empty]
     plan["memory"] = max(row["memory"] for row in plan["jobs"])

@@ -33,7 +33,7 @@ from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Picture, Studio, dead_leaves, generator
 from iqa_utils.workshop.downloads import link_or_copy
-from iqa_utils.workshop.plan import sets_of, values_of
+from iqa_utils.workshop.plan import preflight, sets_of, values_of
 from iqa_utils.workshop.runs import ROOT, resolve
 
 PROFILE = "rehearsal"
@@ -82,7 +82,7 @@ def rehearse(stems: Sequence[str] = (), *, annotations: Path | None = None) -> l
         folders += [resolve(values["DATA_ROOT"]) / name for name in names]
     if sets := [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]:
         ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
-    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=2)
+    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=2, check=preflight)
     log = ROOT / "runs" / PROFILE / "times.json"
     earlier = json.loads(log.read_text()) if log.is_file() else {}
     write_json(log, earlier | {name: round(seconds, 1) for name, seconds, _ in outcomes})

@@ -25,7 +25,7 @@ from matplotlib.colors import to_hex
 from iqa_utils.files import atomic_write
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
-from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
+from iqa_utils.workshop.notebooks import RELATIVE_LINK, notebook_head, notebook_stems
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.runs import ROOT, find_runs
@@ -33,7 +33,6 @@ from iqa_utils.workshop.tables import write_csv
 
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
 HEADS = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def build_report(folder: Path | None = None, *, runs: list[dict[str, Any]] | None = None) -> Path:
@@ -271,9 +270,10 @@ def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, An
     if notebook.is_file():
         content = nbformat.read(notebook, as_version=4)
         content.metadata.pop("widgets", None)
+        base = run["folder"].relative_to(ROOT) if _is_published(run) else Path("notebooks")
         for cell in content.cells:
             if cell.cell_type == "markdown":
-                cell.source = _relink(cell.source, Path("notebooks"), name, names)
+                cell.source = _relink(cell.source, base, name, names)
         content.cells.insert(1, nbformat.v4.new_markdown_cell(" ".join(told) + settings))
         nbformat.write(content, folder / f"{name}.ipynb")
         return
@@ -351,7 +351,7 @@ def _relink(text: str, base: Path, page: str, names: dict[str, dict[str, Any]]) 
         there = f"{repository}/blob/main/{known}{anchor}"
         return f"[{label}]({there})" if repository and known else label
 
-    return _LINK.sub(lead, text)
+    return RELATIVE_LINK.sub(lead, text)
 
 
 def _write_api(folder: Path) -> None:

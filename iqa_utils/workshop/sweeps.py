@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from scipy import stats
 
 from iqa_utils.files import read_mapping, write_json
 from iqa_utils.workshop import notebooks
-from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir
+from iqa_utils.workshop.runs import DESCRIBED, RESULT_COLUMNS, ROOT, WORDS, run_dir, wrong_types
+from iqa_utils.workshop.tables import write_csv
 
 REPEATS = ("SEED", "SPLIT")
 PARTS = ("METHODS",)  # what a method gives does not depend on what else is in the list
@@ -31,7 +32,7 @@ COUNTS = ("N_RUNS", "N_RUNS_MODELS", "N_SPLITS", "N_SEEDS")  # of a notebook: SE
 KEYS = ["paper", "table", "method", "dataset", "metric", "data", *DESCRIBED, *WORDS]
 
 
-class Job(NamedTuple):
+class GridRun(NamedTuple):
     """One run of a grid: its notebook, its values and its name (``grid.SEED-1.SPLIT-0``).
 
     The jobs of the notebooks ``after`` finish first; it holds ``gpus`` GPUs.
@@ -44,7 +45,7 @@ class Job(NamedTuple):
     gpus: int = 1
 
 
-def read_grid(path: str | Path) -> list[Job]:
+def read_grid(path: str | Path) -> list[GridRun]:
     """Expand a grid file into its jobs: every combination, in the order of the file.
 
     A notebook has ``grid`` (parameter to list of values), and optionally ``after`` (stems that
@@ -65,7 +66,9 @@ def read_grid(path: str | Path) -> list[Job]:
             raise ValueError(f"{where} expected {expected}, found {entry!r}")
         if unknown := set(entry) - {"grid", "after", "gpus"}:
             raise ValueError(f"{where} unknown {sorted(unknown)}")
-        after, gpus = tuple(entry.get("after", ())), int(entry.get("gpus", 1))
+        after, gpus = entry.get("after", []), entry.get("gpus", 1)
+        if wrong := wrong_types({"after": list[str], "gpus": int}, {"after": after, "gpus": gpus}):
+            raise ValueError(f"{where} {'; '.join(wrong)}")
         if missing := set(after) - set(entries):
             raise ValueError(f"{where} after {sorted(missing)}, which the grid does not run")
         notebook = notebooks.find_notebook(stem)
@@ -73,8 +76,12 @@ def read_grid(path: str | Path) -> list[Job]:
             parameters = dict(zip(grid, values, strict=True))
             notebooks.check_parameters(notebook, parameters)
             varied = {key: value for key, value in parameters.items() if len(grid[key]) > 1}
-            jobs.append(Job(stem, run_name(varied), parameters, after, gpus))
+            jobs.append(GridRun(stem, run_name(varied), parameters, tuple(after), gpus))
     check_seeds(jobs, path.stem)
+    for (stem, name), count in Counter((job.stem, job.run_name) for job in jobs).items():
+        if count > 1:
+            told = f"{count} combinations of values would share the run name {name}"
+            raise ValueError(f"{path.name}, {stem}: {told}")
     return jobs
 
 
@@ -88,7 +95,7 @@ def _add_unlisted(entries: dict[str, Any], profile: str) -> None:
     entries |= {stem: {"grid": {}, "gpus": int(profile == "paper")} for stem in added}
 
 
-def check_seeds(jobs: Sequence[Job], profile: str) -> None:
+def check_seeds(jobs: Sequence[GridRun], profile: str) -> None:
     """Refuse repeats that share seeds: ``N`` trainings or splits use ``SEED`` and those after."""
     ranges = defaultdict(list)
     for job in jobs:
@@ -113,29 +120,38 @@ def run_name(parameters: Mapping[str, Any]) -> str:
     return ".".join(["grid", *(plain or ["all"])])
 
 
-def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
+def aggregate(stem: str, profile: str, jobs: Sequence[GridRun]) -> Path:
     """Aggregate the finished runs of one notebook in a grid, and say how many are missing.
 
     Returns:
         Folder ``runs/PROFILE/STEM-grid`` with ``metrics.json`` (the mean over repeats with its 95 %
         t interval, ``n_runs`` repeats) and ``aggregate.csv`` (mean, SD, median and n besides). A
-        method in several lists of ``METHODS``, with the same seed, counts once.
+        method in several lists of ``METHODS``, with the same seed, counts once. A broken
+        ``metrics.json`` counts as missing.
     """
     mine = [job for job in jobs if job.stem == stem]
     files = {job.run_name: run_dir(stem, profile, job.run_name) / "metrics.json" for job in mine}
-    done = [job for job in mine if files[job.run_name].is_file()]
+    tables = {}
+    for job in mine:
+        try:
+            tables[job.run_name] = _read(job, files[job.run_name])
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            print(f"left out: {error}")
+    done = [job for job in mine if job.run_name in tables]
     if missing := [job.run_name for job in mine if job not in done]:
         print(f"{stem}: {len(done)} of {len(mine)} runs finished, not {', '.join(missing)}")
     if not done:
         raise FileNotFoundError(f"{stem}: no run of the grid has finished")
-    read = [_read(job, files[job.run_name]).assign(job=i) for i, job in enumerate(done)]
+    read = [table.assign(job=i) for i, table in enumerate(tables.values())]
     rows = pd.concat(read, ignore_index=True)
     # a result of one repeat counts from the first job that has it
     first = rows.groupby([*KEYS, "repeat"], dropna=False)["job"].transform("min")
     summary = _summarise(rows[rows["job"] == first])
     folder = run_dir(stem, profile, "grid")
     folder.mkdir(parents=True, exist_ok=True)
-    summary.to_csv(folder / "aggregate.csv", index=False)
+    write_csv(summary, folder / "aggregate.csv")
     results = summary.rename(columns={"mean": "value"})[list(RESULT_COLUMNS)]
     results = results.astype(object).where(results.notna(), None)
     results["protocol"] = results["protocol"].map(json.loads)
@@ -145,8 +161,11 @@ def aggregate(stem: str, profile: str, jobs: Sequence[Job]) -> Path:
     return folder
 
 
-def _read(job: Job, file: Path) -> pd.DataFrame:
-    table = pd.DataFrame(json.loads(file.read_text())["results"], columns=list(RESULT_COLUMNS))
+def _read(job: GridRun, file: Path) -> pd.DataFrame:
+    content = read_mapping(file)
+    if "results" not in content:
+        raise ValueError(f"{file}: expected `results`, found {', '.join(content) or 'nothing'}")
+    table = pd.DataFrame(content["results"], columns=list(RESULT_COLUMNS))
     named = {part.partition("-")[0] for part in job.run_name.split(".")} - {*REPEATS, *PARTS}
     label = " ".join(f"{name}={v}" for name, v in job.parameters.items() if name in named)
     variant = [" ".join(filter(None, (v, label))) for v in table["variant"]]

@@ -29,10 +29,11 @@ from iqa_utils.images import augment, build_store
 from iqa_utils.training import DTYPES, Batch, fit
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.demo.distortions import as_image
-from iqa_utils.workshop.jobs import JOBS
-from iqa_utils.workshop.plan import Job, footprint, kind, make_plan, score_table, sets_of, values_of
+from iqa_utils.workshop.jobs import JOBS, Job
+from iqa_utils.workshop.plan import footprint, kind, make_plan, score_table, sets_of, values_of
 from iqa_utils.workshop.runs import ROOT
 
+PROFILE = "paper"
 Source = Callable[[int], Iterator[Batch]]
 
 
@@ -40,11 +41,10 @@ def true_size(
     steps: int = 20,
     stems: Sequence[str] = ("02", "03", "04", "05", "06"),
     *,
-    profile: str = "paper",
     scale: float = 1.0,
     publish: bool = False,
 ) -> dict[str, Any]:
-    """Train every kind of network of a profile for some steps, after as many that warm up.
+    """Train every kind of network of the ``paper`` profiles, after as many steps that warm up.
 
     A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` adds the
     rows to ``figures/true_size/CARD.json``, where plans find them.
@@ -54,13 +54,15 @@ def true_size(
         network ``waiting`` for input, as a share of a step, and ``of_peak``, the share reached.
     """
     on_gpu = torch.cuda.is_available()
+    if unknown := sorted(set(stems) - set(JOBS)):
+        raise ValueError(f"{', '.join(unknown)} trains no network; there are {', '.join(JOBS)}")
     if publish and not (on_gpu and scale == 1.0):
         raise ValueError("only what a GPU did at true size is published")
     device = torch.device("cuda" if on_gpu else "cpu")
     card = torch.cuda.get_device_name() if on_gpu else "CPU"
     jobs: dict[str, Job] = {}
     for stem in stems:
-        values = values_of(stem, profile)
+        values = values_of(stem, PROFILE)
         tables = {name: score_table(name, None) for name in sets_of(values)}
         for job in JOBS[stem[:2]](values, tables):
             if isinstance(job, Job):
@@ -78,7 +80,7 @@ def true_size(
     found = {"card": card, "steps": steps, "scale": scale, "rows": rows}
     found["peak"] = {name: value / 1e12 for name, value in sorted(peak.items())}
     rates = (card, {row["kind"]: row["images_per_s"] for row in rows})
-    plans = [make_plan(stem, profile, official=True, rates=rates) for stem in stems]
+    plans = [make_plan(stem, PROFILE, official=True, rates=rates) for stem in stems]
     found["hours"] = {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
     write_json(path, found)
     if publish:
