@@ -9,6 +9,7 @@ from torch import Tensor
 from iqa_utils.models.monotonic import BilinearRegressor, parameter_groups
 
 RATE = 3e-4  # the paper's
+CHANNELS = 352
 
 
 def make_step(
@@ -52,20 +53,25 @@ def predict(head: BilinearRegressor, maps: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Time steps on the maps of 32 crops of 384 pixels behind ResNet-34: 512 x 12 x 12."""
+    """Time steps on the maps of 32 crops of 384 pixels behind ResNet-34.
+
+    Of its 512 channels 352 are used: three heads with their moments then fit into 4 GB.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     difference = gate()
     torch.manual_seed(0)
-    maps, mos = torch.rand(32, 512, 12, 12, device=device), torch.rand(32, device=device)
-    full = BilinearRegressor(512, form="full").to(device)
-    triangle = BilinearRegressor(512, form="triangle").to(device).copy_full(full)
-    again = BilinearRegressor(512, form="triangle").to(device).copy_full(full)
+    maps, mos = torch.rand(32, CHANNELS, 12, 12, device=device), torch.rand(32, device=device)
+    full = BilinearRegressor(CHANNELS, form="full").to(device)
+    triangle = BilinearRegressor(CHANNELS, form="triangle").to(device).copy_full(full)
+    again = BilinearRegressor(CHANNELS, form="triangle").to(device).copy_full(full)
     legs = {
         "full": make_step(full, maps, mos, fused=False),
         "triangle": make_step(triangle, maps, mos, fused=False),
         "triangle, fused Adam": make_step(again, maps, mos, fused=True),
     }
-    record = compare("bilinear head, step of 32", legs, gate=(difference, 1e-6), goal=1.5)
+    record = compare(
+        f"bilinear head, {CHANNELS} channels, step of 32", legs, gate=(difference, 1e-6), goal=1.5
+    )
     report([record])
 
 

@@ -3,10 +3,12 @@
 Import the module you need (``from iqa_utils import metrics``); nothing heavy is loaded here.
 
 ============= ================================================================================
-data          datasets, ratings, splits, decoding, images, indicators, natural_scenes
-networks      backbones, models, features, scorer
+data          datasets, mixed_sets, ratings, splits, decoding, images, indicators,
+              natural_scenes, files
+networks      backbones, models, features, scorer, deep_quality
 training      samplers, losses, imbalance, training, distill
-regression    regression: ridge, support vectors on Gram matrices, Gaussian processes
+regression    regression: ridge, support vectors on Gram matrices, Gaussian processes;
+              layer_regression
 judging       metrics, statistics, evaluate
 ============= ================================================================================
 

@@ -1,4 +1,4 @@
-"""Trunks by name, with weights that are never chosen silently: the only place where they enter."""
+"""Trunks by name: the only module that loads weights; never a silent fallback."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Read image files as 8-bit RGB, by rules that are stated and never silent; fill stores of them.
 
 Accepted files are JPEG, PNG, BMP, TIFF and MPO. What does not map onto 8-bit RGB in one obvious
-way is refused by name, because a quality model must not be fed pixels that nobody decided on.
+way is refused by name, because a quality model must not be fed pixels whose conversion is
+undefined.
 
 ============================ ===================================================================
 input                        rule
@@ -27,11 +28,14 @@ checked is mended. The folder gets its final name only when everything is in it.
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
+import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +46,21 @@ from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
 from iqa_utils.files import atomic_write, listed, lock, read_mapping, sync_folder
+from iqa_utils.image_files import FORMATS
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".mpo")
-OTHER_ENDINGS = (".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".jxl")  # told, never read
-MEGAPIXELS = float(os.environ.get("IQA_MAX_MEGAPIXELS", 64))  # a decoded pixel takes 4 bytes
+
+def _limit(text: str) -> float:
+    """Read IQA_MAX_MEGAPIXELS."""
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise ValueError(f"IQA_MAX_MEGAPIXELS: expected a number above 0, found {text!r}")
+    return limit
+
+
+MEGAPIXELS = _limit(os.environ.get("IQA_MAX_MEGAPIXELS", "64"))  # a decoded pixel takes 4 bytes
 if Image.MAX_IMAGE_PIXELS is not None and MEGAPIXELS * 1e6 > Image.MAX_IMAGE_PIXELS:
     Image.MAX_IMAGE_PIXELS = int(MEGAPIXELS * 1e6)  # else Pillow's own limit would be met first
 _EXACT_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
@@ -59,58 +73,14 @@ MOST_SIDE = 8192  # px; a file that asks for more is refused before anything is 
 FILES = ("pixels.bin", "sums.bin", "index.json")  # of a store
 _RULES = 1  # of this module: raise it when a rule changes, and every store is built anew
 _WORKERS = min(16, getattr(os, "process_cpu_count", os.cpu_count)() or 1)
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises
+# what Pillow raises where the bytes of a file are hostile
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError)
+_UNREADABLE += (LookupError, ArithmeticError, struct.error, zlib.error)
+_MOST_BYTES = 8, 1 << 26  # of a file: a pixel of 4 x 16 bits that is not compressed, and the rest
 
 
 class BadImageError(ValueError):
     """An image that cannot be read by the stated rules; the message names the file."""
-
-
-def walk_images(folder: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the images below a folder in the order of their names, each with an empty text.
-
-    What only looks like one (another format, a link to nothing, a folder of such a name) comes with
-    the reason why it is not read. One folder's names are in memory at a time.
-    """
-    with os.scandir(folder) as entries:  # a folder sorts as its files do, by its name and a slash
-        found = [(e.name + "/" * e.is_dir(follow_symlinks=False), e.is_file()) for e in entries]
-    for mark, is_file in sorted(found):
-        name = mark.rstrip("/")
-        is_image = name.lower().endswith(ENDINGS)
-        if mark != name:
-            if is_image:
-                yield prefix + name, "a folder"
-            yield from walk_images(folder / name, prefix + mark)
-        elif not is_file and (folder / name).is_dir():
-            yield prefix + name, "a folder behind a link, which is not followed"
-        elif is_image:
-            yield prefix + name, "" if is_file else "a link to nothing, or no ordinary file"
-        elif is_file and name.lower().endswith(OTHER_ENDINGS):
-            yield prefix + name, f"a format that is not read ({', '.join(FORMATS)} are)"
-
-
-def find_images(paths: Iterable[str | Path]) -> dict[Path, str]:
-    """Find image files, each once, and what looks like one but is not read.
-
-    Args:
-        paths: Files, taken whatever their ending, and folders, searched to any depth.
-
-    Returns:
-        Path to an empty text, or to the reason of :func:`walk_images`, in the order of names.
-
-    Raises:
-        FileNotFoundError: If a path does not exist, or none of them holds an image.
-    """
-    found: dict[Path, str] = {}
-    given = [Path(path) for path in paths]
-    for path in given:
-        if not path.exists():
-            raise FileNotFoundError(f"nothing at {path}")
-        inside = walk_images(path) if path.is_dir() else [("", "")]
-        found |= {path / name: why for name, why in inside}
-    if not found:
-        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) in {', '.join(map(str, given))}")
-    return found
 
 
 def read_image(path: Path) -> Image.Image:
@@ -123,7 +93,24 @@ def read_image(path: Path) -> Image.Image:
         The entropy-coded part of a JPEG carries no checksum: a flipped bit there changes pixels
         unnoticed, in every decoder.
     """
-    return decode_image(path.read_bytes(), str(path))
+    a_pixel, more = _MOST_BYTES
+    size, most = path.stat().st_size, int(MEGAPIXELS * 1e6 * a_pixel) + more
+    if size > most:
+        raise BadImageError(
+            f"{path}: {size:,} bytes are more than {MEGAPIXELS:g} million pixels take ({most:,}); "
+            "set IQA_MAX_MEGAPIXELS to read it"
+        )
+    with _permitted(path):
+        data = path.read_bytes()
+    return decode_image(data, str(path))
+
+
+@contextmanager
+def _permitted(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -148,7 +135,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width after the EXIF orientation, from the header alone."""
-    with path.open("rb") as file:
+    with _permitted(path), path.open("rb") as file:
         image = _open(file, str(path))
         try:
             # Pillow reports the size of a TIFF already turned
@@ -172,7 +159,10 @@ def _open(source: bytes | io.BufferedReader, name: str) -> Image.Image:
             f"{name}: {image.width}x{image.height} pixels are more than {MEGAPIXELS:g} million; "
             "set IQA_MAX_MEGAPIXELS to read it"
         )
-    frames = getattr(image, "n_frames", 1)
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except _UNREADABLE as error:
+        raise BadImageError(f"{name}: corrupt header ({error})") from error
     if frames > 1 and image.format != "MPO":
         raise BadImageError(f"{name}: expected one picture, found {frames} pages or frames")
     return image
@@ -300,7 +290,9 @@ def hash_files(root: Path, names: Sequence[str], store_dir: Path) -> list[str]:
         stamp = [stat.st_size, stat.st_mtime_ns]
         if name in known and known[name][:2] == stamp:
             return known[name]
-        return [*stamp, hashlib.blake2b((root / name).read_bytes(), digest_size=16).hexdigest()]
+        with (root / name).open("rb") as file:  # in pieces, whatever its size
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        return [*stamp, digest.hexdigest()]
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         entries = dict(zip(names, pool.map(entry, names), strict=True))

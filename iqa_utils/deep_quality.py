@@ -6,6 +6,7 @@ that fine-tuning, regression and cross-data-set tests are choices of rows.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,15 @@ def tuning_rows(
     inside = np.full(len(frame), True) if leaky else frame["dataset"].isin(datasets).to_numpy()
     chosen = split != "validation" if leaky or whole else split == "training"
     return np.flatnonzero(inside & chosen), np.flatnonzero(inside & (split == "validation"))
+
+
+def protocol(split: str, crops: int, recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """State the protocol of a result; a ``recipe`` of fine-tuning adds its epochs, or its steps."""
+    told = {"split": split, "crops": crops}
+    if recipe is None:
+        return told
+    epochs, n_steps = recipe["EPOCHS"], recipe["N_STEPS"]  # of an epoch; 0: each image once
+    return told | ({"steps": epochs * n_steps} if n_steps else {"epochs": epochs})
 
 
 def warp(images: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -143,6 +143,7 @@ def _difference(runs: _Runs, base: _Runs, metric: str) -> tuple[float, ...] | No
     if len(ours) == len(theirs) > 2 and runs.overlap:
         p_runs = nadeau_bengio(ours, theirs, *runs.overlap)[1]
     elif len(ours) == len(theirs) > 4:
+        # the default is exact for few runs; PermutationMethod is too, but random for more
         p_runs = wilcoxon(ours, theirs).pvalue if (ours != theirs).any() else 1.0
     value = runs.combine(ours) - runs.combine(theirs)
     return float(value), *_ends(drawn), float(p), float(p_runs)

@@ -1,10 +1,12 @@
-"""Write files whole or not at all, know them again, lock them, hash them, read names and values."""
+"""Write files whole or not at all, find them again, lock them, hash them, read names and values."""
 
 import functools
 import hashlib
 import json
 import os
 import re
+import reprlib
+import secrets
 import shutil
 import time
 import zlib
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from filelock import FileLock, Timeout
 
 
@@ -26,7 +29,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    # containers that share a disk have the same process numbers
+    partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -106,13 +110,17 @@ def load_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray | None:
 def sweep(folder: Path) -> None:
     """Delete what killed processes left in a cache and nobody has touched for a day.
 
-    That is half-written files (``.PID-NAME``), and the activations of a Gram pass (``pass-KEY``),
-    which a rerun within the day still goes on from. What a process holds the lock of stays.
+    That is half-written files (``.PID-HEX-NAME``), and the activations of a Gram pass
+    (``pass-KEY``), which a rerun within the day still goes on from. What a process holds the lock
+    of stays.
     """
     for path in folder.iterdir():
         if not re.match(r"pass-[0-9a-f]+$|\.\d+-", path.name):
             continue
-        times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
+        try:
+            times = [p.lstat().st_mtime for p in (path, *path.rglob("*"))]
+        except FileNotFoundError:  # its process is alive and has just put it in its place
+            continue
         if time.time() - max(times) > 86400:
             with suppress(Timeout), lock(path.with_suffix(".lock")).acquire(timeout=0):
                 if path.is_dir():
@@ -133,22 +141,68 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, damaged, or holds something other than names and values.
+        ValueError: If the file is empty, damaged, gives a name twice, or holds something other than
+            names and values.
     """
     path = Path(path)
-    import yaml
-
-    read = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
-        content = read(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        is_json = path.suffix == ".json"
+        content = json.loads(text, object_pairs_hook=_once) if is_json else yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind, reason = path.suffix[1:].upper(), " ".join(str(error).split())
         raise ValueError(f"{path}: expected {kind} with names and values: {reason}") from error
     is_empty = not content and not (content == {} and path.suffix == ".json")
     if is_empty or not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
-        found = "nothing" if is_empty else f"{type(content).__name__} {str(content)[:60]!r}"
+        shown = content if isinstance(content, str) else _SHORT.repr(content)
+        found = "nothing" if is_empty else f"{type(content).__name__} {shown[:60]!r}"
         raise ValueError(f"{path}: expected names and values, found {found}")
     return content
+
+
+_SHORT = reprlib.Repr()  # YAML's references can stand for more text than a memory holds
+_SHORT.maxlevel = 2
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping of names and values; a name that is there twice is refused."""
+    mapping: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in mapping:
+            raise ValueError(f"{name} is there twice")
+        mapping[name] = value
+    return mapping
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuse a name that is there twice, where YAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _once([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
+        return super().construct_mapping(node, deep=deep)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which a reader sees until then.
+
+    A kill between the two renames leaves nothing there: :func:`restore_folder` then helps.
+    """
+    aside = old.with_name(f".{old.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    sync_folder(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(aside: Path) -> Path:
+    """Bring ``.NAME.old`` back where a kill left no NAME; return the folder that now is there."""
+    folder = aside.with_name(aside.name[1:].removesuffix(".old"))
+    if aside.is_dir() and not folder.exists():
+        with suppress(Timeout, OSError), lock(aside.with_suffix(".lock")).acquire(timeout=0):
+            return aside.rename(folder)  # its writer is gone: the lock was free
+    return aside
 
 
 def listed(items: Sequence[str], most: int = 20) -> str:

@@ -217,6 +217,11 @@ class FDS(nn.Module):
     References:
         Yang et al., Delving into deep imbalanced regression, ICML 2021, section 3.2; Nguyen et
         al. 2024, section 2.2.2.
+
+    Example:
+        >>> layer = FDS(64, edges=range(0, 101, 10))
+        >>> layer(torch.rand(8, 64), torch.linspace(5, 95, 8)).shape  # then layer.end_epoch
+        torch.Size([8, 64])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Simple properties of an image that go with its quality.
+"""Simple properties of an image that correlate with its quality.
 
 They are those of the table that comes with KonIQ-10k, and keep its column names: `brightness`,
 `contrast`, `colorfulness`, `sharpness`, `bitrate`, `hxw`. The definitions here are the sources'

@@ -217,6 +217,10 @@ def balanced_mse(pred: Tensor, mos: Tensor, *, noise: float) -> Tensor:
     References:
         Ren et al., Balanced MSE for imbalanced visual regression, CVPR 2022, batch-based
         Monte-Carlo form with constant noise.
+
+    Example:
+        >>> balanced_mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), noise=1.0)
+        tensor(0.8201)
     """
     check_pair(pred, mos)
     if not noise > 0:

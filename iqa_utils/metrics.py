@@ -260,6 +260,11 @@ def fit_logistic(mos: ArrayLike, pred: ArrayLike, n_parameters: int = 5) -> Logi
         three of the predictions: below, the map is a straight line; above, it is a step between
         two neighbouring images, with which five parameters can always lower the error a little
         more. ``at_bound`` tells where the optimum lies there.
+
+    Example:
+        >>> fit = fit_logistic([1, 2, 4, 7, 8, 9], [0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+        >>> bool(fit.rmse < 0.5)
+        True
     """
     mos, pred = check_pair(mos, pred)
     if n_parameters not in (4, 5):

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from iqa_utils.datasets import DATASETS, check_images, load_scores
+from iqa_utils.losses import fidelity
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.monotonic import MonotonicIQA
 from iqa_utils.splits import SPLITS, check_disjoint, content_split
@@ -111,8 +113,33 @@ def describe_sets(
 
 
 def rescaled_std(frame: pd.DataFrame, span: tuple[float, float]) -> np.ndarray:
-    """Bring deviations of scores to the scale of :func:`rescale`, (N,); NaN where unknown."""
-    return TOP * frame["mos_std"].to_numpy(dtype=float, na_value=np.nan) / (span[1] - span[0])
+    """Bring deviations of scores to the scale of :func:`rescale`, (N,); NaN where unknown.
+
+    KonIQ-10k tells deviations on 1-5 alone (``sd_raw``): they are stretched to its 0-100 as the
+    scores are, by the ratio of the standard deviations of ``mos`` and ``mos_raw`` over all images.
+    """
+    std = frame["mos_std"].astype(float)
+    if "sd_raw" in frame:
+        std = std.fillna(frame["sd_raw"] * frame["mos"].std() / frame["mos_raw"].std())
+    return TOP * std.to_numpy() / (span[1] - span[0])
+
+
+def set_fidelity(pred: Tensor, mos: Tensor, mos_std: Tensor, pred_std: Tensor) -> Tensor:
+    """Apply :func:`fidelity` to images of one set, some of whose ``mos_std`` may be NaN; all (B,).
+
+    A pair with an unknown deviation has the true probability 0, 1/2 or 1, and no other pair has.
+    """
+    known = mos_std.isfinite()
+    if known.all():
+        return fidelity(pred, mos, mos_std=mos_std, pred_std=pred_std)
+    every = fidelity(pred, mos, pred_std=pred_std)
+    n, n_known = len(mos), int(known.sum())
+    if n_known < 2:
+        return every
+    known_pred, known_mos, deviations = pred[known], mos[known], pred_std[known]
+    certain = fidelity(known_pred, known_mos, pred_std=deviations)
+    told = fidelity(known_pred, known_mos, mos_std=mos_std[known], pred_std=deviations)
+    return every + n_known * (n_known - 1) / (n * (n - 1)) * (told - certain)
 
 
 def rescale(mos: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

@@ -134,7 +134,7 @@ def draw_votes(
     wanted = np.broadcast_to(n_votes, len(counts)).copy()
     if (wanted > counts.sum(axis=1)).any():
         fewest = int(counts.sum(axis=1).min())
-        raise ValueError(f"expected at least {int(wanted.max())} votes an image, found {fewest}")
+        raise ValueError(f"expected at least {int(wanted.max())} votes per image, found {fewest}")
     drawn, rest = np.zeros_like(counts), counts.sum(axis=1)
     for grade in range(counts.shape[1]):
         rest = rest - counts[:, grade]
@@ -191,13 +191,13 @@ def audit_table(tables: Mapping[str, pd.DataFrame], data_root: str | Path) -> pd
             "scores": len(frame),
             "official": DATASETS[name].n_images or None,
             "images": there,
-            "contents": frame["reference"].nunique(),
+            "reference images": frame["reference"].nunique(),
             "scale": f"{low:g} to {high:g}",
             "mean": mos.mean(),
             "SD": mos.std(),
             "skewness": float(stats.skew(mos)),
             "split": "/".join(split) if len(parts) else "",
-            "made": frame.attrs["demo"],
+            "synthetic": frame.attrs["demo"],
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -56,6 +56,11 @@ class Scorer:
         """Read a file of :func:`iqa_utils.training.checkpoints.save_model`.
 
         Refused: what was altered, does not say how its pixels were made, or needs more than pixels.
+
+        Example:
+            >>> from iqa_utils.backbones import SHIPPED_FILE
+            >>> Scorer.load(SHIPPED_FILE).scale
+            '0 to 100, higher is better'
         """
         model, facts = load_model(path)
         name, given = Path(path).name, facts["preprocessing"]

@@ -8,10 +8,12 @@ import pytest
 from scipy.stats import kendalltau, multivariate_normal, spearmanr
 
 from iqa_utils.workshop import audit, claims
-from iqa_utils.workshop.papers import ahmed2020, nguyen2024
+from iqa_utils.workshop.papers import ahmed2020, nguyen2024, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS
 
 LEDGER_FOLDER = claims.LEDGER.parent
+N_ROWS = sum(paper.LEDGER[0] for paper in papers().values())
+FIRST_FIVE = ["ahmed2020", "feng2023", "lehmann2023", "nguyen2024", "ponomarenko2022"]
 CASES = Path(__file__).with_name("verdict_cases.csv")
 
 RESULT = {
@@ -26,7 +28,8 @@ DUAL = {
 }  # fmt: skip
 NASNET = {
     "paper": "ahmed2020", "table": "Table 4", "method": "NASNet-Large + GPR", "recipe": "strict",
-    "network": "nasnetalarge", "weights": "imagenet", "protocol": {"crops": 10},
+    "network": "nasnetalarge", "weights": "imagenet",
+    "protocol": {"crops": 10, "epochs": 10, "steps": 1000},
 }  # fmt: skip
 
 
@@ -56,8 +59,8 @@ def row(results, paper="nguyen2024", **where):
 # the ledger
 
 
-def test_the_ledger_holds_827_numbers_of_five_papers(ledger):
-    assert len(ledger) == 827
+def test_the_ledger_holds_the_numbers_that_the_papers_state(ledger):
+    assert len(ledger) == N_ROWS >= 827
     assert tuple(dict.fromkeys(ledger["paper"])) == claims.PAPERS
     assert ledger["value"].notna().all()
     assert ledger.loc[2, "printed"] == "-0.00"  # digits are kept as printed
@@ -82,6 +85,8 @@ def changed(tmp_path, change):
         (lambda t: pd.concat([t, t[5:6]]), "holds 1 rows twice"),
         (lambda t: t[:400], "has 125 rows of ahmed2020"),
         (lambda t: t.replace({"value": {"7.4405": "7.4406"}}), "30 rows of nguyen2024 with digest"),
+        (lambda t: t.replace({"role": {"diagonal": "odd"}}), "133 rows of lehmann2023 with digest"),
+        (lambda t: t.replace({"place": {"Table 3, row.*": "p. 3"}}, regex=True), "80 rows of pono"),
     ],
 )
 def test_a_ledger_that_is_not_whole_is_refused(tmp_path, change, words):
@@ -90,6 +95,7 @@ def test_a_ledger_that_is_not_whole_is_refused(tmp_path, change, words):
 
 
 def test_roles_name_what_is_printed_again(ledger):
+    ledger = ledger[ledger["paper"].isin(FIRST_FIVE)]
     roles = {"": 744, "repeated": 47, "mirrored": 28, "diagonal": 8}
     assert ledger["role"].value_counts().to_dict() == roles
     repeated = {row for row, _ in audit.repeated_rows(ledger)}
@@ -208,6 +214,7 @@ def test_the_deviation_is_bounded_by_its_population_form(table):
 
 def test_nothing_beyond_the_reviewed_list_is_accused(table):
     """A false accusation is the worst error here: every accused place was read in the paper."""
+    table = table[table["paper"].isin(FIRST_FIVE)]
     counts = table[table["verdict"] != "consistent"].groupby(["paper", "kind"]).size().to_dict()
     assert counts == {
         ("ahmed2020", "Kendall against Spearman"): 8,
@@ -271,7 +278,7 @@ def test_parts_of_a_set_are_never_held_to_the_deviation_of_the_whole(table):
 def test_every_feature_count_and_kendall_cell_of_the_ledger_is_checked(ledger, table):
     assert (table["kind"] == "feature size").sum() == (ledger["metric"] == "feature count").sum()
     kendall = table["kind"] == "Kendall against Spearman"
-    assert kendall.sum() == (ledger["metric"] == "KROCC").sum() == 81
+    assert kendall.sum() == (ledger["metric"] == "KROCC").sum() >= 81
 
 
 def test_set_constants_are_those_of_the_real_files(real_data):
@@ -514,7 +521,7 @@ def test_a_cell_that_cannot_be_right_stays_so_whatever_we_measure():
 
 def test_every_verdict_of_an_empty_scoreboard_is_known():
     table = claims.compare([])
-    assert len(table) == 827
+    assert len(table) == N_ROWS
     assert set(table["verdict"]) == {"not run", "inconsistent", "implausible"}
     assert set(table["verdict"]) <= set(claims.VERDICTS)
     assert (table["reason"] != "").all()
@@ -538,9 +545,10 @@ def case_results(rows):
 EXPECTED = ("verdict", "reason")
 
 
-def test_twenty_cases_get_the_verdict_and_the_reason_written_down_before_the_rule():
+def test_cases_get_the_verdict_and_the_reason_that_were_written_down():
+    """Twenty were written down before the rule, five when it was found to ask too little."""
     cases = pd.read_csv(CASES, dtype=str, keep_default_na=False)
-    assert cases["case"].nunique() == 20
+    assert cases["case"].nunique() == 25
     wrong = []
     for name, rows in cases.groupby("case", sort=False):
         board = claims.compare(case_results(rows), matched_only=True)
@@ -573,7 +581,7 @@ def test_a_quantity_counts_once_and_under_its_kind(ledger):
     assert table.loc[("lehmann2023", "re-tabulated"), "reproduced"] == 28
     assert table.loc[("feng2023", "authors' predictions"), "reproduced"] == 1  # not Table 2 again
     assert table.loc[("feng2023", "trained here"), "not comparable"] == 1
-    assert table.to_numpy().sum() == 744 + 1
+    assert table.to_numpy().sum() == (ledger["role"] == "").sum() + 1
 
 
 # coverage
@@ -581,7 +589,7 @@ def test_a_quantity_counts_once_and_under_its_kind(ledger):
 
 def test_every_table_has_a_notebook_or_a_reason():
     table = claims.coverage()
-    assert table["claims"].sum() == 827
+    assert table["claims"].sum() == N_ROWS
     assert ((table["notebook"] != "") | (table["reason"] != "")).all()
     partly = table[table["covered"] < table["claims"]]
     assert (partly["reason"] != "").all()

@@ -12,7 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from iqa_utils import datasets
-from iqa_utils.datasets import DATASETS, audit, check_dataset, check_images, load_scores
+from iqa_utils.datasets import (
+    DATASETS,
+    audit,
+    check_dataset,
+    check_images,
+    load_scores,
+    report_lines,
+)
 from iqa_utils.workshop.cli import app
 
 KONIQ_SETS = "koniq10k_distributions_sets.csv"
@@ -329,6 +336,20 @@ def test_the_audit_names_what_it_cannot_read(real_data: Path) -> None:
     assert set(tables) == {"koniq10k", "tid2013", "bid", "livec", "flive", "biq2021"}
     assert set(tables) | set(reasons) == set(DATASETS)
     assert "expected csiq.DMOS.xlsx" in reasons["csiq"]
+
+
+@pytest.mark.parametrize("rows", ["a.png,1\n", "a.png,1\nb.png,1\n"])
+def test_a_table_of_one_score_is_not_whole_and_says_why(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "scores.csv").write_text(f"image,mos\n{rows}")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    report = check_dataset("table", tmp_path)
+    assert not report["whole"]
+    told = f"{rows.count('png')} images share one score, so no order can be learned"
+    assert report["statistics"]["warning"] == told
+    assert f"  warning: {told}" in report_lines("table", report)
+    (tmp_path / "scores.csv").write_text("image,mos\na.png,1\nb.png,2\n")
+    assert check_dataset("table", tmp_path)["whole"]
 
 
 def test_a_check_compares_hashes_rows_and_images(real_data: Path) -> None:

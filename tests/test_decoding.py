@@ -1,14 +1,20 @@
 """Tests of the rules by which a file becomes 8-bit RGB."""
 
 import io
+import os
 import runpy
+import struct
+import subprocess
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from iqa_utils import decoding
-from iqa_utils.decoding import BadImageError, find_images, image_size, read_image
+from iqa_utils import decoding, image_files
+from iqa_utils.decoding import BadImageError, image_size, read_image
+from iqa_utils.image_files import find_images
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)  # odd both ways
 GREY = RGB[..., 0]
@@ -218,6 +224,114 @@ def test_the_limit_of_pixels_is_a_setting_that_reaches_pillow(tmp_path, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
     monkeypatch.setenv("IQA_MAX_MEGAPIXELS", "100")
     assert runpy.run_path(decoding.__file__)["image_size"](path) == (10000, 10000)
+
+
+@pytest.mark.parametrize("limit", ["inf", "nan", "-1", "0", "abc", ""])
+def test_a_limit_of_pixels_that_is_none_is_refused_in_one_sentence(monkeypatch, limit):
+    monkeypatch.setenv("IQA_MAX_MEGAPIXELS", limit)
+    told = rf"^IQA_MAX_MEGAPIXELS: expected a number above 0, found '{limit}'$"
+    with pytest.raises(ValueError, match=told):
+        runpy.run_path(decoding.__file__)
+
+
+def test_a_file_larger_than_its_pixels_can_be_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", RGB)
+    os.truncate(path, 40 * 10**9)  # sparse: it takes no disk
+    monkeypatch.setattr(type(path), "read_bytes", lambda _: pytest.fail("it was read"))
+    told = r"a\.png: 40,000,000,000 bytes are more than 64 million pixels take \(579,108,864\)"
+    with pytest.raises(BadImageError, match=told):
+        read_image(path)
+
+
+def with_chunk(path, kind, data):
+    content = path.read_bytes()
+    body = kind + data
+    chunk = struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
+    return path
+
+
+def test_an_orientation_that_cannot_be_read_is_a_bad_image_by_name(tmp_path):
+    path = with_chunk(save(tmp_path / "a.png", RGB), b"eXIf", b"MM\0*")
+    for read in (read_image, image_size):
+        with pytest.raises(BadImageError, match=r"a\.png: .*corrupt"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg", "a.png", "a.bmp", "a.mpo"])
+def test_whatever_bits_are_flipped_an_image_is_read_or_is_bad_by_name(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"save_all": True, "append_images": [Image.fromarray(GREY)]} if "mpo" in name else {}
+    path = save(tmp_path / name, RGB, exif=exif, **options)
+    whole = path.read_bytes()
+    ends = [*range(min(len(whole), 250)), *range(max(250, len(whole) - 250), len(whole))]
+    for place in ends:  # where headers and directories are
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        for read in (read_image, image_size):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    read(path)
+                except BadImageError as error:
+                    assert name in str(error)  # noqa: PT017 - most flips do no harm
+
+
+def test_a_link_to_itself_does_not_stop_the_search(tmp_path):
+    save(tmp_path / "z.png", RGB)
+    for name in ("a.png", "b"):
+        (tmp_path / name).symlink_to(name)
+    found = {path.name: why for path, why in find_images([tmp_path]).items()}
+    assert found == {"a.png": "a link to nothing, or no ordinary file", "z.png": ""}
+
+
+def test_a_folder_that_cannot_be_opened_is_named_and_the_others_are_searched(tmp_path, monkeypatch):
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "a.png", RGB)
+    scandir = os.scandir
+
+    def refuse(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(image_files.os, "scandir", refuse)
+    found = {p.relative_to(tmp_path).as_posix(): why for p, why in find_images([tmp_path]).items()}
+    assert found == {"closed": "a folder that cannot be read (Permission denied)", "open/a.png": ""}
+
+
+def test_folders_in_folders_are_searched_as_deep_as_the_system_goes(tmp_path):
+    here, depth = os.open(tmp_path, os.O_RDONLY), 1200
+    for _ in range(depth):
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    save(tmp_path / "deep" / "z.png", RGB)
+    try:
+        found = {path.relative_to(tmp_path): why for path, why in find_images([tmp_path]).items()}
+    finally:  # Python's own rmtree does not get that deep
+        subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
+    (longest, why), *images = found.items()
+    assert why == "a folder that cannot be read (File name too long)"
+    assert len(longest.parts) > 700
+    assert [(path.name, why) for path, why in images] == [("z.png", "")]
+
+
+def test_a_file_that_may_not_be_read_is_a_bad_image(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = save(tmp_path / "a.png", RGB)
+    for name in ("read_bytes", "open"):
+        monkeypatch.setattr(type(path), name, lambda path, *_: refuse(path))
+    for read in (read_image, image_size):
+        with pytest.raises(BadImageError, match=r"a\.png: cannot be read \(Permission denied\)"):
+            read(path)
 
 
 def test_what_only_looks_like_an_image_is_told_with_its_reason(tmp_path):

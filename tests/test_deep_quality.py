@@ -213,6 +213,51 @@ def test_a_network_has_its_own_recipe_of_fine_tuning(world, tmp_path):
     assert not torch.equal(warped.state_dict()["5.weight"], plain.state_dict()["5.weight"])
 
 
+def test_a_result_states_epochs_or_steps_only_where_a_network_was_trained():
+    ours, papers = {"EPOCHS": 5, "N_STEPS": 0}, {"EPOCHS": 10, "N_STEPS": 100}
+    told = {"split": "official", "crops": 1}
+    assert deep_quality.protocol("official", 1) == told
+    assert deep_quality.protocol("official", 1, ours) == told | {"epochs": 5}
+    assert deep_quality.protocol("official", 1, papers) == told | {"steps": 1000}
+
+
+def described_rows(**parameters):
+    """Call ``described`` of notebook 04, as its cell defines it, for rows of three networks."""
+    recipes = {"a": {"EPOCHS": 5, "N_STEPS": 0}, "b": {"EPOCHS": 10, "N_STEPS": 100}}
+    space = {"DATASETS": ["s"], "is_demo": False, "selection": "s", "recipes": recipes}
+    space |= {"frames": {"s": made_frame("s")}, "TAP_SIZE": 0, "deep_quality": deep_quality}
+    space |= {"weights": {"a": "imagenet", "b": "openai"}, "LAYERS": [], "scores": made_scores()}
+    results = []
+    space["run"] = types.SimpleNamespace(describe=lambda **_: None, add_results=results.extend)
+    space["layer_regression"] = types.SimpleNamespace(ledger_row=lambda *key: ("control", "x"))
+    cells = nbformat.read(find_notebook("04"), as_version=4).cells
+    exec(next(cell.source for cell in cells if "def described" in cell.source), space | parameters)
+    return results
+
+
+def made_scores():
+    rows = [("a", "pre-trained", ""), ("a", "fine-tuned", "strict"), ("b", "fine-tuned", "strict")]
+    rows = [*rows, ("b", "pre-trained", ""), ("BRISQUE", "handcrafted", "")]
+    table = pd.DataFrame(rows, columns=["network", "stage", "variant"])
+    return table.assign(layer="l", regressor="SVR")
+
+
+def test_rows_of_the_notebook_state_their_own_networks_weights_and_training():
+    found = [(row["weights"], row["protocol"]) for row in described_rows()]
+    told = {"split": "60/20/20", "crops": 1}
+    assert found == [
+        ("imagenet", told),
+        ("imagenet", told | {"epochs": 5}),
+        ("openai", told | {"steps": 1000}),
+        ("openai", told),
+        ("", told | {"crops": 0}),
+    ]
+    whole = [row["protocol"]["crops"] for row in described_rows(TAP_SIZE=384)]
+    assert whole == [0] * 5
+    official = {"s": made_frame("s").assign(split="test")}
+    assert {row["protocol"]["split"] for row in described_rows(frames=official)} == {"official"}
+
+
 def test_warped_images_turn_scale_and_shift_a_little_each_by_its_own_draw():
     ramp = torch.arange(64.0).expand(6, 3, 64, 64).mul(4).to(torch.uint8)  # rises to the right
     seeded = torch.Generator().manual_seed(0)

@@ -201,9 +201,19 @@ def test_a_page_instead_of_an_archive_is_named_and_not_kept(server, tmp_path, mo
     assert not (tmp_path / ".downloads" / "set.bin").exists()
 
 
+PAGES = [
+    b"\n<!DOCTYPE html><title>please log in</title>",
+    b"\xef\xbb\xbf<!DOCTYPE html><title>please log in</title>",
+    b"<!-- " + b"long " * 900 + b"-->\n<html>",
+    b'<?xml version="1.0"?><!DOCTYPE html>',
+    "\ufeff<html>".encode("utf-16-le"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["plain", "mark", "comment", "xml", "utf-16"])
 @pytest.mark.parametrize("target", [None, "scores.csv"])
-def test_a_log_in_page_is_never_kept_as_data(server, tmp_path, monkeypatch, target):
-    server.behaviours = [serve(b"\n<!DOCTYPE html><title>please log in</title>")]
+def test_a_log_in_page_is_never_kept_as_data(server, tmp_path, monkeypatch, target, page):
+    server.behaviours = [serve(page)]
     monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url, target=target),))
     with pytest.raises(OSError, match=r"set\.bin answered with a web page"):
         download("kadid10k", tmp_path)
@@ -342,6 +352,59 @@ def test_a_flipped_bit_is_noticed_and_nothing_is_left_in_place(archive, tmp_path
     assert not (tmp_path / "out" / "a").exists()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_damage_is_an_error_of_the_archive_in_every_compression(tmp_path, method):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as opened:
+        opened.writestr("a", bytes(range(256)) * 40)
+    whole, kinds = path.read_bytes(), set()
+    for place in range(31, 31 + 60):  # behind the local header and the name
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            extract_zip(path, tmp_path / "out")
+        except ArchiveError as error:
+            kinds.add(type(error.__cause__).__name__)  # any other error fails
+    assert kinds
+
+
+def test_a_name_that_is_not_text_is_an_error_of_the_archive(archive, tmp_path):
+    path = archive([("é", "x")])
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    with pytest.raises(ArchiveError, match=r"a\.zip: damaged, or not a zip archive"):
+        extract_zip(path, tmp_path / "out")
+
+
+def test_a_file_beside_a_folder_of_its_name_is_refused_and_the_archive_goes(
+    server, tmp_path, monkeypatch
+):
+    server.behaviours = [serve(zipped([("a/b", "x"), ("a", "y")]))]
+    monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url),))
+    with pytest.raises(ArchiveError, match="a is a file and a folder of a/b"):
+        download("kadid10k", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_a_full_disk_is_no_error_of_the_archive(archive, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract_zip(archive([("a", "x")]), tmp_path / "out")
+
+
+def test_what_is_unpacked_is_on_disk_before_the_note_that_says_so(server, tmp_path, monkeypatch):
+    server.behaviours = [serve(zipped([("a", "x"), ("deep/b", "y")]))]
+    monkeypatch.setitem(SOURCES, "kadid10k", (Source(server.url),))
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    download("kadid10k", tmp_path)
+    (done,) = (tmp_path / ".downloads").glob("*.done")
+    wanted = ["a", "deep/b", "deep", "."]
+    places = [synced.index((tmp_path / name).stat().st_ino) for name in wanted]
+    assert max(places) < synced.index(done.stat().st_ino)
+
+
 def test_an_existing_file_is_never_replaced_by_another(archive, tmp_path):
     path = archive([("a", "theirs"), ("b", "x")])
     out = tmp_path / "out"
@@ -388,6 +451,18 @@ def test_a_cut_keeps_order_scores_and_bytes(full, tmp_path):
     assert (out / "Images" / "ss01 (3).JPG").read_bytes() == b"\x03"
     assert len(list((out / "Images").iterdir())) == 3
     assert cut_biq2021(root, out, names=names) == {"training": 2, "test": 1}
+
+
+@pytest.mark.parametrize("name", ["Images", *BIQ2021_FILES.values()])
+def test_a_cut_never_writes_through_a_link_into_the_full_set(full, tmp_path, name):
+    root, names = full
+    out = tmp_path / "mini"
+    out.mkdir()
+    (out / name).symlink_to(root / name)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="is that of the full set, which a cut would overwrite"):
+        cut_biq2021(root, out, names=names)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_missing_is_named(full, tmp_path):

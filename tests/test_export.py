@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data
 from typer.testing import CliRunner
 
 from iqa_utils.models.imqnet import IMQNet
@@ -37,7 +39,10 @@ def test_an_exported_file_scores_as_its_model_does_and_another_is_not_kept(tmp_p
     done = CliRunner().invoke(cli.app, ["export", str(model), str(out)])
     assert done.exit_code == 0, done.exception
     assert "scores equal within" in done.output
+    assert "of 64 rows and 80 columns, no other size" in done.output.replace("\n", "")
+    photograph = Image.fromarray(data.astronaut()).resize((80, 64))
     pixels = np.random.default_rng(3).integers(0, 256, (3, 3, 64, 80), dtype=np.uint8)
+    pixels[0] = np.asarray(photograph).transpose(2, 0, 1)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     [theirs] = session.run(None, {"images": (pixels / 255).astype(np.float32)})
     ours = Scorer.load(model).score(torch.from_numpy(pixels))

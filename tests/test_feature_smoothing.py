@@ -102,6 +102,21 @@ def test_the_released_layer_whitens_with_newer_statistics_than_it_recolours_with
     torch.testing.assert_close(out[0], (corrected.smoothing @ corrected.mean)[bucket])
 
 
+def test_the_first_calibrated_statistics_are_those_of_the_features_that_came():
+    layer = _layer(collects="calibrated")
+    features, mos = _sample()
+    layer.end_epoch(features, mos)
+    raw = _layer()
+    raw.end_epoch(features, mos)
+    torch.testing.assert_close(layer.mean, raw.mean, rtol=0, atol=0)
+    scale, shift, before = layer.scale.clone(), layer.shift.clone(), layer.mean.clone()
+    layer.end_epoch(features, mos)
+    bucket = layer.buckets(mos)
+    for k in (1, 2, 6):  # a linear map of the features of a bucket is one of their mean
+        mine = features[bucket == k].mean(dim=0) * scale[k] + shift[k]
+        torch.testing.assert_close(layer.mean[k], 0.9 * before[k] + 0.1 * mine)
+
+
 def test_the_released_layer_collects_features_that_it_has_calibrated_in_place():
     features, mos = _sample()
     layer = _layer("released_agedb")

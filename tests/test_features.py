@@ -17,6 +17,7 @@ from torch import nn
 from iqa_utils import features as features_module
 from iqa_utils.features import (
     Crop,
+    brisque_features,
     encoder,
     frozen_features,
     frozen_layers,
@@ -195,6 +196,30 @@ def test_a_cached_row_that_was_damaged_is_computed_again(folder, tmp_path):
         file.seek(3 * path.stat().st_size // 7)  # the first value of image 3
         file.write(b"\0\0\0\0")
     np.testing.assert_array_equal(frozen_features(network, store, **options), first)
+
+
+@pytest.mark.parametrize("length", [100, 7 * 4 * 5, 7 * 4 * 10])
+def test_a_feature_cache_of_another_length_is_named_and_computed_again(
+    folder, tmp_path, capsys, length
+):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options = {"layer": "4", "cache_dir": tmp_path / "cache", "batch_size": 1, **PLAIN}
+    first = frozen_features(network, store, **options)
+    (path,) = (tmp_path / "cache").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:length].ljust(length, b"x"))
+    np.testing.assert_array_equal(frozen_features(network, store, **options), first)
+    assert capsys.readouterr().out.count(f"{path} is damaged and is made again") == 1
+    assert path.read_bytes() == whole
+
+
+def test_statistics_of_brisque_that_were_cut_are_computed_again(folder, tmp_path, capsys):
+    store = made_store(folder, tmp_path)
+    first = brisque_features(store, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    np.testing.assert_array_equal(brisque_features(store, cache_dir=tmp_path / "cache"), first)
+    assert capsys.readouterr().out == f"{path} is damaged and is made again\n"
 
 
 def test_a_gram_matrix_that_was_damaged_is_computed_again(folder, tmp_path, capsys):
@@ -433,6 +458,55 @@ def test_a_pass_that_died_between_two_layers_multiplies_only_the_rest(
     network.register_forward_hook(lambda *_: pytest.fail("the network was run again"))
     found = layer_grams(network, store, POOLED, cache_dir=cache, **PLAIN)
     assert all(np.array_equal(found[layer], whole[layer]) for layer in whole)
+
+
+def note_of(cache):
+    (path,) = cache.glob("pass-*/note.json")
+    return path
+
+
+def without_checksums(note):
+    content = json.loads(note.read_text())
+    del content["sums"]
+    note.write_text(json.dumps(content))
+
+
+DAMAGE = {  # of the first layer's file and of the note
+    "cut": lambda file, note: file.write_bytes(file.read_bytes()[:-9]),
+    "overwritten": lambda file, note: file.write_bytes(b"\7" * 9 + file.read_bytes()[9:]),
+    "gone": lambda file, note: file.unlink(),
+    "empty note": lambda file, note: note.write_text(""),
+    "torn note": lambda file, note: note.write_text('{"sizes": {"0":'),
+    "note of an earlier form": lambda file, note: without_checksums(note),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_killed_pass_whose_files_were_damaged_starts_anew(
+    folder, tmp_path, monkeypatch, capsys, damage
+):
+    network, store = made_network(), made_store(folder, tmp_path)
+    options, cache = {"batch_size": 2, "save_seconds": 0.0, **PLAIN}, tmp_path / "cache"
+    whole = layer_grams(network, store, POOLED, cache_dir=tmp_path / "whole", **options)
+    hook = network[0].register_forward_hook(lambda *_: calls.append(1) or killed())
+    calls = []
+
+    def killed():
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        layer_grams(network, store, POOLED, cache_dir=cache, **options)
+    hook.remove()
+    assert json.loads(note_of(cache).read_text())["done"] == 4
+    DAMAGE[damage](note_of(cache).with_name("0.bin"), note_of(cache))
+    capsys.readouterr()
+    found = layer_grams(network, store, POOLED, cache_dir=cache, **options)
+    told = capsys.readouterr().out
+    assert "resumed" not in told
+    assert ("the pass starts anew" in told) == (damage != "note of an earlier form")
+    for layer, gram in whole.items():
+        assert found[layer].tobytes() == gram.tobytes()
 
 
 def test_packing_keeps_a_symmetric_matrix():

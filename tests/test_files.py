@@ -1,5 +1,6 @@
 """Files appear whole, locks exclude, hashes are SHA-256."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from iqa_utils.files import (
     hash_file,
     load_array,
     lock,
+    read_mapping,
+    replace_folder,
+    restore_folder,
     save_array,
     sweep,
 )
@@ -109,7 +113,8 @@ def test_a_damaged_array_is_not_read_and_is_named(tmp_path, capsys, damage):
 
 
 def test_what_a_killed_process_left_in_a_cache_goes_when_nobody_holds_it(tmp_path):
-    names = ["pass-0a1b", "pass-0c1d", "pass-0e1f", ".123-a.npy", "a.npy", "passes"]
+    names = ["pass-0a1b", "pass-0c1d", "pass-0e1f", ".123-a.npy", ".123-00ff-b.npy"]
+    names += ["a.npy", "passes"]
     old = time.time() - 2 * 86400
     for name in names:
         (tmp_path / name).mkdir()
@@ -121,6 +126,77 @@ def test_what_a_killed_process_left_in_a_cache_goes_when_nobody_holds_it(tmp_pat
         sweep(tmp_path)
     left = {"pass-0c1d", "pass-0e1f", "pass-0e1f.lock", "a.npy", "passes"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_a_file_that_is_put_in_its_place_during_a_sweep_does_not_stop_it(tmp_path, monkeypatch):
+    for name in (".1-a", ".2-b"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    lstat = type(tmp_path).lstat
+
+    def vanish(path):
+        if path.name == ".1-a":
+            path.unlink(missing_ok=True)
+        return lstat(path)
+
+    monkeypatch.setattr(type(tmp_path), "lstat", vanish)
+    sweep(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_containers_with_one_process_number_do_not_write_to_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"  # it ended last
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"SEED": 1, "SEED": 2}'),
+        ("a.json", '{"inner": {"SEED": 1, "SEED": 1}}'),
+        ("a.yaml", "SEED: 1\nSETS: []\nSEED: 2\n"),
+        ("a.yaml", "inner: {SEED: 1, SEED: 2}\n"),
+    ],
+)
+def test_a_name_that_is_there_twice_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: expected .*SEED is there twice"):
+        read_mapping(tmp_path / name)
+
+
+def test_references_and_merges_of_yaml_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &x {b: 1}\nc: {<<: *x, d: 2}\n")
+    assert read_mapping(tmp_path / "a.yaml") == {"a": {"b": 1}, "c": {"b": 1, "d": 2}}
+
+
+def test_a_file_that_stands_for_endless_text_is_refused_at_once(tmp_path):
+    lines = ["- &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    lines += [f"- &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 12)]  # 1e12 words
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"expected names and values, found list '\[\['lol'|\[\["):
+        read_mapping(tmp_path / "a.yaml")
+    assert time.monotonic() - started < 5
+
+
+def test_a_kill_between_the_renames_of_a_replacement_is_mended(tmp_path):
+    for name, content in (("run", "old"), ("new", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"is": content}))
+    aside = (tmp_path / "run").rename(tmp_path / ".run.old")
+    assert restore_folder(aside) == tmp_path / "run"
+    assert read_mapping(tmp_path / "run" / "metrics.json") == {"is": "old"}
+    replace_folder(tmp_path / "new", tmp_path / "run")
+    assert read_mapping(tmp_path / "run" / "metrics.json") == {"is": "new"}
+    (tmp_path / "run").rename(aside)
+    with lock(tmp_path / ".run.lock"):
+        assert restore_folder(aside) == aside  # its writer is between the two
+    assert restore_folder(tmp_path / ".gone.old") == tmp_path / ".gone.old"
 
 
 def test_the_name_of_a_new_file_is_on_disk_before_anybody_relies_on_it(tmp_path, monkeypatch):

@@ -86,6 +86,37 @@ def test_the_core_imports_and_scores_without_the_extras(tmp_path):
     assert (tmp_path / "s.csv").read_text().count("a.png") == 1
 
 
+IMPORTS = """
+import importlib, pkgutil, iqa_utils
+for module in pkgutil.walk_packages(iqa_utils.__path__, "iqa_utils."):
+    if not module.name.startswith(("iqa_utils.workshop", "iqa_utils.__main__")):
+        importlib.import_module(module.name)
+from iqa_utils.features.layers import LAYERS
+print(iqa_utils.__file__, len(LAYERS))
+"""
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_package_alone_imports_every_science_module(tmp_path):
+    """What pip installs: the modules and what is declared as package data, without a clone."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "iqa_utils"
+    patterns = setup["package-data"]["iqa_utils"]
+    files = [*package.rglob("*.py"), *(path for one in patterns for path in package.glob(one))]
+    for path in files:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    command = [sys.executable, "-c", IMPORTS]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "IQA_ROOT": ""}
+    done = subprocess.run(command, env=environment, **options)
+    assert done.returncode == 0, done.stderr
+    with (package / "features" / "layers.csv").open() as file:
+        n_layers = len(file.readlines()) - 1
+    assert done.stdout.split() == [str(tmp_path / "iqa_utils" / "__init__.py"), str(n_layers)]
+
+
 @pytest.mark.parametrize("name", ["batch", "dev", "notebooks", "onnx"])
 def test_an_extra_lists_its_packages_once_and_in_order(name):
     names = [name_of(line) for line in EXTRAS[name]]

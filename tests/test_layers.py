@@ -1,6 +1,7 @@
 """The map of the paper's layers, sizes checked on the meta device."""
 
 import csv
+import math
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -55,6 +56,29 @@ def test_printed_sizes_that_differ_are_explained_and_no_others():
         ("shufflenet", "node_198"),
     }
     assert all(row.note for row in LAYERS if (row.network, row.name) in wrong)
+
+
+def test_shapes_multiply_out_to_the_sizes_of_the_map():
+    with (LEDGER.parent / "layer_shapes.csv").open() as file:
+        shapes = {row["layer"]: row["shape"] for row in csv.DictReader(file)}
+    counts = {layer: math.prod(map(int, shape.split(" x "))) for layer, shape in shapes.items()}
+    sizes = {"complete architecture": 1000}  # Table 10: the last layers of NASNet removed
+    sizes |= {f"without last {n} layers": 487_872 for n in (41, 82)}
+    for layer in LAYERS:
+        # of the paper's ShuffleNet v1, of which ours is version 2
+        size = layer.printed if layer.network == "shufflenet" else layer.size
+        titles = NETWORKS[layer.network].titles
+        sizes |= {f"{titles[table]} / {layer.name}": size for table in layer.tables}
+    assert counts == sizes
+
+
+def test_mobilenet_and_lite0_are_tapped_at_the_end_of_every_stage_but_the_first():
+    for name in ("mobilenetv2_100", "tf_efficientnet_lite0"):
+        network = create_network(name, pretrained="random")
+        ends = [f"blocks.{k}.{len(stage) - 1}" for k, stage in enumerate(network.blocks) if k]
+        rows = layers_of(name)
+        assert [row.module for row in rows] == [*ends, "conv_head", "classifier"]
+        assert all(row.printed is None and not row.tables for row in rows)  # ours
 
 
 def test_thirteen_networks_are_the_papers_and_eight_were_fine_tuned():
@@ -121,6 +145,8 @@ def test_the_variant_behind_the_relu_answers_for_no_row_of_the_paper():
         ("resnet50", 32, ("layer4.2.relu:input", "layer4.2")),
         ("mobilenetv2_100", 17, ("blocks.5.2", "blocks.6.0")),  # linear: one tap a block
         ("xception", 25, ("conv3", "conv4")),
+        ("tf_efficientnet_lite0", 16, ("blocks.5.3", "blocks.6.0")),  # linear as well
+        ("legacy_xception", 25, ("conv3", "conv4")),
     ],
 )
 def test_the_depth_profile_taps_every_block_before_and_after_its_activation(name, n_taps, last):
@@ -191,6 +217,21 @@ def test_the_rehearsal_of_all_networks_keeps_the_papers_lists_at_the_smallest_le
             except RuntimeError:
                 names.append(name)
     assert list(refused.values()) == [[], ["inception_v3", "inception_resnet_v2"]]
+
+
+def test_the_shipped_trunk_has_a_random_classifier_and_is_that_of_the_quality_model():
+    torch.manual_seed(0)
+    network = create_network("tf_efficientnet_lite0", pretrained="shipped")
+    torch.manual_seed(0)
+    random = create_network("tf_efficientnet_lite0", pretrained="random")
+    options = {"pretrained": "shipped", "num_classes": 0}
+    trunk = create_backbone("tf_efficientnet_lite0", **options).state_dict()
+    state = network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in trunk.items())
+    assert set(state) - set(trunk) == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(network.classifier.weight, random.classifier.weight)
+    with pytest.raises(ValueError, match="is a tf_efficientnet_lite0, got backbone"):
+        create_network("mobilenetv2_100", pretrained="shipped")
 
 
 def test_the_shipped_trunk_is_refused_under_another_name():

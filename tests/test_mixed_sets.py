@@ -3,14 +3,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.stats import norm
 
 from iqa_utils.datasets import load_scores
 from iqa_utils.decoding import read_image
+from iqa_utils.losses import fidelity
 from iqa_utils.mixed_sets import (
     describe_sets,
     load_sets,
     rescale,
     rescaled_std,
+    set_fidelity,
     split_sets,
     warp_subsets,
 )
@@ -87,6 +91,56 @@ def test_deviations_are_rescaled_with_their_scores_and_unknown_ones_stay_unknown
     scaled, span = rescale(frame["mos"].to_numpy(), np.array([0, 2]))
     np.testing.assert_allclose(rescaled_std(frame, span), [1, np.nan, 2.5, 0.5])
     assert (scaled[2] - scaled[0]) / 2.5 == pytest.approx((5 - 1) / 1.0)
+
+
+def test_deviations_on_another_scale_are_stretched_as_the_scores_are():
+    frame = make_frame("a", 3).assign(mos=[20.0, 50.0, 80.0], mos_raw=[2.0, 3.0, 4.0])
+    frame = frame.assign(sd_raw=[0.5, 1.0, 0.25])
+    np.testing.assert_allclose(rescaled_std(frame, (20.0, 80.0)), [2.5, 5, 1.25])  # 30 a step
+    own = frame.assign(mos_std=[np.nan, 6.0, np.nan])
+    np.testing.assert_allclose(rescaled_std(own, (20.0, 80.0)), [2.5, 1, 1.25])
+
+
+def test_the_deviations_of_koniq_are_known_and_those_of_bid_but_for_seven(real_data):
+    for name, unknown in (("koniq10k", 0), ("bid", 7), ("biq2021", 2000)):
+        frame = load_scores(name, real_data / name)
+        std = rescaled_std(frame, (frame["mos"].min(), frame["mos"].max()))
+        assert np.isnan(std).sum() == unknown
+        if name == "koniq10k":  # 15.4 points of the one score are 0.55 of the other
+            ratio = np.median(std / frame["sd_raw"]) * np.ptp(frame["mos"]) / 10
+            assert ratio == pytest.approx(27.95, abs=0.01)
+
+
+def test_only_pairs_with_an_unknown_deviation_have_certain_targets():
+    pred, mos = torch.tensor([1.0, 2.5, 2.0, 0.0]), torch.tensor([3.0, 4.0, 4.0, 1.0])
+    std, pred_std = torch.tensor([0.5, np.nan, 1.2, 0.8]), torch.tensor([1.0, 2.0, 0.5, 0.7])
+    losses = []
+    for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
+        gap, noise = (mos[i] - mos[j]).item(), torch.hypot(std[i], std[j]).item()
+        truth = 0.5 * (1 + np.sign(gap)) if 1 in (i, j) else norm.cdf(gap / noise)
+        guess = norm.cdf((pred[i] - pred[j]).item() / torch.hypot(pred_std[i], pred_std[j]).item())
+        losses.append(1 - np.sqrt(truth * guess) - np.sqrt((1 - truth) * (1 - guess)))
+    assert set_fidelity(pred, mos, std, pred_std).item() == pytest.approx(np.mean(losses), abs=2e-4)
+
+
+@pytest.mark.parametrize("unknown", [[0, 1, 2, 3], [0, 1, 3]])
+def test_a_set_with_one_known_deviation_or_none_has_certain_targets_alone(unknown):
+    generator = torch.Generator().manual_seed(0)
+    pred, mos, std, pred_std = torch.rand(4, 4, generator=generator)
+    told = {"pred_std": pred_std}
+    assert torch.equal(
+        set_fidelity(pred, mos, std, pred_std), fidelity(pred, mos, mos_std=std, **told)
+    )
+    std[unknown] = torch.nan
+    assert torch.equal(set_fidelity(pred, mos, std, pred_std), fidelity(pred, mos, **told))
+
+
+def test_the_loss_of_partly_known_deviations_has_the_gradient_of_its_values():
+    generator = torch.Generator().manual_seed(1)
+    pred, mos, std, pred_std = torch.rand(4, 6, generator=generator, dtype=torch.float64)
+    std[2] = torch.nan
+    pair = pred.requires_grad_(), (pred_std + 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p, s: set_fidelity(p, mos, std, s), pair)
 
 
 def test_distorted_pictures_have_known_levels_and_are_made_once(tmp_path):

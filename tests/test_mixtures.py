@@ -102,6 +102,13 @@ def test_ranking_learns_from_the_deviations_of_a_set_that_has_them(tmp_path):
     model, _, first = hard.train("ranking", 0)
     _, _, second = soft.train("ranking", 0)
     assert first.history["train_loss"].tolist() != second.history["train_loss"].tolist()
+    some = frames["a"].assign(mos_std=np.where(np.arange(30) % 10, 0.3, np.nan))
+    some = notebook(tmp_path / "some", {**frames, "a": some}, pixels, METHODS=["ranking"])
+    losses = [
+        one.train("ranking", 0)[2].history["train_loss"].iloc[0] for one in (soft, some, hard)
+    ]
+    assert losses == sorted(losses)  # few unknown deviations do not make all targets certain
+    assert losses[1] - losses[0] < losses[2] - losses[1]
     maps = pixels["a"].draw(np.arange(30), None)
     quality, deviation = model.head.moments(maps)
     torch.testing.assert_close(quality, model.head(maps))

@@ -8,7 +8,7 @@ import yaml
 
 from iqa_utils.workshop import claims, paper_pages
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT
+from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
 HIGHER = Headline("As good.", "05_lds_fds", {"metric": "SRCC", "method": "a"}, "higher", -0.02)
@@ -18,13 +18,7 @@ LDS = headlines()["nguyen2024"][0]
 
 def run_with(*changes, profile="biq2021"):
     base = dict.fromkeys(RESULT_COLUMNS) | LDS.compare | {"data": "biq2021", "value": -0.6}
-    base |= {
-        "ci_low": -0.9,
-        "ci_high": -0.3,
-        "n_runs": 10,
-        "table": "control",
-        "dataset": "biq2021",
-    }
+    base |= {"ci_low": -0.9, "ci_high": -0.3, "dataset": "biq2021"}
     base |= {"paper": "nguyen2024", "kind": "trained here"}
     results = [base | change for change in changes]
     return {"stem": "05_lds_fds", "profile": profile, "results": results}
@@ -64,6 +58,35 @@ def test_evidence_comes_from_real_runs_of_the_same_comparison_only():
     assert [one["value"] for one in found] == [-0.6]
     assert found[0]["says"] == "confirmed"
     assert not paper_pages.evidence(LDS, [run | {"stem": "06_distillation"}])
+
+
+@pytest.mark.parametrize(
+    "change", [{"ci_low": -0.3}, {"pred_spread": 0.0}, {"pred_spread": 0.009}, {"ci_low": None}]
+)
+def test_an_interval_without_width_and_a_dead_network_are_no_evidence(change):
+    assert not paper_pages.evidence(LDS, [run_with(change)])
+    assert paper_pages.evidence(LDS, [run_with({"pred_spread": 0.02})])
+
+
+def test_only_paired_runs_of_ten_seeds_speak_for_smoothing():
+    """The sensitivity panel asks where the sign flips: it decides nothing."""
+    panel = {"table": "sensitivity", "n_runs": 3, "variant": "plain 64-1-64 raw 0.1"}
+    run = run_with(panel, {"n_runs": 3})
+    assert not any(paper_pages.evidence(one, [run]) for one in headlines()["nguyen2024"])
+    assert all(one.compare["n_runs"] == 10 for one in headlines()["nguyen2024"])
+
+
+def test_the_published_runs_that_speak_for_smoothing_have_ten_seeds():
+    found = paper_pages.evidence(LDS, find_runs(ROOT / "figures"))
+    assert {one["n_runs"] for one in found} == {10}
+    assert len(found) == len({one["profile"] for one in found}) >= 3
+
+
+def test_a_check_of_a_label_names_its_cell_and_leaves_its_number_alone():
+    page = paper_pages.paper_page("lehmann2023", [], claims.compare([]))
+    row = claims.load_claims().query("paper == 'lehmann2023' and metric == 'MSE'")
+    assert all(f"- {place}: " in page for place in row["place"])
+    assert not set(row.index) & set(claims.flags())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """What a profile asks for: counted by hand, against published sizes, and against the samplers."""
 
 import json
+import math
+from collections import Counter
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import nbformat
@@ -16,7 +19,7 @@ from iqa_utils import samplers
 from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.models.dual_xception import KonCept
-from iqa_utils.workshop import notebooks, plan
+from iqa_utils.workshop import notebooks, plan, runs
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.jobs import JOBS, Disk, parts_of, sampling_runs, to_fetch
 from iqa_utils.workshop.plan import Job, footprint, kind, seconds
@@ -109,6 +112,75 @@ def test_02_is_planned_as_its_cells_train_it(profile):
     for cell in cells:
         exec(cell, space)  # of our own notebook
     assert sorted(sampling_runs(values), key=str) == sorted(called, key=str)
+
+
+def cells_of(stem, *marks):
+    """Return of a notebook the one cell that holds each mark."""
+    notebook = nbformat.read(notebooks.find_notebook(stem), as_version=4)
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [[source for source in sources if mark in source] for mark in marks]
+    assert [len(found) for found in cells] == [1] * len(marks)
+    return [source for (source,) in cells]
+
+
+def planned(stem, profile, once, **changes):
+    """Return every training with its epochs, by comparison with a plan of one, and the values."""
+    values, jobs = jobs_of(stem, profile, **changes)
+    _, short = jobs_of(stem, profile, **{**changes, **once})
+    pairs = [pair for pair in zip(jobs, short, strict=True) if isinstance(pair[0], Job)]
+    found = {job.name: (job, job.images / one.images) for job, one in pairs if job.steps}
+    return found, values
+
+
+@pytest.mark.parametrize("profile", ["demo", "biq2021", "biq2021_mixture", "paper"])
+def test_03_is_planned_as_its_cells_train_it(profile):
+    own = {"linear": {"EPOCHS": 2, "N_SPLITS": 1}, "ranking": {"N_SPLITS": 12}}
+    once = {"EPOCHS": 1, "KONCEPT_EPOCHS": 1}
+    once["OVERRIDES"] = {name: {**one, "EPOCHS": 1} for name, one in own.items()}
+    jobs, values = planned("03", profile, once, OVERRIDES=own)
+    called, fitted = Counter(), SimpleNamespace(seconds=0.0, history=MagicMock(), best=None)
+
+    def train(name, k):
+        called[name, space["settings"][name]["EPOCHS"], network(name)] += 1
+        return MagicMock(), {}, fitted
+
+    def network(name):
+        method = space["methods"][name]
+        return "KonCept" if name == "KonCept512" else f"{method['variant']}-{method['n_layers']}"
+
+    load, define, loop = cells_of("03", "n_splits = max(", "singles = {", "for k, name in [(k, m)")
+    names = [*(values["SUBSET_WARPS"] or values["SETS"]), *["distorted"][: values["DISTORTED"]]]
+    space = {name: MagicMock() for name in ("run", "predict_test", "mixed_sets", "time")}
+    space["time"].perf_counter.return_value = 0.0
+    space |= {"runs": runs, "math": math, "train": train, "frames": dict.fromkeys(names)} | values
+    counted = next(line for line in load.splitlines() if line.startswith("n_splits = "))
+    for cell in (counted, define, loop):
+        exec(cell, space)  # of our own notebook
+    found = {
+        (name, epochs, job.network.partition(" ")[0]): job.count
+        for name, (job, epochs) in jobs.items()
+    }
+    assert found == called
+
+
+@pytest.mark.parametrize("profile", ["demo", "biq2021", "biq2021_raw", "paper"])
+def test_05_is_planned_as_its_cells_train_it(profile):
+    own = {"LDS": {"EPOCHS": 2, "N_SEEDS": 12}, "vanilla": {"N_SEEDS": 1}}
+    once = {"EPOCHS": 1, "OVERRIDES": {name: {**one, "EPOCHS": 1} for name, one in own.items()}}
+    jobs, values = planned("05", profile, once, OVERRIDES=own)
+    called = Counter()
+
+    def train(name, seed, heads):
+        called[name, eval(epochs, space | {"name": name})] += 1  # of our own notebook
+        return MagicMock(), MagicMock()
+
+    one, loop = cells_of("05", "def train(", "= train(name, seed, heads)")
+    (epochs,) = [line.partition(" = ")[2] for line in one.splitlines() if " epochs = " in line]
+    space = {name: MagicMock() for name in ("frame", "test", "recipes", "predict_all")}
+    space |= {"runs": runs, "train": train} | values
+    exec(loop.partition("history = pd.concat")[0], space)
+    assert values["PANEL"] == {}
+    assert {(name, epochs): job.count for name, (job, epochs) in jobs.items()} == called
 
 
 def test_only_the_named_trainings_of_02_are_planned_and_their_counts_stay():

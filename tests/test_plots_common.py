@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from iqa_utils.features.layers import NETWORKS
 from iqa_utils.workshop.plots import common
 
 
@@ -43,11 +44,35 @@ def test_intervals_of_two_groups_are_drawn_and_named():
     ("key", "words"),
     [
         ("ss02 (square root)", "subset 2 (square root)"),
+        ("ss01 (x)", "subset 1 (unchanged)"),
         ("single:ss02", "single: subset 2"),
         ("single:koniq10k", "single: KonIQ-10k"),
         ("niqe", "NIQE"),
+        ("squeezenet1_0, as_written", "SqueezeNet 1.0, as written"),
+        ("KonCept512, none", "KonCept512, no sampling"),
+        ("LDS + FDS, released_agedb", "LDS + FDS, as released, AgeDB"),
+        ("released eq4", "released, printed loss"),
+        ("block_15", "block 15"),
+        ("LDS, kernel (5, 2)", "LDS, kernel (5, 2)"),
         ("class02", "class02"),
     ],
 )
 def test_a_reader_sees_words_in_place_of_keys(key, words):
     assert common.plain_name(key) == words
+
+
+def test_every_network_of_a_notebook_has_a_title():
+    assert {name for name in NETWORKS if common.plain_name(name) == name} == set()
+
+
+@pytest.mark.parametrize(
+    ("ends", "ticks"),
+    [((3, 60), ["1", "2", "5", "10", "20", "50"]), ((3, 6e4), ["1", "10", "100", "1,000"])],
+)
+def test_a_logarithmic_axis_has_decades_alone_over_more_than_two(ends, ticks):
+    axes = plt.figure().subplots()
+    axes.plot(ends, [0, 1])
+    axes.set(xscale="log", xlim=ends)
+    common.plain_log(axes.xaxis)
+    written = [text.get_text() for text in axes.get_xticklabels()]
+    assert written[: len(ticks)] == ticks

@@ -85,8 +85,8 @@ def test_a_panel_has_a_line_per_head_and_fills_marks_of_sure_differences():
     panel = pd.DataFrame(rows).assign(form="plain", size="64-1-64", targets="raw", metric="MAE")
     panel = pd.concat([panel.assign(dead=0), panel.assign(form="normalised", dead=1)])
     figure = plots.plot_panel(panel)
-    line, sure, zero = figure.axes[0].lines  # of the setting that died nothing
-    assert line.get_label() == "plain 64-1-64 raw"
+    line, sure, zero = figure.axes[0].lines  # of the collapsed setting nothing
+    assert line.get_label() == "plain, 64-1-64, raw"
     np.testing.assert_array_equal(line.get_ydata(), [-2, 1])
     np.testing.assert_array_equal(sure.get_ydata(), [-2])
     assert set(zero.get_ydata()) == {0}

@@ -100,7 +100,7 @@ def test_drawn_votes_are_votes_of_the_image() -> None:
     assert drawn.sum(axis=1).tolist() == [4, 4]
     assert (drawn <= counts).all()
     assert ratings.draw_votes(counts, 10, np.random.default_rng(0)).tolist() == counts.tolist()
-    with pytest.raises(ValueError, match="at least 11 votes an image, found 10"):
+    with pytest.raises(ValueError, match="at least 11 votes per image, found 10"):
         ratings.draw_votes(counts, 11, np.random.default_rng(0))
 
 

@@ -18,8 +18,8 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, cli, notebooks, paper_pages, report
-from iqa_utils.workshop.papers import Headline
+from iqa_utils.workshop import claims, cli, notebooks, paper_pages, readme, report
+from iqa_utils.workshop.papers import Headline, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 CELL = dict.fromkeys(RESULT_COLUMNS) | {"n_runs": 1, "variant": ""}
@@ -76,7 +76,7 @@ def test_demo_results_are_never_compared(runs):
     assert [r["value"] for r in paper_pages.demo_results(runs)] == [7.0]
     counts = claims.counts(claims.compare(paper_pages.real_results(runs)))
     assert counts.loc[("lehmann2023", "re-tabulated"), "reproduced"] == 1
-    assert counts.to_numpy().sum() == 744  # distinct quantities
+    assert counts.to_numpy().sum() == (claims.load_claims()["role"] == "").sum()
     only_demo = [run for run in runs if run["profile"] == "demo"]
     assert claims.compare(paper_pages.real_results(only_demo))["ours"].notna().sum() == 0
 
@@ -157,7 +157,7 @@ def test_an_executed_notebook_has_formulas_links_and_its_provenance(site):
 def test_the_scoreboard_puts_the_verdict_first_and_offers_filters(site):
     text = (site / "scoreboard.html").read_text(encoding="utf-8")
     board = text[text.index('<table class="scoreboard">') :]
-    assert board.count('<tr data-verdict="') >= 827
+    assert board.count('<tr data-verdict="') >= len(claims.load_claims())
     assert re.findall(r"<th>(\w+)</th>", board)[:2] == ["verdict", "what"]
     assert text.count("<select") == 3
     assert 'data-paper="lehmann2023" data-table="Tab. 3"' in board
@@ -199,7 +199,7 @@ def test_the_package_is_documented_from_its_docstrings(site):
 def test_the_readme_shows_what_the_published_results_say(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    assert not paper_pages.update_readme(copy), "run: iqa report --readme"
+    assert not readme.update_readme(copy), "run: iqa report --readme"
     assert len(copy.read_text().splitlines()) <= 120
 
 
@@ -207,7 +207,7 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        paper_pages.update_readme(path)
+        readme.update_readme(path)
 
 
 def test_links_of_the_readme_and_of_docs_lead_to_files():
@@ -228,6 +228,7 @@ def test_pasted_code_runs_as_it_stands(name):
     assert len(namespace["weights"]) == 500
     assert 0 < len(namespace["rows"]) < 500
     assert len(namespace["pred"]) == 8
+    assert namespace.get("across", 1) > 0.5
 
 
 def test_pasted_commands_run_as_they_stand(tmp_path, monkeypatch):
@@ -251,27 +252,65 @@ def test_a_headline_says_its_numbers_the_way_round_that_it_states():
     cell = CELL | {"metric": "MAE", "method": "b", "baseline": "a", "data": "biq2021"}
     cell |= {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n_runs": 10}
     runs = [{"stem": "05_x", "profile": "biq2021", "results": [cell]}]
+    groups = readme._by_profile(paper_pages.evidence(headline, runs))
     told = "MAE, a minus b: -0.500 [-0.750, -0.250]; 10 runs"
-    assert paper_pages._numbers(headline, runs) == told
-    assert paper_pages._verdict(headline, runs) == "confirmed"
-    two = [*runs, {**runs[0], "profile": "other", "results": [cell | {"ci_low": -0.1}]}]
-    assert paper_pages._verdict(headline, two) == "confirmed in 1, undecided in 1 of 2 settings"
-    assert paper_pages._verdict(headline, []) == "not run yet"
+    assert readme._numbers(headline, groups) == told
+    assert readme._verdict(headline, runs) == "confirmed; 10 runs"
+    other = {**runs[0], "profile": "a_variant", "results": [cell | {"ci_low": -0.1, "n_runs": 3}]}
+    told = "confirmed (biq2021); undecided (a_variant); 3 to 10 runs"
+    assert readme._verdict(headline, [other, *runs]) == told  # the run that decides comes first
+    settings = [cell, cell | {"ci_low": -0.1, "value": 0.4}, cell | {"value": 0.6}]
+    several = [{**runs[0], "results": settings}]
+    assert readme._verdict(headline, several) == "confirmed in 2 of 3, undecided in 1; 10 runs"
+    assert readme._verdict(headline, []) == "not run yet"
+
+
+def test_the_row_of_a_notebook_answers_its_question_with_the_price_and_every_claim():
+    runs = find_runs(ROOT / "figures")
+    told = {line[3:5]: line.split(" | ") for line in readme.notebook_rows(runs).splitlines()[2:-2]}
+    said = {number: cells[2] for number, cells in told.items()}
+    assert max(map(len, said.values())) <= 350
+    assert re.search(r"method3 minus none: -.*at the price of SRCC .*, RMSE ", said["02"])
+    assert re.search(r"at equal steps: [+-].*ranks better: ", said["02"])
+    assert re.search(r"same passes: [+-].*at equal steps: [+-].*; beats ridge: \w+$", said["06"])
+    assert "(biq2021_raw)" in said["05"]
+    assert all(f"{subset} " in said["08"] for subset in ("ss01", "ss02", "ss03"))
+    assert "checks, not distinct errors" in said["00"]
+    assert all(re.search(r"\d runs?\b", said[number]) for number in ("02", "03", "04", "05", "06"))
+
+
+def test_a_published_run_whose_code_has_changed_is_marked(monkeypatch):
+    run = {"stem": "02_cross_sampling", "profile": "biq2021"}
+    for changed, mark in ((True, " (code changed since)"), (False, "")):
+        monkeypatch.setattr(readme, "has_changed", lambda folder, changed=changed: changed)
+        assert readme._executed(run).endswith(f"02_cross_sampling.ipynb){mark}")
+    assert readme._executed(run | {"profile": "none"}).endswith("/none)")  # nothing is recorded
+
+
+def test_the_scoreboard_of_the_readme_is_the_executed_one():
+    last = readme.notebook_rows([]).splitlines()[-1]
+    assert last.startswith("[Scoreboard](figures/07_scoreboard/paper/07_scoreboard.ipynb): ")
 
 
 def test_public_addresses_come_from_one_setting(monkeypatch):
-    assert paper_pages._badges() == " · ".join(
+    assert readme._badges() == " · ".join(
         f"[{text}]({paper_pages.address(name)})"
         for name, text in {"pages": "the site", "repository": "the repository"}.items()
         if paper_pages.address(name)
     )
-    monkeypatch.setattr(paper_pages, "address", lambda name: f"https://example.org/{name}")
-    assert "[the site](https://example.org/pages)" in paper_pages._badges()
-    assert "(https://example.org/pages/papers/feng2023.html)" in paper_pages.paper_rows([])
+    monkeypatch.setattr(readme, "address", lambda name: f"https://example.org/{name}")
+    assert "[the site](https://example.org/pages)" in readme._badges()
+    assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
-    place = {"network": "net", "layer": "fc7", "regressor": "GPR", "stage": "fine-tuned"}
+    place = {
+        "data": "biq2021",
+        "network": "net",
+        "layer": "fc7",
+        "regressor": "GPR",
+        "stage": "fine-tuned",
+    }
 
     def row(metric, value, variant="strict", baseline=""):
         ends = {"ci_low": value - 0.1, "ci_high": value + 0.1}
@@ -285,8 +324,47 @@ def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():
         row("SRCC", 0.9, "as_written"),
     ]
     run = {"stem": "04_deep_features_gpr", "profile": "biq2021", "results": results}
-    told = "| net | fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
-    assert paper_pages.layer_table([run, run]).splitlines()[2:] == [told]
+    run["parameters"] = {"TAP_SIZE": 0}
+    whole = run | {"profile": "biq2021_384", "parameters": {"TAP_SIZE": 384}}
+    inputs = ("crops of the network's own size", "whole photographs, 384 px")
+    cells = "fine-tuned strict | fc7, GPR | 0.750 [0.650, 0.850] | 0.500 [0.400, 0.600] |"
+    told = [f"| net | {seen} | {cells}" for seen in inputs]
+    demo = run | {"results": [one | {"data": "demo"} for one in results]}
+    assert paper_pages.layer_table([run, run, demo, whole]).splitlines()[2:] == told
+
+
+def test_settings_that_differ_from_the_papers_stand_side_by_side():
+    (run,) = (
+        run
+        for run in find_runs(ROOT / "figures")
+        if (run["stem"], run["profile"]) == ("05_lds_fds", "biq2021")
+    )
+    rows = dict(line[2:].split(" | ", 1) for line in paper_pages.settings_table(run).splitlines())
+    assert rows["epochs"] == "200 | 25 |"
+    assert rows["dataset"] == "KonIQ-10k | BIQ2021 |"
+    assert rows["encoder"] == "CLIP ViT-B/32 | CLIP ViT-B/16 |"
+    assert rows["weights"] == f"hub | {run['parameters']['PRETRAINED']} |"
+    assert paper_pages._label("KONCEPT_LR") == "KonCept512's learning rate"
+    assert not {"profile", "threads", "data root", "loss"} & set(rows)
+    assert paper_pages.settings_table(run | {"profile": "demo"}) == ""
+    told = report._settings_of("nguyen2024", {"name": run})
+    assert told[1].startswith("### Notebook 05, biq2021 (published)\n\n| setting |")
+
+
+def test_a_page_counts_printed_numbers_and_not_kinds_of_answers():
+    board = claims.compare(paper_pages.real_results(find_runs(ROOT / "figures")))
+    for key, paper in papers().items():
+        part = board[board["paper"] == key]
+        assert f"All {paper.LEDGER[0]} printed numbers" in report._links_of(key, part)
+    assert (board["paper"] == "feng2023").sum() > papers()["feng2023"].LEDGER[0]
+
+
+def test_the_cases_of_the_rule_are_a_table_of_the_site(tmp_path):
+    table = report.cases_table().splitlines()
+    assert len(table) == 2 + len((ROOT / "tests/verdict_cases.csv").read_text().splitlines()) - 1
+    (row,) = (line for line in table if "a constant prediction" in line)
+    assert row.startswith("| not comparable | a constant prediction | nguyen2024 | Table 1, CLIP")
+    assert "not here" in report.cases_table(tmp_path / "none.csv")
 
 
 def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
@@ -295,13 +373,18 @@ def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
     record |= {"goal": 500, "gate": {"difference": 2e-7, "allowed": 1e-6}}
     scan = {"title": "bytes per file", "gate": {"difference": 150.0, "allowed": 200.0}}
     scan |= {"naive": 900.0, "ratios": {"ours": 6.0}}
-    results = [record, scan]
+    memory = {"title": "memory", "gate": {"difference": 3.0, "allowed": 64.0}, "ratios": {}}
+    memory["megabytes"] = {"200": 889.5, "2000": 892.5}
+    results = [record, scan, memory, record | {"title": "scoring"}]
     machine = {"device": "any", "cpus": 2, "torch": "2.8"}
     (tmp_path / "bench_sum.json").write_text(json.dumps({"machine": machine, "results": results}))
     table = report.speed_table(tmp_path).splitlines()
     assert table[2].split(" | ")[1:6] == ["plain: 2.5 s", "ours: 12.5 ms", "200x", "500x", "**no**"]
     assert table[2].endswith("| 2e-07, allowed 1e-06 |")
     assert table[3] == "| bytes per file | 900 | 150 | 6x | at most 200 | yes |  |"
+    peaks = "3 (890 MB for 200 images, 892 MB for 2000 images)"
+    assert table[4] == f"| memory |  | {peaks} |  | at most 64 | yes |  |"
+    assert table[5].split(" | ")[2] == "ours: 12.5 ms, 80 images/s"
     assert table[-1] == "Medians on any, 2 CPU cores, torch 2.8."
     assert report.speed_table(tmp_path / "nothing") == "No measurements are published."
 
@@ -354,7 +437,7 @@ def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_
 def test_what_another_paper_says_of_itself_does_not_age_a_run():
     folder = "iqa_utils/workshop/papers"
     files = dict.fromkeys([f"{folder}/feng2023.py", f"{folder}/nguyen2024.py", "b.py"], "1")
-    kept = report.without_other_papers({"stem": "05_lds_fds", "files": files})["files"]
+    kept = paper_pages.without_other_papers({"stem": "05_lds_fds", "files": files})["files"]
     assert list(kept) == [f"{folder}/nguyen2024.py", "b.py"]
-    board = report.without_other_papers({"stem": "07_scoreboard", "files": files})
+    board = paper_pages.without_other_papers({"stem": "07_scoreboard", "files": files})
     assert board["files"] == files  # it tells of all of them

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from iqa_utils.backbones import weights_hash
+from iqa_utils.backbones import SHIPPED_FILE, weights_hash
+from iqa_utils.files import hash_file
 from iqa_utils.workshop import provenance, runs
 
 matplotlib.use("Agg")
@@ -133,6 +134,73 @@ def test_a_torn_note_of_attempts_counts_as_one_killed_attempt(repo, torn):
     (killed.dir / "attempts.json").write_text(torn)
     folder = runs.start_run("00_x", PARAMETERS).finish()
     assert json.loads((folder / "provenance.json").read_text())["killed_attempts"] == 1
+
+
+def test_a_note_of_attempts_without_seconds_counts_as_one_killed_attempt(repo):
+    killed = runs.start_run("00_x", PARAMETERS)
+    (killed.dir / "attempts.json").write_text(json.dumps({"parameters": PARAMETERS}))
+    folder = runs.start_run("00_x", PARAMETERS).finish()
+    assert json.loads((folder / "provenance.json").read_text())["killed_attempts"] == 1
+
+
+def test_links_in_the_folder_of_a_killed_run_go_and_what_they_name_stays(repo):
+    killed, elsewhere = runs.start_run("00_x", PARAMETERS), repo / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    links = [
+        killed.dir / "linked",
+        killed.checkpoints_dir / "0123456789ab",
+        killed.dir / "dangling",
+    ]
+    for link in links:
+        link.symlink_to(elsewhere if link.name != "dangling" else repo / "nowhere")
+    again = runs.start_run("00_x", PARAMETERS)
+    assert not any(link.is_symlink() for link in links)
+    assert (elsewhere / "precious").exists()
+    again.finish()
+
+
+def test_a_run_killed_between_the_two_renames_of_its_end_is_found_again(repo):
+    for find in (
+        lambda: runs.find_runs(repo / "runs"),
+        lambda: [runs.start_run("00_x", PARAMETERS)],
+    ):
+        final = runs.start_run("00_x", PARAMETERS).finish()
+        final.rename(final.with_name(".00_x.old"))
+        assert len(find()) == 1
+        assert (final / "metrics.json").is_file()
+    (run,) = runs.find_runs(repo / "runs")
+    assert run["folder"] == final
+
+
+def test_the_weights_of_a_network_are_pinned_by_the_file_that_was_read(repo):
+    network, folder = torch.nn.Linear(2, 1), repo / "weights"
+    folder.mkdir()
+    (folder / "net-imagenet.pth").write_bytes(b"abc")
+    (folder / "clip_net-openai.safetensors").write_bytes(b"abc")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "weights"})
+    for name in ("net", "clip_net", "unknown"):
+        run.use_weights(name, network)
+    run.use_weights("own", network, folder / "net-imagenet.pth")
+    plain = {"source": "weights", "digest": weights_hash(network)}
+    files = {"net": "net-imagenet.pth", "clip_net": "clip_net-openai.safetensors"}
+    files |= {"own": "net-imagenet.pth"}
+    pinned = {name: {**plain, "file": file, "sha256": abc} for name, file in files.items()}
+    assert run.weights == pinned | {"unknown": plain}
+    run.finish()
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "weights/net-imagenet.pth"})
+    run.use_weights("net", network)
+    told = {"file": "net-imagenet.pth", "sha256": abc}
+    assert run.weights["net"] == {"source": "net-imagenet.pth", **told, "digest": plain["digest"]}
+    run.finish()
+    run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "shipped"})
+    run.use_weights("net", network)
+    assert run.weights["net"]["sha256"] == hash_file(SHIPPED_FILE)
+    run.finish()
+    run = runs.start_run("00_x", PARAMETERS)
+    run.use_weights("net", network)
+    assert run.weights["net"] == {"source": "random", "digest": weights_hash(network)}
 
 
 OWNER = "import sys, pathlib; from iqa_utils.workshop import runs\n"

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -329,3 +331,140 @@ def test_files_that_are_not_read_are_rows_with_their_reason(folder, checkpoint):
     assert told[1].startswith("a format that is not read")
     assert scores["score"].isna()[[f"{folder}/album.png", f"{folder}/moving.gif"]].all()
     assert scores["score"].notna().any()
+
+
+HEADERS = {  # what a stranger's header holds in place of ours
+    "no architecture": lambda header: header.pop("architecture"),
+    "architecture null": lambda header: header.update(architecture=None),
+    "preprocessing null": lambda header: header.update(preprocessing=None),
+    "inputs 5": lambda header: header["preprocessing"].update(inputs=5),
+    "std 0": lambda header: header["preprocessing"].update(std=[0, 0.5, 0.5]),
+    "mean of two": lambda header: header["preprocessing"].update(mean=[0.5, 0.5]),
+    "mean text": lambda header: header["preprocessing"].update(mean="abc"),
+    "gain NaN": lambda header: header["preprocessing"].update(gain=float("nan")),
+    "gain text": lambda header: header["preprocessing"].update(gain="2"),
+    "offset endless": lambda header: header["preprocessing"].update(offset=float("inf")),
+    "far without distances": lambda header: header.update(far=1.0),
+    "percentiles text": lambda header: header.update(percentiles="abc"),
+    "scores_seen 5": lambda header: header.update(scores_seen=5),
+    "demo text": lambda header: header["training_data"].update(demo="yes"),
+}
+
+
+@pytest.mark.parametrize("case", [*HEADERS, "5", "null", "not JSON", "[[]]"])
+def test_a_header_of_another_form_is_refused_in_one_sentence_that_names_the_file(
+    folder, checkpoint, tmp_path, case
+):
+    with safe_open(checkpoint, framework="pt") as file:
+        header = json.loads(file.metadata()["iqa_utils"])
+    if case in HEADERS:
+        HEADERS[case](header)
+    text = json.dumps(header) if case in HEADERS else case
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(checkpoint), path, metadata={"iqa_utils": text})
+    with pytest.raises(ValueError, match=r"^model odd\.safetensors") as told:
+        scoring.score_images([folder], path, progress=False)
+    assert "\n" not in str(told.value)
+
+
+def test_scores_that_are_not_finite_are_refused(folder, tmp_path):
+    model = IMQNet(width=0.125, high_level_side=48)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(torch.nan)
+    path = save_model(tmp_path / "nan.safetensors", model, {"preprocessing": PIXELS, **TOLD})
+    with pytest.raises(ValueError, match=r"model nan\.safetensors gives scores that are not fin"):
+        scoring.score_images([folder], path, progress=False)
+
+
+@pytest.mark.parametrize("bad", [b"garbage", b"\0\0\0", b"[1, 2]", b'["caf\xe9"]', b"null", b""])
+def test_a_bad_line_among_rows_that_were_scored_costs_that_row_alone(
+    folder, checkpoint, tmp_path, capsys, bad
+):
+    partial, job = tmp_path / "s.csv.partial", {"progress": False}
+    whole = scoring.score_images([folder], checkpoint, partial=partial, **job)
+    lines = partial.read_bytes().splitlines()
+    partial.write_bytes(b"\n".join([lines[0], bad, *lines[2:]]) + b"\n")
+    again = scoring.score_images([folder], checkpoint, partial=partial, **job)
+    assert again.equals(whole)
+    assert len(partial.read_bytes().splitlines()) == 6  # one was scored again
+    assert f"{partial}: 1 damaged lines are left out" in capsys.readouterr().err
+
+
+def test_names_that_are_not_text_are_scored_and_shown_escaped(folder, checkpoint, tmp_path):
+    names = [b"bad\xff.png", b"red\x1b[31m.png", b"two\nlines.png"]
+    for name in names:
+        os.link(os.fsencode(folder / "b.png"), os.path.join(os.fsencode(folder), name))
+    os.link(folder / "b.png", folder / "bad\udcfe.gif")
+    out = tmp_path / "scores"
+    scores, _ = scoring.score_to_files([folder], checkpoint, out, progress=False)
+    shown = {Path(image).name for image in scores["image"]}
+    assert shown >= {r"bad\udcff.png", r"red\x1b[31m.png", r"two\x0alines.png", r"bad\udcfe.gif"}
+    assert scores["score"].notna().sum() == 8
+    page, table = (out.with_suffix(end).read_text(encoding="utf-8") for end in (".html", ".csv"))
+    for text in (page, table, scoring.text_table(scores)):
+        assert r"red\x1b[31m.png" in text
+        assert "\x1b" not in text
+    assert page.count("<img ") == 8
+
+
+def test_a_model_of_a_set_called_cards_has_a_contact_sheet(folder, tmp_path):
+    told = {**TOLD, "training_data": {"dataset": "CARDS {n}", "demo": False}}
+    model = IMQNet(width=0.125, high_level_side=48)
+    path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": PIXELS, **told})
+    _, note = scoring.score_to_files([folder], path, tmp_path / "s", progress=False)
+    page = (tmp_path / "s.html").read_text()
+    assert "trained on CARDS {n}" in note
+    assert "trained on CARDS {n}" in page
+    assert page.count("<figure>") == 5
+
+
+@pytest.mark.parametrize("ending", ["csv", "html"])
+def test_a_folder_in_the_place_of_a_result_is_found_before_scoring(
+    folder, checkpoint, tmp_path, monkeypatch, ending
+):
+    monkeypatch.setattr(scoring, "score_images", lambda *_, **__: pytest.fail("scored"))
+    (tmp_path / f"s.{ending}").mkdir()
+    with pytest.raises(ValueError, match=rf"s\.{ending} is a folder"):
+        scoring.score_to_files([folder], checkpoint, tmp_path / "s")
+
+
+def test_an_image_that_goes_during_the_scoring_stops_nothing(
+    folder, checkpoint, tmp_path, monkeypatch
+):
+    find, gone = scoring.find_images, []
+
+    def find_one_more(paths):
+        return find(paths) | {folder / "z.png": ""}  # deleted since it was found
+
+    monkeypatch.setattr(scoring, "find_images", find_one_more)
+    write = scoring.write_csv
+
+    def write_and_delete(*arguments):
+        gone.append((folder / "b.png").unlink())
+        write(*arguments)
+
+    monkeypatch.setattr(scoring, "write_csv", write_and_delete)
+    scores, _ = scoring.score_to_files([folder], checkpoint, tmp_path / "s", progress=False)
+    told = dict(zip(scores["image"], scores["error"], strict=True))
+    assert told[str(folder / "z.png")] == "cannot be read (No such file or directory)"
+    assert gone == [None]
+    page = (tmp_path / "s.html").read_text()
+    assert (page.count("<figure>"), page.count("<img ")) == (5, 4)
+    assert "no longer readable" in page
+
+
+def test_an_image_that_becomes_too_large_for_the_model_is_refused_by_name(folder, tmp_path):
+    Image.new("RGB", (100, 5000)).save(folder / "z.png")
+    pixels = {**PIXELS, "size": 300, "fit": "short_side"}
+    model = IMQNet(width=0.125, high_level_side=48)
+    path = save_model(tmp_path / "m.safetensors", model, {"preprocessing": pixels, **TOLD})
+    scores = scoring.score_images([folder / "b.png", folder / "z.png"], path, progress=False)
+    told = "100x5000 becomes 300x15000 for the model, more than 4 million pixels; crop it"
+    assert scores["error"].tolist() == ["", told]
+
+
+def test_the_shipped_model_is_named_and_its_percentile_explained(folder):
+    scores = scoring.score_images([folder / "b.png"], progress=False)
+    note = scores.attrs["note"]
+    assert note.startswith("Scores by the shipped model, trained on BIQ2021")
+    assert note.endswith("Percentile: among its predictions for the training photographs.")

@@ -19,9 +19,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 TOY = Path(__file__).with_name("sixth_paper")
 STEPS = """
-import json, pytest
+import json, nbformat, pytest, re
 from pathlib import Path
-from iqa_utils.workshop import claims, notebooks, paper_pages, papers, report, sweeps
+from iqa_utils.workshop import claims, notebooks, papers, readme, report, sweeps
 from iqa_utils.workshop.paper_pages import demo_results, real_results
 from iqa_utils.workshop.rehearsal import rehearse
 from iqa_utils.workshop.runs import ROOT, find_runs
@@ -35,12 +35,19 @@ assert rehearse(["90"]) == []
 assert notebooks.run_notebooks(["90"], profile="paper", publish_results=True) == []
 found = find_runs()
 board = claims.compare(real_results(found), "toy2030")
-paper_pages.update_readme()
+assert notebooks.run_notebooks(["07"], profile="paper") == []
+executed = nbformat.read("runs/paper/07_scoreboard/07_scoreboard.ipynb", as_version=4)
+drawn = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
+words = ["".join(data.get("text/markdown", "")) for data in drawn]
+place = words.index("**Toy 2030: brightness as quality**")
+cells = re.findall(r">([^<>]+)</td>", "".join(drawn[place + 1]["text/html"]))
+readme.update_readme()
 report._write_api = lambda folder: None  # a page per module, slow and the same for every paper
 index = report.build_report(runs=found)
 told = {"verdicts": board["verdict"].tolist(), "reasons": board["reason"].tolist()}
 told |= {"demo": len(demo_results(found)), "coverage": claims.coverage().query(
     "paper == 'toy2030'")[["covered", "notebook"]].values.tolist()}
+told |= {"claims": "".join(words), "row": cells}
 told |= {"site": str(index.parent), "rehearsed": (ROOT / "runs/rehearsal/90_toy").is_dir()}
 Path("told.json").write_text(json.dumps(told))
 """
@@ -98,6 +105,8 @@ def test_a_sixth_paper_is_found_by_everything_that_lists_papers(house):
     assert told["coverage"] == [[1, "90_toy"], [0, ""]]
     assert told["demo"] == 1
     assert told["rehearsed"]
+    assert {"Table 1", "brightness", "1.00", "reproduced"} <= set(told["row"])  # of notebook 07
+    assert "Brightness ranks the photographs of one camera." in told["claims"]
     text = (house / "README.md").read_text()
     claim = "Brightness ranks the photographs of one camera."
     assert "| Toy 2030: brightness as quality | Brightness ranks" in text

@@ -1,8 +1,9 @@
 """Make the default quality model again, with its card: ``python workflow/default_model.py``.
 
 The 1,600 training photographs of the small BIQ2021 set are all it learns from; the 400 test
-photographs are scored once, at the end. What is finished (under ``runs/default_model``) is not
-done again, so a killed run goes on. One thread, so that another machine comes close.
+photographs are scored at the end. What is finished (under ``runs/default_model``, in files named
+by a digest of the trunk) is not done again, so a killed run goes on. One thread, so that another
+machine comes close.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch.nn import functional as F
 
-from iqa_utils.backbones import SHIPPED_FILE
+from iqa_utils.backbones import SHIPPED_FILE, weights_hash
 from iqa_utils.datasets import load_scores
 from iqa_utils.decoding import read_image
 from iqa_utils.evaluate import score
@@ -105,7 +106,7 @@ def falling_pairs(scorer: Scorer, pictures: Mapping[str, np.ndarray], *, seed: i
     """Compare each level with the one below it; level 0 is the picture itself.
 
     Returns:
-        One row a pair: ``picture``, ``distortion``, ``level``, ``score``, ``falls``.
+        One row per pair: ``picture``, ``distortion``, ``level``, ``score``, ``falls``.
     """
     rows = []
     for name, clean in pictures.items():
@@ -191,7 +192,13 @@ def chain(rng: np.random.Generator, pixels: np.ndarray) -> tuple[list[np.ndarray
 
 
 def train(
-    images: Sequence[np.ndarray], mos: np.ndarray, features: np.ndarray, *, trunk: str, name: str
+    images: Sequence[np.ndarray],
+    mos: np.ndarray,
+    features: np.ndarray,
+    *,
+    trunk: str,
+    name: str,
+    key: str,
 ) -> QualityNet:
     """Train on human scores of crops and on the order of distorted copies; resumes.
 
@@ -215,7 +222,7 @@ def train(
     )
     rng, good, start = np.random.default_rng(0), np.flatnonzero(mos > 0.4), 0
     parts = {"net": net, "average": average, "optimiser": optimiser, "rate": rate}
-    file = WORK / f"{name}.pt"
+    file = WORK / f"{name}-{key}.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)
         start, rng.bit_generator.state = state["step"], state["rng"]
@@ -393,20 +400,21 @@ def main() -> None:
         resized(np.asarray(read_image(options.data / name)), WHOLE_SIDE) for name in frame["image"]
     ]
     start = QualityNet(pretrained=options.trunk).eval().to(memory_format=torch.channels_last)
-    features = cached("frozen", lambda: outputs(start, images, what="pooled"))
+    key = weights_hash(start.trunk)[:8]
+    features = cached(f"frozen-{key}", lambda: outputs(start, images, what="pooled"))
     held = np.random.default_rng(0).permutation(len(mos)) % 2 == 0
     for name, rows in (("fold", np.flatnonzero(~held)), ("whole", np.arange(len(mos)))):
         part = [images[i] for i in rows]
-        train(part, mos[rows], features[rows], trunk=options.trunk, name=name)
+        train(part, mos[rows], features[rows], trunk=options.trunk, name=name, key=key)
     held = np.flatnonzero(held)
     out_of_fold = 100 * cached(
-        "out_of_fold",
-        lambda: outputs(finished("fold"), [images[i] for i in held], what="forward"),
+        f"out_of_fold-{key}",
+        lambda: outputs(finished(f"fold-{key}"), [images[i] for i in held], what="forward"),
     )
-    net = finished("whole")
+    net = finished(f"whole-{key}")
     some = np.random.default_rng(1).permutation(len(mos))[:1200]
     far = remember_training(
-        net, cached("tuned", lambda: outputs(net, [images[i] for i in some], what="pooled"))
+        net, cached(f"tuned-{key}", lambda: outputs(net, [images[i] for i in some], what="pooled"))
     )
     facts = {
         "preprocessing": PREPROCESSING,
@@ -418,7 +426,7 @@ def main() -> None:
     }
     save_model(MODEL, net, facts, half=True)
     scorer = Scorer.load(MODEL)
-    pred = cached("test", lambda: scores_of(scorer, options.data, unseen["image"]))
+    pred = cached(f"test-{key}", lambda: scores_of(scorer, options.data, unseen["image"]))
     leaves = np.random.default_rng(0)
     scenes = {f"scene {i}": np.asarray(as_image(dead_leaves((384, 384), leaves))) for i in range(6)}
     falls = {

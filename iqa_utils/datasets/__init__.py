@@ -81,6 +81,14 @@ def load_scores(name: str, root: str | Path) -> pd.DataFrame:
     Note:
         KonIQ's ``mos`` is the z-score MOS on 0-100; ``mos_raw`` keeps 1-5. LIVE becomes
         111.774694 - realigned DMOS and CSIQ 1 - DMOS.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     scores = pd.DataFrame({"image": ["a.png"], "mos": [1.5]})
+        ...     scores.to_csv(Path(folder, "scores.csv"), index=False)
+        ...     load_scores("table", folder)["mos"].tolist()
+        [1.5]
     """
     files, root = locate(name, Path(root))
     info = DATASETS[name]
@@ -149,6 +157,9 @@ def check_dataset(name: str, root: str | Path) -> dict[str, object]:
         "distortions": frame["distortion"].nunique(),
     }
     statistics |= {"split": split or "none", "demo": demo}
+    if mos.nunique() < 2:
+        whole = False
+        statistics["warning"] = f"{len(mos)} images share one score, so no order can be learned"
     whole = whole and len(frame) == (info.n_images or len(frame)) and not missing
     counts = {"rows": len(frame), "official_rows": info.n_images, "images_missing": missing}
     return {"whole": whole, **counts, "files": told, "statistics": statistics}

@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from iqa_utils.decoding import ENDINGS, BadImageError, image_size, read_image, walk_images
+from iqa_utils.decoding import BadImageError, image_size, read_image
+from iqa_utils.image_files import ENDINGS, walk_images
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
 from iqa_utils.training.batches import Batch, epoch_seed
 

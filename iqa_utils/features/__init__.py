@@ -364,10 +364,13 @@ def load_rows(
     path: Path | None, rows: np.ndarray, *, n_images: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Read features of some of a store's images: (N, D), and which of them are there, (N,)."""
-    if not path or not path.is_file() or not path.stat().st_size:
+    size = path.stat().st_size if path and path.is_file() else 0
+    if not size or size % (4 * n_images):  # absent, or cut: see `save_rows`
         return None, np.zeros(len(rows), dtype=bool)
     table = np.memmap(path, dtype=np.uint32, mode="r").reshape(n_images, -1)[rows]  # (N, D + 1)
     done = np.array([_checksum(row[:-1].tobytes()) == row[-1] for row in table], dtype=bool)
+    if len(rows) and not done.any():  # nor is its width to be trusted
+        return None, done
     return np.ascontiguousarray(table[:, :-1]).view(np.float32), done
 
 
@@ -376,6 +379,9 @@ def save_rows(path: Path, rows: np.ndarray, features: np.ndarray, *, n_images: i
     path.parent.mkdir(parents=True, exist_ok=True)
     length = 4 * (features.shape[1] + 1)  # bytes per row
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        if os.fstat(file.fileno()).st_size not in (0, n_images * length):
+            print(f"{path} is damaged and is made again", flush=True)
+            file.truncate(0)
         os.ftruncate(file.fileno(), n_images * length)  # rows to come take no disk
         for row, values in zip(rows, features, strict=True):
             data = values.astype(np.float32).tobytes()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from iqa_utils.features import (
     require_finite,
     save_rows,
 )
-from iqa_utils.files import atomic_write, load_array, lock, save_array
+from iqa_utils.files import atomic_write, load_array, lock, read_mapping, save_array
 from iqa_utils.images import ImageStore
 
 PANEL = 8192  # features per panel: 200 MB at 6,000 images
@@ -179,9 +180,16 @@ class _DiskTooSmall(OSError):
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """Return the layers of a pass that was begun, with their sizes, and the images they hold."""
-    note = folder / "note.json"
-    return json.loads(note.read_text()) if note.is_file() else {"sizes": {}, "done": 0}
+    """Return the layers of a pass that was begun: sizes, checksums by panel, and images held."""
+    nothing = {"sizes": {}, "sums": {}, "done": 0}
+    try:
+        note = read_mapping(folder / "note.json")
+    except FileNotFoundError:
+        return nothing
+    except ValueError as error:
+        print(f"{error}; the pass starts anew", flush=True)
+        return nothing
+    return note if note.keys() == nothing.keys() else nothing
 
 
 def _fill(
@@ -200,18 +208,19 @@ def _fill(
     """
     note, blocks = _read_note(folder), {}
     if note["sizes"].keys() >= kinds.keys():
-        blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "r+")
+        blocks = _reopen_blocks(folder, note, len(rows), kinds)
+    if blocks:
         print(f"resumed at image {note['done']} of {len(rows)}", flush=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        note = {"sizes": {}, "done": 0}
+        note = _read_note(folder)
     begun, saved_at = note["done"], time.monotonic()
 
     def save(done: int) -> None:
         for panels in blocks.values():
             panels.flush()
         with atomic_write(folder / "note.json") as partial:
-            partial.write_text(json.dumps({"sizes": note["sizes"], "done": done}))
+            partial.write_text(json.dumps(note | {"done": done}))
 
     try:
         batches = iterate_layers(backbone, store, list(kinds), rows=rows[begun:], **options)
@@ -221,12 +230,14 @@ def _fill(
                 note["sizes"] = {layer: value[0].numel() for layer, value in batch.items()}
                 _reserve(folder, note["sizes"], len(rows))
                 blocks = _open_blocks(folder, note["sizes"], len(rows), kinds, "w+")
+                note["sums"] = {layer: [0] * len(panels) for layer, panels in blocks.items()}
             for layer, activation in batch.items():
                 flat = pool_activation(activation, "flatten").cpu().numpy()
                 require_finite(flat, layer, store, rows[at])
                 for k, block in enumerate(blocks[layer]):
                     panel = flat[:, k * block.shape[1] : (k + 1) * block.shape[1]]
                     block[at, : panel.shape[1]] = panel
+                    note["sums"][layer][k] = zlib.crc32(block[at], note["sums"][layer][k])
                 kind, path = kinds[layer]
                 values = pool_activation(activation, kind).cpu().numpy()
                 save_rows(path, rows[at], values, n_images=len(store))
@@ -261,6 +272,26 @@ def _open_blocks(
             width = min(PANEL, size)
             shape = (-(-size // width), n_images, width)
             blocks[layer] = np.memmap(folder / f"{k}.bin", np.float32, mode, shape=shape)
+    return blocks
+
+
+def _reopen_blocks(
+    folder: Path, note: Mapping[str, Any], n_images: int, wanted: Iterable[str]
+) -> dict[str, np.memmap]:
+    """Open the files of a pass that was killed; none where they are not as its note has them."""
+    try:
+        for k, (layer, size) in enumerate(note["sizes"].items()):
+            width = min(PANEL, size)
+            bytes_held = (folder / f"{k}.bin").stat().st_size if layer in wanted else 0
+            if layer in wanted and bytes_held != 4 * -(-size // width) * n_images * width:
+                raise ValueError(f"{layer} has {bytes_held} bytes")
+        blocks = _open_blocks(folder, note["sizes"], n_images, wanted, "r+")
+        for layer, panels in blocks.items():
+            if note["sums"][layer] != [zlib.crc32(panel[: note["done"]]) for panel in panels]:
+                raise ValueError(f"{layer} has another checksum")
+    except (OSError, ValueError, LookupError) as error:
+        print(f"{folder} is damaged ({error}): the pass starts anew", flush=True)
+        return {}
     return blocks
 
 

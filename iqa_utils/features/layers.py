@@ -1,9 +1,9 @@
 """The layers of Tables 1 and 2 of ahmed2020, by the paper's names, as modules of public networks.
 
-The paper used MATLAB, whose layer names appear in its tables. Each row of ``data/layers.csv`` says
-which module of a torchvision or timm network gives the same activation, and how many values it
-holds for one crop at the network's own input size. Where the printed size is impossible, or the
-paper's network has no public counterpart, the row says so.
+The paper used MATLAB, whose layer names appear in its tables. Each row of ``layers.csv``, beside
+this file, says which module of a torchvision or timm network gives the same activation, and how
+many values it holds for one crop at the network's own input size. Where the printed size is
+impossible, or the paper's network has no public counterpart, the row says so.
 """
 
 import csv
@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
-from iqa_utils.backbones import HUB, RANDOM, create_backbone, load_weights
+from iqa_utils.backbones import HUB, RANDOM, SHIPPED, create_backbone, load_weights
 from iqa_utils.features import tap_layers
 from iqa_utils.images import (
     CLIP_MEAN,
@@ -72,7 +72,7 @@ class Layer:
 
 
 def _read_layers() -> tuple[Layer, ...]:
-    with (Path(__file__).parents[2] / "data" / "layers.csv").open() as file:
+    with Path(__file__).with_name("layers.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         row["tables"] = tuple(f"Table {k}" for k in row["tables"].split("+") if k)
@@ -202,8 +202,9 @@ def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
 
     ``pretrained`` is as in :func:`iqa_utils.backbones.create_backbone`, or a folder with
     ``NAME-imagenet.safetensors`` or ``.pth`` (CLIP: ``NAME-openai``); a file of another
-    architecture, or without the classifier that the network has, is refused. The network is in
-    training mode, on the CPU (on the meta device under ``torch.device``).
+    architecture, or without the classifier that the network has, is refused. The shipped trunk has
+    none: its logits are a random projection of the trunk's features. The network is in training
+    mode, on the CPU (on the meta device under ``torch.device``).
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {sorted(NETWORKS)}, got {name!r}")
@@ -218,7 +219,10 @@ def create_network(name: str, *, pretrained: str | Path) -> nn.Module:
         network = torchvision.models.get_model(row.model, weights=None, **options)
         if pretrained == HUB:
             _load_from_hub(network, name)
-    if pretrained in (RANDOM, HUB):
+    if pretrained == SHIPPED:
+        trunk = create_backbone(name, pretrained=SHIPPED, num_classes=0)
+        network.load_state_dict(trunk.state_dict(), strict=False)
+    if pretrained in (RANDOM, HUB, SHIPPED):
         return network
     path = Path(pretrained)
     if path.is_dir():

@@ -34,7 +34,7 @@ class MonotonicTransformers(nn.Module):
     non-negative factors of non-decreasing functions do not decrease.
 
     ``released``: the biases exist and are not used, as in the released code. f(0) = 0, f is exactly
-    linear for x > 0 (ELU is the identity there) and bounded below: one gain a data set.
+    linear for x > 0 (ELU is the identity there) and bounded below: one gain per data set.
     ``paper``: the biases are used. ELU is convex, so every curve is convex; it can steepen, never
     flatten. ``mixed``: half of the units use ELU(x), half -ELU(-x), which is concave; curves can
     bend both ways and saturate. ``scalar``: ``|gain| x + offset``, the baseline. ``identity``:

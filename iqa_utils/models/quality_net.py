@@ -1,4 +1,4 @@
-"""The network of the default quality model: one trunk, looked at from its edges to its objects."""
+"""The network of the default quality model: features of early and late blocks."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class FitResult:
     """Outcome of :func:`fit`.
 
     Attributes:
-        history: One row an epoch: ``epoch`` (from 1), ``train_loss``, ``lr``, ``images``,
+        history: One row per epoch: ``epoch`` (from 1), ``train_loss``, ``lr``, ``images``,
             ``seconds`` (training without evaluation), and what ``evaluate`` returned.
         best_epoch: Epoch whose weights the network holds now.
         seconds: Training time of all epochs.

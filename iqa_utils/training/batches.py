@@ -82,7 +82,7 @@ def store_batches(
         store: Decoded images, N of them.
         rows: Images of this epoch, repeats allowed.
         mos: Scores of the whole store, shape (N,).
-        batch_size: Images a batch; the last one may be smaller. With a seed, a lone last image
+        batch_size: Images per batch; the last one may be smaller. With a seed, a lone last image
             joins the batch before it: batch statistics need two.
         seed: Shuffles and augments by ``(seed, epoch)``; None keeps the order and, unless
             ``augment`` is given, changes nothing.

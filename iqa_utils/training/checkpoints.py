@@ -1,4 +1,6 @@
-"""Files of trainings: one to go on after a kill, one to use a trained model; a patient Ctrl-C.
+"""Files of trainings: one to go on after a kill, one to use a trained model.
+
+A Ctrl-C waits for the checkpoint.
 
 ``last.pt`` holds everything a training needs to go on as if it had never stopped. A
 ``.safetensors`` file holds a finished network and, in its header, what a user must know about it.

@@ -10,6 +10,7 @@ ROOT = Path(os.environ.get("IQA_ROOT") or Path(__file__).resolve().parents[2]).r
 IS_CHECKOUT = (ROOT / "notebooks").is_dir()
 VARIABLES = {
     "IQA_ROOT": "the clone to work in, where the package is installed elsewhere",
+    "IQA_MAX_MEGAPIXELS": "largest image that is decoded, in millions of pixels (64)",
     "IQA_TEST_DATA": "folder of real data sets for the tests",
 }
 

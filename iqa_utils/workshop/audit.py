@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from iqa_utils.workshop.papers import papers
-from iqa_utils.workshop.runs import ROOT
+from iqa_utils.workshop import ROOT
 
 Interval = tuple[float, float]
 # what is recomputed for a number of the prose and, where it is computed too, what is printed
@@ -42,6 +41,7 @@ class Check(NamedTuple):
     verdict: str
     meaning: str
     cells: tuple[int, ...] = ()  # ledger rows that the verdict is about
+    named: tuple[int, ...] = ()  # rows where it stands, whose digits are not in doubt
 
 
 def check_cell(
@@ -228,7 +228,7 @@ def check_facts(rows: pd.DataFrame, computed: Facts) -> Iterator[Check]:
     """Compare the numbers of the prose with what the network, the set or arithmetic makes of them.
 
     The papers' texts are not part of the repository: ``data/audit_facts.csv`` holds each number
-    taken from one, with the section it stands in. Cells left empty there are ``computed``.
+    taken from one, with the section it stands in. Numbers left empty there are ``computed``.
     """
     table = pd.read_csv(ROOT / "data" / "audit_facts.csv", keep_default_na=False)
     for row in table[table["paper"] == rows["paper"].iloc[0]].itertuples():
@@ -237,23 +237,12 @@ def check_facts(rows: pd.DataFrame, computed: Facts) -> Iterator[Check]:
         said = _ends((row.printed_low, row.printed_high) if row.printed_low else values[-1])
         verdict = "consistent" if overlap(ours, said) else row.otherwise
         cells = rows.index[(rows["table"] == row.table) & (rows["what"] == row.cell)]
+        named = rows.index[rows["place"] == row.named]
         place, middle = (row.paper, row.table, row.kind, row.what), float(np.mean(ours))
         told = float(np.mean(said)), verdict, row.meaning
-        yield Check(*place, middle, *ours, *told, tuple(cells))
+        yield Check(*place, middle, *ours, *told, tuple(cells), tuple(named))
 
 
 def _ends(value: float | tuple[float | str, float | str]) -> Interval:
     low, high = value if isinstance(value, tuple) else (value, value)
     return float(low), float(high)
-
-
-def run(claims: pd.DataFrame) -> pd.DataFrame:
-    """Run every check on the ledger and the texts."""
-    found = []
-    for key, paper in papers().items():
-        rows = claims[claims["paper"] == key]
-        rows = rows.assign(what=rows["method"] + ", " + rows["metric"])
-        steps = [*paper.checks(rows), *check_kendall(rows), *check_features(rows)]
-        steps += [*check_repeats(rows), *check_facts(rows, paper.facts(rows))]
-        found += sorted(steps, key=lambda check: check.table)
-    return pd.DataFrame(found, columns=Check._fields)

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from iqa_utils.workshop import audit as _audit
-from iqa_utils.workshop.audit import Interval, overlap, printed_interval
+from iqa_utils.workshop import audit as arithmetic
+from iqa_utils.workshop.audit import Check, Interval, overlap, printed_interval
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.runs import ROOT
 
@@ -31,6 +31,7 @@ KINDS = ("re-tabulated", "arithmetic", "authors' predictions", "trained here")
 VARIANTS = ("released scores", "paper", "as written", "as_written", "released", "released_agedb")
 VARIANTS += ("", "corrected")
 CORRELATIONS = ("SRCC", "PLCC", "KRCC", "pearson")
+LEAST_SPREAD = 0.01  # SD of predictions over that of the scores: below it they are constant
 
 
 def load_claims(path: Path = LEDGER) -> pd.DataFrame:
@@ -48,7 +49,7 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
         raise ValueError(f"{name} must have the columns {COLUMNS}, has {[*claims.columns]}")
     if unknown := sorted(set(claims["paper"]) - set(PAPERS)):
         raise ValueError(f"{name} names papers without a file in workshop/papers: {unknown}")
-    texts = claims[COLUMNS[:7]].agg(",".join, axis=1)
+    texts = claims.agg(",".join, axis=1)
     claims["printed"] = claims["value"]
     claims["value"] = pd.to_numeric(claims["value"], errors="coerce")
     claims["spread"] = pd.to_numeric(claims["spread"].replace("", None))
@@ -67,8 +68,16 @@ def load_claims(path: Path = LEDGER) -> pd.DataFrame:
 
 
 def audit() -> pd.DataFrame:
-    """Run every check that needs no data on the ledger."""
-    return _audit.run(load_claims())
+    """Run every check that needs no data on the ledger and on the texts."""
+    claims, found = load_claims(), []
+    for key, paper in papers().items():
+        rows = claims[claims["paper"] == key]
+        rows = rows.assign(what=rows["method"] + ", " + rows["metric"])
+        steps = [*paper.checks(rows), *arithmetic.check_kendall(rows)]
+        steps += [*arithmetic.check_features(rows), *arithmetic.check_repeats(rows)]
+        steps += arithmetic.check_facts(rows, paper.facts(rows))
+        found += sorted(steps, key=lambda check: check.table)
+    return pd.DataFrame(found, columns=Check._fields)
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +149,7 @@ def _same_quantity() -> dict[int, list[int]]:
     """Ledger rows that print the same quantity, by row, itself first."""
     claims = load_claims()
     groups = {index: {index} for index in claims.index}
-    pairs = _audit.repeated_rows(claims)
+    pairs = arithmetic.repeated_rows(claims)
     keys = {tuple(key): index for index, *key in claims[KEYS].itertuples()}
     for (paper, table, method, dataset, metric), index in keys.items():
         if claims.loc[index, "role"] == "mirrored":
@@ -193,17 +202,30 @@ def _obstacle(claim: Mapping[str, Any], result: Mapping[str, Any] | None) -> str
         told = f"other kind: {kind}, the paper's row needs {' or '.join(kinds) or 'another'}"
         return told if kind else "the run does not say its kind"
     for field, wanted in kinds[kind].items():
-        needs = wanted if field == "protocol" else {"": wanted}
-        for key, value in needs.items():
-            found = (result.get(field) or {}).get(key, "") if key else result.get(field) or ""
-            if found == "":
-                return f"the run does not say its {f'{field}: {key}' if key else field}"
-            allowed = value if isinstance(value, tuple) else (value,)
-            if found not in allowed:
-                asked, name = " or ".join(map(str, allowed)), f"{key} ".lstrip()
-                return f"other {field}: {name}{found}, the paper's is {asked}"
+        readings = wanted if field == "protocol" and isinstance(wanted, tuple) else (wanted,)
+        told = [_difference(result, field, reading) for reading in readings]
+        if "" not in told:  # a field that differs says more than one that is not said
+            return max(told, key=lambda text: text.startswith("other"))
+    return "the predictions are constant" if is_constant(result) else ""
+
+
+def _difference(result: Mapping[str, Any], field: str, wanted: Any) -> str:
+    """Say how a field of a result differs from what is wanted, empty where it does not."""
+    for key, value in (wanted if field == "protocol" else {"": wanted}).items():
+        found = (result.get(field) or {}).get(key, "") if key else result.get(field) or ""
+        if found == "":
+            return f"the run does not say its {f'{field}: {key}' if key else field}"
+        allowed = value if isinstance(value, tuple) else (value,)
+        if found not in allowed:
+            asked, name = " or ".join(map(str, allowed)), f"{key} ".lstrip()
+            return f"other {field}: {name}{found}, the paper's is {asked}"
+    return ""
+
+
+def is_constant(result: Mapping[str, Any]) -> bool:
+    """Tell whether a result says that its predictions have no spread."""
     spread = result.get("pred_spread")
-    return "the predictions are constant" if spread is not None and spread < 0.01 else ""
+    return spread is not None and spread < LEAST_SPREAD
 
 
 def _answers(

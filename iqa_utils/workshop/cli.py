@@ -269,7 +269,7 @@ def write_report(
     """Turn the runs into one offline HTML site."""
     need_checkout()
     from iqa_utils.workshop import report
-    from iqa_utils.workshop.paper_pages import update_readme
+    from iqa_utils.workshop.readme import update_readme
 
     if readme:
         print("README updated" if update_readme() else "README was up to date")

@@ -6,10 +6,12 @@ every entry is checked before a byte is written, and files appear only when all 
 """
 
 import filecmp
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import zipfile
 import zlib
@@ -21,7 +23,7 @@ import pandas as pd
 import pooch
 
 from iqa_utils.datasets import DATASETS, DEMO_MARKER, describe, locate
-from iqa_utils.files import hash_file, listed, lock
+from iqa_utils.files import atomic_write, hash_file, listed, lock, sync_folder
 from iqa_utils.workshop import ROOT
 
 MOST_EXPANSION = 50  # times the archive; photographs barely shrink, tables tenfold
@@ -36,6 +38,11 @@ _SETS_SHA256 = "d0bd1ad54a60bc36fe172049e46ac76c83554e50ab84acebfd47b82b3e698a0a
 _KADID_SHA256 = "fe59ace86a2525d5785ff011a2119fa88839e0329f5029f7b23994727efd185c"
 _KONIQ_ARCHIVES = ("scores_and_distributions", "indicators", "512x384", "1024x768")
 _BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zip"
+
+
+# what zipfile raises where an archive is damaged; bz2 raises an OSError without a number
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_DAMAGED += (RuntimeError, ValueError, LookupError, struct.error, OSError)
 
 
 class Source(NamedTuple):
@@ -147,7 +154,8 @@ def download(name: str, root: str | Path, *, mirror: str = "") -> bool:
                 except ArchiveError:
                     archive.unlink()  # the next call fetches it anew
                     raise
-                done.write_text(f"{source.url} {hash_file(archive)}\n")
+                with atomic_write(done) as note:
+                    note.write_text(f"{source.url} {hash_file(archive)}\n")
                 archive.unlink()
     print(f"check it with: iqa data check {name} {root}")
     return True
@@ -167,8 +175,8 @@ def fetch(source: Source, path: Path, *, timeout: float = 30.0, retries: int = 4
     def get(url: str, file: str, shop: pooch.Pooch) -> None:
         client(url, file, shop)
         with Path(file).open("rb") as opened:
-            start = opened.read(512).lstrip().lower()
-        if start.startswith((b"<!doctype html", b"<html")):
+            start = opened.read(512).lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")  # marks, blanks
+        if start.startswith(b"<"):  # no table or archive does
             raise OSError(f"{url} answered with a web page, perhaps a log-in; fetch it by hand")
 
     return Path(shop.fetch(path.name, downloader=get))
@@ -188,7 +196,13 @@ def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
                 (work / target).parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, (work / target).open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                    file.flush()
+                    os.fsync(file.fileno())  # a power cut must not leave a note and no image
+    except ArchiveError:
+        raise
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of bz2
+            raise
         raise ArchiveError(f"{archive}: damaged, or not a zip archive ({error})") from error
     for target in entries:
         place = root / target
@@ -197,6 +211,8 @@ def extract_zip(archive: Path, root: Path, *, strip: str = "") -> int:
     for target in entries:
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         (work / target).replace(root / target)
+    for folder in {(root / target).parent for target in entries}:
+        sync_folder(folder)
     shutil.rmtree(work)
     return len(entries)
 
@@ -222,6 +238,9 @@ def _checked_entries(opened: zipfile.ZipFile, archive: Path, strip: str) -> dict
             raise ArchiveError(f"{archive}: entry {name!r} {reason}")
         if is_file:
             entries[target] = info
+    for target in entries:
+        if both := entries.keys() & set(target.parents):
+            raise ArchiveError(f"{archive}: {both.pop()} is a file and a folder of {target}")
     total = sum(info.file_size for info in entries.values())
     if total > (most := max(MOST_EXPANSION * archive.stat().st_size, _ALWAYS_ALLOWED)):
         raise ArchiveError(f"{archive}: expands to {total:,} bytes, more than {most:,}")
@@ -238,6 +257,9 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
     if out.resolve() == root.resolve():
         raise ValueError(f"expected another folder than the full set's, found {out}")
     wanted = [*BIQ2021_FILES.values(), "Images"]
+    for name in wanted:
+        if (out / name).exists() and (root / name).exists() and (out / name).samefile(root / name):
+            raise ValueError(f"{out / name} is that of the full set, which a cut would overwrite")
     if absent := [name for name in wanted if not (root / name).exists()]:
         told = f"expected {', '.join(absent)} in {root}, found nothing of that name"
         raise FileNotFoundError(f"BIQ2021: {told}; get it with: iqa data download biq2021 {root}")
@@ -267,6 +289,8 @@ def cut_biq2021(root: str | Path, out: str | Path, *, names: Path = BIQ2021_CUT)
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no links to spare."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):
+        return
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -32,12 +32,11 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 from tqdm import tqdm
 
-from iqa_utils.files import read_mapping, write_json
+from iqa_utils.files import read_mapping, replace_folder, write_json
 from iqa_utils.workshop import provenance
 from iqa_utils.workshop.runs import (
     ROOT,
     find_runs,
-    replace_folder,
     resolve,
     run_dir,
     wrong_types,

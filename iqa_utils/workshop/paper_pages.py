@@ -1,4 +1,4 @@
-"""What our runs say, as Markdown: evidence for headline claims, tables, pages, the README's rows.
+"""What our runs say, as Markdown: evidence for headline claims, tables, the page of a paper.
 
 Nothing is typed by hand.
 """
@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,18 @@ import pandas as pd
 import yaml
 
 from iqa_utils.datasets import DATASETS
-from iqa_utils.workshop.claims import COMPARED, KINDS, audit, compare, counts, load_claims
+from iqa_utils.files import read_mapping
+from iqa_utils.workshop.claims import COMPARED, KINDS, audit, counts, is_constant, load_claims
+from iqa_utils.workshop.notebooks import (
+    default_parameters,
+    find_notebook,
+    profiles_of,
+    read_profile,
+    stems_with,
+)
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.runs import NUMBERS, ROOT, find_runs
+from iqa_utils.workshop.provenance import is_current
+from iqa_utils.workshop.runs import NUMBERS, ROOT
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 BENCHMARKS = ROOT / "figures" / "benchmarks"
@@ -31,11 +41,18 @@ NETWORK_TITLES = {
     "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
     "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
 }
+NO_SETTINGS = {"PROFILE", "DATA_ROOT", "RUN_NAME", "SEED", "THREADS"}  # of the machine, or a name
+SPELT = {"pretrained": "weights", "lr": "learning rate", "n": "number of", "svr": "SVR", "c": "C"}
+SPELT |= {"koncept": "KonCept512's", "mos": "MOS"}  # words of a parameter's name
+LONGEST = 160  # characters of a setting
 MANY = 5  # results of one run that get a row each
 HOW_TO_READ = (
-    "The claims were written down before the runs. A run with other data or another network than "
-    "the paper's tests a claim in that setting, not the paper's numbers. *Detectable* is the "
-    "smallest difference that such a run finds four times in five."
+    "The claims were fixed in commit 36c0917 and changed in fd02849 and 71d0d9c, all before the "
+    "published runs; earlier runs on the same photographs had been seen by then. What was narrowed "
+    "after the runs says so in `data/headlines.yaml`. A run with other data or another network "
+    "than the paper's tests a claim in that setting, not the paper's numbers. *Detectable* follows "
+    "from the width of the interval: the smallest difference that such a run finds four times in "
+    "five. With one run the interval is over images only; another training may differ by more."
 )
 WORDS = (
     "*Inconsistent*: no rounding explains it. *Implausible*: far from what is measured elsewhere."
@@ -80,7 +97,8 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     """Find the results of real runs that a headline names, with what they say.
 
     A difference the other way round (``baseline`` minus ``method``) counts with its sign turned.
-    Where the run has the same result within subsets, a claim holds only if both agree.
+    Where the run has the same result within subsets, a claim holds only if both agree. An interval
+    without width and constant predictions say nothing.
 
     Returns:
         Results with ``profile``, ``says`` and ``detectable``, the smallest difference that such a
@@ -92,8 +110,7 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
     for run in [run for run in runs if run["stem"] == headline.notebook]:
         for result in run["results"]:
             turned = wanted["baseline"] and _fits(result, mirrored)
-            judged = result["data"] != "demo" and result["ci_low"] is not None
-            if not judged or not (turned or _fits(result, wanted)):
+            if not _is_evidence(result) or not (turned or _fits(result, wanted)):
                 continue
             inside = {k: v for k, v in result.items() if k not in NUMBERS}
             inside["metric"] += " within subset"
@@ -109,6 +126,12 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
             key = repr((run["profile"], digits))  # a published copy has nine digits
             found.setdefault(key, result | told | {"profile": run["profile"]})
     return list(found.values())
+
+
+def _is_evidence(result: Mapping[str, Any]) -> bool:
+    """Tell whether a result is of real data, has an interval of some width and predicts at all."""
+    wide = result["ci_low"] is not None and result["ci_low"] < result["ci_high"]
+    return result["data"] != "demo" and wide and not is_constant(result)
 
 
 def _fits(result: dict[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -133,11 +156,12 @@ def headline_table(runs: list[dict[str, Any]]) -> str:
     return f"{table}\n\n{told}" if waiting else table
 
 
-def _signed(value: float, low: float, high: float) -> str:
+def signed(value: float, low: float, high: float) -> str:
+    """Write a difference with its interval."""
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _readable(field: str) -> str:
+def readable(field: str) -> str:
     """Name data sets and networks in a field by their titles."""
     names = NETWORK_TITLES | {key: info.title for key, info in DATASETS.items()}
     return re.sub(r"\w+(\.\w+)?", lambda word: names.get(word[0], word[0]), field)
@@ -156,18 +180,18 @@ def _rows(found: list[dict[str, Any]]) -> list[list[str]]:
         *ends, power = (np.median([one[key] for one in ones]) for key in keys)
         networks = {one["network"] for one in ones}
         which = [*profile, *(networks if len(networks) == 1 else ()), f"{len(ones)} settings"]
-        data = ", ".join(dict.fromkeys(map(_readable, filter(None, which))))
+        data = ", ".join(dict.fromkeys(map(readable, filter(None, which))))
         says = ", ".join(f"{said} {n}" for said, n in counted)
         n_runs = str(ones[0]["n_runs"])
-        rows.append([data, f"median {_signed(*ends)}", n_runs, f"{power:.3f}", says])
+        rows.append([data, f"median {signed(*ends)}", n_runs, f"{power:.3f}", says])
     return rows
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
-    inside = [f"; within subsets {_signed(*ends)}" for ends in one["within"]]
-    value = _signed(one["value"], one["ci_low"], one["ci_high"]) + "".join(inside)
+    inside = [f"; within subsets {signed(*ends)}" for ends in one["within"]]
+    value = signed(one["value"], one["ci_low"], one["ci_high"]) + "".join(inside)
     which = [one.get(key) or "" for key in ("network", "layer", "regressor", "stage", "variant")]
-    words = map(_readable, filter(None, [one["data"], one["profile"], *which]))
+    words = map(readable, filter(None, [one["data"], one["profile"], *which]))
     data, power = ", ".join(dict.fromkeys(words)), f"{one['detectable']:.3f}"
     return [data, value, str(one["n_runs"]), power, one["says"]]
 
@@ -178,7 +202,7 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     ``board`` is what `claims.compare` makes of the results of ``runs``.
     """
     paper = papers()[key]
-    blocks = [f"# {paper.TITLE}", f"{_reference(key)}.", "## Headline claims", HOW_TO_READ]
+    blocks = [f"# {paper.TITLE}", f"{reference(key)}.", "## Headline claims", HOW_TO_READ]
     for headline in headlines()[key]:
         lines = []
         for data, value, n_runs, seen, says in _rows(evidence(headline, runs)):
@@ -201,7 +225,8 @@ def _contradictions(key: str) -> str:
     """One line for each check that is not consistent: place, what, both values, meaning."""
     places, lines = load_claims()["place"], []
     for row in audit().query("paper == @key and verdict != 'consistent'").itertuples():
-        place = places[row.cells[0]] if row.cells else row.table
+        cells = row.cells or row.named
+        place = places[cells[0]] if cells else row.table
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
         lines.append(f"- {place}: {row.what}; {value} (*{row.verdict}*). {row.meaning}")
     return "\n".join([WORDS, "", *lines]) if lines else "None found."
@@ -217,32 +242,74 @@ def compared_by_kind(board: pd.DataFrame) -> str:
     return f"{printed}. Compared so far: {', '.join(told)}."
 
 
+def settings_table(run: Mapping[str, Any]) -> str:
+    """Write where a run's settings differ from those of the paper's profile; empty if nowhere."""
+    stem, ours = run["stem"], run["parameters"]
+    if run["profile"] == "demo" or "paper" not in profiles_of(stem):
+        return ""
+    theirs = default_parameters(find_notebook(stem)) | read_profile(stem, "paper")
+    rows = [
+        [_label(key), _setting(theirs[key]), _setting(ours[key])]
+        for key in theirs
+        if key in ours and key not in NO_SETTINGS and ours[key] != theirs[key]
+    ]
+    table = pd.DataFrame(rows, columns=["setting", "the paper's profile", "this run"])
+    return markdown(table) if rows else ""
+
+
+def _label(name: str) -> str:
+    """Name a parameter in the words of the field."""
+    words = [SPELT.get(word, word) for word in name.lower().split("_")]
+    return " ".join(words)
+
+
+def _setting(value: Any) -> str:
+    """Write the value of a parameter for a reader, cut where it is long."""
+    if isinstance(value, dict):
+        return _setting([f"{key}: {one}" for key, one in value.items()]) if value else "none"
+    if isinstance(value, list):
+        return _setting(", ".join(map(str, value)) or "none")
+    if isinstance(value, bool) or value == "":
+        return "yes" if value else "no" if value is False else "none"
+    text = str(value) if "/" in str(value) else readable(str(value))  # a path is no name
+    return shorten(text.replace("|", "/"), LONGEST, placeholder=" ...")
+
+
+def has_changed(folder: Path) -> bool:
+    """Tell whether code that a run depended on has changed since, other papers' files aside."""
+    return not is_current(without_other_papers(read_mapping(folder / "provenance.json")))
+
+
+def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
+    """Drop from the files of a paper's run those that hold only what other papers say."""
+    files = {f"iqa_utils/workshop/papers/{key}.py": module for key, module in papers().items()}
+    own = {name for name, module in files.items() if seen.get("stem") in module.NOTEBOOKS}
+    others = set(files) - own if own else set()
+    kept = {k: v for k, v in (seen.get("files") or {}).items() if k not in others}
+    return {**seen, "files": kept}
+
+
 def layer_table(runs: list[dict[str, Any]]) -> str:
-    """Write the layer and regressor with the smallest cross-validated error, and their SRCC."""
-    columns = ["network", "state", "best layer in cross-validation", "SRCC", "within subsets"]
+    """Write the layer and regressor with the smallest cross-validated error, and their SRCC.
+
+    Every profile on real data has rows of its own, with what the layers saw.
+    """
+    columns = ["network", "input", "state", "best layer in cross-validation", "SRCC"]
+    columns += ["within subsets"]
     fields, rows = ("network", "stage", "variant", "layer", "regressor"), []
-    wanted = ("04_deep_features_gpr", "biq2021")
-    for run in [run for run in runs if (run["stem"], run["profile"]) == wanted]:
+    for run in [run for run in runs if run["stem"] == "04_deep_features_gpr"]:
+        size = run["parameters"].get("TAP_SIZE")
+        seen = f"whole photographs, {size} px" if size else "crops of the network's own size"
         told = {(*(r[f] for f in fields), r["baseline"], r["metric"]): r for r in run["results"]}
         for *place, baseline, metric in told:
-            if (baseline, metric) == ("BRISQUE", "SRCC"):
+            result = told[*place, baseline, metric]
+            if (baseline, metric) == ("BRISQUE", "SRCC") and result["data"] != "demo":
                 network, stage, variant, layer, regressor = place
                 levels = [told[*place, "", m] for m in ("SRCC", "SRCC within subset")]
                 shown = ["{value:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format_map(r) for r in levels]
                 state = f"{stage} {variant}".strip()
-                rows.append([network, state, f"{layer}, {regressor}", *shown])
+                rows.append([network, seen, state, f"{layer}, {regressor}", *shown])
     return markdown(pd.DataFrame(rows, columns=columns).drop_duplicates())
-
-
-def speed_line() -> str:
-    """Say in one line what the published measurements of ``make bench`` are."""
-    records = [record for file in measurements() for record in file["results"]]
-    ratios = sorted(r for record in records for r in record["ratios"].values())
-    if not ratios:
-        return "No measurements are published."
-    jobs = f"{len(records)} jobs measured against what one would write first, with equal results"
-    middle = ratios[len(ratios) // 2]
-    return f"{jobs}: {ratios[0]:.1f}x to {ratios[-1]:.0f}x, median {middle:.0f}x."
 
 
 def measurements(folder: Path = BENCHMARKS) -> list[dict[str, Any]]:
@@ -252,7 +319,6 @@ def measurements(folder: Path = BENCHMARKS) -> list[dict[str, Any]]:
 
 def needs_table() -> str:
     """Write what the ``paper`` profiles ask for, from official numbers."""
-    from iqa_utils.workshop.notebooks import stems_with
     from iqa_utils.workshop.plan import ASSUMED, make_plan
 
     plans = {stem[:2]: make_plan(stem, "paper", official=True) for stem in stems_with("paper")}
@@ -276,20 +342,7 @@ def needs_table() -> str:
     return text + f" Computed: networks alone, with {ASSUMED}." * computed
 
 
-def paper_rows(runs: list[dict[str, Any]]) -> str:
-    """One row per paper: what it is, its first headline claim, what our runs say, where to look."""
-    rows, site = [], address("pages")
-    for key, paper in papers().items():
-        headline = next(h for h in headlines()[key] if h.primary)
-        links = [f"[page]({site}/papers/{key}.html)"] if site else []
-        for stem in paper.NOTEBOOKS:
-            executed = [f"{stem[:2]} {_executed(run)}" for run in runs if run["stem"] == stem]
-            links += executed or [f"[{stem[:2]}](notebooks/{stem}.ipynb)"]
-        rows.append([_reference(key), headline.claim, _verdict(headline, runs), ", ".join(links)])
-    return markdown(pd.DataFrame(rows, columns=["paper", "headline claim", "our runs", "executed"]))
-
-
-def _reference(key: str) -> str:
+def reference(key: str) -> str:
     """Authors, title, venue and DOI of a paper from CITATION.cff, else its short title."""
     paper = papers()[key]
     for entry in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
@@ -299,76 +352,3 @@ def _reference(key: str) -> str:
             told = [paper.TITLE.split(":")[0], f"*{entry['title']}*", venue, doi]
             return ", ".join(filter(None, told))
     return paper.TITLE
-
-
-def _verdict(headline: Headline, runs: list[dict[str, Any]]) -> str:
-    found = [one["says"] for one in evidence(headline, runs)]
-    if len(found) < 2:
-        return found[0] if found else "not run yet"
-    words = [w for w in ("confirmed", "refuted", "undecided") if w in found]
-    told = ", ".join(f"{word} in {found.count(word)}" for word in words)
-    return f"{told} of {len(found)} settings"
-
-
-def notebook_rows(runs: list[dict[str, Any]]) -> str:
-    """One row per notebook that answers a question of its own; the scoreboard's counts below."""
-    from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
-
-    board, rows = compare(real_results(runs)), []
-    by_notebook = {h.notebook: h for found in headlines().values() for h in found if h.primary}
-    checks = audit()["verdict"].value_counts()
-    odd = ", ".join(f"{checks.get(k, 0)} {k}" for k in ("inconsistent", "implausible"))
-    row = counts(board).groupby("kind").sum().reindex(["re-tabulated"], fill_value=0).iloc[0]
-    same = f"{row['reproduced']} of {row.sum()} counts and correlations reproduced"
-    said = {"00": f"{checks.sum()} checks: {odd}", "01": same}
-    for stem in notebook_stems():
-        if stem == "07_scoreboard":
-            continue
-        title, question = notebook_head(stem)
-        links = [_executed(run) for run in runs if run["stem"] == stem]
-        text = said.get(stem[:2]) or _numbers(by_notebook.get(stem), runs)
-        if stem not in by_notebook and stem[:2] not in said and links:
-            text = "in the executed notebook"
-        rows.append([f"[{title}](notebooks/{stem}.ipynb)", question, text, ", ".join(links)])
-    table = markdown(pd.DataFrame(rows, columns=["notebook", "question", "so far", "executed"]))
-    return f"{table}\n\n[Scoreboard](notebooks/07_scoreboard.ipynb): {compared_by_kind(board)}"
-
-
-def _numbers(headline: Headline | None, runs: list[dict[str, Any]]) -> str:
-    found = evidence(headline, runs) if headline else []
-    if not found:
-        return "no run on real data yet"
-    compare, n = headline.compare, sorted({one["n_runs"] for one in found})
-    values = "; ".join(_signed(r["value"], r["ci_low"], r["ci_high"]) for r in found[:2])
-    more = f" and {len(found) - 2} more" * (len(found) > 2)
-    counted = f"{n[0]} to {n[-1]}" if len(n) > 1 else f"{n[0]}"
-    versus = f" minus {compare['baseline']}" if "baseline" in compare else ""
-    said = f"{compare['metric']}, {compare['method']}{versus}: {values}{more}"
-    return f"{said}; {counted} run{'s' * (n[-1] > 1)}"
-
-
-def _executed(run: dict[str, Any]) -> str:
-    place = f"figures/{run['stem']}/{run['profile']}"
-    notebook = f"{place}/{run['stem']}.ipynb"
-    return f"[{run['profile']}]({notebook if (ROOT / notebook).is_file() else place})"
-
-
-def _badges() -> str:
-    """Links that need public addresses; nothing where pyproject.toml names none."""
-    found = {"pages": "the site", "repository": "the repository"}
-    return " · ".join(f"[{text}]({address(name)})" for name, text in found.items() if address(name))
-
-
-def update_readme(path: Path = ROOT / "README.md") -> bool:
-    """Put the current rows between the README's markers; returns whether anything changed."""
-    old = text = path.read_text(encoding="utf-8")
-    runs = find_runs(ROOT / "figures")
-    parts = {"papers": paper_rows(runs), "notebooks": notebook_rows(runs)}
-    for part, rows in (parts | {"speed": speed_line(), "badges": _badges()}).items():
-        start, end = f"<!-- {part}: start -->", f"<!-- {part}: end -->"
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(f"{path.name} must hold {start} and {end} once each")
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{rows}\n{end}{rest.split(end)[1]}"
-    path.write_text(text, encoding="utf-8")
-    return text != old

@@ -28,7 +28,6 @@ from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverag
 from iqa_utils.workshop.notebooks import notebook_head, notebook_stems
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
-from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import ROOT, find_runs
 from iqa_utils.workshop.tables import write_csv
 
@@ -91,6 +90,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         "compared": paper_pages.compared_by_kind(board),
         "verdicts": paper_pages.markdown(counts(board).reset_index()),
         "board": _board(board),
+        "cases": cases_table(),
         "headlines": paper_pages.headline_table(runs),
         "layers": paper_pages.layer_table(runs),
         "waiting": paper_pages.markdown(waiting),
@@ -104,10 +104,9 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         part = board[board["paper"] == key]
         write_csv(part, source / "tables" / f"{key}.csv")
         text = paper_pages.paper_page(key, runs, board)
-        board_link = f'<a href="../scoreboard.html#{key}">scoreboard</a>'
-        links = f"All {len(part)} printed numbers: {board_link}, [CSV](../tables/{key}.csv)."
         head, rest = text.split("\n\n## ", 1)
-        page = [head, links, _runs_of(key, names), f"## {rest}"]
+        page = [head, _links_of(key, part), _runs_of(key, names), f"## {rest}"]
+        page += _settings_of(key, names)
         _write(source / "papers" / f"{key}.md", "\n\n".join(page))
     for name, run in names.items():
         _write_run(source / "notebooks", name, run, names)
@@ -143,7 +142,10 @@ def _compared(record: dict[str, Any]) -> list[list[str]]:
     for name, ratio in record["ratios"].items():
         met = "yes" if equal and ratio >= (goal or 0) else "**no**"
         least = f"{goal:.3g}x" if goal else "equal results"
-        row = [record["title"], naive, told.get(name, name), f"{ratio:.3g}x", least, met]
+        ours = told.get(name, name)
+        if name in legs and "scoring" in record["title"]:  # seconds of one image
+            ours += f", {1 / legs[name]['median']:.3g} images/s"
+        row = [record["title"], naive, ours, f"{ratio:.3g}x", least, met]
         rows.append([*row, difference])
     return rows
 
@@ -153,13 +155,44 @@ def _limited(record: dict[str, Any]) -> list[list[str]]:
     found, allowed = record["gate"]["difference"], record["gate"]["allowed"]
     naive = f"{record['naive']:.3g}" if "naive" in record else ""
     ratio = "".join(f"{ratio:.3g}x" for ratio in record["ratios"].values())
-    met = "yes" if found <= allowed else "**no**"
-    return [[record["title"], naive, f"{found:.3g}", ratio, f"at most {allowed:g}", met, ""]]
+    met, ours = "yes" if found <= allowed else "**no**", f"{found:.3g}"
+    peaks = [f"{peak:.0f} MB for {n} images" for n, peak in record.get("megabytes", {}).items()]
+    ours += f" ({', '.join(peaks)})" * bool(peaks)
+    return [[record["title"], naive, ours, ratio, f"at most {allowed:g}", met, ""]]
 
 
 def _time(seconds: float) -> str:
     unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
     return f"{seconds / size:.3g} {unit}"
+
+
+def _links_of(key: str, part: pd.DataFrame) -> str:
+    """Lead to a paper's numbers; ``part`` has two rows of what two kinds of result answer."""
+    board = f'<a href="../scoreboard.html#{key}">scoreboard</a>'
+    return f"All {part.index.nunique()} printed numbers: {board}, [CSV](../tables/{key}.csv)."
+
+
+def _settings_of(key: str, names: dict[str, dict[str, Any]]) -> list[str]:
+    """Quote a paper's settings beside ours: one table per published run that differs."""
+    own = [one for one in names.values() if one["stem"] in papers()[key].NOTEBOOKS]
+    tables = {run["stem"][:2] + ", " + _run_label(run): run for run in own if _is_published(run)}
+    found = {name: paper_pages.settings_table(run) for name, run in tables.items()}
+    told = [f"### Notebook {name}\n\n{table}" for name, table in found.items() if table]
+    return ["## Settings side by side", *told] if told else []
+
+
+def cases_table(path: Path = ROOT / "tests" / "verdict_cases.csv") -> str:
+    """Write the made-up results that the rule of verdicts is tested with."""
+    if not path.is_file():
+        return "The cases lie with the tests of the repository, which are not here."
+    cases = pd.read_csv(path, dtype=str, keep_default_na=False)
+    place = cases["table"] + ", " + cases["method"] + ", " + cases["metric"]
+    fields = cases[["network", "weights", "recipe", "protocol"]].to_numpy()
+    ours = [", ".join(filter(None, row)) for row in fields]
+    runs = cases["n_runs"] + " (" + cases["kind"].replace("", "no kind said") + ")"
+    table = {"verdict": cases["verdict"], "case": cases["case"], "paper": cases["paper"]}
+    table |= {"row": place, "our value": cases["value"], "runs": runs, "what ours is": ours}
+    return paper_pages.markdown(pd.DataFrame(table | {"reason": cases["reason"]}))
 
 
 def _runs_of(key: str, names: dict[str, dict[str, Any]]) -> str:
@@ -229,7 +262,8 @@ def _page_name(run: dict[str, Any]) -> str:
 
 def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, Any]) -> None:
     """Write the page of a run: its executed notebook where there is one, else its figures."""
-    told = [_provenance(run["folder"])]
+    told, settings = [_provenance(run["folder"])], paper_pages.settings_table(run)
+    settings = f"\n\nWhere its settings differ from the paper's:\n\n{settings}" if settings else ""
     if run["results"]:
         write_csv(pd.DataFrame(run["results"]), folder / f"{name}.csv")
         told.append(f"Results: [CSV]({name}.csv).")
@@ -240,11 +274,11 @@ def _write_run(folder: Path, name: str, run: dict[str, Any], names: dict[str, An
         for cell in content.cells:
             if cell.cell_type == "markdown":
                 cell.source = _relink(cell.source, Path("notebooks"), name, names)
-        content.cells.insert(1, nbformat.v4.new_markdown_cell(" ".join(told)))
+        content.cells.insert(1, nbformat.v4.new_markdown_cell(" ".join(told) + settings))
         nbformat.write(content, folder / f"{name}.ipynb")
         return
     figures = sorted([*run["folder"].glob("*.png"), *run["folder"].glob("figures/*.png")])
-    lines = [f"# {notebook_head(run['stem'])[0]}", "", " ".join(told), ""]
+    lines = [f"# {notebook_head(run['stem'])[0]}", "", " ".join(told) + settings, ""]
     for figure in figures:
         shutil.copy(figure, folder / f"{name}-{figure.name}")
         lines += [f"## {figure.stem.replace('_', ' ')}", "", f"![]({name}-{figure.name})", ""]
@@ -259,17 +293,8 @@ def _provenance(folder: Path) -> str:
     data = ", ".join(seen["data"]) or "no data set"
     seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
-    changed = "has not changed" if is_current(without_other_papers(seen)) else "has changed"
+    changed = "has changed" if paper_pages.has_changed(folder) else "has not changed"
     return f"{told}; the code that it used {changed} since."
-
-
-def without_other_papers(seen: dict[str, Any]) -> dict[str, Any]:
-    """Drop from the files of a paper's run those that hold only what other papers say."""
-    files = {f"iqa_utils/workshop/papers/{key}.py": module for key, module in papers().items()}
-    own = {name for name, module in files.items() if seen.get("stem") in module.NOTEBOOKS}
-    others = set(files) - own if own else set()
-    kept = {k: v for k, v in (seen.get("files") or {}).items() if k not in others}
-    return {**seen, "files": kept}
 
 
 def write_index() -> Path:

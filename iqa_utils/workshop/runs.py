@@ -2,8 +2,9 @@
 
 A notebook starts with :func:`start_run` and ends with :meth:`Run.finish`, which writes
 ``metrics.json`` last: its presence is what "finished" means. Until then a run works in a hidden
-folder beside the final one, so that a rerun replaces the earlier results in one rename and a killed
-run finds its checkpoints again; nothing else of a killed run enters the next one.
+folder beside the final one, so that a rerun replaces the earlier results at its end and a killed
+run finds its checkpoints again; nothing else of a killed run enters the next one. A kill between
+the two renames at the end hides the earlier results until runs are next started or listed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from iqa_utils.files import atomic_write, read_mapping, sweep, sync_folder, write_json
+from iqa_utils.files import (
+    atomic_write,
+    hash_file,
+    read_mapping,
+    replace_folder,
+    restore_folder,
+    sweep,
+    write_json,
+)
 from iqa_utils.workshop import ROOT, need_checkout, provenance
 
 if TYPE_CHECKING:
@@ -135,6 +144,7 @@ class Run:
         self.weights: dict[str, dict[str, str]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
         self.described: dict[str, Any] = {"protocol": {}}
+        restore_folder(self.final_dir.with_name(f".{self.final_dir.name}.old"))
         self._lock = _claim(self.final_dir)
         self._earlier = _reopen(self.dir, parameters)
         self.checkpoints_dir.mkdir(exist_ok=True)
@@ -176,12 +186,18 @@ class Run:
         """Note in the provenance the key of the decoded images that were used."""
         self.pixels[name] = key
 
-    def use_weights(self, name: str, network: nn.Module) -> None:
-        """Note in the provenance where the weights of a network came from, and their hash."""
-        from iqa_utils.backbones import weights_hash
+    def use_weights(self, name: str, network: nn.Module, file: Path | None = None) -> None:
+        """Note in the provenance the weights of a network; PRETRAINED tells a file not given."""
+        from iqa_utils.backbones import SHIPPED_FILE, weights_hash
 
-        file = Path(self.parameters["PRETRAINED"]).name
-        self.weights[name] = {"source": file, "digest": weights_hash(network)}
+        given = Path(self.pretrained)
+        word = "openai" if "clip" in name else "imagenet"
+        inside = [given / f"{name}-{word}{ending}" for ending in (".safetensors", ".pth")]
+        words = {"random": [], "hub": [], "shipped": [SHIPPED_FILE]}
+        files = [file] if file else words.get(self.pretrained, [given, *inside])
+        found = next((path for path in files if path.is_file()), None)
+        seen = {"file": found.name, "sha256": hash_file(found)} if found else {}
+        self.weights[name] = {"source": given.name, "digest": weights_hash(network), **seen}
 
     def save_figure(
         self, figure: Figure, name: str, title: str = "", *, photographs: bool = False
@@ -324,6 +340,8 @@ def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
     found = []
     for root in roots or (ROOT / "runs", ROOT / "figures"):
         for path in sorted(root.rglob("metrics.json")):
+            if path.parent.match(".*.old"):
+                path = restore_folder(path.parent) / path.name
             if any(part.startswith(".") for part in path.relative_to(root).parts):
                 continue
             try:
@@ -337,17 +355,6 @@ def find_runs(*roots: Path, rehearsal: bool = False) -> list[dict[str, Any]]:
             except (ValueError, OSError) as error:  # one broken file stops nobody
                 warnings.warn(f"a run is left out: {error}", stacklevel=2)
     return [run for run in found if (run["profile"] == "rehearsal") == rehearsal]
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Put a folder in the place of another, which a reader sees until then."""
-    aside = old.with_name(f".{old.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    sync_folder(old.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _claim(folder: Path) -> FileLock:
@@ -375,17 +382,17 @@ def _reopen(folder: Path, parameters: Mapping[str, Any]) -> dict[str, float]:
     parameters = json.loads(json.dumps(portable(parameters)))  # as the note has them
     note, earlier = folder / _ATTEMPTS, {"killed": 0, "seconds": 0.0}
     if note.is_file():
-        left = max(path.stat().st_mtime for path in folder.rglob("*"))
+        left = max(path.lstat().st_mtime for path in folder.rglob("*"))
         try:
             seen = read_mapping(note)
-        except ValueError:  # killed while it was noted
-            seen = {"parameters": parameters, **earlier, "started": left}
-        if seen.get("parameters") == parameters:
             seconds = seen["seconds"] + max(0.0, left - seen["started"])
-            earlier = {"killed": seen["killed"] + 1, "seconds": seconds}
+            found = {"killed": seen["killed"] + 1, "seconds": seconds}
+            earlier = found if seen["parameters"] == parameters else earlier
+        except (ValueError, KeyError, TypeError):  # killed while it was noted
+            earlier = {"killed": 1, "seconds": 0.0}
     kept = re.compile("checkpoints|[0-9a-f]{12}")
     for path in [*folder.iterdir(), *(folder / "checkpoints").glob("*")]:
-        if path.is_file():
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
         elif not kept.fullmatch(path.name):
             shutil.rmtree(path)

@@ -5,14 +5,13 @@ Results are a CSV and a contact sheet, best first. A bad file stops no other. Mo
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
-import io
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +24,19 @@ from tqdm import tqdm
 
 from iqa_utils import natural_scenes
 from iqa_utils.backbones import SHIPPED_FILE
-from iqa_utils.decoding import find_images, read_image
+from iqa_utils.decoding import read_image
 from iqa_utils.files import atomic_write
+from iqa_utils.image_files import find_images
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
+from iqa_utils.workshop.contact_sheet import plain, write_contact_sheet
 from iqa_utils.workshop.tables import write_csv
 
 METHODS = ("model", "niqe", "brisque")
 SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
-THUMBNAIL = 220  # px, longest side
+MOST_PIXELS = 4_000_000  # of an image that a model gets: its memory grows with them
 FREE_SIDE = 256  # px, of the images that a model of any size is exported and checked with
+CHECKED = 6  # images that an export is checked with: half noise, half smooth as photographs are
 TOLERANCE = 1e-4  # of an export, of the range of the checked scores, or of 1
 COLUMNS = ["image", "score", "percentile", "warning", "error"]
 Row = tuple[float, float, str, str]  # score, percentile, warning, error
@@ -70,20 +72,65 @@ def open_method(method: str, checkpoint: str | Path | None, device: str | None, 
 
         return Rater(key, scale, lower, note, prepare, lambda one: [(*s, np.nan, "") for s in one])
     checkpoint = checkpoint or SHIPPED_FILE
-    scorer = Scorer.load(checkpoint)
+    with _naming(checkpoint):
+        scorer, note = _load(checkpoint), describe_model(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if hasattr(scorer.model, "fold"):
         scorer.model.fold()
     scorer.model.to(device).eval()
 
+    def fit(image: Image.Image) -> np.ndarray:
+        height, width = scorer.fit.target(image.height, image.width)
+        if scorer.fit.resamples and height * width > MOST_PIXELS:
+            found = f"{image.width}x{image.height} becomes {width}x{height} for the model"
+            raise ValueError(f"{found}, more than {MOST_PIXELS / 1e6:g} million pixels; crop it")
+        return scorer.fit.apply(image)
+
     def rate(images: np.ndarray) -> list[tuple[float, float, str]]:
         looked = scorer.look(torch.from_numpy(images).permute(0, 3, 1, 2), device=device)
+        if not np.isfinite(looked[0]).all():
+            raise ValueError(f"model {Path(checkpoint).name} gives scores that are not finite")
         far = "unlike the training photographs"
         return [(s, scorer.percentile(s), far * odd) for s, odd in zip(*looked, strict=True)]
 
-    note = f"{describe_model(checkpoint)} Scale: {scorer.scale}."
+    note += f" Scale: {scorer.scale}."
+    if len(scorer.percentiles):
+        note += " Percentile: among its predictions for the training photographs."
     at_once = 1 if device == "cpu" else most
-    return Rater(scorer.hash, scorer.scale, False, note, scorer.fit.apply, rate, at_once)
+    return Rater(scorer.hash, scorer.scale, False, note, fit, rate, at_once)
+
+
+@contextmanager
+def _naming(checkpoint: str | Path) -> Iterator[None]:
+    """Turn what a header of another form runs into into one sentence that names the file."""
+    name = Path(checkpoint).name
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        if isinstance(error, ValueError) and name in str(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"model {name}: its header is not of the form expected ({told})"
+        ) from error
+
+
+def _load(checkpoint: str | Path) -> Scorer:
+    """Open a model file whose numbers can give scores."""
+    scorer = Scorer.load(checkpoint)
+    for key, length in {"mean": 3, "std": 3, "gain": 1, "offset": 1}.items():
+        found = np.asarray(getattr(scorer, key))
+        good = found.dtype.kind in "iuf" and found.size == length and np.isfinite(found).all()
+        if not good or (key == "std" and found.min() <= 0):
+            raise ValueError(f"{key} is {getattr(scorer, key)!r}")
+    known = np.asarray(scorer.percentiles)
+    if known.size and (known.dtype.kind not in "iuf" or known.ndim != 1):
+        raise ValueError("percentiles are not numbers")
+    if scorer.far is not None and not hasattr(scorer.model, "with_distance"):
+        raise ValueError(f"far is {scorer.far!r}, and its network tells no distances")
+    if scorer.far is not None and not isinstance(scorer.far, int | float):
+        raise ValueError(f"far is {scorer.far!r}")
+    return scorer
 
 
 def score_images(
@@ -110,9 +157,14 @@ def score_images(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
     rater, found = open_method(method, checkpoint, device, batch_size), find_images(paths)
-    files = [path for path, reason in found.items() if not reason]
     known = _read_partial(Path(partial), rater.hash) if partial else {}
-    stamps = {path: _stamp(path) for path in files}
+    stamps = {}
+    for path in [path for path, reason in found.items() if not reason]:
+        try:
+            stamps[path] = _stamp(path)
+        except OSError as error:  # it has just gone, or its path is too long for the system
+            found[path] = f"cannot be read ({error.strerror})"
+    files = list(stamps)
     done: dict[Path, Row] = {p: known[stamps[p]] for p in files if stamps[p] in known}
     todo = [path for path in files if path not in done]
     quiet = None if progress else True
@@ -126,7 +178,9 @@ def score_images(
             done |= rows
             bar.update(len(part))
     done |= {path: (np.nan, np.nan, "", why) for path, why in found.items() if why}
-    table = pd.DataFrame([(str(path), *done[path]) for path in found], columns=COLUMNS)
+    rows = [(str(path), *done[path]) for path in found]
+    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)  # names need not be UTF-8
+    table = table.astype({"score": float, "percentile": float})
     table.attrs = {"scale": rater.scale, "note": rater.note, "ascending": rater.lower_is_better}
     return table
 
@@ -192,11 +246,23 @@ def _read_partial(path: Path, key: str) -> dict[str, Row]:
     """Read what one method has scored; drop the half line that a kill may have left at the end."""
     if not path.is_file():
         return {}
-    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, newline, rest = path.read_bytes().rpartition(b"\n")
     if rest:
-        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {stamp: tuple(row) for known, stamp, *row in rows if known == key}
+        path.write_bytes(whole + newline)
+    rows, n_bad = {}, 0
+    for line in whole.split(b"\n") if whole else []:
+        try:
+            known, stamp, score, percentile, warning, error = json.loads(line.decode("utf-8"))
+            if not (isinstance(warning, str) and isinstance(error, str)):
+                raise ValueError("no text")
+            if known == key:
+                rows[stamp] = float(score), float(percentile), warning, error
+        except (ValueError, TypeError, RecursionError):
+            n_bad += 1
+    if n_bad:
+        told = f"{path}: {n_bad} damaged lines are left out, their images are scored again"
+        print(told, file=sys.stderr, flush=True)
+    return rows
 
 
 def describe_model(checkpoint: str | Path) -> str:
@@ -204,9 +270,11 @@ def describe_model(checkpoint: str | Path) -> str:
     metadata = read_metadata(checkpoint)
     seen, told = metadata["scores_seen"], metadata["training_data"]
     seen = seen if isinstance(seen, str) else "; ".join(seen)
-    text = f"Scores by {metadata['architecture']['name']}, trained on {told['dataset']} ({seen})."
+    is_shipped = Path(checkpoint) == SHIPPED_FILE
+    model = "the shipped model" if is_shipped else metadata["architecture"]["name"]
+    text = f"Scores by {model}, trained on {told['dataset']} ({seen})."
     warning = " These images are synthetic: the numbers say nothing about quality."
-    return text + warning * told["demo"]
+    return plain(text + warning * told["demo"])
 
 
 def score_to_files(
@@ -215,35 +283,26 @@ def score_to_files(
     """Score image files into ``OUT.csv`` and the contact sheet ``OUT.html``, both best first.
 
     Until all are scored, what is done lies in ``OUT.csv.partial``, where a killed run goes on.
-    Options are those of :func:`score_images`. Returns the table, bad files at its end, and what
-    the scores are.
+    Options are those of :func:`score_images`. Returns the table, bad files at its end and names
+    as :func:`plain` writes them, and what the scores are.
     """
-    table = Path(f"{out}.csv")
+    table, sheet = Path(f"{out}.csv"), Path(f"{out}.html")
     if not table.parent.is_dir():
         raise FileNotFoundError(f"folder for the scores: nothing at {table.parent}")
-    if table.is_dir():
-        raise ValueError(f"file for the scores: {table} is a folder")
+    for file in (table, sheet):
+        if file.is_dir():
+            raise ValueError(f"file for the scores: {file} is a folder")
     partial = Path(f"{table}.partial")
     scores = score_images(paths, checkpoint, partial=partial, **options)
     scale, note, ascending = (scores.attrs[key] for key in ("scale", "note", "ascending"))
     scores = scores.sort_values("score", ascending=ascending, kind="stable", ignore_index=True)
+    texts = {column: scores[column].map(plain).astype(object) for column in ("image", "error")}
+    told = scores.assign(**texts)
     with atomic_write(table) as temporary:
-        write_csv(scores.assign(scale=scale), temporary)
-    write_contact_sheet(scores, Path(f"{out}.html"), note=note)
+        write_csv(told.assign(scale=scale), temporary)
+    write_contact_sheet(scores, sheet, note=note)
     partial.unlink(missing_ok=True)
-    return scores, note
-
-
-def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
-    """Write one HTML file with every image in order, bad files at the end, below a note."""
-    good, bad = scores[scores["error"] == ""], scores[scores["error"] != ""]
-    named = zip(bad["image"].map(html.escape), bad["error"].map(html.escape), strict=True)
-    listed = "".join(f"<li><code>{image}</code> {error}</li>" for image, error in named)
-    head, foot = _PAGE.format(n=len(good), note=html.escape(note)).split("CARDS")
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(head)
-        file.writelines(_card(row) for row in good.itertuples())
-        file.write(f"{foot}<h2>Not scored</h2><ul>{listed}</ul>" if listed else foot)
+    return told, note
 
 
 def text_table(scores: pd.DataFrame, *, most: int = 40) -> str:
@@ -253,23 +312,11 @@ def text_table(scores: pd.DataFrame, *, most: int = 40) -> str:
     for row in good.itertuples():
         share = "" if np.isnan(row.percentile) else f"{row.percentile:4.0f} %"
         warning = f"  ({row.warning})" if row.warning else ""
-        rows.append(f"{row.score:6.1f}  {share:6}  {row.image}{warning}")
+        rows.append(f"{row.score:6.1f}  {share:6}  {plain(row.image)}{warning}")
     if len(rows) > most:
         left = f"   ... {len(rows) - most} more in the file"
         rows = [*rows[: most // 2], left, *rows[-(most // 2) :]]
     return "\n".join([" score  pctile  image", *rows])
-
-
-def _card(row: Any) -> str:
-    picture = read_image(Path(row.image))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    label, name, warning = map(html.escape, (row.image, Path(row.image).name, row.warning))
-    caption = f"<figcaption><b>{row.score:.1f}</b> {name} {warning}</figcaption>"
-    picture = f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
-    return f"<figure>{picture}{caption}</figure>\n"
 
 
 class _Scores(nn.Module):
@@ -289,14 +336,15 @@ class _Scores(nn.Module):
 def export_onnx(model: str | Path, out: str | Path) -> float:
     """Write a model file as ONNX with the input ``images`` and the output ``scores``.
 
-    Images are RGB in [0, 1], float32, already of the model's size; batches may be of any size. The
-    file is kept only where ONNX Runtime gives the same scores of random images as PyTorch; returns
-    the largest difference found.
+    Images are RGB in [0, 1], float32, of the one size that is printed; batches may be of any size.
+    The file is kept only where ONNX Runtime gives the same scores of noise and of smooth images as
+    PyTorch; returns the largest difference found.
     """
     import onnxruntime
     import onnxscript  # noqa: F401 - PyTorch's exporter needs it
 
-    scorer = Scorer.load(model)
+    with _naming(model):
+        scorer = _load(model)
     size = scorer.fit.target(FREE_SIDE, FREE_SIDE) if scorer.fit.resamples else [FREE_SIDE] * 2
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.random((2, 3, *size), dtype=np.float32))
@@ -307,28 +355,15 @@ def export_onnx(model: str | Path, out: str | Path) -> float:
         how |= {"input_names": ["images"], "output_names": ["scores"]}
         torch.onnx.export(network, (images,), partial, **how)
         session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
-        checked = torch.from_numpy(rng.random((5, 3, *size), dtype=np.float32))
+        checked = torch.from_numpy(rng.random((CHECKED, 3, *size), dtype=np.float32))
+        coarse = torch.from_numpy(rng.random((CHECKED // 2, 3, 5, 5), dtype=np.float32))
+        checked[: CHECKED // 2] = nn.functional.interpolate(coarse, tuple(size), mode="bilinear")
         [theirs] = session.run(None, {"images": checked.numpy()})
         with torch.inference_mode():
             ours = network(checked).numpy()
         difference = float(np.abs(theirs - ours).max())
         if not difference <= TOLERANCE * max(1.0, float(np.abs(ours).max())):
             raise ValueError(f"{out}: scores of ONNX Runtime differ by {difference:.3g}; not kept")
+    taken = "any number of RGB images in [0, 1]"
+    print(f"{out} takes {taken} of {size[0]} rows and {size[1]} columns, no other size")
     return difference
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Scored images</title>
-<style>
- body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px }}
- body {{ padding: 0 1rem }}
- main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 1rem }}
- figure {{ margin: 0 }} img {{ width: 100%; height: 150px; object-fit: contain; background: #eee }}
- figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
-</style>
-<h1>{n} images, best first</h1>
-<p>{note}</p>
-<main>
-CARDS</main>
-"""

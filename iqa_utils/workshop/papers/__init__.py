@@ -1,4 +1,4 @@
-"""One file a paper, found by its name: what only that paper knows.
+"""One file per paper, found by its name: what only that paper knows.
 
 A module here has KEY, TITLE, DOI, NOTEBOOKS, LEDGER (number and digest of its rows in
 ``data/claims.csv``), ANSWERS, EASY and DIFFICULT, ``checks(rows)``, which recomputes what no other
@@ -10,7 +10,7 @@ the ledger: ``headlines.yaml``, ``coverage.csv``, ``repeats.csv``, ``audit_facts
 """
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -25,7 +25,8 @@ class Answer(NamedTuple):
     """What a result must be to answer rows of a table: for each kind, field by field."""
 
     table: str
-    kinds: Mapping[str, Mapping[str, Any]]  # kind to needs; a tuple allows any of its values
+    # kind to needs; a tuple allows any of its values, one of protocols any of them as a whole
+    kinds: Mapping[str, Mapping[str, Any]]
     methods: tuple[str, ...] = ("",)  # beginnings of the ledger's methods
     metrics: tuple[str, ...] = ("",)  # beginnings of the ledger's metrics
 
@@ -36,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """What a reader takes home from a paper, and the one result that would confirm or refute it.
+    """A main claim of a paper, and the one result that would confirm or refute it.
 
     It is confirmed where the whole 95 % interval lies beyond ``margin`` on the side of ``expect``,
     refuted where it lies on the other side. ``compare`` names fields of the result; a list allows
@@ -45,10 +46,13 @@ class Headline(NamedTuple):
 
     claim: str
     notebook: str
-    compare: Mapping[str, str | list[str]]
+    compare: Mapping[str, str | int | list[str]]
     expect: Literal["higher", "lower"]
     margin: float = 0.0
     primary: bool = False
+    short: str = ""  # this and the next two are for the README
+    numbers: bool = False
+    price: Sequence[str] = ()  # other metrics of the same comparison
 
     def says(self, low: float, high: float) -> str:
         """Judge an interval."""

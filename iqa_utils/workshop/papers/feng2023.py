@@ -1,6 +1,6 @@
 """Feng and others: one regressor and monotonic transformers for six mixed data sets.
 
-The authors released score files: ten MATLAB files, one a split, hold for the test images of six
+The authors released score files: ten MATLAB files, one per split, hold for the test images of six
 data sets the human score, the output of the shared regressor and that of the set's own monotone
 transformer. No image names are in them. Here they are read, and Table 1 is computed again.
 """
@@ -22,7 +22,7 @@ KEY = "feng2023"
 TITLE = "Feng et al. 2023: one regressor, monotonic transformers"
 DOI = "10.1049/ell2.12698"
 NOTEBOOKS = ("03_mixed_datasets",)
-LEDGER = (142, "9410703bf0b37e0b")
+LEDGER = (142, "a3559f251a14871a")
 DATA = {"weighted": {"live", "csiq", "kadid10k", "bid", "livec", "koniq10k"}}
 METRICS = {"PLCC": ("PLCC logistic", "PLCC")}  # after a five-parameter logistic map
 PROPOSED = "Proposed (All databases)"

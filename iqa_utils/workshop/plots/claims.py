@@ -108,9 +108,9 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
     axes.scatter(measured["SRCC"], measured["KRCC"], label=label, **dots)
     rows = table[table["kind"] == "Kendall against Spearman"]
     rows = rows.assign(x=np.interp(rows["recomputed"], curve, line))  # the curve is increasing
-    good = rows["verdict"] == "consistent"
+    good, named = rows["verdict"] == "consistent", " and ".join(rows["paper"].unique())
     agree, odd = rows[good], rows[~good].sort_values("printed", ascending=False)
-    _mark(axes, agree["x"], agree["printed"], QUIET, f"ahmed2020, agrees ({len(agree)})")
+    _mark(axes, agree["x"], agree["printed"], QUIET, f"{named}, agrees ({len(agree)})")
     _mark(axes, odd["x"], odd["printed"], STYLES["implausible"], f"far above ({len(odd)})")
     leader = {"arrowstyle": "-", "color": "0.6", "relpos": (1, 0.5)}  # from where a label ends
     style = {"size": 8, "ha": "right", "va": "center", "arrowprops": leader}

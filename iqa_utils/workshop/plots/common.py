@@ -21,7 +21,42 @@ from pandas.io.formats.style import Styler
 
 from iqa_utils.datasets import DATASETS
 
-WORDS = {"as_written": "as written", "sqrt_inv": "square root of the inverse", "niqe": "NIQE"}
+NETWORK_TITLES = {
+    "alexnet": "AlexNet",
+    "densenet201": "DenseNet201",
+    "googlenet": "GoogLeNet",
+    "inception_resnet_v2": "Inception-ResNet-v2",
+    "inception_v3": "Inception v3",
+    "legacy_senet154": "SENet154",
+    "legacy_xception": "Xception",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenetv2_100": "MobileNetV2",
+    "nasnetalarge": "NASNet-Large",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnet152": "ResNet-152",
+    "shufflenet": "ShuffleNet v2",
+    "squeezenet": "SqueezeNet 1.1",
+    "squeezenet1_0": "SqueezeNet 1.0",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "vgg16": "VGG16",
+    "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
+    "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
+    "xception": "Xception",
+}
+WORDS = {
+    "as_written": "as written",
+    "class_token": "class token",
+    "dual": "dual network",
+    "koncept": "KonCept512",
+    "niqe": "NIQE",
+    "none": "no sampling",
+    "released_agedb": "as released, AgeDB",
+    "released_stsb": "as released, STS-B",
+    "sqrt_inv": "square root of the inverse",
+}
+LOSSES = {"eq4": "printed loss", "nin": "cited loss", "l1": "released loss"}  # of notebook 03
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X<>hd"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -46,17 +81,36 @@ def text_table(table: pd.DataFrame) -> Styler:
 
 
 def plain_name(key: object) -> str:
-    """Name a data set by its title and any other key by its words."""
-    text = re.sub(r"\bss0(?=\d)", "subset ", str(key))
-    text = re.sub(r"\bmethod(?=\d)", "method ", text)
+    """Name data sets and networks by their titles and other keys by words.
+
+    Names that are joined by commas are named one by one.
+    """
+    if ", " in str(key):
+        return ", ".join(map(plain_name, str(key).split(", ")))
+    text = re.sub(r"\bss0(?=\d)", "subset ", str(key)).replace("(x)", "(unchanged)")
+    text = re.sub(r"\b(method|block_)(?=\d)", lambda word: f"{word[0].rstrip('_')} ", text)
     if text.startswith("single:"):
         return f"single: {plain_name(text.removeprefix('single:'))}"
-    return DATASETS[text].title if text in DATASETS else WORDS.get(text, text)
+    family, _, loss = text.partition(" ")
+    if loss in LOSSES:
+        return f"{family}, {LOSSES[loss]}"
+    if text in DATASETS:
+        return DATASETS[text].title
+    return NETWORK_TITLES.get(text, WORDS.get(text, text))
+
+
+class PlainLocator(LogLocator):
+    """Place ticks at 1, 2 and 5 of each decade, or at 1 alone over more than two decades."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """Return the places of the ticks between two values."""
+        self.set_params(subs=(1,) if vmax > 100 * vmin else (1, 2, 5))
+        return super().tick_values(vmin, vmax)
 
 
 def plain_log(axis: Axis) -> None:
-    """Write the ticks of a logarithmic axis as plain numbers, 1, 2 and 5 of each decade."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Write the ticks of a logarithmic axis as plain numbers."""
+    axis.set_major_locator(PlainLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -129,7 +183,8 @@ def plot_table(axes: Axes, table: pd.DataFrame, texts: object = True, **colours:
 
 def plot_curves(axes: Axes, history: pd.DataFrame, *, y: str, group: str, ylabel: str) -> None:
     """Draw learning curves: mean over runs as a line, their spread as a band."""
-    sns.lineplot(history, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
+    named = history.assign(**{group: history[group].map(plain_name)})
+    sns.lineplot(named, x="epoch", y=y, hue=group, style=group, errorbar="sd", ax=axes)
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_beside(axes)

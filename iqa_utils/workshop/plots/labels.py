@@ -33,7 +33,8 @@ def plot_correlations(axes: Axes, matrix: pd.DataFrame) -> None:
     """Draw a correlation matrix with its numbers at two decimals."""
     colours = {"vmin": -1, "vmax": 1, "cmap": "vlag", "fmt": ".2f", "linewidths": 0.5}
     bar = {"label": "Pearson correlation"}
-    common.plot_table(axes, matrix, square=True, cbar_kws=bar, **colours)
+    texts = matrix.round(2) + 0.0  # -0.00 becomes 0.00
+    common.plot_table(axes, matrix, texts, square=True, cbar_kws=bar, **colours)
     axes.set_title("Which indicators go with MOS, and with each other?")
 
 
@@ -216,6 +217,7 @@ def plot_range_scatter(
 
 def plot_cost(axes: Axes, cost: pd.DataFrame) -> None:
     """Draw ``seconds`` against ``images`` of an epoch, both logarithmic, one line per network."""
+    cost = cost.assign(**{name: cost[name].map(plain_name) for name in ("network", "sampler")})
     style = {"x": "images", "y": "seconds", "hue": "network", "ax": axes}
     sns.lineplot(cost, linewidth=1, errorbar=None, legend=False, **style)
     sns.scatterplot(cost, style="sampler", s=60, **style)
@@ -241,7 +243,7 @@ def plot_differences(
         axes.plot(sure["value"], sure["y"], **style)
         axes.plot([], [], label=metric, **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_xlabel(f"MAE minus that of {baseline} (MOS points)")
+    axes.set_xlabel(f"MAE minus that of {plain_name(baseline)} (MOS points)")
     name_rows(axes, map(plain_name, methods))
     common.legend_beside(axes, title="filled: p < 0.05 after Holm")
 
@@ -250,22 +252,24 @@ def plot_panel(panel: pd.DataFrame) -> Figure:
     """Draw a difference over the learning rate: a picture per metric, a line per kind of head.
 
     ``panel`` has ``form``, ``size``, ``targets``, ``rate``, ``metric``, ``value`` and its interval;
-    marks are filled where that does not touch zero. Settings with a training that died are left
+    marks are filled where that does not touch zero. Settings with a collapsed training are left
     out: ``dead`` counts them.
     """
+    legend = "form, width-blocks-neck, targets"
     metrics, panel = panel["metric"].unique(), panel[panel["dead"] == 0]
     figure, axes = plt.subplots(1, len(metrics), figsize=(5.2 * len(metrics), 4.2), squeeze=False)
     for ax, metric in zip(axes[0], metrics, strict=True):
         groups = panel[panel["metric"] == metric].groupby(["form", "size", "targets"], sort=False)
         for k, (names, rows) in enumerate(groups):
             style = look(k) | {"linestyle": "-" if names[0] == "normalised" else "--"}
-            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=" ".join(names), **style)
+            ax.plot(rows["rate"], rows["value"], fillstyle="none", label=", ".join(names), **style)
             sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
             ax.plot(sure["rate"], sure["value"], linestyle="none", **look(k))
         ax.axhline(0, color="0.4", linewidth=0.8)
         ax.set(xscale="log", xlabel="learning rate", title=metric)
+        plain_log(ax.xaxis)
     axes[0, 0].set_ylabel("LDS minus vanilla (MOS points)")
-    common.legend_beside(axes[0, -1])
+    common.legend_beside(axes[0, -1], title=legend)
     return figure
 
 
@@ -277,7 +281,7 @@ def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str])
     for k, method in enumerate(methods):
         rows = table[table["method"] == method]
         rank = rows["images"].corr(rows["mae"], method="spearman")
-        style = {"alpha": 0.6, "linewidths": 0, "label": f"{method}: {rank:+.2f}"}
+        style = {"alpha": 0.6, "linewidths": 0, "label": f"{plain_name(method)}: {rank:+.2f}"}
         axes.scatter(rows["images"], rows["mae"], s=8 + 3 * rows["n"], **look(k), **style)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100, 200, 500], map(str, ticks))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
@@ -46,10 +46,11 @@ def plot_layers(
             part = part.set_index("layer").reindex(layers[network])
             x = np.arange(len(part)) + 0.14 * (k - (len(names) - 1) / 2)
             axes.vlines(x, part["ci_low"], part["ci_high"], color=look(k)["color"], linewidth=1.4)
-            axes.plot(x, part["value"], markersize=5.5, linewidth=1, label=name, **look(k))
+            style = {"markersize": 5.5, "linewidth": 1, "label": plain_name(name)} | look(k)
+            axes.plot(x, part["value"], **style)
         turned = {"rotation": 35, "ha": "right"} if len(part) <= 8 else {"rotation": 90}
-        axes.set_xticks(range(len(layers[network])), layers[network], **turned)
-        axes.set(title=f"{network}, {regressor}", ylim=limits)
+        axes.set_xticks(range(len(part)), map(plain_name, layers[network]), **turned)
+        axes.set(title=plain_name(f"{network}, {regressor}"), ylim=limits)
         if i % len(regressors) == 0:
             axes.set_ylabel(f"{metric},\ntest set")
         if i >= len(panels) - len(regressors):
@@ -71,7 +72,7 @@ def plot_differences(
     shown = shown.assign(label=shown[list(names)].agg(", ".join, axis=1))
     options = {"label": "label", "group": by, "xlabel": "difference in SRCC, test set"}
     common.plot_about_zero(axes, shown, **options)
-    axes.set_title(title)
+    axes.set_title(plain_name(title))
     half_inch = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis has its label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + half_inch}
     axes.legend(fontsize=8, ncols=3, loc="upper center", **place)
@@ -79,7 +80,7 @@ def plot_differences(
 
 def plot_fine_tuning(left: Axes, right: Axes, history: pd.DataFrame) -> None:
     """Draw the error of training crops and of validation images over the epochs (Fig. 1)."""
-    training = history["network"] + ", " + history["mode"]
+    training = (history["network"] + ", " + history["mode"]).map(plain_name)
     table = history.assign(training=training, train_rmse=np.sqrt(history["train_loss"]))
     for axes, part, images in (
         (left, "train", "training crops"),
@@ -112,16 +113,28 @@ def _gaussian(axes: Axes, values: np.ndarray, **style: object) -> None:
 def plot_noise_search(
     left: Axes, right: Axes, trials: pd.DataFrame, *, likelihood_sd: float, unit: str
 ) -> None:
-    """Draw the search of the noise as Fig. 3 does, and where the likelihood would put it."""
+    """Draw the search of the noise as Fig. 3 does, and where the likelihood would put it.
+
+    Objectives far above the others stand at the upper edge, so that they squeeze nothing.
+    """
     left.step(range(1, len(trials) + 1), trials["best"], where="post", color=PALETTE[0])
     left.set(xlabel="evaluations", ylabel="smallest objective so far", title="search")
-    right.scatter(trials["noise_sd"], trials["loss"], color=PALETTE[0], s=18, label="tried")
     best = trials.loc[trials["loss"].idxmin()]
+    top = best["loss"] + 4 * (trials["loss"].median() - best["loss"])
+    far = trials[trials["loss"] > top]
+    near = trials.drop(far.index)
+    right.scatter(near["noise_sd"], near["loss"], color=PALETTE[0], s=18, label="tried")
+    if len(far):
+        label = f"above this axis, up to {far['loss'].max():.3g}"
+        edge = {"marker": "^", "color": PALETTE[0], "clip_on": False, "zorder": 3}
+        right.scatter(far["noise_sd"], np.full(len(far), top), s=30, label=label, **edge)
+        right.set_ylim(top=top)
     right.plot(best["noise_sd"], best["loss"], "*", color=PALETTE[1], markersize=13, label="best")
     low = trials["noise_sd"].min() / 3
     shown, note = max(likelihood_sd, low), "" if likelihood_sd >= low else " (below this axis)"
     right.axvline(shown, color=PALETTE[2], linestyle="--", label=f"likelihood's choice{note}")
     right.set(xscale="log", xlabel=f"noise SD sigma, {unit}", ylabel="log(1 + cross-validated MSE)")
+    plain_log(right.xaxis)
     right.set_title("objective")
     right.legend(fontsize=8)
 
@@ -188,7 +201,8 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
     chance = 1.96 * np.sqrt(level * (1 - level) / n)
     axes.fill_between(level, level - chance, level + chance, color="0.85", label="chance, 95 %")
     axes.plot([0.4, 1], [0.4, 1], color="0.4", linestyle="--", linewidth=1)
-    axes.plot(level, table["coverage"], "o-", color=PALETTE[0], markersize=5, label=label)
+    style = {"color": PALETTE[0], "markersize": 5, "label": plain_name(label)}
+    axes.plot(level, table["coverage"], "o-", **style)
     axes.set(xlabel="nominal coverage", ylabel="share of test scores inside")
     axes.legend(fontsize=8)
 
@@ -196,13 +210,15 @@ def plot_calibration(axes: Axes, table: pd.DataFrame, *, n: int, label: str) -> 
 def plot_better_than(axes: Axes, table: pd.DataFrame) -> None:
     """Draw a table of "row beats column" (1, 0, -1) as coloured cells with their sign."""
     signs = table.map({1: "+", 0: "·", -1: "−"}.get)
-    common.plot_table(axes, table, signs, fmt="", cmap="PuOr", vmin=-1.6, vmax=1.6, cbar=False)
-    numbers = range(1, len(table) + 1)
+    colours = {"cmap": "PuOr", "vmin": -1.6, "vmax": 1.6, "cbar": False, "square": True}
+    common.plot_table(axes, table, signs, fmt="", **colours)
+    names, numbers = map(plain_name, table.index), range(1, len(table) + 1)
     axes.tick_params(labelsize=8)
     axes.set_xticklabels(numbers, rotation=0, ha="center")
-    axes.set_yticklabels([f"{name}  {k}" for k, name in zip(numbers, table.index, strict=True)])
-    axes.set(xlabel="column: the method of this row", ylabel="")
-    axes.set_title("+ row above column, − below, · no difference", fontweight="normal", fontsize=9)
+    axes.set_yticklabels([f"{name}  {k}" for k, name in zip(numbers, names, strict=True)])
+    meaning = "columns: the methods of these rows\n+ row above column, − below,\n· no difference"
+    axes.set(ylabel="")
+    axes.set_xlabel(meaning, fontsize=9)
 
 
 def plot_visits(axes: Axes, visits: pd.DataFrame) -> None:
@@ -263,7 +279,8 @@ def plot_costs(axes: Axes, table: pd.DataFrame) -> None:
     """Draw GMAC: a row per image size, named by side or data set; a column per network."""
     for k, name in enumerate(table):
         y = np.arange(len(table)) + 0.16 * (k - (len(table.columns) - 1) / 2)
-        axes.plot(table[name], y, linestyle="none", label=name, markersize=5, **look(k))
+        style = {"linestyle": "none", "label": plain_name(name), "markersize": 5} | look(k)
+        axes.plot(table[name], y, **style)
     sets = {name: "" if name.isdigit() else f" ({plain_name(name)})" for name in table.index}
     name_rows(axes, [f"{SIZES[k][1]} x {SIZES[k][0]}{shown}" for k, shown in sets.items()])
     axes.set(xlabel="GMAC per image", xscale="log", ylabel="image, width x height in pixels")
@@ -337,5 +354,4 @@ def plot_rates(axes: Axes, rates: pd.Series) -> None:
     axes.set(xscale="log", xlabel="images per second")
     axes.margins(x=0.2)
     plain_log(axes.xaxis)
-    axes.xaxis.set_major_locator(LogLocator())  # whole decades: 2 and 5 run together
     name_rows(axes, rates.index)
