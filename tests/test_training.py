@@ -184,9 +184,9 @@ def test_only_full_batches_are_compiled_and_the_log_names_the_rest(capsys):
         )
 
 
-def test_a_network_that_dynamo_gives_up_on_is_named_in_the_log(capsys, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 0)
-    train(*make(), epochs=1, compile=True)
+def test_a_network_that_dynamo_gives_up_on_is_named_in_the_log(capsys):
+    with torch._dynamo.config.patch(recompile_limit=0):
+        train(*make(), epochs=1, compile=True)
     assert "runs eagerly: 1 functions (Dynamo recompile limit exceeded" in capsys.readouterr().out
 
 

@@ -314,7 +314,7 @@ def publish(folder: Path) -> Path:
     new.mkdir(parents=True)
     figures = [p for p in folder.glob("figures/*.png") if not p.name.startswith("private-")]
     for figure in figures:
-        shutil.copy(figure, new)
+        Image.open(figure).convert("RGB").quantize(256).save(new / figure.name, optimize=True)
     rows = [{key: _short(value) for key, value in row.items()} for row in metrics["results"]]
     write_json(new / "metrics.json", metrics | {"results": rows})
     if used["commit"] == "unknown" and provenance.is_current(used):

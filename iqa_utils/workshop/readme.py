@@ -32,7 +32,7 @@ from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 DECIDES = "biq2021"  # the profile whose runs decide where there are several
-FEW = 3  # values of one profile that are all shown
+FEW = 2  # values of one profile that are all shown
 SCOREBOARD = "07_scoreboard"
 Runs = list[dict[str, Any]]
 
