@@ -487,9 +487,7 @@ def refresh_copy() -> str:
             target.unlink(missing_ok=True)
     if not (COPY / ".venv").exists() and (ROOT / ".venv").exists():
         (COPY / ".venv").symlink_to((ROOT / ".venv").resolve())
-    subprocess.run(
-        ["git", "init", "-q", str(COPY)], check=True
-    )  # some tests list them
+    subprocess.run(["git", "init", "-q", str(COPY)], check=True)  # some tests list them
     (COPY / ".git" / "info" / "exclude").write_text(".venv\n")
     subprocess.run(["git", "-C", str(COPY), "add", "-A"], check=True)
     return digest.hexdigest()[:8]

@@ -188,6 +188,13 @@ def test_05_is_planned_as_its_cells_train_it(profile):
     assert {(name, epochs): job.count for name, (job, epochs) in jobs.items()} == called
 
 
+def test_every_setting_of_the_panel_of_05_is_planned():
+    _, jobs = jobs_of("05", "sensitivity")
+    heads = {(one.name, one.network): one.count for one in jobs if one.name.startswith("panel")}
+    assert len(heads) == 6  # two forms, three sizes
+    assert set(heads.values()) == {2 * 3 * 2 * 3}  # methods, seeds, targets and rates
+
+
 def test_only_the_named_trainings_of_02_are_planned_and_their_counts_stay():
     every, chosen = (
         {one.name: one.images for one in jobs_of("02", "demo", ONLY=only)[1]}

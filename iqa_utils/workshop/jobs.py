@@ -1,14 +1,14 @@
 """What each notebook trains and keeps, as its parameters and the score tables say.
 
-One function per notebook lists :class:`Job` s and :class:`Disk` s; :mod:`iqa_utils.workshop.plan`
-counts and times them, :mod:`iqa_utils.workshop.true_size` runs them for a few steps.
+One function per notebook lists jobs and disk space; `plan` counts them, `true_size` runs them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,9 +43,8 @@ class Job:
     """Equal trainings, or passes without gradients (``steps`` 0).
 
     ``images`` and ``steps`` are those of one training over all epochs, ``watched`` the images it
-    predicts for validation and test. ``size`` is the shape of an image or vector; with ``network``
-    it tells footprints apart. ``frozen`` networks are built with real weights, because freezing
-    compares values; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
+    predicts for validation and test, ``size`` the shape of an image or vector. ``frozen`` networks
+    have real weights; ``files`` are decoded at every step; ``saved`` ones leave a checkpoint.
     """
 
     name: str
@@ -272,13 +271,21 @@ def _heads(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         width = encoder().n_features
     how = {"network": name, "build": encoder, "size": (3, *(values["IMAGE_SIZE"],) * 2)}
     yield Job(name="encoder", batch=32, images=len(frame), **how)
-    head = dict(zip(("width", "depth", "neck"), values["HEAD"], strict=True))
-    build = partial(ClipHead, width, **head, form=values["HEAD_FORM"])
-    name = f"head {'-'.join(map(str, values['HEAD']))}"
-    how = {"network": name, "size": (width,), "saved": False, "build": build}
+
+    def described(size: Sequence[int], form: str) -> dict[str, Any]:
+        shape = dict(zip(("width", "depth", "neck"), size, strict=True))
+        build, name = partial(ClipHead, width, **shape, form=form), "-".join(map(str, size))
+        return {"network": f"head {name}", "size": (width,), "saved": False, "build": build}
+
+    panel, usual = values["PANEL"], described(values["HEAD"], values["HEAD_FORM"])
     for method in values["METHODS"]:
         count = values["OVERRIDES"].get(method, {}).get("N_SEEDS", values["N_SEEDS"])
-        yield _training(values, method, n, len(frame), count=count, **how)
+        yield _training(values, method, n, len(frame), count=count, **usual)
+    tried = [dict(zip(panel, one, strict=True)) for one in itertools.product(*panel.values())]
+    heads = Counter((tuple(own["size"]), own["form"]) for own in tried if own)
+    for head, count in heads.items():  # vanilla and LDS
+        how = described(*head) | {"count": 2 * values["N_SEEDS"] * count}
+        yield _training(values, f"panel, {head[1]}", n, len(frame), **how)
     yield Disk("features", 4 * width * len(frame))
 
 
