@@ -180,7 +180,7 @@ def speed_line(folder: Path = BENCHMARKS) -> str:
     ratios = sorted(ratio for record in timed for ratio in record["ratios"].values())
     if not ratios:
         return "No measurements are published."
-    jobs = f"{len(timed)} jobs timed against what one would write first, with equal results"
+    jobs = f"{len(timed)} jobs timed against a straightforward implementation, with equal results"
     middle = float(np.median(ratios))
     missed = [record["title"] for record in records if not record["passed"]]
     names = "; ".join(dict.fromkeys(re.split(r"[,:(]", title)[0].strip() for title in missed))
