@@ -177,7 +177,7 @@ def test_the_line_on_speed_counts_what_was_timed_and_names_missed_goals(tmp_path
     assert speed_line(tmp_path) == "No measurements are published."
     (tmp_path / "a.json").write_text(json.dumps({"machine": {}, "results": records}))
     told = speed_line(tmp_path)
-    assert told.startswith("2 jobs timed against what one would write first")
+    assert told.startswith("2 jobs timed against a straightforward implementation")
     assert "1.0x to 2x" in told
     assert "2 goals missed (decode; imports)" in told
     assert "\n" not in told
