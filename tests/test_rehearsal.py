@@ -163,7 +163,7 @@ def test_epochs_and_repeats_are_one_and_two_in_one_training():
                 twice[stem][group] = twice[stem].get(group, 0) + (group != "" and value == 2)
     assert {stem: found["EPOCHS"] for stem, found in twice.items()} == dict.fromkeys(twice, 1)
     repeated = {stem: found["N"] for stem, found in twice.items()}
-    assert repeated == dict.fromkeys(twice, 1) | {"06_distillation": 0}  # it has SEED alone
+    assert repeated == dict.fromkeys(twice, 1) | {"06_distillation": 0}  # one seed, as the paper
 
 
 def test_precision_and_handling_of_bad_files_are_those_of_a_large_gpu_in_the_paper_profiles():

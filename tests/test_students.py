@@ -46,8 +46,7 @@ def shown():
     wanted = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in ("curves", "train")]
     assert len(wanted) == 2
     space = {**LIBRARY, "PRECISION": "fp32", "COMPILE": False, "OVERRIDES": {}, "SEED": 0}
-    space |= {"BACKBONE": "", "PRETRAINED": "random", "FREEZE_TRUNK": True, "pixels": {}}
-    space |= {"FLIP": {}, "keep": {"progress": False}}  # vectors are not mirrored
+    space |= {"inputs": {}, "FLIP": {}, "keep": {"progress": False}}  # vectors are not mirrored
     exec(compile(ast.Module(wanted, []), "06", "exec"), space)
     return space
 
@@ -131,10 +130,10 @@ def test_the_pretrained_student_can_be_compiled():
         "KonCept": KonCept,
         "Normalize": Normalize, "Resize": Resize, "backbones": backbones, "device": "cpu",
         "images": images, "nn": nn, "np": np, "weights": "random",
-        "normal": {"mean": images.INCEPTION_MEAN, "std": images.INCEPTION_STD},
+        "normal": {"mean": images.INCEPTION_MEAN, "std": images.INCEPTION_STD}, "torch": torch,
     }  # fmt: skip
     exec(next(c.source for c in notebook.cells if "def new_pretrained" in c.source), space)
-    student = space["new_pretrained"](torch.tensor([0.0, 1.0])).eval()
+    student = space["new_pretrained"](torch.tensor([0.0, 1.0]), 0).eval()
     pixels = torch.rand(2, 3, 48, 64)
     torch._dynamo.reset()
     compiled = torch.compile(student, backend="eager", dynamic=False)

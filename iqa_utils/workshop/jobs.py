@@ -333,12 +333,12 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     labelling = {**everywhere, "batch": 64, "count": len(chosen), "files": True}
     yield Job(name="teacher passes", images=kept + main, **labelling)
     imqnet = {"network": f"IMQNet {values['STUDENT']}", "size": (3, *values["CROP"])}
-    imqnet["build"] = partial(IMQNet, **values["STUDENT"])
+    imqnet |= {"build": partial(IMQNet, **values["STUDENT"]), "count": values["N_SEEDS"]}
     few = values["N_LABELLED"] or int((parts[values["LABELLED"][0]] == "training").sum())
-    n = len(values["N_UNLABELLED"]) + len(chosen) - 1
-    yield lesson("distilled", student, 2 * kept, count=n, files=files, **imqnet)
-    looks, rival = student[4], koncept((512, 256, 64), values["CONTROL_SIZE"])
-    shorter = [max(round(student[0] * few / main / looks), 1) * looks, *student[1:]]
+    n = (len(values["N_UNLABELLED"]) + len(chosen) - 1) * values["N_SEEDS"]
+    yield lesson("distilled", student, 2 * kept, **imqnet | {"count": n, "files": files})
+    rival = koncept((512, 256, 64), values["CONTROL_SIZE"]) | {"count": values["N_SEEDS"]}
+    shorter = [max(round(student[0] * few / main / student[4]), 1) * student[4], *student[1:]]
     yield lesson("direct, same passes", shorter, 2 * kept, **imqnet)
     yield lesson("direct, same steps", student, 2 * kept, **imqnet)
     yield lesson("direct or tuned", control, 2 * kept, **imqnet)
