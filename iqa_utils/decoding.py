@@ -45,8 +45,7 @@ import PIL
 from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
-from iqa_utils.files import atomic_write, listed, lock, read_mapping, sync_folder
-from iqa_utils.image_files import FORMATS
+from iqa_utils.files import FORMATS, atomic_write, listed, lock, read_mapping, sync_folder
 
 
 def _limit(text: str) -> float:

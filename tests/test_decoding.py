@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from iqa_utils import decoding, image_files
+from iqa_utils import decoding, files
 from iqa_utils.decoding import BadImageError, image_size, read_image
-from iqa_utils.image_files import find_images
+from iqa_utils.files import find_images
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)  # odd both ways
 GREY = RGB[..., 0]
@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_opened_is_named_and_the_others_are_searched(tmp
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
 
-    monkeypatch.setattr(image_files.os, "scandir", refuse)
+    monkeypatch.setattr(files.os, "scandir", refuse)
     found = {p.relative_to(tmp_path).as_posix(): why for p, why in find_images([tmp_path]).items()}
     assert found == {"closed": "a folder that cannot be read (Permission denied)", "open/a.png": ""}
 

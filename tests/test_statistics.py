@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from iqa_utils.statistics import holm, nadeau_bengio
+from iqa_utils.evaluate import holm, nadeau_bengio
 
 
 def assert_five_percent(p, n_errors=3.0):

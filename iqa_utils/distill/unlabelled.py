@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from iqa_utils.decoding import BadImageError, image_size, read_image
-from iqa_utils.image_files import ENDINGS, walk_images
+from iqa_utils.files import ENDINGS, walk_images
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, to_float
 from iqa_utils.training.batches import Batch, epoch_seed
 

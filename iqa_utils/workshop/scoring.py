@@ -25,8 +25,7 @@ from tqdm import tqdm
 from iqa_utils import natural_scenes
 from iqa_utils.backbones import SHIPPED_FILE
 from iqa_utils.decoding import read_image
-from iqa_utils.files import atomic_write
-from iqa_utils.image_files import find_images
+from iqa_utils.files import atomic_write, find_images
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
 from iqa_utils.workshop.contact_sheet import plain, write_contact_sheet
