@@ -87,17 +87,6 @@ def split_sets(
     return splits
 
 
-def split_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate ten 60/20/20 splits of a set: a row per reference image, a column per seed.
-
-    0 is training, 1 validation and 2 test. ``data/splits/feng2023-*.csv`` are these tables.
-    """
-    numbers = {part: number for number, part in enumerate(SPLITS)}
-    columns = {f"split_{k}": content_split(frame, seed=k).map(numbers) for k in range(10)}
-    table = frame[["reference"]].assign(**columns)
-    return table.drop_duplicates("reference").sort_values("reference", ignore_index=True)
-
-
 def describe_sets(
     frames: Mapping[str, pd.DataFrame], split: Mapping[str, Mapping[str, np.ndarray]]
 ) -> pd.DataFrame:
