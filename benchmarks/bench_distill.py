@@ -7,6 +7,7 @@ tenths of the rate at which files decode.
 
 import statistics
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,10 @@ from iqa_utils.decoding import Fit
 from iqa_utils.distill import (
     Teacher,
     label_in_batches,
-    label_naively,
     measure_rates,
     plans,
 )
-from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
+from iqa_utils.distill.unlabelled import UnlabelledSet, central_crop, crop_batches, scan_images
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.imqnet import IMQNet
 
@@ -48,6 +48,16 @@ def decode_only(images: UnlabelledSet, batch_size: int) -> None:
     groups = np.split(np.arange(n), range(batch_size, n, batch_size))
     for _ in crop_batches(images, groups, images.crop):
         pass
+
+
+def label_naively(teacher: Teacher, paths: Iterable[Path], crop: tuple[int, int]) -> np.ndarray:
+    """Score (N,) image after image, what the teacher pass is compared with."""
+    device = next(teacher.model.parameters()).device
+    scores = []
+    for path in paths:
+        pixels = torch.from_numpy(central_crop(path, crop).copy()).permute(2, 0, 1)[None]
+        scores.append(teacher.score(pixels, device=device).item())
+    return np.array(scores)
 
 
 @dataclass(frozen=True)

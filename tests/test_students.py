@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import Normalize, Resize
 from iqa_utils import backbones, distill, images
 from iqa_utils.backbones import weights_hash
 from iqa_utils.decoding import BadImageError
-from iqa_utils.distill.unlabelled import scan_images
+from iqa_utils.distill.unlabelled import central_crop, scan_images
 from iqa_utils.metrics import rmse, srcc
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.models.imqnet import IMQNet
@@ -148,7 +148,8 @@ def test_one_image_at_a_time_and_batches_agree_and_every_step_has_a_rate(tmp_pat
     found = scan_images(tmp_path, crop=(24, 30))
     teacher = Scorer(IMQNet(**TINY).eval())
     paths = list(found)
-    naive = distill.label_naively(teacher, paths, found.crop)
+    crops = [torch.from_numpy(central_crop(path, found.crop).copy()) for path in paths]
+    naive = [teacher.score(crop.permute(2, 0, 1)[None]).item() for crop in crops]
     batched = distill.label_in_batches(teacher, paths, found.crop, batch_size=5)
     np.testing.assert_allclose(naive, batched, atol=1e-5)
     rates = distill.measure_rates(teacher, IMQNet(**TINY), found, n=8, batch_size=4)

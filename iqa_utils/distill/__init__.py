@@ -7,7 +7,7 @@ fast each step of it is can be measured, with what follows for large sets.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from iqa_utils.decoding import BadImageError
-from iqa_utils.distill.unlabelled import UnlabelledSet, central_crop, crop_batches, scan_images
+from iqa_utils.distill.unlabelled import UnlabelledSet, crop_batches, scan_images
 from iqa_utils.files import atomic_write
 from iqa_utils.images import to_float
 from iqa_utils.scorer import Scorer as Teacher
@@ -175,16 +175,6 @@ def read_pass(
     bad = table["score"].isna()
     scores = table.loc[~bad, ["image", "score", "teacher"]].reset_index(drop=True)
     return scores, table.loc[bad, ["image", "error"]].reset_index(drop=True)
-
-
-def label_naively(teacher: Teacher, paths: Iterable[Path], crop: tuple[int, int]) -> np.ndarray:
-    """Score (N,) image after image, what the teacher pass is compared with."""
-    device = next(teacher.model.parameters()).device
-    scores = []
-    for path in paths:
-        pixels = torch.from_numpy(central_crop(path, crop).copy()).permute(2, 0, 1)[None]
-        scores.append(teacher.score(pixels, device=device).item())
-    return np.array(scores)
 
 
 def label_in_batches(
