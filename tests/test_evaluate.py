@@ -4,7 +4,6 @@ import pytest
 from scipy import stats
 
 from iqa_utils import evaluate, metrics
-from iqa_utils.statistics import nadeau_bengio
 
 EDGES = [0, 20, 40, 60, 80, 100]
 
@@ -208,7 +207,7 @@ def test_a_comparison_tests_over_runs_and_corrects_for_all_methods(predictions):
     split = evaluate.compare(
         predictions.assign(n_train=360), {"method": "none"}, ["RMSE"], n_resamples=200
     )
-    corrected = nadeau_bengio(runs["method2"], runs["none"], 360, 120)[1]
+    corrected = evaluate.nadeau_bengio(runs["method2"], runs["none"], 360, 120)[1]
     assert split["p_runs"][0] == pytest.approx(corrected)
 
 
