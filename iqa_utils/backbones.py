@@ -149,6 +149,11 @@ def normalisation(network: nn.Module) -> dict[str, tuple[float, ...]]:
     return {key: tuple(network.pretrained_cfg[key]) for key in ("mean", "std")}
 
 
+def by_places(activation: torch.Tensor) -> torch.Tensor:
+    """Bring maps (B, C, H, W) or tokens (B, T, C) to the shape (B, C, places)."""
+    return activation.flatten(2) if activation.ndim == 4 else activation.transpose(1, 2)
+
+
 def weights_hash(network: nn.Module) -> str:
     """Hash every parameter and buffer of a network to 16 hexadecimal digits, for caches."""
     digest = hashlib.sha256()

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
 
-from iqa_utils.models.shared import scaled_score
+from iqa_utils.images import moved
+from iqa_utils.models import scaled_score
 from iqa_utils.splits import official_or_content_split
 
 MODES = ("strict", "as_written")  # what a network may see while it is fine-tuned
@@ -136,15 +136,10 @@ def warp(images: Tensor, *, generator: torch.Generator) -> Tensor:
 
     At most 10 degrees, 10 % and 5 % of a side: section 4.2 names the three and states no amounts.
     """
-    height, width = images.shape[2:]
     draws = 2 * torch.rand((4, len(images)), generator=generator).to(images.device) - 1  # (4, B)
-    angle, scale = draws[0] * math.radians(10), 1 + 0.1 * draws[1]
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    turn = torch.stack([cos, -sin * height / width, 0.1 * draws[2]], dim=1)  # a side is 2 long
-    tilt = torch.stack([sin * width / height, cos, 0.1 * draws[3]], dim=1)
-    grid = affine_grid(torch.stack([turn, tilt], dim=1), list(images.shape), align_corners=False)
-    options = {"padding_mode": "reflection", "align_corners": False}
-    return grid_sample(images.float(), grid, **options).round_().clamp_(0, 255).to(torch.uint8)
+    angles, scale, shift = draws[0] * math.radians(10), 1 + 0.1 * draws[1], 0.1 * draws[2:]
+    out = moved(images.float(), angles, scale, shift)  # a side is 2 long
+    return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class ScoreNetwork(nn.Module):

@@ -220,20 +220,13 @@ def build_store(
     return ImageStore(folder)
 
 
-def to_float(
-    batch: Tensor,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Normalise bytes on the device they are on: (batch / 255 - mean) / std, channels-last.
+def to_float(batch: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalise bytes where they are: (batch / 255 - mean) / std, float32, channels-last.
 
     Args:
         batch: uint8, shape (B, 3, H, W).
         mean: Mean of each channel, in units of full scale; 3 values.
         std: Standard deviation of each channel, likewise.
-        dtype: Type of the result, float32 if none is given; the arithmetic is float32.
     """
     if batch.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, found {batch.dtype}: normalised already?")
@@ -241,7 +234,7 @@ def to_float(
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, batch.device)
     # whole pixel rows at once: an inner axis of three channels is twice as slow
     rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * 3)  # (B, H, W * 3)
-    rows = rows.to(torch.float32).mul_(scale).sub_(shift).to(dtype or torch.float32)
+    rows = rows.to(torch.float32).mul_(scale).sub_(shift)
     return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
@@ -297,7 +290,7 @@ def augment(
         return out
     out = out.to(torch.float32)
     if rotate:
-        out = _rotated(out, torch.deg2rad((2 * draws[1].flatten() - 1) * rotate))
+        out = moved(out, torch.deg2rad((2 * draws[1].flatten() - 1) * rotate))
     if contrast:
         mean = out.mean(dim=(1, 2, 3), keepdim=True)
         out = mean + (out - mean) * (1 + contrast * (2 * draws[2] - 1))
@@ -316,11 +309,20 @@ def _row_numbers(indices: Sequence[int] | Tensor) -> np.ndarray:
     return rows.astype(np.int64)  # a copy: pandas hands out read-only arrays
 
 
-def _rotated(images: Tensor, angles: Tensor) -> Tensor:
+def moved(
+    images: Tensor,
+    angles: Tensor,
+    scale: Tensor | float = 1.0,
+    shift: Tensor | tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
+    """Turn, scale and shift float images (B, 3, H, W), each by its own; borders are reflected.
+
+    Angles (B,) are in radians, scales (B,) factors, shifts right and down (2, B) in half sides.
+    """
     height, width = images.shape[2:]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     turn = images.new_zeros(len(images), 2, 3)  # in units of half the width and half the height
-    turn[:, 0, 0], turn[:, 0, 1] = cos, -sin * height / width
-    turn[:, 1, 0], turn[:, 1, 1] = sin * width / height, cos
+    turn[:, 0, 0], turn[:, 0, 1], turn[:, 0, 2] = cos, -sin * height / width, shift[0]
+    turn[:, 1, 0], turn[:, 1, 1], turn[:, 1, 2] = sin * width / height, cos, shift[1]
     grid = affine_grid(turn, list(images.shape), align_corners=False)
     return grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -14,6 +14,7 @@ from iqa_utils.datasets import DATASETS
 from iqa_utils.datasets.readers import KONIQ_COUNTS
 from iqa_utils.indicators import measure_all
 from iqa_utils.metrics import MOS_EDGES, mae, per_range, plcc, range_index, range_names, srcc
+from iqa_utils.splits import SPLITS
 
 VARIABLES = {  # names in Fig. 2 of lehmann2023 -> our columns
     "MOS Z-Score": "mos",
@@ -185,7 +186,7 @@ def audit_table(tables: Mapping[str, pd.DataFrame], data_root: str | Path) -> pd
         mos, (low, high) = frame["mos"], frame.attrs["scale"]
         there = sum((Path(data_root) / name / image).is_file() for image in frame["image"])
         parts = frame["split"].value_counts()
-        split = [str(parts.get(part, 0)) for part in ("training", "validation", "test")]
+        split = [str(parts.get(part, 0)) for part in SPLITS]
         rows[name] = {
             "kind": frame.attrs["kind"],
             "scores": len(frame),

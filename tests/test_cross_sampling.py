@@ -13,7 +13,7 @@ from PIL import Image
 
 from iqa_utils.images import build_store
 from iqa_utils.indicators import NAMES, standardise
-from iqa_utils.models.shared import PooledTrunk
+from iqa_utils.models import PooledTrunk
 from iqa_utils.training.batches import stem_activations, stem_batches
 from iqa_utils.workshop import demo, notebooks
 from tests.conftest import REAL_DATA

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from iqa_utils.models import count_macs
 from iqa_utils.models.monotonic import COMPARED, SIZES, cost_table
-from iqa_utils.models.shared import count_macs
 
 
 def test_one_convolution_and_one_matrix_product_by_hand():

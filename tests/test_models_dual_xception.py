@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from iqa_utils.models import PooledTrunk, count_parameters
 from iqa_utils.models.dual_xception import DualXception
-from iqa_utils.models.shared import PooledTrunk, count_parameters
 
 SMALL = "test_efficientnet"
 IMAGES = torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from iqa_utils.models import build_model
+from iqa_utils.models import build_model, count_parameters
 from iqa_utils.models.dual_xception import KonCept
-from iqa_utils.models.shared import count_parameters
 
 SMALL = "test_efficientnet"
 

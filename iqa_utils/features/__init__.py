@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
-from iqa_utils.backbones import create_backbone, weights_hash
+from iqa_utils.backbones import by_places, create_backbone, normalisation, weights_hash
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
 from iqa_utils.natural_scenes import N_STATISTICS, brisque_statistics
 
@@ -127,8 +126,7 @@ def pool_activation(activation: torch.Tensor, pooling: str) -> torch.Tensor:
         if "std" in pooling:
             raise ValueError(f"pooling {pooling!r} needs places, the layer gives vectors")
         return activation
-    is_map = activation.ndim == 4
-    places = activation.flatten(2) if is_map else activation.transpose(1, 2)  # (B, C, places)
+    places = by_places(activation)  # (B, C, places)
     if pooling == "max":
         return places.amax(2)
     parts = {"mean": places.mean, "std": lambda axis: places.std(axis, correction=0)}
@@ -281,8 +279,7 @@ def encoder(
     if pooling not in ("own", *POOLINGS):
         raise ValueError(f"pooling must be 'own' or one of {POOLINGS}, got {pooling!r}")
     network = create_backbone(name, pretrained=pretrained, num_classes=0).to(device)
-    config = resolve_model_data_config(network)
-    return Encoder(network.requires_grad_(False), config["mean"], config["std"], pooling)
+    return Encoder(network.requires_grad_(False), **normalisation(network), pooling=pooling)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.backbones import HUB, create_backbone, load_weights, normalisation
+from iqa_utils.backbones import HUB, by_places, create_backbone, load_weights, normalisation
 from iqa_utils.images import CLIP_MEAN, CLIP_STD
 from iqa_utils.imbalance import FDS
-from iqa_utils.models.shared import architecture, scaled_score
+from iqa_utils.models import architecture, scaled_score
 
 PAPER_ENCODER = "vit_base_patch32_clip_224.laion2b"
 OLD_NAMES = {"vit_base_patch32_224_clip_laion2b": PAPER_ENCODER}  # as the paper spells it
@@ -75,9 +75,7 @@ class ImageEncoder(nn.Module):
         """Return vectors (B, D) of normalised images (B, 3, H, W)."""
         if self.pooling == "own":
             return self.trunk(images)
-        activation = self.trunk.forward_features(images).float()
-        is_map = activation.ndim == 4  # else tokens (B, T, C)
-        places = activation.flatten(2) if is_map else activation.transpose(1, 2)  # (B, C, places)
+        places = by_places(self.trunk.forward_features(images).float())
         return torch.cat([places.mean(2), places.std(2, correction=0)], dim=1)
 
     def extra_repr(self) -> str:

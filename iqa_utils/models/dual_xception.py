@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from iqa_utils.models.shared import PooledTrunk, Pooling, Variant, architecture, scaled_score
+from iqa_utils.models import PooledTrunk, Pooling, Variant, architecture, scaled_score
 
 Inputs = Literal["both", "images", "parameters"]
 Fusion = Literal["dual", "linear", "plain"]
@@ -38,7 +38,7 @@ class DualXception(nn.Module):
         width: Feature width of ``B``, ``C`` and ``G``.
         plane_size: Side of the constant planes in pixels; None makes them as large as the image, as
             the author did, for the same numbers at many times the cost.
-        pooling: As :class:`iqa_utils.models.shared.PooledTrunk`.
+        pooling: As :class:`iqa_utils.models.PooledTrunk`.
         frozen: Name of a layer of the image trunk (``"blocks.4"``): it and all before it keep their
             weights and statistics, and :meth:`forward` takes their output in place of images.
         mos_mean: Score that an untrained network predicts, on the data's scale.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iqa_utils.models.shared import architecture, count_macs, count_parameters, scaled_score
+from iqa_utils.models import architecture, count_macs, count_parameters, scaled_score
 
 # (channels at width 1, stride) of each block; a stride of 2 halves the map
 LOW_LEVEL = [(24, 1), (24, 2), (48, 1), (48, 2), (96, 1), (96, 2)]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iqa_utils.backbones import create_backbone
+from iqa_utils.models import architecture, count_macs, count_parameters, full_precision
 from iqa_utils.models.dual_xception import KonCept
-from iqa_utils.models.shared import architecture, count_macs, count_parameters, full_precision
 
 Variant = Literal["released", "paper", "mixed", "scalar", "identity"]
 VARIANTS = ("released", "paper", "mixed", "scalar", "identity")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iqa_utils.features import frozen_features
 from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, ImageStore, to_float
-from iqa_utils.models.shared import PooledTrunk
+from iqa_utils.models import PooledTrunk
 
 Augment = Callable[..., Tensor]  # (uint8 images, generator=...) -> uint8 images
 CHUNK = 256  # images whose maps are in memory in float32 at once
