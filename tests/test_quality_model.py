@@ -91,7 +91,7 @@ def test_the_card_says_what_is_missing_until_the_whole_recipe_was_left_without_e
     card = model_card.card({**facts, "left_out": model_card.left_out(tmp_path)})
     cells = " | ".join(["0.800 [0.700, 0.900]"] * 3)
     assert f"| the two others -> ss03 | 1083 | {cells} | 0.041 [-0.010, 0.090] |" in card
-    assert "600 steps, seed 0; trained on NVIDIA H100" in card
+    assert "(600, 0), trained on NVIDIA H100, beside" in card
     assert "3.6, 3.6, 3.6 passes" in card
     assert "not run three times" not in card
 

@@ -59,10 +59,10 @@ def across_table(facts: Mapping[str, Any]) -> tuple[str, str]:
     passes = ", ".join(str(row["passes"]) for row in found.values())
     [(steps, seed)] = {(row["steps"], row["seed"]) for row in found.values()}
     told = (
-        "The whole recipe (as for the\nshipped file: "
-        f"{steps} steps, seed {seed}; trained on {devices}) beside its first stage, ridge "
-        f"regression,\non all maps and on the last layer alone. As many steps are {passes} passes "
-        "over the photographs that are left.\n95 % bootstrap intervals over the photographs of "
+        "The whole recipe with\nsteps and seed of the shipped file "
+        f"({steps}, {seed}), trained on {devices}, beside its first stage, ridge\nregression, "
+        f"on all maps and on the last layer alone. {steps} steps are {passes} passes over the "
+        "photographs left for training.\n95 % bootstrap intervals over the photographs of "
         "the test; the difference is the whole recipe minus ridge on all maps, paired.\nPLCC is "
         "in `docs/model_card.json`. Made by `python workflow/default_model.py --leave-out ss01` "
         "(and `ss02`, `ss03`)\nand `python workflow/model_card.py`."
