@@ -32,6 +32,18 @@ def _mark(
     axes.scatter(x, y, size, color=colour, marker=marker, lw=0, zorder=3, label=label)
 
 
+def _authors(paper: str) -> str:
+    return papers()[paper].TITLE.split(":")[0]
+
+
+def _mark_papers(axes: Axes, rows: pd.DataFrame) -> None:
+    """Part the rows of each paper by a line and write its authors at the right."""
+    for k, paper in rows["paper"].drop_duplicates().items():
+        axes.axhline(k - 0.5, color="0.4", linewidth=1)
+        place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+        axes.text(0.985, k, _authors(paper), size=9, style="italic", **place)
+
+
 def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> None:
     """Draw one mark per check, a block per paper: how much was checked and what fails."""
     worst_first = [*reversed(STYLES)]
@@ -44,7 +56,7 @@ def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> None:
             rows = (verdicts == verdict).to_numpy()
             _mark(axes, x[rows], y[rows], style)
         found = (verdicts != "consistent").sum()
-        ticks[(y[0] + y[-1]) / 2] = f"{paper}\n{len(part)} checks, {found} not consistent"
+        ticks[(y[0] + y[-1]) / 2] = f"{_authors(paper)}\n{len(part)} checks, {found} not consistent"
         top = y[-1] + 2
     for verdict, style in STYLES.items():
         _mark(axes, [], [], style, f"{verdict} ({(table['verdict'] == verdict).sum()})")
@@ -88,9 +100,7 @@ def plot_weighted(axes: Axes, table: pd.DataFrame) -> None:
         x, offset, side = (min(ends), -9, "right") if left else (max(ends), 9, "left")
         place = {"xytext": (offset, 0), "textcoords": "offset points", "ha": side, "va": "center"}
         axes.annotate(text, (x, row.Index), size=9, **place)
-    for k, paper in rows["paper"].drop_duplicates().items():
-        axes.axhline(k - 0.5, color="0.4", linewidth=1)
-        axes.text(0.985, k, paper, ha="right", va="center", size=9, style="italic")
+    _mark_papers(axes, rows)
     name_rows(axes, rows["what"].str.removesuffix(" over sets"))
     axes.set(xlim=(0.38, 0.99), xlabel="mean correlation over data sets")
     axes.legend(bbox_to_anchor=(0.3, 1.0), **ABOVE)
@@ -108,7 +118,8 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
     axes.scatter(measured["SRCC"], measured["KRCC"], label=label, **dots)
     rows = table[table["kind"] == "Kendall against Spearman"]
     rows = rows.assign(x=np.interp(rows["recomputed"], curve, line))  # the curve is increasing
-    good, named = rows["verdict"] == "consistent", " and ".join(rows["paper"].unique())
+    good = rows["verdict"] == "consistent"
+    named = " and ".join(map(_authors, rows["paper"].unique()))
     agree, odd = rows[good], rows[~good].sort_values("printed", ascending=False)
     _mark(axes, agree["x"], agree["printed"], QUIET, f"{named}, agrees ({len(agree)})")
     _mark(axes, odd["x"], odd["printed"], STYLES["implausible"], f"far above ({len(odd)})")
@@ -116,7 +127,7 @@ def plot_kendall(axes: Axes, table: pd.DataFrame, measured: pd.DataFrame, *, lab
     style = {"size": 8, "ha": "right", "va": "center", "arrowprops": leader}
     heights = np.linspace(0.86, 0.7, len(odd))  # such that no lines cross
     for row, height in zip(odd.itertuples(), heights, strict=True):
-        text = f"{row.table}, {row.what.split(', ')[-1]}  {row.printed:.3f}"
+        text = f"{row.table}, {plain_name(row.what.split(', ')[-1])}  {row.printed:.3f}"
         place = (0.745, height) if row.printed > 0.7 else (0.695, height - 0.1)
         axes.annotate(text, (row.x, row.printed), place, **style)
     axes.set(xlabel="SRCC", ylabel="KRCC", xlim=(0.6, 1), ylim=(0.4, 0.95))
@@ -134,10 +145,11 @@ def plot_least_errors(axes: Axes, table: pd.DataFrame) -> None:
         x = ratio[rows["verdict"] == verdict]
         axes.hlines(x.index, 1, x, color=style[0], linewidth=1.5)
         _mark(axes, x, x.index, style, f"{verdict} ({len(x)})")
-    names = rows["paper"] + " " + rows["table"] + ", " + rows["what"].str.replace("least ", "as ")
-    name_rows(axes, names)
-    axes.set(xscale="log", xlim=(0.35, 30))
-    axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    _mark_papers(axes, rows)
+    names = rows["table"] + ", " + rows["what"].str.replace("least ", "as ")
+    name_rows(axes, map(plain_name, names))
+    axes.set(xscale="log", xlim=(0.35, 60))
+    axes.set_xticks(ticks := [0.5, 1, 2, 5, 10, 20, 50], map(str, ticks))
     axes.set_xlabel("printed error / least error that the printed correlation allows")
     axes.legend(bbox_to_anchor=(0.4, 1.0), fontsize=8, **ABOVE)
     axes.set_title("Are the printed errors possible with the printed correlations?", pad=26)
@@ -183,16 +195,18 @@ def draw_scoreboard(board: pd.DataFrame) -> Figure:
     common.set_theme()
     table = counts(board)
     table = table.loc[:, table.any()]
-    titles = [f"{papers()[paper].TITLE.split(':')[0]}, {kind}" for paper, kind in table.index]
+    titles = [f"{_authors(paper)}, {kind}" for paper, kind in table.index]
     figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
     colours = [VERDICT_COLOURS[verdict] for verdict in table]
-    table.plot.barh(stacked=True, ax=axes, color=colours, width=0.8)
-    least = 0.04 * table.sum(axis=1).max()
+    table.plot.barh(stacked=True, ax=axes, color=colours, width=0.8, legend=False)
+    total = table.sum(axis=1)
     for bars in axes.containers:
-        shown = [f"{size:.0f}" if size >= least else "" for size in bars.datavalues]
+        inner = (bars.datavalues >= 0.04 * total.max()) & (bars.datavalues < total)
+        shown = np.where(inner, bars.datavalues.astype(int), "")
         axes.bar_label(bars, shown, label_type="center", size=8)
+    axes.bar_label(axes.containers[-1], total, padding=4, size=8)
     name_rows(axes, titles)
     axes.set(xlabel="distinct quantities", ylabel="")
     axes.set_title("Which printed numbers have been checked?", x=-0.3)
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.16), fontsize=8)
+    figure.legend(ncols=4, loc="outside lower center", fontsize=8)
     return figure

@@ -46,14 +46,21 @@ NETWORK_TITLES = {
     "xception": "Xception",
 }
 WORDS = {
+    "MAE 0-20 and 20-40": "MAE of 0-20 and 20-40",
+    "MAE ranges mean": "mean of MAE over ranges",
+    "RMSE ranges SD": "SD of RMSE over ranges",
     "as_written": "as written",
     "class_token": "class token",
+    "conv_head": "last convolution",
     "dual": "dual network",
     "koncept": "KonCept512",
+    "live1": "LIVE-I",  # as ahmed2020 calls them
+    "live2": "LIVE-II",
     "niqe": "NIQE",
     "none": "no sampling",
     "released_agedb": "as released, AgeDB",
     "released_stsb": "as released, STS-B",
+    "rule": "rule of section 2.2.3",
     "sqrt_inv": "square root of the inverse",
 }
 LOSSES = {"eq4": "printed loss", "nin": "cited loss", "l1": "released loss"}  # of notebook 03

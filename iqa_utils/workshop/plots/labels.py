@@ -93,7 +93,7 @@ def plot_disagreement(axes: Axes, mos: np.ndarray, deviation: np.ndarray) -> Non
     axes.plot(grid, np.sqrt((grid - 1) * (5 - grid)), "--", color="0.3", label="largest possible")
     axes.set(xlabel="MOS on 1-5", ylabel="SD of the votes", xlim=(1, 5), ylim=(0, 2.1))
     axes.set_title("How much do raters disagree?")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.85))  # between votes and arc
 
 
 def plot_vote_curve(axes: Axes, curve: pd.DataFrame, ceiling: float) -> None:
@@ -241,7 +241,7 @@ def plot_differences(
         axes.hlines(rows["y"], rows["ci_low"], rows["ci_high"], color=look(k)["color"], lw=1.4)
         axes.plot(rows["value"], rows["y"], fillstyle="none", **style)
         axes.plot(sure["value"], sure["y"], **style)
-        axes.plot([], [], label=metric, **style)
+        axes.plot([], [], label=plain_name(metric), **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel(f"MAE minus that of {plain_name(baseline)} (MOS points)")
     name_rows(axes, map(plain_name, methods))
@@ -266,7 +266,7 @@ def plot_panel(panel: pd.DataFrame) -> Figure:
             sure = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
             ax.plot(sure["rate"], sure["value"], linestyle="none", **look(k))
         ax.axhline(0, color="0.4", linewidth=0.8)
-        ax.set(xscale="log", xlabel="learning rate", title=metric)
+        ax.set(xscale="log", xlabel="learning rate", title=plain_name(metric))
         plain_log(ax.xaxis)
     axes[0, 0].set_ylabel("LDS minus vanilla (MOS points)")
     common.legend_beside(axes[0, -1], title=legend)
@@ -287,7 +287,7 @@ def plot_density_errors(axes: Axes, table: pd.DataFrame, methods: Sequence[str])
     axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100, 200, 500], map(str, ticks))
     axes.set_xlim(-0.2, 1.4 * table["images"].max())
     axes.set(xlabel="training images in the label bin", ylabel="test MAE of the bin (MOS points)")
-    common.legend_beside(axes, title="rank correlation over bins")
+    common.legend_beside(axes, title="larger: more test images\nrank correlation over bins:")
     for handle in axes.get_legend().legend_handles:
         handle.set_sizes([30])
 
@@ -303,6 +303,6 @@ def plot_range_curves(
     for k, name in enumerate(ranges):
         style = {"marker": common.MARKERS[k], "markersize": 4, "label": name} | line(k)
         axes.plot(early.index, early[f"{part}_mae {name}"], **style)
-    axes.set(xlabel="epoch", ylabel=f"MAE, {part} (MOS points)")
+    axes.set(xlabel="epoch", ylabel="MAE (MOS points)")
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
     axes.legend(title="range of MOS", fontsize=8, title_fontsize=8, ncols=len(ranges), **place)

@@ -230,7 +230,7 @@ def plot_visits(axes: Axes, visits: pd.DataFrame) -> None:
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.legend(title="batches")
+    common.legend_beside(axes, title="batches")
 
 
 def plot_transformers(axes: Axes, points: pd.DataFrame, *, title: str) -> None:
@@ -253,7 +253,7 @@ def plot_split_dots(axes: Axes, table: pd.DataFrame, *, xlabel: str) -> None:
     axes.plot(wide.to_numpy(), rows, color="0.75", linewidth=0.7, zorder=0)
     axes.plot(wide.to_numpy(), rows, "o", color=PALETTE[0], markersize=5)
     axes.vlines(wide.median(axis=1), rows - 0.33, rows + 0.33, color=PALETTE[3], linewidth=2)
-    axes.set(xlabel=xlabel)
+    axes.set(xlabel=f"{xlabel} (bar: median)")
     name_rows(axes, map(plain_name, wide.index))
 
 
