@@ -8,6 +8,7 @@ goes on where it last noted how many images its files hold.
 
 import hashlib
 import json
+import math
 import shutil
 import time
 import zlib
@@ -270,8 +271,10 @@ def _open_blocks(
     for k, (layer, size) in enumerate(sizes.items()):
         if layer in wanted:
             width = min(PANEL, size)
-            shape = (-(-size // width), n_images, width)
-            blocks[layer] = np.memmap(folder / f"{k}.bin", np.float32, mode, shape=shape)
+            shape, path = (-(-size // width), n_images, width), folder / f"{k}.bin"
+            if mode == "r+" and path.stat().st_size != 4 * math.prod(shape):
+                raise ValueError(f"{layer} has {path.stat().st_size} bytes")
+            blocks[layer] = np.memmap(path, np.float32, mode, shape=shape)
     return blocks
 
 
@@ -280,11 +283,6 @@ def _reopen_blocks(
 ) -> dict[str, np.memmap]:
     """Open the files of a pass that was killed; none where they are not as its note has them."""
     try:
-        for k, (layer, size) in enumerate(note["sizes"].items()):
-            width = min(PANEL, size)
-            bytes_held = (folder / f"{k}.bin").stat().st_size if layer in wanted else 0
-            if layer in wanted and bytes_held != 4 * -(-size // width) * n_images * width:
-                raise ValueError(f"{layer} has {bytes_held} bytes")
         blocks = _open_blocks(folder, note["sizes"], n_images, wanted, "r+")
         for layer, panels in blocks.items():
             if note["sums"][layer] != [zlib.crc32(panel[: note["done"]]) for panel in panels]:
