@@ -97,6 +97,18 @@ def footprint(job: Job) -> Footprint:
     return Footprint(weights, 12 * trained, activations, flops, layers)
 
 
+class Footprints(dict[tuple[str, bool], Footprint]):
+    """Footprints that were counted before, by :func:`kind` as if nothing were compiled."""
+
+
+def counted(job: Job, footprints: Footprints) -> Footprint:
+    """Return the footprint of a job, counted once for jobs of one kind."""
+    key = (kind(replace(job, compile=False)), bool(job.steps))
+    if key not in footprints:
+        footprints[key] = footprint(job)
+    return footprints[key]
+
+
 def kind(job: Job) -> str:
     """Name what a measured speed belongs to: network, batch, size, precision."""
     size = "x".join(map(str, (job.batch, *job.size)))
@@ -237,7 +249,8 @@ def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[s
     """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
     files = sorted(folder.glob("*.json"))
     seen = json.loads(files[-1].read_text()) if files else {"card": "", "rows": []}
-    return seen["card"], {row["kind"]: row["images_per_s"] for row in seen["rows"]}
+    rates = {row["kind"]: row["images_per_s"] for row in seen["rows"] if "error" not in row}
+    return seen["card"], rates
 
 
 def make_plan(
@@ -247,12 +260,14 @@ def make_plan(
     rate: float | None = None,
     official: bool = False,
     rates: tuple[str, dict[str, float]] | None = None,
+    footprints: Footprints | None = None,
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile: jobs, bytes, hours, and what is missing.
 
     Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
     :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
-    score tables at hand. ``memory`` is the largest job's, ``moment`` the disk needed for a moment.
+    score tables at hand; ``footprints`` are those counted before. ``memory`` is the largest job's,
+    ``moment`` the disk needed for a moment.
     """
     stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)
@@ -269,14 +284,13 @@ def make_plan(
     plan["disk"] = stores(stem, values, tables)
     card, known_rates = rates or measured()
     saved, sources = [], set()
-    known: dict[tuple[str, bool], Footprint] = {}
+    footprints = Footprints() if footprints is None else footprints
     for job in JOBS[stem[:2]](values, tables):
         if isinstance(job, Disk):
             plan["disk"] |= {job.name: job.size} if job.kept else {}
             plan["moment"] += 0 if job.kept else job.size
             continue
-        key = (kind(replace(job, compile=False)), bool(job.steps))
-        seen = known[key] = known.get(key) or footprint(job)
+        seen = counted(job, footprints)
         speed = rate or known_rates.get(kind(job))
         sources.add("given" if rate else f"measured on {card}" if speed else "computed")
         saved.append((job, seen.weights, seen.training // 12))
