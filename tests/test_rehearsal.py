@@ -4,8 +4,10 @@ import json
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from iqa_utils.workshop import claims, notebooks, paper_pages, rehearsal, report, runs
+from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
@@ -302,3 +304,13 @@ def test_the_site_says_what_the_kept_rehearsal_took(fake):
     assert "| 1.0 | 1 | 1 |" in row
     assert "IMQNet" in row
     assert "2 at a time, commit abc: 0 minutes in all." in table
+
+
+def test_the_command_keeps_times_of_a_rehearsal_and_not_of_true_sizes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rehearsal, "rehearse", lambda stems, **how: asked.append((stems, how)))
+    run = CliRunner().invoke(app, ["rehearse", "05", "--keep-times"])
+    assert run.exit_code == 0
+    assert asked == [(["05"], {"annotations": None, "keep_times": True})]
+    run = CliRunner().invoke(app, ["rehearse", "--true-size", "--keep-times"])
+    assert "--keep-times belongs to a rehearsal" in str(run.exception)

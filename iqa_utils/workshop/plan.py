@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -299,33 +299,41 @@ def make_plan(
         row |= {"activations": seen.activations, "memory": sum(seen[:3])}
         plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
     plan["disk"]["checkpoints"] = checkpoint_bytes(saved)
-    plan["stand-ins"] = [name for name in names if root is None or not (root / name).is_dir()]
     plan["uncounted"] = [name for name, table in tables.items() if table.empty]
+    absent = [name for name in names if root is None or not (root / name).is_dir()]
+    plan["stand-ins"] = [name for name in absent if name not in plan["uncounted"]]
     plan["memory"] = max(row["memory"] for row in plan["jobs"])
     plan |= {total: sum(row[total] for row in plan["jobs"]) for total in TOTALS}
     return plan | {"source": " and ".join(sorted(sources))}
+
+
+def _short(value: float, digits: int) -> str:
+    """Write a number with some digits behind the point; what they cannot show is not nothing."""
+    least = 10.0**-digits
+    return f"<{least:g}" if 0 < value < least / 2 else f"{value:.{digits}f}"
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Tell a plan as text."""
     lines = [f"{plan['stem']}, profile {plan['profile']}"]
     if not plan["jobs"]:
-        lines.append("  lists no trainings: reads annotation files, or what other runs left")
+        lines.append("  trains no network")
     else:
         table = pd.DataFrame([*plan["jobs"], {**plan, "name": "in all"}])
         table["GB"] = table["memory"] / 1e9
         formats = dict.fromkeys(TOTALS[:3], "{:,.0f}".format)
-        formats |= {"GB": "{:.1f}".format, "hours": "{:.2f}".format}
+        formats |= {"GB": partial(_short, digits=1), "hours": partial(_short, digits=2)}
         text = table.to_string(columns=["name", *formats], index=False, formatters=formats)
         lines += [f"  {line}" for line in text.split("\n")]
         lines.append(f"  time is {plan['source']}; GB is GPU memory in a step")
         if "computed" in plan["source"]:
-            lines.append(f"  computed: networks alone, with {ASSUMED}")
+            lines.append(f"  computed: networks alone on one large GPU, with {ASSUMED}")
         disk = {**plan["disk"], "in all": sum(plan["disk"].values())}
         disk |= {"for a moment": plan["moment"]} if plan["moment"] else {}
         lines += [f"  disk {size / 1e9:8.2f} GB  {name}" for name, size in disk.items()]
     if plan.get("stand-ins"):
-        lines.append(f"  counted by official numbers: {', '.join(plan['stand-ins'])}")
+        official = (f"{name} ({DATASETS[name].n_images:,})" for name in plan["stand-ins"])
+        lines.append(f"  counted by official numbers of images: {', '.join(official)}")
     lines += [f"  not counted: {name}, of unknown size" for name in plan.get("uncounted", [])]
     if plan.get("to fetch"):
         lines.append(f"  weights not in the cache of the hub: {', '.join(plan['to fetch'])}")
