@@ -19,7 +19,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "workflow"))
-from default_model import LEVELS, distorted, photographs  # noqa: E402 - the recipe is no package
+from distortion_levels import LEVELS, distorted, photographs  # noqa: E402 - no package
 
 from iqa_utils.backbones import SHIPPED_FILE  # noqa: E402
 from iqa_utils.scorer import Scorer  # noqa: E402

@@ -5,7 +5,7 @@ of every image by the reciprocal. FDS keeps the mean and variance of the feature
 moves each training feature towards the smoothed ones. Neither knows about pixels or networks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -250,10 +250,18 @@ class FDS(nn.Module):
         self.ends = float(edges[0]), float(edges[-1])
         self.register_buffer("inner", torch.tensor(edges[1:-1]), persistent=False)
         self.register_buffer("smoothing", torch.tensor(smoothing), persistent=False)
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))  # epochs ended so far
+        epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.register_buffer("epoch", epoch)  # epochs ended so far, see _apply
         # running statistics and calibration, (K, D) each
         for name, start in {"mean": 0.0, "variance": 1.0, "scale": 1.0, "shift": 0.0}.items():
             self.register_buffer(name, torch.full((n_buckets, n_features), start))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FDS":
+        """Move all but the epoch, which every step asks for: on a GPU that would wait."""
+        epoch = self.epoch
+        super()._apply(fn, recurse)
+        self.epoch = epoch
+        return self
 
     def buckets(self, mos: Tensor) -> Tensor:
         """Return the bucket (B,) of each score (B,)."""

@@ -137,7 +137,8 @@ def mean_over_sources(
     As in the released code of Feng et al., 2023: six losses, averaged. ``source`` numbers the data
     set of each image, (B,); ``loss`` gets pred, mos and ``more`` of (B,) of one set. A data set
     without an image in the batch does not count; one with a single image counts with what ``loss``
-    gives for it.
+    gives for it. Sets are told apart in main memory, where the batches of ``fit`` keep ``source``;
+    one on a GPU is fetched, which waits once.
 
     Raises:
         ValueError: If the shapes differ or are not (B,), or B is 0.
@@ -149,8 +150,15 @@ def mean_over_sources(
     """
     check_pair(pred, mos)
     check_pair(source, mos)
-    sets = [source == s for s in source.unique().tolist()]
-    return torch.stack([loss(*(x[own] for x in (pred, mos, *more))) for own in sets]).mean()
+    source = source.cpu()
+    order = source.argsort(stable=True)  # set by set
+    sizes = source.unique(return_counts=True)[1].tolist()
+    here = order.to(pred.device, non_blocking=True)
+    parts = [
+        x.index_select(0, order if x.device.type == "cpu" else here).split(sizes)
+        for x in (pred, mos, *more)
+    ]
+    return torch.stack([loss(*own) for own in zip(*parts, strict=True)]).mean()
 
 
 def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tensor) -> Tensor:
@@ -161,23 +169,30 @@ def range_weighted_mse(pred: Tensor, mos: Tensor, *, counts: Tensor, edges: Tens
     ``edges`` (R + 1,), left-closed, the last one closed.
 
     Raises:
-        ValueError: If shapes do not fit, or a score lies outside the edges or in an empty range.
+        ValueError: If shapes do not fit, or a score lies outside the edges or in an empty range. On
+            a GPU a look at the scores would wait at every step: there the loss of such a batch is
+            NaN, at which ``fit`` stops and names the images.
 
     References:
         Lehmann and Rokita, Machine Graphics & Vision 2023, section 3.2: announced, not shown.
     """
     check_pair(pred, mos)
-    counts, edges, last = counts.to(mos), edges.to(mos), len(edges) - 2
+    counts, edges = (x.to(mos, non_blocking=True) for x in (counts, edges))
+    last = len(edges) - 2
+    fits = 0 < len(counts) == last + 1
     ranges = (torch.bucketize(mos, edges, right=True) - 1).where(mos != edges[-1], last)  # (B,)
-    outside = ((ranges < 0) | (ranges > last)).any()
-    if len(counts) != last + 1 or outside or (counts[ranges] < 1).any():
+    known = (ranges >= 0) & (ranges <= last)
+    if fits:
+        ranges = ranges.clamp(0, last)
+        known &= counts[ranges] >= 1
+    if not fits or (mos.device.type == "cpu" and not known.all()):
         raise ValueError(
             f"scores span [{mos.min():g}, {mos.max():g}], ranges with images are "
             f"{counts.tolist()} between edges {edges.tolist()}"
         )
     weights = counts.clamp(min=1).pow(-1.0)  # (R,)
     weights = weights * counts.sum() / (weights * counts).sum()
-    return (weights[ranges] * (pred - mos) ** 2).mean()
+    return (torch.where(known, weights[ranges], torch.nan) * (pred - mos) ** 2).mean()
 
 
 def weighted_l1(pred: Tensor, mos: Tensor, weight: Tensor | None = None) -> Tensor:

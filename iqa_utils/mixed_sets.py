@@ -128,17 +128,20 @@ def set_fidelity(pred: Tensor, mos: Tensor, mos_std: Tensor, pred_std: Tensor) -
     """Apply :func:`fidelity` to images of one set, some of whose ``mos_std`` may be NaN; all (B,).
 
     A pair with an unknown deviation has the true probability 0, 1/2 or 1, and no other pair has.
+    ``mos_std`` may lie in main memory, where to look at it waits for no GPU.
     """
-    known = mos_std.isfinite()
-    if known.all():
-        return fidelity(pred, mos, mos_std=mos_std, pred_std=pred_std)
+    known = mos_std.isfinite().nonzero().flatten()
+    known_std = mos_std[known].to(pred.device, non_blocking=True)
+    n, n_known = len(mos), len(known)
+    if n_known == n:
+        return fidelity(pred, mos, mos_std=known_std, pred_std=pred_std)
     every = fidelity(pred, mos, pred_std=pred_std)
-    n, n_known = len(mos), int(known.sum())
     if n_known < 2:
         return every
+    known = known.to(pred.device, non_blocking=True)
     known_pred, known_mos, deviations = pred[known], mos[known], pred_std[known]
     certain = fidelity(known_pred, known_mos, pred_std=deviations)
-    told = fidelity(known_pred, known_mos, mos_std=mos_std[known], pred_std=deviations)
+    told = fidelity(known_pred, known_mos, mos_std=known_std, pred_std=deviations)
     return every + n_known * (n_known - 1) / (n * (n - 1)) * (told - certain)
 
 

@@ -219,6 +219,13 @@ def test_evaluation_and_the_first_epoch_leave_features_alone():
         layer.train()(features)
 
 
+def test_the_epoch_stays_in_main_memory_where_no_step_waits_for_it():
+    layer = _layer().to("meta")
+    assert layer.epoch.device.type == "cpu"
+    assert layer.mean.device.type == "meta"
+    assert "epoch" in layer.state_dict()
+
+
 def test_a_column_of_scores_is_refused_before_it_broadcasts():
     features, mos = _sample()
     layer = _layer()

@@ -18,7 +18,7 @@ from iqa_utils.images import build_store
 from iqa_utils.models import build_model
 from iqa_utils.models.dual_xception import DualXception
 from iqa_utils.training import fit, mean_loss, predict
-from iqa_utils.training.batches import epoch_seed, store_batches, tensor_batches
+from iqa_utils.training.batches import Batch, epoch_seed, store_batches, tensor_batches
 from iqa_utils.training.checkpoints import (
     config_key,
     data_digest,
@@ -120,6 +120,17 @@ def test_trainings_that_cannot_work_are_refused():
         train(*make(), train_batches=lambda epoch: [])
     with pytest.raises(RuntimeError, match="only for scalar outputs"):
         train(*make(), step=lambda model, batch: model(*batch.inputs))
+
+
+def test_a_batch_on_a_device_keeps_in_main_memory_what_the_host_looks_up():
+    numbers = torch.zeros(2)
+    batch = Batch((numbers,), numbers, numbers.long(), weight=numbers, source=numbers.long())
+    moved = batch.to("meta")
+    assert moved.inputs[0].is_meta
+    assert moved.mos.is_meta
+    assert moved.weight.is_meta
+    assert not moved.index.is_meta
+    assert not moved.source.is_meta
 
 
 def test_a_loss_that_is_not_finite_names_epoch_batch_and_images():

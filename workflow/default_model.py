@@ -4,41 +4,44 @@ The 1,600 training photographs of the small BIQ2021 set are all it learns from; 
 photographs are scored at the end. What is finished (under ``runs/default_model``, in files named
 by a digest of the trunk) is not done again, so a killed run goes on. One thread, so that another
 machine comes close.
+
+``--leave-out ss01`` trains the same recipe without one subset, on a GPU where there is one, and
+leaves its agreement on that subset in ``runs/default_model/ss01.json``; the shipped file is not
+touched. ``python workflow/model_card.py`` takes the three into the card.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageFilter
+from distortion_levels import distorted, falling_pairs, photographs, share_of_falls
+from model_card import CARD, DOCS, RECIPE_STEPS, ROOT, WORK, write_card
+from PIL import Image
 from torch.nn import functional as F
 
 from iqa_utils.backbones import SHIPPED_FILE, weights_hash
 from iqa_utils.datasets import load_scores
 from iqa_utils.decoding import read_image
-from iqa_utils.evaluate import score
-from iqa_utils.files import hash_file
+from iqa_utils.evaluate import compare, score
+from iqa_utils.files import atomic_write, hash_file
 from iqa_utils.metrics import srcc
 from iqa_utils.models.quality_net import QualityNet
 from iqa_utils.scorer import Scorer
+from iqa_utils.training import prepare_device
 from iqa_utils.training.checkpoints import save_checkpoint, save_model
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.pictures import dead_leaves
 
-ROOT = Path(__file__).parents[1]
-DOCS, MODEL = ROOT / "docs", SHIPPED_FILE
-WORK = ROOT / "runs" / "default_model"
-
+MODEL = SHIPPED_FILE
 PREPROCESSING = {
     "size": 512,
     "fit": "shrink_short_side",
@@ -47,12 +50,6 @@ PREPROCESSING = {
     "std": [0.5, 0.5, 0.5],
     "gain": 100.0,
     "range": "0 to 100",
-}
-LEVELS = {
-    "gaussian blur": (0.8, 1.4, 2.2, 3.5, 5.5),  # standard deviation, pixels
-    "white noise": (6, 12, 22, 38, 60),  # standard deviation, grey levels
-    "jpeg": (50, 28, 16, 9, 5),  # quality
-    "down and up": (1.5, 2.0, 3.0, 4.5, 7.0),  # factor, bicubic both ways
 }
 TRAINED = {  # mildest and strongest in training, levels between on a logarithmic scale
     "gaussian blur": (0.5, 6.5),
@@ -64,63 +61,7 @@ SHARES = (0.2, 0.2, 0.3, 0.3)  # of the four in training
 TEST_PICTURES = ("astronaut", "camera", "chelsea", "rocket", "motorcycle_left", "grass")
 CHOICE_PICTURES = ("coffee", "brick", "coins", "moon", "hubble_deep_field", "gravel")
 
-
-def distorted(
-    pixels: np.ndarray, kind: str, strength: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Blur, add noise to, compress, or scale down and up uint8 RGB (H, W, 3)."""
-    image = Image.fromarray(pixels)
-    if kind == "gaussian blur":
-        image = image.filter(ImageFilter.GaussianBlur(strength))
-    elif kind == "jpeg":
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=round(strength))
-        image = Image.open(stream)
-    elif kind == "down and up":
-        size = (round(image.width / strength), round(image.height / strength))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        image = image.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
-    elif kind == "white noise":
-        noise = rng.standard_normal(pixels.shape, np.float32) * strength
-        return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
-    else:
-        raise ValueError(f"no distortion {kind!r}")
-    return np.asarray(image)
-
-
-def photographs(names: Sequence[str], side: int = 384) -> dict[str, np.ndarray]:
-    """Open photographs that ship with scikit-image, as RGB, and cut out the middle."""
-    import skimage.data
-
-    folder = Path(skimage.data.__file__).parent
-    found = {}
-    for name in names:
-        image = read_image(next(folder.glob(f"{name}.*")))
-        width, height = min(side, image.width), min(side, image.height)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        found[name] = np.asarray(image)[top : top + height, left : left + width]
-    return found
-
-
-def falling_pairs(scorer: Scorer, pictures: Mapping[str, np.ndarray], *, seed: int) -> pd.DataFrame:
-    """Compare each level with the one below it; level 0 is the picture itself.
-
-    Returns:
-        One row per pair: ``picture``, ``distortion``, ``level``, ``score``, ``falls``.
-    """
-    rows = []
-    for name, clean in pictures.items():
-        for kind, strengths in LEVELS.items():
-            rng = np.random.default_rng(seed)
-            versions = [clean, *(distorted(clean, kind, value, rng) for value in strengths)]
-            batch = torch.from_numpy(np.stack(versions)).permute(0, 3, 1, 2)
-            scores = scorer.score(batch).tolist()
-            for level, (above, value) in enumerate(itertools.pairwise(scores), 1):
-                rows.append((name, kind, level, value, value < above))
-    return pd.DataFrame(rows, columns=["picture", "distortion", "level", "score", "falls"])
-
-
-STEPS = {"fold": 350, "whole": 600}  # 3.5 times through 800 photographs, 3 through all
+STEPS = {"fold": 350, "whole": RECIPE_STEPS}  # 3.5 times through 800 photographs, 3 through all
 BATCH, CHAINS = 8, 3  # photographs with scores, photographs with two distorted copies, per step
 WHOLE_SIDE, SIDE, CHAIN_SIDE = 512, 288, 192  # pixels: photographs as they are, crops
 FROZEN_BLOCKS = 2  # stay as ImageNet left them
@@ -133,17 +74,23 @@ def resized(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def as_batch(images: Sequence[np.ndarray]) -> torch.Tensor:
+def as_batch(images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
     """Stack uint8 images and normalise them as the trunk wants: (B, 3, H, W) in [-1, 1]."""
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    batch = moved(torch.from_numpy(np.stack(images)), device)
+    batch = batch.permute(0, 3, 1, 2).float().div(127.5).sub(1)
     return batch.contiguous(memory_format=torch.channels_last)
+
+
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device without waiting for what it computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 @torch.inference_mode()
 def outputs(net: QualityNet, images: Sequence[np.ndarray], *, what: str) -> np.ndarray:
     """Run a method of the network over images, one at a time."""
-    run = getattr(net, what)
-    return np.stack([run(as_batch([one]))[0].numpy() for one in images])
+    run, device = getattr(net, what), net.mean.device
+    return np.stack([run(as_batch([one], device))[0].cpu().numpy() for one in images])
 
 
 def scores_of(scorer: Scorer, root: Path, names: Iterable[str]) -> np.ndarray:
@@ -198,15 +145,15 @@ def train(
     *,
     trunk: str,
     name: str,
-    key: str,
+    steps: int,
+    device: torch.device,
 ) -> QualityNet:
-    """Train on human scores of crops and on the order of distorted copies; resumes.
+    """Train on human scores of crops and on the order of distorted copies; resumes by ``name``.
 
     Scores: squared error of the score. Copies: a hinge, the logit must fall by 3 times their gap.
     """
-    steps = STEPS[name]
     torch.manual_seed(0)
-    net = QualityNet(pretrained=trunk).to(memory_format=torch.channels_last)
+    net = QualityNet(pretrained=trunk).to(device, memory_format=torch.channels_last)
     linear_start(net, features, mos)
     frozen = [net.trunk.conv_stem, net.trunk.bn1, *net.trunk.blocks[:FROZEN_BLOCKS]]
     for layer in frozen:
@@ -222,7 +169,7 @@ def train(
     )
     rng, good, start = np.random.default_rng(0), np.flatnonzero(mos > 0.4), 0
     parts = {"net": net, "average": average, "optimiser": optimiser, "rate": rate}
-    file = WORK / f"{name}-{key}.pt"
+    file = WORK / f"{name}.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)
         start, rng.bit_generator.state = state["step"], state["rng"]
@@ -232,14 +179,13 @@ def train(
     order = np.concatenate([np.random.default_rng(1 + e).permutation(len(mos)) for e in range(50)])
     for step in range(start, steps):
         rows = order[step * BATCH : (step + 1) * BATCH]
-        batch = as_batch([crops(rng, images[i], SIDE) for i in rows])
-        target = torch.tensor(mos[rows], dtype=torch.float32)
+        batch = as_batch([crops(rng, images[i], SIDE) for i in rows], device)
+        target = moved(torch.tensor(mos[rows], dtype=torch.float32), device)
         loss = F.mse_loss(net(batch) / spread, target / spread)
         chains = [chain(rng, images[i]) for i in rng.choice(good, CHAINS, replace=False)]
-        logits = net.logits(as_batch([one for versions, _ in chains for one in versions])).view(
-            -1, 3
-        )
-        gaps = torch.tensor([gap for _, gap in chains], dtype=torch.float32)
+        copies = as_batch([one for versions, _ in chains for one in versions], device)
+        logits = net.logits(copies).view(-1, 3)
+        gaps = moved(torch.tensor([gap for _, gap in chains], dtype=torch.float32), device)
         ranking = F.relu(3 * gaps - (logits[:, :-1] - logits[:, 1:])).mean()
         optimiser.zero_grad()
         (loss + ranking).backward()
@@ -308,81 +254,74 @@ def agreement(mos: np.ndarray, pred: np.ndarray, subset: np.ndarray) -> dict[str
     return found
 
 
+def linear_scores(features: np.ndarray, mos: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Train the linear start on all photographs but some, and score those."""
+    mean, std = features[~test].mean(axis=0), features[~test].std(axis=0) + 1e-3
+    z, target = (features - mean) / std, np.log(mos[~test] / (1 - mos[~test]))
+    return 1 / (1 + np.exp(-z[test] @ ridge(z[~test], target) - target.mean()))
+
+
 def across_subsets(features: np.ndarray, mos: np.ndarray, subset: np.ndarray) -> dict[str, Any]:
     """Train the linear start on two subsets and test it on the third; the trunk stays as it was."""
     found = {}
     for name in np.unique(subset):
         test = subset == name
-        mean, std = features[~test].mean(axis=0), features[~test].std(axis=0) + 1e-3
-        z, target = (features - mean) / std, np.log(mos / (1 - mos))
         found[str(name)] = {"n": int(test.sum())}
-        for what, x in (("all maps", z), ("the last layer", z[:, -1280:])):
-            pred = x[test] @ ridge(x[~test], target[~test])
-            found[str(name)][what] = srcc(mos[test], pred)
+        for what, x in (("all maps", features), ("the last layer", features[:, -1280:])):
+            found[str(name)][what] = srcc(mos[test], linear_scores(x, mos, test))
     return found
 
 
-def share_of_falls(pairs: pd.DataFrame) -> dict[str, Any]:
-    """Count the falling pairs of :func:`falling_pairs`, in total and by distortion and level."""
-    table = pairs.groupby(["distortion", "level"], sort=False)["falls"].mean()
-    rows = {kind: table[kind].tolist() for kind in LEVELS}
-    return {"pairs": len(pairs), "share": float(pairs["falls"].mean()), "by level": rows}
-
-
-def write_card(facts: dict[str, Any]) -> None:
-    """Write the numbers as JSON, and the card from them."""
-    (DOCS / "model_card.json").write_text(json.dumps(facts, indent=1, default=float) + "\n")
-    (DOCS / "model_card.md").write_text(card(facts), encoding="utf-8")
-
-
-def card(facts: Mapping[str, Any]) -> str:
-    """Fill the card's tables; everything that is a number comes from ``facts``."""
-
-    def values(row: Mapping[str, Any], *metrics: str) -> list[str]:
-        return ["{:.3f} [{:.3f}, {:.3f}]".format(*row[metric]) for metric in metrics]
-
-    agreement_rows = [
-        (name, facts["test"][name]["n"], *values(facts["test"][name], "SRCC", "PLCC"))
-        for name in facts["test"]
-    ]
-    across = [
-        (f"the two others -> {name}", *(v if k == "n" else f"{v:.3f}" for k, v in row.items()))
-        for name, row in facts["across"].items()
-    ]
-    falls = [
-        (f"{kind}: {', '.join(map(str, LEVELS[kind]))}", *(f"{100 * v:.0f}" for v in row))
-        for kind, row in facts["falls"]["test"]["by level"].items()
-    ]
-    brisque = facts["brisque"]["test"]
-    inside = ", ".join(f"{k} {v['SRCC'][0]:.3f}" for k, v in brisque.items() if k != "all")
-    return (
-        Path(__file__)
-        .with_name("model_card.in.md")
-        .read_text(encoding="utf-8")
-        .format(
-            megabytes=f"{facts['bytes'] / 1e6:.1f}",
-            sha256=facts["sha256"],
-            test=markdown_table(("photographs", "n", "SRCC", "PLCC"), agreement_rows),
-            fold=", ".join(values(facts["out_of_fold"]["all"], "SRCC")),
-            fold_n=facts["out_of_fold"]["all"]["n"],
-            across=markdown_table(("training -> test", "n", "all maps", "last layer"), across),
-            falls=markdown_table(("distortion: levels", *"12345"), falls),
-            share="{:.1f} % of {}".format(
-                100 * facts["falls"]["test"]["share"], facts["falls"]["test"]["pairs"]
-            ),
-            choice=f"{100 * facts['falls']['choice']['share']:.1f} %",
-            procedural=f"{100 * facts['falls']['procedural']['share']:.1f} %",
-            brisque=values(brisque["all"], "SRCC")[0],
-            brisque_n=brisque["all"]["n"],
-            brisque_within=inside,
-        )
+def leave_out(name: str, frame: pd.DataFrame, root: Path, *, trunk: str, steps: int) -> None:
+    """Train the whole recipe without one subset and score it, beside ridge; writes JSON."""
+    device, began = torch.device(prepare_device(1)), time.perf_counter()
+    mos, test = frame["mos"].to_numpy(), (frame["subset"] == name).to_numpy()
+    images = whole_photographs(root, frame["image"])
+    start = QualityNet(pretrained=trunk).eval().to(device, memory_format=torch.channels_last)
+    key = f"without_{name}-{weights_hash(start.trunk)[:8]}"
+    features = cached(f"frozen-{key}", lambda: outputs(start, images, what="pooled"))
+    used = np.flatnonzero(~test)
+    net = train(
+        [images[i] for i in used],
+        mos[used],
+        features[used],
+        trunk=trunk,
+        name=f"{key}-{steps}",
+        steps=steps,
+        device=device,
     )
+    unseen = [images[i] for i in np.flatnonzero(test)]
+    pred = {
+        "whole recipe": outputs(net, unseen, what="forward"),
+        "ridge on all maps": linear_scores(features, mos, test),
+        "ridge on the last layer": linear_scores(features[:, -1280:], mos, test),
+    }
+    own = pd.DataFrame({"image": frame["image"][test], "mos": mos[test], "seed": 0})
+    rows = pd.concat([own.assign(method=method, pred=value) for method, value in pred.items()])
+    columns, metrics = ["value", "ci_low", "ci_high"], ["SRCC", "PLCC"]
+    scores = score(rows, ["method"], metrics).set_index(["method", "metric"])[columns]
+    gains = compare(rows, {"method": "ridge on all maps"}, metrics)
+    gains = gains.set_index(["method", "metric"])[columns].loc["whole recipe"]
+    is_gpu = device.type == "cuda"
+    found = {
+        "n": int(test.sum()),
+        "n_training": len(used),
+        **{method: {m: scores.loc[(method, m)].tolist() for m in metrics} for method in pred},
+        "whole recipe minus ridge on all maps": {m: gains.loc[m].tolist() for m in metrics},
+        "steps": steps,
+        "passes": round(BATCH * steps / len(used), 1),
+        "seed": 0,
+        "device": torch.cuda.get_device_name() if is_gpu else "one CPU thread",
+        "seconds of this call": round(time.perf_counter() - began, 1),
+    }
+    with atomic_write(WORK / f"{name}.json") as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({name: found}), flush=True)
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Lay rows out as a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def whole_photographs(root: Path, names: Iterable[str]) -> list[np.ndarray]:
+    """Decode photographs and bring them to the side that training knows."""
+    return [resized(np.asarray(read_image(root / name)), WHOLE_SIDE) for name in names]
 
 
 def main() -> None:
@@ -390,22 +329,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "biq2021")
     parser.add_argument("--trunk", default="hub", help="weights of the trunk: hub, or a file")
+    parser.add_argument("--leave-out", choices=("ss01", "ss02", "ss03"), help="test on this subset")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS["whole"], help="with --leave-out; others are a trial"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     frame = load_scores("biq2021", options.data)
     unseen, frame = frame[frame["split"] == "test"], frame[frame["split"] == "training"]
+    if options.leave_out:
+        leave_out(options.leave_out, frame, options.data, trunk=options.trunk, steps=options.steps)
+        return
     mos, subset = frame["mos"].to_numpy(), frame["subset"].to_numpy(str)
-    images = [
-        resized(np.asarray(read_image(options.data / name)), WHOLE_SIDE) for name in frame["image"]
-    ]
+    images = whole_photographs(options.data, frame["image"])
     start = QualityNet(pretrained=options.trunk).eval().to(memory_format=torch.channels_last)
     key = weights_hash(start.trunk)[:8]
     features = cached(f"frozen-{key}", lambda: outputs(start, images, what="pooled"))
     held = np.random.default_rng(0).permutation(len(mos)) % 2 == 0
     for name, rows in (("fold", np.flatnonzero(~held)), ("whole", np.arange(len(mos)))):
         part = [images[i] for i in rows]
-        train(part, mos[rows], features[rows], trunk=options.trunk, name=name, key=key)
+        own = {"trunk": options.trunk, "name": f"{name}-{key}", "steps": STEPS[name]}
+        train(part, mos[rows], features[rows], device=torch.device("cpu"), **own)
     held = np.flatnonzero(held)
     out_of_fold = 100 * cached(
         f"out_of_fold-{key}",
@@ -446,6 +391,7 @@ def main() -> None:
             "across": across_subsets(features, mos, subset),
             "falls": {name: share_of_falls(table) for name, table in falls.items()},
             "brisque": json.loads((DOCS / "brisque.json").read_text()),
+            "left_out": json.loads(CARD.read_text()).get("left_out", {}),
         }
     )
 

@@ -186,16 +186,23 @@ def file_batches(
     """Stream central crops from their files, for sets too large to keep decoded.
 
     It yields what :func:`iqa_utils.training.batches.store_batches` would of a store of these crops.
+    Nothing waits for a GPU but for the copy of the batch before, whose buffer is filled again.
     """
     generator = torch.Generator().manual_seed(epoch_seed(0, epoch))
+    copies: deque[torch.cuda.Event] = deque()
     groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for group, crops, _ in crop_batches(paths, groups, crop):
-        images = crops.to(device)
+        images = crops.to(device, non_blocking=True)
+        if images.is_cuda:
+            copies.append(torch.cuda.Event())
+            copies[-1].record()
         if augment is not None:
             images = augment(images, generator=generator)
         images = to_float(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        mos = torch.as_tensor(scores[group], dtype=torch.float32, device=device)
+        mos = torch.as_tensor(scores[group], dtype=torch.float32).to(device, non_blocking=True)
         yield Batch((images,), mos, torch.from_numpy(group), names=paths)
+        if len(copies) > 1:
+            copies.popleft().synchronize()
 
 
 def _gather(

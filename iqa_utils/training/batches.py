@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,9 @@ class Batch:
     Attributes:
         inputs: Arguments of the network, each with B rows.
         mos: Scores, shape (B,).
-        index: Row of every image in its store or table, shape (B,).
+        index: Row of every image in its store or table, shape (B,), in main memory.
         weight: Weights of the loss, shape (B,), or None.
-        source: Data set of every image, shape (B,), or None.
+        source: Data set of every image, shape (B,), in main memory, or None.
         names: Image names of the whole store, which ``index`` points into; only for messages.
     """
 
@@ -42,16 +42,19 @@ class Batch:
         return len(self.mos)
 
     def to(self, device: torch.device | str, *, channels_last: bool = False) -> Batch:
-        """Return the batch on a device; ``channels_last`` is the memory format of images."""
+        """Return the batch on a device; ``channels_last`` is the memory format of images.
+
+        ``index`` and ``source`` stay where they are: to look them up on a GPU would wait for it.
+        """
 
         def move(x: Tensor) -> Tensor:
             images = channels_last and x.ndim == 4
             memory = torch.channels_last if images else torch.preserve_format
             return x.to(device, non_blocking=True, memory_format=memory)
 
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inputs"}
-        moved = {k: move(v) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, inputs=tuple(move(x) for x in self.inputs), **moved)
+        inputs, mos = tuple(move(x) for x in self.inputs), move(self.mos)
+        weight = None if self.weight is None else move(self.weight)
+        return replace(self, inputs=inputs, mos=mos, weight=weight)
 
     def describe(self) -> str:
         """Name the images of the batch, or their rows where the names are not known."""
@@ -299,5 +302,6 @@ def stem_batches(
         taken = _rows_of(inputs, batch.index, here)
         if change_copies is not None and repeated.any():
             changed = change_copies(batch.index[repeated] % n, generator)
-            taken[0][repeated] = changed.to(taken[0])
+            at = repeated.nonzero().flatten().to(device, non_blocking=True)
+            taken[0][at] = changed.to(taken[0])
         yield replace(batch, inputs=taken)

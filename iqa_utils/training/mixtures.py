@@ -49,7 +49,8 @@ class CroppedImages:
             same = np.flatnonzero((sizes == size).all(1))
             for start in range(0, len(same), 8):
                 chosen = same[start : start + 8]
-                images = torch.stack([self.test.image(i) for i in rows[chosen]]).to(self.device)
+                images = torch.stack([self.test.image(i) for i in rows[chosen]])
+                images = images.to(self.device, non_blocking=True)
                 yield chosen, to_float(images, **self.normal)
 
 
@@ -159,7 +160,8 @@ def loss_step(
     of_one_set: Callable[[Tensor, Tensor], Tensor], model: nn.Module, batch: Batch
 ) -> Tensor:
     """Return the loss of one mixed batch: each set on its own, the sets averaged."""
-    pred = model(*batch.inputs, batch.source).float()
+    source = batch.source.to(batch.mos.device, non_blocking=True)
+    pred = model(*batch.inputs, source).float()
     return losses.mean_over_sources(of_one_set, pred, batch.mos, batch.source)
 
 
@@ -170,10 +172,16 @@ def predict_quality(
     precision: training.Precision = "fp32",
 ) -> np.ndarray:
     """Predict the quality of whole images, or of their maps, shape (N,), on the model's scale."""
+    order: list[np.ndarray] = []
+
+    def batches() -> Iterator[Batch]:
+        for positions, inputs in pixels.whole(rows):
+            order.append(positions)
+            yield Batch((inputs,), torch.zeros(len(positions)), torch.as_tensor(positions))
+
+    pred = training.predict(model, batches(), precision=precision)  # waits for a GPU once
     quality = np.empty(len(rows))
-    for positions, inputs in pixels.whole(rows):
-        batch = Batch((inputs,), torch.zeros(len(positions)), torch.as_tensor(positions))
-        quality[positions] = training.predict(model, [batch], precision=precision)
+    quality[np.concatenate(order)] = pred
     return quality
 
 
