@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself when it is missing or out of date.
 # PYTHON=... chooses the interpreter (3.11 to 3.13); PROFILE=... the profile of `make batch`;
-# STEMS=... the notebooks of `make rehearse` (all); OUT=... the folder for the measurements of `make bench`;
+# STEMS=... the notebooks of `make rehearse` (all), and its options;
+# OUT=... the folder for the measurements of `make bench`;
 # TORCH=cpu makes .venv with PyTorch's CPU build, a quarter of the size.
 
 PROFILE ?= demo
@@ -19,12 +20,13 @@ help:
 	@echo "make test    run all tests: the package, and every notebook under nbval"
 	@echo "make check   run the fast tests: no notebook, no server, no long run"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
+	@echo "             (STEMS=--keep-times: keep what each took in figures/rehearsal/times.json)"
 	@echo "make attack  faults, kills, full disks and mutants against all of it (some 2.5 hours on two cores)"
 	@echo "make lab     open JupyterLab on an index of the notebooks"
 	@echo "make hooks   let git check commits and drop what JupyterLab writes into notebooks"
 	@echo "make report  build the offline site from the runs there are"
 	@echo "make bench   measure speed, each against a naive implementation"
-	@echo "make batch   rerun a grid with Snakemake (PROFILE=demo, biq2021, paper)"
+	@echo "make batch   rerun a grid with Snakemake (PROFILE=demo, biq2021, rehearsal, paper)"
 	@echo "make lint    check style and that notebooks are stored without outputs"
 	@echo "make clean   delete runs/, checkpoints and feature caches included"
 

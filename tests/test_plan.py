@@ -21,7 +21,7 @@ from iqa_utils.datasets import DATASETS
 from iqa_utils.features.layers import create_network, layers_of
 from iqa_utils.images import build_store
 from iqa_utils.models.dual_xception import KonCept
-from iqa_utils.workshop import notebooks, plan, runs
+from iqa_utils.workshop import notebooks, paper_pages, plan, runs
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.disk import Disk, decoded_before, stored_bytes, stores
 from iqa_utils.workshop.jobs import JOBS, Job, disk_of, parts_of, sampling_runs, to_fetch
@@ -320,6 +320,26 @@ def test_every_profile_has_a_plan(stem):
         assert told[0] == f"{stem}, profile {profile}"
 
 
+def test_the_table_of_what_the_paper_profiles_ask_for_is_what_their_plans_say(monkeypatch):
+    counted = plan.Footprint(weights=10**9, training=0, activations=0, flops=1e9, layers=9)
+    monkeypatch.setattr(plan, "footprint", lambda job: counted)
+    rows = [line.split(" | ") for line in paper_pages.needs_table().splitlines() if "|" in line]
+    told, numbers = {row[0].removeprefix("| "): row for row in rows}, []
+    for stem in notebooks.stems_with("paper"):
+        found = plan.make_plan(stem, "paper", official=True)
+        if found["jobs"]:
+            numbers.append(stem[:2])
+            _, _, trainings, images, disk, memory, hours = told[stem[:2]]
+            assert trainings == f"{found['trainings']:,}"
+            assert images == f"{found['images'] / 1e6:.1f} million"
+            assert disk.startswith(f"{sum(found['disk'].values()) / 1e9:.0f} GB")
+            assert memory == "1.0 GB"
+            assert hours.startswith(f"{found['hours']:.1f}, {found['source']}")
+    assert numbers == list(plan.TRAINED_BY)
+    page = (notebooks.ROOT / "docs" / "howto" / "gpu.md").read_text()
+    assert "../generated/needs.md" in page
+
+
 def test_the_command_tells_a_plan_as_text_and_as_json():
     runner = CliRunner()
     told = runner.invoke(app, ["plan", "05", "--profile", "demo"])
@@ -327,6 +347,17 @@ def test_the_command_tells_a_plan_as_text_and_as_json():
     assert "trainings" in told.output
     found = json.loads(runner.invoke(app, ["plan", "05", "--profile", "demo", "--json"]).output)
     assert found[0]["trainings"] == 5 * 2
+
+
+def test_a_plan_says_what_it_counted_and_what_it_could_not_and_rounds_nothing_to_zero():
+    told = plan.plan_lines(plan.make_plan("05", "demo", official=True))
+    assert "  counted by official numbers of images: koniq10k (10,073)" in told
+    assert [line.split()[-1] for line in told if "vanilla" in line] == ["<0.01"]  # hours
+    told = plan.plan_lines(plan.make_plan("05", "internal", official=True))
+    assert "  not counted: table, of unknown size" in told
+    assert not any("official numbers" in line for line in told)
+    told = plan.plan_lines(plan.make_plan("08", "biq2021", official=True))
+    assert told == ["08_across_data_sets, profile biq2021", "  trains no network"]
 
 
 def test_a_run_names_all_that_is_missing_before_it_starts(tmp_path):

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from iqa_utils.workshop import claims, notebooks, paper_pages, runs
+from iqa_utils.workshop import claims, notebooks, paper_pages, rehearsal, report, runs
+from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
@@ -231,3 +233,84 @@ def test_a_rehearsal_is_never_published(rehearsed):
 def test_a_notebook_without_a_rehearsal_is_named():
     with pytest.raises(ValueError, match="no rehearsal of 00_claims_audit"):
         rehearsals(["00"])
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A rehearsal whose notebooks run for a minute, and 02 for two after a kill, or fail."""
+    failing, commits = set(), ["abc"]
+
+    def run_jobs(jobs, **_):
+        outcomes = []
+        for stem, own in jobs:
+            folder = runs.run_dir(stem, "rehearsal", own.get("RUN_NAME", ""))
+            folder.mkdir(parents=True, exist_ok=True)
+            killed = int(stem.startswith("02"))
+            content = {"seconds": 59.0 + 61 * killed, "killed_attempts": killed}
+            (folder / "provenance.json").write_text(json.dumps(content))
+            failed = f"{folder.name} broke" if folder.name in failing else ""
+            outcomes.append((folder.name, 60.0, failed))
+        return outcomes
+
+    for module in (rehearsal, runs):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(rehearsal, "ensure_rehearsal_data", lambda *_, **__: {})
+    monkeypatch.setattr(rehearsal.provenance, "commit", lambda: (commits[-1], True))
+    monkeypatch.setattr(notebooks, "run_jobs", run_jobs)
+    return tmp_path, failing, commits
+
+
+def test_a_rehearsal_leaves_what_each_run_took_and_names_no_machine(fake):
+    folder, *_ = fake
+    assert rehearsal.rehearse(keep_times=True) == []
+    kept = folder / "figures/rehearsal/times.json"
+    assert kept.read_text() == (folder / "runs/rehearsal/times.json").read_text()
+    seen = json.loads(kept.read_text())
+    facts = {"commit", "clean", "cpu", "cores", "torch", "workers", "calls", "runs"}
+    assert set(seen) == facts
+    assert len(seen["runs"]) == len(rehearsals())
+    sampling, board = seen["runs"]["02_cross_sampling"], seen["runs"]["07_scoreboard"]
+    assert (sampling["seconds"], sampling["attempts"], sampling["threads"]) == (120.0, 2, 1)
+    assert (board["seconds"], board["attempts"], board["trainings"]) == (60.0, 1, {})
+    n_methods = len(notebooks.read_profile("05_lds_fds", "rehearsal")["METHODS"])
+    assert sum(seen["runs"]["05_lds_fds"]["trainings"].values()) == n_methods + 1  # one twice
+    assert seen["runs"]["04_deep_features_gpr-networks"]["trainings"]["vgg16"] == 2  # two modes
+
+
+def test_times_are_kept_only_where_every_run_finished_at_one_commit(fake):
+    folder, failing, commits = fake
+    kept, failed = folder / "figures/rehearsal/times.json", "06_distillation"
+    failing.add(failed)
+    broke, told = rehearsal.rehearse(keep_times=True)
+    assert broke == f"{failed} broke"
+    assert told == f"times are not kept: at this commit {failed} did not finish"
+    assert not kept.exists()
+    failing.clear()
+    commits.append("def")  # the others ran older code
+    assert len(rehearsal.rehearse([failed], keep_times=True)) == 1
+    commits.append("abc")
+    rehearsal.rehearse([])
+    assert rehearsal.rehearse([failed], keep_times=True) == []
+    assert len(json.loads(kept.read_text())["calls"]) == 2
+
+
+def test_the_site_says_what_the_kept_rehearsal_took(fake):
+    folder, *_ = fake
+    kept = folder / "figures/rehearsal/times.json"
+    assert report.rehearsal_table(kept).startswith("No times of a rehearsal are kept")
+    rehearsal.rehearse(keep_times=True)
+    table = report.rehearsal_table(kept)
+    (row,) = [line for line in table.splitlines() if "06_distillation" in line]
+    assert "| 1.0 | 1 | 1 |" in row
+    assert "IMQNet" in row
+    assert "2 at a time, commit abc: 0 minutes in all." in table
+
+
+def test_the_command_keeps_times_of_a_rehearsal_and_not_of_true_sizes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rehearsal, "rehearse", lambda stems, **how: asked.append((stems, how)))
+    run = CliRunner().invoke(app, ["rehearse", "05", "--keep-times"])
+    assert run.exit_code == 0
+    assert asked == [(["05"], {"annotations": None, "keep_times": True})]
+    run = CliRunner().invoke(app, ["rehearse", "--true-size", "--keep-times"])
+    assert "--keep-times belongs to a rehearsal" in str(run.exception)

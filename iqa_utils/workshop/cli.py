@@ -31,6 +31,7 @@ _RUN = "Notebooks by name or number, or 'all'; -p sets a parameter, read as YAML
 _TRUE_SIZE = "Time the true networks instead, a few steps each."
 _SCALE = "At most 1, shrinks batches and sides at true size."
 _PUBLISH = "Copy the times at true size to figures/true_size/."
+_KEEP = "If all runs finish, copy what each took to figures/rehearsal/times.json."
 _METHOD = "model or brisque (0-100, higher is better); niqe (lower is better)."
 _CHECKPOINT = "A model.safetensors of a run; else the shipped model."
 
@@ -86,11 +87,14 @@ def rehearse(
     steps: Annotated[int | None, Option(min=1, help="Timed steps of each network; 20.")] = None,
     scale: Annotated[float | None, Option(min=0.01, max=1, help=_SCALE)] = None,
     publish: Annotated[bool, Option("--publish", help=_PUBLISH)] = False,
+    keep_times: Annotated[bool, Option("--keep-times", help=_KEEP)] = False,
 ) -> None:
     """Run every paper profile end to end at its true counts, with tiny networks and pictures."""
     need_checkout()
     if true_size and annotations:
         raise ValueError("--true-size reads no annotations: its images are synthetic")
+    if true_size and keep_times:
+        raise ValueError("--keep-times belongs to a rehearsal, not to --true-size")
     if not true_size and (steps or scale or publish):
         raise ValueError("--steps, --scale and --publish belong to --true-size")
     if true_size:
@@ -101,7 +105,7 @@ def rehearse(
         return
     from iqa_utils.workshop.rehearsal import rehearse as run_rehearsal
 
-    _fail_if(run_rehearsal(stems or [], annotations=annotations))
+    _fail_if(run_rehearsal(stems or [], annotations=annotations, keep_times=keep_times))
 
 
 @app.command()

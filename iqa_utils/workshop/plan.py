@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +95,18 @@ def footprint(job: Job) -> Footprint:
     layers = sum(not list(module.children()) for module in network.modules())
     flops = ops.get_total_flops() / job.batch
     return Footprint(weights, 12 * trained, activations, flops, layers)
+
+
+class Footprints(dict[tuple[str, bool], Footprint]):
+    """Footprints that were counted before, by :func:`kind` as if nothing were compiled."""
+
+
+def counted(job: Job, footprints: Footprints) -> Footprint:
+    """Return the footprint of a job, counted once for jobs of one kind."""
+    key = (kind(replace(job, compile=False)), bool(job.steps))
+    if key not in footprints:
+        footprints[key] = footprint(job)
+    return footprints[key]
 
 
 def kind(job: Job) -> str:
@@ -237,7 +249,8 @@ def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[s
     """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
     files = sorted(folder.glob("*.json"))
     seen = json.loads(files[-1].read_text()) if files else {"card": "", "rows": []}
-    return seen["card"], {row["kind"]: row["images_per_s"] for row in seen["rows"]}
+    rates = {row["kind"]: row["images_per_s"] for row in seen["rows"] if "error" not in row}
+    return seen["card"], rates
 
 
 def make_plan(
@@ -247,12 +260,14 @@ def make_plan(
     rate: float | None = None,
     official: bool = False,
     rates: tuple[str, dict[str, float]] | None = None,
+    footprints: Footprints | None = None,
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile: jobs, bytes, hours, and what is missing.
 
     Time follows from ``rate`` (images/s of every training), else from ``rates`` as of
     :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
-    score tables at hand. ``memory`` is the largest job's, ``moment`` the disk needed for a moment.
+    score tables at hand; ``footprints`` are those counted before. ``memory`` is the largest job's,
+    ``moment`` the disk needed for a moment.
     """
     stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)
@@ -269,14 +284,13 @@ def make_plan(
     plan["disk"] = stores(stem, values, tables)
     card, known_rates = rates or measured()
     saved, sources = [], set()
-    known: dict[tuple[str, bool], Footprint] = {}
+    footprints = Footprints() if footprints is None else footprints
     for job in JOBS[stem[:2]](values, tables):
         if isinstance(job, Disk):
             plan["disk"] |= {job.name: job.size} if job.kept else {}
             plan["moment"] += 0 if job.kept else job.size
             continue
-        key = (kind(replace(job, compile=False)), bool(job.steps))
-        seen = known[key] = known.get(key) or footprint(job)
+        seen = counted(job, footprints)
         speed = rate or known_rates.get(kind(job))
         sources.add("given" if rate else f"measured on {card}" if speed else "computed")
         saved.append((job, seen.weights, seen.training // 12))
@@ -285,33 +299,41 @@ def make_plan(
         row |= {"activations": seen.activations, "memory": sum(seen[:3])}
         plan["jobs"].append(row | {"hours": seconds(job, seen, speed) / 3600})
     plan["disk"]["checkpoints"] = checkpoint_bytes(saved)
-    plan["stand-ins"] = [name for name in names if root is None or not (root / name).is_dir()]
     plan["uncounted"] = [name for name, table in tables.items() if table.empty]
+    absent = [name for name in names if root is None or not (root / name).is_dir()]
+    plan["stand-ins"] = [name for name in absent if name not in plan["uncounted"]]
     plan["memory"] = max(row["memory"] for row in plan["jobs"])
     plan |= {total: sum(row[total] for row in plan["jobs"]) for total in TOTALS}
     return plan | {"source": " and ".join(sorted(sources))}
+
+
+def _short(value: float, digits: int) -> str:
+    """Write a number with some digits behind the point; what they cannot show is not nothing."""
+    least = 10.0**-digits
+    return f"<{least:g}" if 0 < value < least / 2 else f"{value:.{digits}f}"
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Tell a plan as text."""
     lines = [f"{plan['stem']}, profile {plan['profile']}"]
     if not plan["jobs"]:
-        lines.append("  lists no trainings: reads annotation files, or what other runs left")
+        lines.append("  trains no network")
     else:
         table = pd.DataFrame([*plan["jobs"], {**plan, "name": "in all"}])
         table["GB"] = table["memory"] / 1e9
         formats = dict.fromkeys(TOTALS[:3], "{:,.0f}".format)
-        formats |= {"GB": "{:.1f}".format, "hours": "{:.2f}".format}
+        formats |= {"GB": partial(_short, digits=1), "hours": partial(_short, digits=2)}
         text = table.to_string(columns=["name", *formats], index=False, formatters=formats)
         lines += [f"  {line}" for line in text.split("\n")]
         lines.append(f"  time is {plan['source']}; GB is GPU memory in a step")
         if "computed" in plan["source"]:
-            lines.append(f"  computed: networks alone, with {ASSUMED}")
+            lines.append(f"  computed: networks alone on one large GPU, with {ASSUMED}")
         disk = {**plan["disk"], "in all": sum(plan["disk"].values())}
         disk |= {"for a moment": plan["moment"]} if plan["moment"] else {}
         lines += [f"  disk {size / 1e9:8.2f} GB  {name}" for name, size in disk.items()]
     if plan.get("stand-ins"):
-        lines.append(f"  counted by official numbers: {', '.join(plan['stand-ins'])}")
+        official = (f"{name} ({DATASETS[name].n_images:,})" for name in plan["stand-ins"])
+        lines.append(f"  counted by official numbers of images: {', '.join(official)}")
     lines += [f"  not counted: {name}, of unknown size" for name in plan.get("uncounted", [])]
     if plan.get("to fetch"):
         lines.append(f"  weights not in the cache of the hub: {', '.join(plan['to fetch'])}")

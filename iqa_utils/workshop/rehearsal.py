@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,18 +27,19 @@ from scipy import ndimage
 
 from iqa_utils.datasets import DEMO_MARKER, fingerprint, load_scores, locate
 from iqa_utils.datasets.readers import LIVE_FOLDERS
-from iqa_utils.files import atomic_folder, atomic_write, lock, write_json
+from iqa_utils.files import atomic_folder, atomic_write, lock, read_mapping, write_json
 from iqa_utils.indicators import measure
-from iqa_utils.workshop import notebooks
+from iqa_utils.workshop import notebooks, provenance
 from iqa_utils.workshop.demo import pictures as made
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Picture, Studio, dead_leaves, generator
 from iqa_utils.workshop.downloads import link_or_copy
-from iqa_utils.workshop.plan import preflight, sets_of, values_of
-from iqa_utils.workshop.runs import ROOT, resolve
+from iqa_utils.workshop.plan import TRAINED_BY, preflight, score_table, sets_of, values_of
+from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 PROFILE = "rehearsal"
+WORKERS = 2  # notebooks at a time
 VERSION = 2  # of what is made here; a folder of another version is made again
 SIDES, NETWORK_SIDES = (72, 96), (128, 128)  # height and width of a labelled picture, px
 N_SCENES, N_LEVELS = 8, 64  # of the pool
@@ -69,12 +72,16 @@ def rehearsals(stems: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def rehearse(stems: Sequence[str] = (), *, annotations: Path | None = None) -> list[str]:
-    """Run the notebooks of a rehearsal and add to ``runs/rehearsal/times.json`` what each took.
+def rehearse(
+    stems: Sequence[str] = (), *, annotations: Path | None = None, keep_times: bool = False
+) -> list[str]:
+    """Run the notebooks of a rehearsal and write to ``runs/rehearsal/times.json`` what each took.
 
     Only the sets that they name are made. Real files in ``annotations`` take the place of generated
-    scores. Returns one line per failure.
+    scores. Where all runs of the overlay have finished, ``keep_times`` copies the times, and
+    nothing else, to ``figures/rehearsal/times.json``. Returns one line per failure.
     """
+    started, conditions = time.perf_counter(), _conditions()
     jobs, root, folders = rehearsals(stems), ROOT / "data" / "rehearsal", []
     for stem, own in jobs:
         values = values_of(stem, PROFILE) | own
@@ -82,11 +89,60 @@ def rehearse(stems: Sequence[str] = (), *, annotations: Path | None = None) -> l
         folders += [resolve(values["DATA_ROOT"]) / name for name in names]
     if sets := [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]:
         ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
-    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=2, check=preflight)
+    outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=WORKERS, check=preflight)
     log = ROOT / "runs" / PROFILE / "times.json"
-    earlier = json.loads(log.read_text()) if log.is_file() else {}
-    write_json(log, earlier | {name: round(seconds, 1) for name, seconds, _ in outcomes})
-    return [failure for *_, failure in outcomes if failure]
+    content = conditions | {"calls": [], "runs": {}}
+    if log.is_file() and conditions["clean"]:  # else the code may have changed since
+        earlier = read_mapping(log)
+        content = earlier if conditions.items() <= earlier.items() else content
+    for (stem, own), (name, seconds, failure) in zip(jobs, outcomes, strict=True):
+        content["runs"][name] = _times(stem, values_of(stem, PROFILE) | own, seconds, not failure)
+    content["calls"].append(round(time.perf_counter() - started, 1))
+    write_json(log, content)
+    failures = [failure for *_, failure in outcomes if failure]
+    if keep_times:
+        failures += _keep_times(content)
+    return failures
+
+
+def _conditions() -> dict[str, Any]:
+    """Say what times depend on: the commit, the processor, its cores, torch."""
+    (commit, clean), seen = provenance.commit(), provenance.environment()
+    machine = {name: seen["machine"][name] for name in ("cpu", "cores")}
+    versions = {"torch": seen["packages"]["torch"], "workers": WORKERS}
+    return {"commit": commit, "clean": clean} | machine | versions
+
+
+def _times(stem: str, values: dict[str, Any], seconds: float, finished: bool) -> dict[str, Any]:
+    """Return what a run took: seconds of all its attempts, and trainings by kind of network."""
+    attempts = None
+    if finished:
+        folder = run_dir(stem, PROFILE, values["RUN_NAME"])
+        seen = read_mapping(folder / "provenance.json")
+        seconds, attempts = max(seconds, seen["seconds"]), seen["killed_attempts"] + 1
+    trainings: Counter[str] = Counter()
+    if stem[:2] in TRAINED_BY:
+        from iqa_utils.workshop.jobs import JOBS, Job
+
+        root = resolve(values["DATA_ROOT"])
+        tables = {name: score_table(name, root) for name in sets_of(values)}
+        for job in JOBS[stem[:2]](values, tables):
+            if isinstance(job, Job) and job.steps:
+                trainings[job.network] += job.count
+    told = {"seconds": round(seconds, 1), "finished": finished, "attempts": attempts}
+    return told | {"threads": values.get("THREADS", 1), "trainings": dict(trainings)}
+
+
+def _keep_times(content: dict[str, Any]) -> list[str]:
+    """Copy the times of a whole rehearsal to ``figures``; returns why not."""
+    names = ["-".join(filter(None, (s, own.get("RUN_NAME", "")))) for s, own in rehearsals()]
+    done = {name for name, run in content["runs"].items() if run["finished"]}
+    if absent := [name for name in names if name not in done]:
+        told = f"times are not kept: at this commit {', '.join(absent)} did not finish"
+        print(told)
+        return [told]
+    write_json(ROOT / "figures" / PROFILE / "times.json", content)
+    return []
 
 
 def ensure_rehearsal_data(

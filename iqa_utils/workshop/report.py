@@ -95,6 +95,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         "waiting": paper_pages.markdown(waiting),
         "speed": speed_table(),
         "needs": paper_pages.needs_table(),
+        "rehearsal": rehearsal_table(),
         "notebooks": _notebook_list(names),
     }
     for name, text in parts.items():
@@ -128,6 +129,22 @@ def speed_table(folder: Path = paper_pages.BENCHMARKS) -> str:
     columns = ["job", "what a user would write", "ours", "ratio", "goal", "met", "difference"]
     table = paper_pages.markdown(pd.DataFrame(rows, columns=columns))
     return f"{table}\n\nMedians on {'; '.join(sorted(machines))}."
+
+
+def rehearsal_table(path: Path = ROOT / "figures" / "rehearsal" / "times.json") -> str:
+    """Write what the runs of the last kept rehearsal took, and on which processor."""
+    if not path.is_file():
+        return "No times of a rehearsal are kept: `iqa rehearse --keep-times`."
+    seen, rows = json.loads(path.read_text()), []
+    for name, run in seen["runs"].items():
+        trained = ", ".join(f"{count} {network}" for network, count in run["trainings"].items())
+        row = {"run": f"`{name}`", "minutes": f"{run['seconds'] / 60:.1f}"}
+        row |= {"attempts": run["attempts"], "threads": run["threads"]}
+        rows.append(row | {"trainings by kind of network": trained or "none"})
+    state = "" if seen["clean"] else ", with changes"
+    where = "{cores} cores of {cpu}, torch {torch}, {workers} at a time, commit {commit}"
+    told = f"{where.format_map(seen)}{state}: {sum(seen['calls']) / 60:.0f} minutes in all."
+    return f"{paper_pages.markdown(pd.DataFrame(rows))}\n\nOn {told}"
 
 
 def _compared(record: dict[str, Any]) -> list[list[str]]:

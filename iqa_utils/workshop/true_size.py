@@ -1,12 +1,13 @@
 """The networks of the paper profiles at their true size, for a few steps, to know their speed.
 
 Weights are random and pixels synthetic, so nothing here says anything about accuracy. What is
-measured is the real step: an image store on disk, batches gathered and normalised on the device,
-and :func:`iqa_utils.training.fit` with the profile's batch size and precision.
+measured is the real step: an image store on disk, batches gathered, cut and normalised as the
+notebook's own, and :func:`iqa_utils.training.fit` with the profile's batch size and precision.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -17,23 +18,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.benchmark import Timer
 
+from iqa_utils.deep_quality import warp
 from iqa_utils.distill.unlabelled import file_batches
+from iqa_utils.features import Crop
+from iqa_utils.features.layers import NETWORKS
 from iqa_utils.files import write_json
-from iqa_utils.images import augment, build_store
-from iqa_utils.training import DTYPES, Batch, fit
+from iqa_utils.images import augment, build_store, to_float
+from iqa_utils.training import DTYPES, Batch, fit, mixtures
 from iqa_utils.training.batches import store_batches, tensor_batches
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.jobs import JOBS, Job
-from iqa_utils.workshop.plan import footprint, kind, make_plan, score_table, sets_of, values_of
+from iqa_utils.workshop.plan import (
+    Footprints,
+    Values,
+    counted,
+    kind,
+    make_plan,
+    score_table,
+    sets_of,
+    values_of,
+)
 from iqa_utils.workshop.runs import ROOT
 
 PROFILE = "paper"
+N_FILES = 64  # pictures of one size, at most; later steps read them again
 Source = Callable[[int], Iterator[Batch]]
 
 
@@ -47,7 +62,9 @@ def true_size(
     """Train every kind of network of the ``paper`` profiles, after as many steps that warm up.
 
     A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` adds the
-    rows to ``figures/true_size/CARD.json``, where plans find them.
+    rows to ``figures/true_size/CARD.json``, where plans find them. A row is written as soon as it
+    is measured, and a later call on the same card, with as many steps, does not measure it again.
+    A network that fails leaves its ``error``, and is tried again.
 
     Returns:
         ``runs/true_size/true_size.json``: ``peak`` TFLOP/s of matrix products by precision, and by
@@ -60,66 +77,134 @@ def true_size(
         raise ValueError("only what a GPU did at true size is published")
     device = torch.device("cuda" if on_gpu else "cpu")
     card = torch.cuda.get_device_name() if on_gpu else "CPU"
-    jobs: dict[str, Job] = {}
-    for stem in stems:
-        values = values_of(stem, PROFILE)
-        tables = {name: score_table(name, None) for name in sets_of(values)}
-        for job in JOBS[stem[:2]](values, tables):
-            if isinstance(job, Job):
-                jobs.setdefault(kind(job), job)
-    peak = {name: matrix_peak(name, device) for name in {job.precision for job in jobs.values()}}
-    path, rows = ROOT / "runs" / "true_size" / "true_size.json", []
+    path = ROOT / "runs" / "true_size" / "true_size.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    found = _read_back(path, {"card": card, "steps": steps, "scale": scale})
+    rows = {row["kind"]: row for row in found["rows"]}
+    chosen, footprints = listed(stems), Footprints()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for label, job in jobs.items():
-            row = measure(_shrunk(job, scale), steps, device, Path(folder))
-            row["of_peak"] = row.pop("flops_per_s") / peak[job.precision]
-            rows.append({"kind": label, **row})
-            told = f"{row['images_per_s']:10.1f} images/s, {row['waiting']:4.0%} waiting"
-            print(f"{told}, {row['of_peak']:5.1%} of peak  {label}", flush=True)
-    found = {"card": card, "steps": steps, "scale": scale, "rows": rows}
-    found["peak"] = {name: value / 1e12 for name, value in sorted(peak.items())}
-    rates = (card, {row["kind"]: row["images_per_s"] for row in rows})
-    plans = [make_plan(stem, PROFILE, official=True, rates=rates) for stem in stems]
-    found["hours"] = {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
+        for label, (job, stem, values) in chosen.items():
+            if "images_per_s" in rows.get(label, {}):
+                print(f"measured before: {label}", flush=True)
+                continue
+            if job.precision not in found["peak"]:
+                found["peak"][job.precision] = matrix_peak(job.precision, device) / 1e12
+            source = partial(SOURCES[stem], values) if stem in SOURCES else _stored
+            options = {"make_source": source, "footprints": footprints}
+            row = _row(_shrunk(job, scale), steps, device, Path(folder), options)
+            if "error" not in row:
+                row["of_peak"] = row.pop("flops_per_s") / found["peak"][job.precision] / 1e12
+            rows[label] = {"kind": label, **row}
+            found["rows"] = list(rows.values())
+            write_json(path, found)
+            if publish:
+                add_to_published(found)
+            print(f"{_told(row)}  {label}", flush=True)
+    rates = (card, {k: row["images_per_s"] for k, row in rows.items() if "error" not in row})
+    options = {"official": True, "rates": rates, "footprints": footprints}
+    plans = [make_plan(stem, PROFILE, **options) for stem in stems]
+    found["hours"] |= {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
     write_json(path, found)
     if publish:
         add_to_published(found)
     return found
 
 
+def listed(stems: Sequence[str]) -> dict[str, tuple[Job, str, Values]]:
+    """List every kind of network once: its first job, the notebook's number, its parameters."""
+    jobs: dict[str, tuple[Job, str, Values]] = {}
+    for stem in stems:
+        values = values_of(stem, PROFILE)
+        tables = {name: score_table(name, None) for name in sets_of(values)}
+        for job in JOBS[stem](values, tables):
+            if isinstance(job, Job):
+                jobs.setdefault(kind(job), (job, stem, values))
+    return jobs
+
+
+def _read_back(path: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier call left under the same conditions, or nothing yet."""
+    head = head | {"torch": torch.__version__}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if before and head.items() <= before.items():
+        print(f"goes on with {path.name}; delete it to measure all again", flush=True)
+        return before
+    return head | {"rows": [], "peak": {}, "hours": {}}
+
+
+def _row(
+    job: Job, steps: int, device: torch.device, folder: Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure a job; where that fails, say why in place of numbers."""
+    try:
+        return measure(job, steps, device, folder, **options)
+    except Exception as error:  # out of memory, or a compiler that gives up: the others go on
+        said = str(error).strip().partition("\n")[0][:200]
+        return {"error": f"{type(error).__name__}: {said}"}
+
+
+def _told(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"FAILED: {row['error']}"
+    speed = f"{row['images_per_s']:10.1f} images/s, {row['waiting']:4.0%} waiting"
+    return f"{speed}, {row['of_peak']:5.1%} of peak"
+
+
 def add_to_published(found: dict[str, Any]) -> Path:
-    """Add what was measured to the file of its card; a network measured again is replaced."""
+    """Add what was measured to the file of its card; a network measured again is replaced.
+
+    A network that failed is named with its error, unless it was measured before.
+    """
     target = ROOT / "figures" / "true_size" / f"{found['card'].replace(' ', '-')}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(target.read_text()) if target.is_file() else {"rows": []}
-    rows = {row["kind"]: row for row in [*before["rows"], *found["rows"]]}
+    rows = {row["kind"]: row for row in before["rows"]}
+    for row in found["rows"]:
+        if "error" not in row or "error" in rows.get(row["kind"], row):
+            rows[row["kind"]] = row
     both = {name: before.get(name, {}) | found[name] for name in ("peak", "hours")}
     write_json(target, found | both | {"rows": list(rows.values())})
     return target
 
 
-def measure(job: Job, steps: int, device: torch.device, folder: Path) -> dict[str, float]:
-    """Time ``steps`` steps of a job after as many that warm up; see :func:`true_size`."""
+def measure(
+    job: Job,
+    steps: int,
+    device: torch.device,
+    folder: Path,
+    *,
+    make_source: Callable[..., Source] | None = None,
+    footprints: Footprints | None = None,
+) -> dict[str, float]:
+    """Time ``steps`` steps of a job after as many that warm up; see :func:`true_size`.
+
+    ``make_source`` is one of ``SOURCES`` with its parameters; else images come whole.
+    """
     torch.manual_seed(0)
-    network = job.build().to(device)
+    gc.collect()  # what the network before has left
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    source, waits = _source(job, network, steps, device, folder), []
+    network = job.build().to(device)
+    source, waits = (make_source or _stored)(job, network, steps, device, folder), []
+    seen: list[int] = []  # images of an epoch
 
     def batches(epoch: int) -> Iterator[Batch]:
         stream, start = source(epoch), time.perf_counter()
         waits.append(0.0)
+        seen.append(0)
         for batch in stream:
+            batch = replace(batch, inputs=job.inputs(network, batch.inputs[0]))
             waits[-1] += time.perf_counter() - start
+            seen[-1] += len(batch)
             yield batch
             start = time.perf_counter()
         waits[-1] += time.perf_counter() - start
 
     took = (_train if job.steps else _pass)(network, job, batches, device)
-    images = steps * job.batch
-    flops = footprint(job).flops * (3 if job.steps else 1)  # backward: twice the forward pass
+    images = seen[-1]
+    known = Footprints() if footprints is None else footprints
+    flops = counted(job, known).flops * (3 if job.steps else 1)  # backward: twice the forward pass
     return {
         "images_per_s": images / took,
         "waiting": waits[-1] / took,
@@ -156,8 +241,8 @@ def _pass(network: nn.Module, job: Job, batches: Source, device: torch.device) -
     return time.perf_counter() - start
 
 
-def _source(job: Job, network: nn.Module, steps: int, device: torch.device, folder: Path) -> Source:
-    """Return the stream of an epoch, of synthetic images that come as the notebook's own do."""
+def _stored(job: Job, network: nn.Module, steps: int, device: torch.device, folder: Path) -> Source:
+    """Return the stream of an epoch, of whole images from a store or their files, or of vectors."""
     n = steps * job.batch
     rows, mos = np.arange(n), np.random.default_rng(0).normal(size=n)
     how: dict[str, Any] = {"batch_size": job.batch, "device": device}
@@ -165,17 +250,88 @@ def _source(job: Job, network: nn.Module, steps: int, device: torch.device, fold
         vectors = torch.randn(n, *job.size, device=device)
         stream = partial(tensor_batches, vectors, rows, mos, seed=0, **how)
     else:
-        size, n_files = job.size[1:], steps * min(job.batch, 16)
-        paths, rows = _pictures(folder, size, n_files), rows % n_files
-        stream = partial(file_batches, [folder / path for path in paths], size, rows, mos, **how)
-        if not job.files:
+        size = job.size[1:]
+        paths = _pictures(folder, size, _n_files(job, steps))
+        rows, mos = rows % len(paths), mos[: len(paths)]
+        if job.files:
+            files = [folder / path for path in paths]
+            stream = partial(file_batches, files, size, rows, mos, **how)
+        else:
             store = build_store(folder, paths, folder / "stores", size=size, progress=False)
-            mos, how = mos[:n_files], how | {"augment": augment, "seed": 0}
+            how |= {"augment": augment, "seed": 0} if job.steps else {}
             stream = partial(store_batches, store, rows, mos, **how)
+    return lambda epoch: stream(epoch=epoch)
 
-    return lambda epoch: (
-        replace(batch, inputs=job.inputs(network, batch.inputs[0])) for batch in stream(epoch=epoch)
+
+def _mixed(
+    values: Values, job: Job, network: nn.Module, steps: int, device: torch.device, folder: Path
+) -> Source:
+    """Return the stream of notebook 03: random crops of every set in each batch, not squashed.
+
+    KonCept512 sees one set, and its images whole. The maps of a frozen trunk come as vectors do.
+    """
+    if job.size[0] != 3:
+        return _stored(job, network, steps, device, folder)
+    if is_koncept := job.name == "KonCept512":
+        paths, trunk = (
+            _pictures(folder, job.size[1:], _n_files(job, steps)),
+            network.image_branch.trunk,
+        )
+        prepare = partial(mixtures.prepare_squashed, size=job.size[1:])
+    else:
+        crop, trunk = job.size[1], network.trunk
+        shorter = max(round(values["SIDES"][0] * crop / values["SIZE"]), crop)
+        paths = _pictures(folder, (shorter, round(4 / 3 * shorter)), _n_files(job, steps))
+        prepare = partial(mixtures.prepare_crops, size=crop, sides=(shorter, shorter))
+    is_single = is_koncept or job.name.startswith("single:")
+    names = ["one"] if is_single else [f"set {i}" for i in range(len(values["SETS"]))]
+    released = values["MIXING"] == "released"
+    each = max(job.batch // len(names), 1)  # images of a set in a batch
+    frame, rows = pd.DataFrame({"image": paths}), np.arange(steps * each) % len(paths)
+    targets = dict.fromkeys(names, np.random.default_rng(0).normal(size=len(paths)))
+    return mixtures.mixed_stream(
+        dict.fromkeys(names, frame),
+        dict.fromkeys(names, prepare(folder, paths, folder, trunk=trunk)),
+        {name: {"training": rows} for name in names},
+        targets,
+        mixing=values["MIXING"],
+        batch_size=each if released else each * len(names),
+        seed=0,
     )
+
+
+def _layers(
+    values: Values, job: Job, network: nn.Module, steps: int, device: torch.device, folder: Path
+) -> Source:
+    """Return the stream of notebook 04: crops of native images, of each its own in a pass."""
+    crop = (job.size[1], job.size[2])
+    height, width = (max(side, n) for side, n in zip(crop, (384, 512), strict=True))  # TID2013's
+    paths = _pictures(folder, (height, width), _n_files(job, steps))
+    how: dict[str, Any] = {"size": None, "fit": "native", "progress": False}
+    store = build_store(folder, paths, folder / "stores", **how)
+    rows, normal = np.arange(steps * job.batch) % len(paths), NETWORKS[job.network].normalisation
+    mos = np.random.default_rng(0).normal(size=len(paths))
+    if job.steps:
+        own = values | values["OVERRIDES"].get(job.network, {})
+        how = {"augment": warp if own["AUGMENT"] else None, "device": device, **normal}
+        how |= {"batch_size": job.batch, "seed": 0, "crop": crop}
+        return lambda epoch: store_batches(store, rows, mos, epoch=epoch, **how)
+
+    def cuts(epoch: int) -> Iterator[Batch]:
+        for part in rows.reshape(steps, job.batch):
+            pixels = Crop(crop, epoch).take(store, part).to(device)
+            yield Batch(
+                (to_float(pixels, **normal),), torch.from_numpy(mos[part]), torch.from_numpy(part)
+            )
+
+    return cuts
+
+
+SOURCES = {"03": _mixed, "04": _layers}  # of the others images come whole
+
+
+def _n_files(job: Job, steps: int) -> int:
+    return min(steps * min(job.batch, 16), N_FILES)
 
 
 def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
