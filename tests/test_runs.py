@@ -396,30 +396,6 @@ def test_a_checkout_is_clean_where_only_published_files_changed(
     assert re.fullmatch(r"[0-9a-f]{12}", name)
 
 
-def test_a_notebook_depends_on_what_it_imports_and_what_that_imports(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    code = {
-        "__init__.py": "",
-        "a.py": "def f():\n    from iqa_utils import b\n",  # imported when it is needed
-        "b/__init__.py": "from iqa_utils.b.c import x\n",
-        "b/c.py": "import numpy\nx = 1\n",
-        "unused.py": "from iqa_utils import a\n",
-    }
-    for name, text in code.items():
-        path = tmp_path / "iqa_utils" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "notebooks").mkdir()
-    cells = [{"cell_type": "code", "source": ["from iqa_utils.a import f"]}]
-    (tmp_path / "notebooks/00_x.ipynb").write_text(json.dumps({"cells": cells}))
-    files = provenance.imported_files("00_x")
-    wanted = {f"iqa_utils/{name}" for name in code if name != "unused.py"}
-    assert set(files) == {"notebooks/00_x.ipynb", *wanted}
-    (tmp_path / "iqa_utils/b/c.py").write_text("x = 2\n")
-    changed = provenance.imported_files("00_x")
-    assert [name for name in files if changed[name] != files[name]] == ["iqa_utils/b/c.py"]
-
-
 def test_results_must_be_finite(repo):
     run = runs.start_run("00_x", PARAMETERS)
     row = {"table": "T", "method": "m", "dataset": "d", "metric": "SRCC", "data": "demo"}

@@ -87,32 +87,6 @@ def used_files(stem: str, files: Mapping[str, str]) -> dict[str, str]:
     return used | own
 
 
-def imported_files(stem: str) -> dict[str, str]:
-    """Digest of the notebook and of every file of the package that it may import, by its path."""
-    files, todo = {}, [ROOT / "notebooks" / f"{stem}.ipynb"]
-    while todo:
-        path = todo.pop()
-        name = path.relative_to(ROOT).as_posix()
-        if name not in files:
-            files[name] = _digest(path)
-            todo += _imports(path)
-    return dict(sorted(files.items()))
-
-
-def _imports(path: Path) -> set[Path]:
-    """List the files of the package that a file or notebook names in its imports."""
-    names = set()
-    for node in ast.walk(ast.parse(_code(path))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names if name.split(".")[0] == "iqa_utils"]
-    modules = {ROOT.joinpath(*one[:n]) for one in parts for n in range(1, len(one) + 1)}
-    files = {f for m in modules for f in (m.with_suffix(".py"), m / "__init__.py")}
-    return {file for file in files if file.is_file()}
-
-
 def is_current(provenance: Mapping[str, Any]) -> bool:
     """Tell whether every file that a run depended on was recorded and is still what it was."""
     files = provenance.get("files") or {"": ""}
