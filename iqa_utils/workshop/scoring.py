@@ -28,8 +28,7 @@ from iqa_utils.decoding import read_image
 from iqa_utils.files import atomic_write, find_images
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
-from iqa_utils.workshop.contact_sheet import plain, write_contact_sheet
-from iqa_utils.workshop.tables import write_csv
+from iqa_utils.workshop.tables import plain, write_contact_sheet, write_csv
 
 METHODS = ("model", "niqe", "brisque")
 SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
