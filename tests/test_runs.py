@@ -182,10 +182,8 @@ def test_the_weights_of_a_network_are_pinned_by_the_file_that_was_read(repo):
     run = runs.start_run("00_x", PARAMETERS | {"PRETRAINED": "weights"})
     for name in ("net", "clip_net", "unknown"):
         run.use_weights(name, network)
-    run.use_weights("own", network, folder / "net-imagenet.pth")
     plain = {"source": "weights", "digest": weights_hash(network)}
     files = {"net": "net-imagenet.pth", "clip_net": "clip_net-openai.safetensors"}
-    files |= {"own": "net-imagenet.pth"}
     pinned = {name: {**plain, "file": file, "sha256": abc} for name, file in files.items()}
     assert run.weights == pinned | {"unknown": plain}
     run.finish()

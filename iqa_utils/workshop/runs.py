@@ -186,15 +186,15 @@ class Run:
         """Note in the provenance the key of the decoded images that were used."""
         self.pixels[name] = key
 
-    def use_weights(self, name: str, network: nn.Module, file: Path | None = None) -> None:
-        """Note in the provenance the weights of a network; PRETRAINED tells a file not given."""
+    def use_weights(self, name: str, network: nn.Module) -> None:
+        """Note in the provenance the weights of a network; PRETRAINED tells their file."""
         from iqa_utils.backbones import SHIPPED_FILE, weights_hash
 
         given = Path(self.pretrained)
         word = "openai" if "clip" in name else "imagenet"
         inside = [given / f"{name}-{word}{ending}" for ending in (".safetensors", ".pth")]
         words = {"random": [], "hub": [], "shipped": [SHIPPED_FILE]}
-        files = [file] if file else words.get(self.pretrained, [given, *inside])
+        files = words.get(self.pretrained, [given, *inside])
         found = next((path for path in files if path.is_file()), None)
         seen = {"file": found.name, "sha256": hash_file(found)} if found else {}
         self.weights[name] = {"source": given.name, "digest": weights_hash(network), **seen}

@@ -74,6 +74,7 @@ SETS = {  # our name: name in the files and full size of the set, its weight in 
     "koniq10k": ("koniq10k", 10073),
 }
 FULL_SIZES = {name: size for name, (_, size) in SETS.items()}
+N_RESAMPLES = 2000  # of the splits, for an interval of their median
 ALL_SETS = "+".join(SETS)
 CORRELATIONS: Mapping[str, Metric] = {
     "SRCC": metrics.srcc,
@@ -170,7 +171,7 @@ def split_metrics(
     return pd.concat([table, pd.DataFrame(means, columns=table.columns)], ignore_index=True)
 
 
-def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> pd.DataFrame:
+def medians(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Median over splits per set and metric, with a bootstrap interval over splits.
 
     As in the paper, ``weighted`` is the weighted mean of the six medians; the median of the ten
@@ -181,7 +182,7 @@ def medians(table: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> p
     for metric, part in table.groupby("metric", sort=False):
         wide = part.pivot_table(index="split", columns="dataset", values="value")
         counts = part.groupby("dataset")["n"].sum()
-        draws = rng.integers(len(wide), size=(n_resamples, len(wide)))
+        draws = rng.integers(len(wide), size=(N_RESAMPLES, len(wide)))
         resampled = np.median(wide[names].to_numpy()[draws], axis=1)  # (resamples, sets)
         values = {name: (wide[name].median(), resampled[:, k]) for k, name in enumerate(names)}
         values["weighted"] = (wide[names].median() @ weights, resampled @ weights)
