@@ -34,12 +34,7 @@ from tqdm import tqdm
 
 from iqa_utils.files import read_mapping, replace_folder, write_json
 from iqa_utils.workshop import provenance
-from iqa_utils.workshop.runs import (
-    ROOT,
-    find_runs,
-    run_dir,
-    wrong_types,
-)
+from iqa_utils.workshop.runs import ROOT, find_runs, run_dir, wrong_types
 
 NOTEBOOKS = ROOT / "notebooks"
 Request = tuple[str, Mapping[str, Any]]  # stem, parameters

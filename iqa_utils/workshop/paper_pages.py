@@ -28,23 +28,16 @@ from iqa_utils.workshop.notebooks import (
     stems_with,
 )
 from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.plots.common import NETWORK_TITLES
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import NUMBERS, ROOT
 
 POWER = (1.96 + 0.84) / 1.96  # from the half-width of a 95 % interval to 80 % power
 BENCHMARKS = ROOT / "figures" / "benchmarks"
-NETWORK_TITLES = {
-    "legacy_xception": "Xception",
-    "mobilenetv2_100": "MobileNetV2",
-    "squeezenet1_0": "SqueezeNet 1.0",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0",
-    "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
-    "vit_base_patch32_clip_224.laion2b": "CLIP ViT-B/32",
-}
 NO_SETTINGS = {"PROFILE", "DATA_ROOT", "RUN_NAME", "SEED", "THREADS"}  # of the machine, or a name
 SPELT = {"pretrained": "weights", "lr": "learning rate", "n": "number of", "svr": "SVR", "c": "C"}
 SPELT |= {"koncept": "KonCept512's", "mos": "MOS"}  # words of a parameter's name
-LONGEST = 160  # characters of a setting
+LONGEST = 200  # characters of a setting
 MANY = 5  # results of one run that get a row each
 HOW_TO_READ = (
     "The claims were fixed in commit 36c0917 and changed in fd02849 and 71d0d9c, all before the "

@@ -28,8 +28,7 @@ from iqa_utils.decoding import read_image
 from iqa_utils.files import atomic_write, find_images
 from iqa_utils.scorer import Scorer, same_size
 from iqa_utils.training.checkpoints import read_metadata
-from iqa_utils.workshop.contact_sheet import plain, write_contact_sheet
-from iqa_utils.workshop.tables import write_csv
+from iqa_utils.workshop.tables import plain, write_contact_sheet, write_csv
 
 METHODS = ("model", "niqe", "brisque")
 SMALL, LARGE = 160, 5000  # px: shorter and longer side beyond which a size is unusual
@@ -37,6 +36,7 @@ MOST_PIXELS = 4_000_000  # of an image that a model gets: its memory grows with 
 FREE_SIDE = 256  # px, of the images that a model of any size is exported and checked with
 CHECKED = 6  # images that an export is checked with: half noise, half smooth as photographs are
 TOLERANCE = 1e-4  # of an export, of the range of the checked scores, or of 1
+LISTED = 20  # of the best images on the screen, and of the worst
 COLUMNS = ["image", "score", "percentile", "warning", "error"]
 Row = tuple[float, float, str, str]  # score, percentile, warning, error
 
@@ -304,17 +304,17 @@ def score_to_files(
     return told, note
 
 
-def text_table(scores: pd.DataFrame, *, most: int = 40) -> str:
-    """List scores with one decimal, at most so many of the best and worst."""
+def text_table(scores: pd.DataFrame) -> str:
+    """List scores with one decimal, the best and the worst of many."""
     good = scores[scores["error"] == ""]
     rows = []
     for row in good.itertuples():
         share = "" if np.isnan(row.percentile) else f"{row.percentile:4.0f} %"
         warning = f"  ({row.warning})" if row.warning else ""
         rows.append(f"{row.score:6.1f}  {share:6}  {plain(row.image)}{warning}")
-    if len(rows) > most:
-        left = f"   ... {len(rows) - most} more in the file"
-        rows = [*rows[: most // 2], left, *rows[-(most // 2) :]]
+    if len(rows) > 2 * LISTED:
+        left = f"   ... {len(rows) - 2 * LISTED} more in the file"
+        rows = [*rows[:LISTED], left, *rows[-LISTED:]]
     return "\n".join([" score  pctile  image", *rows])
 
 

@@ -44,10 +44,10 @@ def _mark_papers(axes: Axes, rows: pd.DataFrame) -> None:
         axes.text(0.985, k, _authors(paper), size=9, style="italic", **place)
 
 
-def plot_audit(axes: Axes, table: pd.DataFrame, *, width: int = 22) -> None:
+def plot_audit(axes: Axes, table: pd.DataFrame) -> None:
     """Draw one mark per check, a block per paper: how much was checked and what fails."""
     worst_first = [*reversed(STYLES)]
-    top, ticks = 0, {}
+    width, top, ticks = 22, 0, {}
     for paper, part in table.groupby("paper", sort=False):
         verdicts = part["verdict"].sort_values(key=lambda column: column.map(worst_first.index))
         place = np.arange(len(part))
