@@ -30,5 +30,5 @@ def test_what_a_researcher_imports_first_has_an_example():
     ]
     assert len(shown) >= 30
     rooms = {name.split(".")[1] for name in shown}
-    first = {"samplers", "losses", "imbalance", "metrics", "evaluate", "statistics", "splits"}
+    first = {"samplers", "losses", "imbalance", "metrics", "evaluate", "splits"}
     assert rooms >= first | {"datasets", "features", "regression", "training", "models"}
