@@ -75,9 +75,11 @@ def main() -> None:
     records = []
     for fused in (False, True):
         adam = "fused Adam" if fused else "Adam"
-        legs = {form: time_steps(form, maps, mos, fused=fused) for form in ("full", "triangle")}
+        implementations = {
+            form: time_steps(form, maps, mos, fused=fused) for form in ("full", "triangle")
+        }
         title = f"bilinear head, {CHANNELS} channels, step of 32, {adam}"
-        records.append(judge(title, legs, gate=(gate(fused=fused), 1e-6), goal=1.5))
+        records.append(judge(title, implementations, gate=(gate(fused=fused), 1e-6), goal=1.5))
     report(records)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import compare, report, time_legs
+from common import compare, report, time_implementations
 from PIL import Image
 
 from iqa_utils.decoding import Fit
@@ -110,7 +110,7 @@ def bench(images: UnlabelledSet, job: Job) -> dict[str, object]:
         units=len(images),
         warm_up=gpu,  # the gate has called both
     )
-    decoding = time_legs({"decode": lambda: decode_only(images, job.batch)})["decode"]
+    decoding = time_implementations({"decode": lambda: decode_only(images, job.batch)})["decode"]
     seconds = record["seconds_per_unit"]["batches that decode ahead"]["median"]
     share = statistics.median(decoding) / len(images) / seconds
     record["share of the decode-only rate"] = share

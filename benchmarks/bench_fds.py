@@ -186,12 +186,12 @@ def main() -> None:
         for _ in range(4):  # the first epochs are not smoothed yet
             pair = [run_epoch(each, features, mos, batch_size) for each in (loop, layer)]
         difference = float((pair[0] - pair[1]).abs().max() / pair[0].abs().max())
-        legs = {
+        implementations = {
             "released loop": lambda loop=loop, b=batch_size: timed_epoch(loop, features, mos, b),
             "ours": lambda layer=layer, b=batch_size: timed_epoch(layer, features, mos, b),
         }
         title = f"FDS epoch, {variant}, batches of {batch_size}"
-        records.append(compare(title, legs, gate=(difference, 1e-6), goal=goal))
+        records.append(compare(title, implementations, gate=(difference, 1e-6), goal=goal))
     report(records)
 
 

@@ -2,7 +2,7 @@
 
 The naive implementations are what a reader would write first: ``SVR(kernel="linear")`` on the
 features, a forward pass for each layer, scikit-learn's Gaussian process. The SVR is also compared
-with what a competent user writes: one product of all features, and a precomputed kernel. Both legs
+with what a competent user writes: one product of all features, and a precomputed kernel. Both
 of such a record run in a process that was started with its number of threads; published values of
 the project are taken at one. Gates also hold at small size in the tests.
 """
@@ -103,9 +103,9 @@ def bench_svr_by_hand(n: int, width: int) -> list[dict[str, object]]:
 
     difference = np.abs(by_hand() - ours()).max() / mos.std()
     title = f"linear SVR of {n} images, {width} features, {threads_here()}, a kernel by hand"
-    legs = {"x @ x.T, SVR(kernel='precomputed')": by_hand, "Gram SVR": ours}
+    implementations = {"x @ x.T, SVR(kernel='precomputed')": by_hand, "Gram SVR": ours}
     gate = (difference, 1e-3)
-    record = compare(title, legs, gate=gate, repeats=REPEATS, goal=1, warm_up=False)
+    record = compare(title, implementations, gate=gate, repeats=REPEATS, goal=1, warm_up=False)
     exact = x.astype(np.float64)
     exact -= exact.mean(axis=0)
     exact = exact @ exact.T
@@ -143,10 +143,10 @@ def bench_svr_search(n: int, width: int, n_constraints: int) -> list[dict[str, o
         f"linear SVR, n = {n}, {width} features, best of {n_constraints} constraints in 5 folds, "
         f"{threads_here()} (float32; difference in score SDs)"
     )
-    legs = {"GridSearchCV of SVR(kernel='linear')": naive, "Gram SVR": ours}
+    implementations = {"GridSearchCV of SVR(kernel='linear')": naive, "Gram SVR": ours}
     gate = (difference, 1e-3)
     counts = {"repeats": REPEATS, "naive_repeats": NAIVE_REPEATS}
-    return [compare(title, legs, gate=gate, **counts, goal=60, warm_up=False)]
+    return [compare(title, implementations, gate=gate, **counts, goal=60, warm_up=False)]
 
 
 def bench_taps(n: int) -> dict[str, object]:
@@ -170,9 +170,11 @@ def bench_taps(n: int) -> dict[str, object]:
         return tap(layers)
 
     difference = max(float((a - b).abs().max()) for a, b in zip(naive(), ours(), strict=True))
-    legs = {"three passes": naive, "one pass": ours}
+    implementations = {"three passes": naive, "one pass": ours}
     title = f"three layers of {row.model}, {n} images of {row.side} px"
-    return compare(title, legs, gate=(difference, 0.0), repeats=REPEATS, units=n, goal=2.5)
+    return compare(
+        title, implementations, gate=(difference, 0.0), repeats=REPEATS, units=n, goal=2.5
+    )
 
 
 def bench_process(n: int, width: int, device: str) -> list[dict[str, object]]:
@@ -203,11 +205,11 @@ def bench_process(n: int, width: int, device: str) -> list[dict[str, object]]:
 
     with patch.object(gaussian_process, "_evaluate", counted):
         difference = abs(ours() - expected) / abs(expected)
-    legs = {"scikit-learn": naive, f"ours ({device})": ours}
+    implementations = {"scikit-learn": naive, f"ours ({device})": ours}
     job = f"Gaussian process, n = {n}, {width} features, {threads_here()}"
     gate, title = (difference, 1e-6), f"{job} (relative difference of log likelihood)"
     counts = {"repeats": REPEATS, "naive_repeats": NAIVE_REPEATS}
-    record = compare(title, legs, gate=gate, **counts, goal=3, warm_up=False)
+    record = compare(title, implementations, gate=gate, **counts, goal=3, warm_up=False)
     few = min(sizes)
     title = f"Gaussian process, evaluations on all {n} images ({sizes.count(few)} more on {few})"
     return [record, within(title, sizes.count(n), 15)]

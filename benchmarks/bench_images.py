@@ -22,7 +22,10 @@ from iqa_utils.images import IMAGENET_MEAN, IMAGENET_STD, build_store, to_float
 
 N_IMAGES, BATCH, SIZE = 48, 16, (384, 512)
 N_FIRST = 144  # images that are decoded for the first time: a set waits for the disk once
-EPOCHS, FLOAT_EPOCHS = 100, 5  # of the cached legs in one call: each leg takes about as long
+EPOCHS, FLOAT_EPOCHS = (
+    100,
+    5,
+)  # of the cached implementations in one call: each implementation takes about as long
 MEAN = np.array(IMAGENET_MEAN, dtype=np.float32)
 STD = np.array(IMAGENET_STD, dtype=np.float32)
 

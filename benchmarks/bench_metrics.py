@@ -3,7 +3,7 @@
 import statistics
 
 import numpy as np
-from common import report, time_legs, within
+from common import report, time_implementations, within
 from scipy.optimize import curve_fit
 
 from iqa_utils.metrics import fit_logistic, logistic, rmse
@@ -21,7 +21,7 @@ def main() -> None:
     theirs, ours = rmse(mos, logistic(pred, found)), fit_logistic(mos, pred).rmse
     if ours > theirs * (1 + 1e-6):
         raise ValueError(f"fit_logistic leaves an RMSE of {ours}, curve_fit {theirs}")
-    seconds = time_legs({"ours": lambda: fit_logistic(mos, pred)}, repeats=25)["ours"]
+    seconds = time_implementations({"ours": lambda: fit_logistic(mos, pred)}, repeats=25)["ours"]
     title = f"logistic map of {N} predictions, seconds"
     report([within(title, statistics.median(seconds), SECONDS)])
 

@@ -75,13 +75,15 @@ def main() -> None:
         gate = (float(np.abs(ours - naive(paths[:8])).max()), 1e-2)
         groups = [paths[start::CALLS] for start in range(CALLS)]
         for_naive, for_ours = iter(groups), iter(groups)
-        legs = {
+        implementations = {
             "decode, network, one by one": lambda: naive(next(for_naive)),
             "iqa score": lambda: score_images(next(for_ours), progress=False),
         }
         title = f"scoring {N_IMAGES} photographs of 1024x768, per image"
         units = N_IMAGES // CALLS
-        speed = compare(title, legs, gate=gate, repeats=CALLS, units=units, goal=1.2, warm_up=False)
+        speed = compare(
+            title, implementations, gate=gate, repeats=CALLS, units=units, goal=1.2, warm_up=False
+        )
         few, more = peak(small[:FEW]), peak(small)
         title = f"scoring: peak memory of {MORE} images above that of {FEW}, MB"
         megabytes = {str(FEW): few, str(MORE): more}

@@ -1,9 +1,9 @@
 """Epochs of training: a plain fp32 loop on a DataLoader against `fit` on an image store.
 
-From the same weights both legs show the same images in the same order, with batch statistics
-frozen, so they must end at the same loss; when timed, both train networks that are there already.
-On a GPU the second leg uses bf16 and a compiled network, and the record tells images a second and
-the share of the operation roofline: the least time that the operations of the network could take
+From the same weights both show the same images in the same order, with batch statistics frozen, so
+they must end at the same loss; when timed, both train networks that are there already.
+On a GPU the second uses bf16 and a compiled network, and the record tells images a second and the
+share of the operation roofline: the least time that the operations of the network could take
 one after the other, each bound by arithmetic or by memory. A cross-sampled epoch is compared with
 its limit, the share of the images that it shows; a frozen encoder that runs once with one that runs
 in every epoch.
@@ -170,14 +170,14 @@ def bench_cross_sampling(store: ImageStore, method: str) -> dict[str, object]:
     off = float(np.ptp(counts) + len(drawn) - len(np.unique(drawn)))
     every, network = np.arange(len(mos)) % N_IMAGES, start()
     epochs = {"all images": 1, method: 3}  # an epoch of all images is long enough to be timed
-    legs = {
+    implementations = {
         "all images": partial(fit_epochs, store, network, every),
         method: partial(fit_epochs, store, network, drawn % N_IMAGES, epochs=3),
     }
     limit = len(mos) / len(drawn)
     title = f"cross-sampling, epoch of {len(mos)} or {len(drawn)} images (limit {limit:.1f}x)"
     goal = SHARE_OF_LIMIT * limit
-    return compare(title, legs, gate=(off, 0), goal=goal, units=epochs, warm_up=ON_GPU)
+    return compare(title, implementations, gate=(off, 0), goal=goal, units=epochs, warm_up=ON_GPU)
 
 
 def bench_frozen(store: ImageStore) -> dict[str, object]:
@@ -204,10 +204,12 @@ def bench_frozen(store: ImageStore) -> dict[str, object]:
         return weights
 
     difference = (naive() - ours()).abs().max().item()
-    legs = {"encode in every epoch": naive, "encode once": ours}
+    implementations = {"encode in every epoch": naive, "encode once": ours}
     title = f"frozen encoder, {HEAD_EPOCHS} epochs of its head"
     gate = (difference, 0)
-    return compare(title, legs, gate=gate, goal=HEAD_EPOCHS / 2, units=HEAD_EPOCHS, warm_up=False)
+    return compare(
+        title, implementations, gate=gate, goal=HEAD_EPOCHS / 2, units=HEAD_EPOCHS, warm_up=False
+    )
 
 
 def main() -> None:
@@ -231,9 +233,9 @@ def main() -> None:
             Photographs(folder, names), BATCH, num_workers=2, persistent_workers=True
         )
         for name, one in {"DataLoader": loader, "DataLoader, 2 workers": workers}.items():
-            legs = {name: lambda one=one: [images for images, _ in one], "store": ours}
+            implementations = {name: lambda one=one: [images for images, _ in one], "store": ours}
             title = f"epoch input against a {name}, per image"
-            records.append(compare(title, legs, gate=gate, units=N_IMAGES, goal=5))
+            records.append(compare(title, implementations, gate=gate, units=N_IMAGES, goal=5))
         naive, other = naive_epochs(loader, start()), fit_epochs(store, start())
         plain = partial(naive_epochs, loader, start(), epochs=EPOCHS)
         network = torch.compile(start(), mode="reduce-overhead") if ON_GPU else start()

@@ -1,4 +1,4 @@
-"""How every benchmark is timed: legs interleaved, medians with their spread, a gate, JSON.
+"""How every benchmark is timed: implementations in turn, medians and their spread, a gate, JSON.
 
 A ratio counts only while its gate holds in the same run, so a benchmark hands both over together.
 """
@@ -55,17 +55,17 @@ def call_alone(function: Callable[..., list], *args: object, threads: int) -> li
     return [record | {"threads": threads} for record in records]
 
 
-def clock(leg: Callable[..., object], *args: object) -> tuple[object, float]:
+def clock(implementation: Callable[..., object], *args: object) -> tuple[object, float]:
     """Call a function; return its result and the seconds it took."""
     _synchronise()
     start = time.perf_counter()
-    result = leg(*args)
+    result = implementation(*args)
     _synchronise()
     return result, time.perf_counter() - start
 
 
-def time_legs(
-    legs: Mapping[str, Callable[[], object]],
+def time_implementations(
+    implementations: Mapping[str, Callable[[], object]],
     *,
     repeats: int = 5,
     naive_repeats: int | None = None,
@@ -74,7 +74,7 @@ def time_legs(
     """Time functions in turn, so that a slow minute of the machine slows them all.
 
     Args:
-        legs: Name -> function without arguments.
+        implementations: Name -> function without arguments.
         repeats: Timed calls of each, at least 5.
         naive_repeats: Those of the first, at least 3, where it takes many seconds; as the others
             if None.
@@ -86,23 +86,23 @@ def time_legs(
     Raises:
         ValueError: If there are fewer repeats.
     """
-    counts = dict.fromkeys(legs, repeats)
-    counts |= dict.fromkeys([*legs][:1], naive_repeats or repeats)
+    counts = dict.fromkeys(implementations, repeats)
+    counts |= dict.fromkeys([*implementations][:1], naive_repeats or repeats)
     if repeats < 5 or (naive_repeats or repeats) < 3:
         raise ValueError(f"expected at least 5 repeats and 3 naive ones, found {counts}")
-    seconds: dict[str, list] = {name: [] for name in legs}
-    for name in legs if warm_up else ():
-        clock(legs[name])
+    seconds: dict[str, list] = {name: [] for name in implementations}
+    for name in implementations if warm_up else ():
+        clock(implementations[name])
     for repeat in range(max(counts.values(), default=0)):
-        for name, leg in legs.items():
+        for name, implementation in implementations.items():
             if repeat < counts[name]:
-                seconds[name].append(clock(leg)[1])
+                seconds[name].append(clock(implementation)[1])
     return seconds
 
 
 def compare(
     title: str,
-    legs: Mapping[str, Callable[[], object]],
+    implementations: Mapping[str, Callable[[], object]],
     *,
     gate: tuple[float, float],
     repeats: int = 5,
@@ -111,27 +111,29 @@ def compare(
     goal: float | None = None,
     warm_up: bool = True,
 ) -> dict[str, object]:
-    """Time legs and put the gate beside the ratio.
+    """Time implementations and put the gate beside the ratio.
 
     Args:
         title: What is compared.
-        legs: Name -> function without arguments; the first is the naive one.
-        gate: Largest difference found between the results of the legs, and the one allowed.
-        repeats: Timed calls of each leg, at least 5.
-        naive_repeats: As for `time_legs`.
-        units: Units of work in one call (images, resamples), the same or by leg, if a leg does
-            more of them in a call; seconds are divided by it.
+        implementations: Name -> function without arguments; the first is the naive one.
+        gate: Largest difference found between their results, and the one allowed.
+        repeats: Timed calls of each, at least 5.
+        naive_repeats: As for `time_implementations`.
+        units: Units of work in one call (images, resamples), the same or by implementation, if one
+            does more of them in a call; seconds are divided by it.
         goal: Smallest ratio that is satisfactory, if one is stated.
-        warm_up: As for `time_legs`.
+        warm_up: As for `time_implementations`.
 
     Returns:
         What `judge` returns.
     """
-    by_leg = units if isinstance(units, Mapping) else dict.fromkeys(legs, units)
+    by_implementation = (
+        units if isinstance(units, Mapping) else dict.fromkeys(implementations, units)
+    )
     counts = {"repeats": repeats, "naive_repeats": naive_repeats, "warm_up": warm_up}
     seconds = {
-        name: [value / by_leg[name] for value in values]
-        for name, values in time_legs(legs, **counts).items()
+        name: [value / by_implementation[name] for value in values]
+        for name, values in time_implementations(implementations, **counts).items()
     }
     return judge(title, seconds, gate=gate, goal=goal)
 
@@ -146,8 +148,8 @@ def judge(
     """Put the gate beside the ratios of seconds that were measured; arguments as `compare`.
 
     Returns:
-        A record with `seconds_per_unit` (median, smallest and largest by leg), `ratios` to the
-        first leg, `goal`, `gate`, and `passed`: the gate holds and the goal is met.
+        A record with `seconds_per_unit` (median, smallest and largest by implementation),
+        `ratios` to the first, `goal`, `gate`, and `passed`: the gate holds and the goal is met.
     """
     table = {
         name: {"median": statistics.median(v), "low": min(v), "high": max(v)}
@@ -184,7 +186,7 @@ def within(
 def report(records: list[dict[str, object]]) -> None:
     """Print records as JSON, write them to ``--out`` if it was given, fail if one failed.
 
-    The machine stands beside them, with the commit and the largest memory of one process.
+    With them go the machine, the commit and the largest memory of one process.
 
     Args:
         records: What `compare` and `within` returned.

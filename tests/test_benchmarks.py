@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bench_fds import LoopFDS
-from common import call_alone, clock, compare, judge, report, time_legs, within
+from common import call_alone, clock, compare, judge, report, time_implementations, within
 
 from iqa_utils.workshop.paper_pages import measurements
 from iqa_utils.workshop.readme import speed_line
@@ -37,28 +37,30 @@ def test_a_number_with_a_limit_is_compared_with_the_naive_one_where_there_is_one
     assert not within("bytes", 201, 200)["passed"]
 
 
-def test_legs_take_turns_and_a_warm_up_is_not_timed():
+def test_implementations_take_turns_and_a_warm_up_is_not_timed():
     calls = []
-    legs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = time_legs(legs)
+    implementations = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = time_implementations(implementations)
     assert calls == list("ab") * 6
     assert [len(values) for values in seconds.values()] == [5, 5]
-    time_legs(legs, warm_up=False)
+    time_implementations(implementations, warm_up=False)
     assert len(calls) == 22
     with pytest.raises(ValueError, match=r"at least 5 repeats and 3 naive ones, found .*4"):
-        time_legs(legs, repeats=4)
+        time_implementations(implementations, repeats=4)
 
 
-def test_a_slow_naive_leg_may_run_three_times_and_no_fewer():
-    legs = {name: lambda: None for name in ("naive", "ours")}
-    seconds = time_legs(legs, naive_repeats=3)
+def test_a_slow_naive_implementation_may_run_three_times_and_no_fewer():
+    implementations = {name: lambda: None for name in ("naive", "ours")}
+    seconds = time_implementations(implementations, naive_repeats=3)
     assert [len(values) for values in seconds.values()] == [3, 5]
     with pytest.raises(ValueError, match="'naive': 2, 'ours': 5"):
-        time_legs(legs, naive_repeats=2)
+        time_implementations(implementations, naive_repeats=2)
 
 
-def test_seconds_are_divided_by_the_units_of_each_leg(monkeypatch):
-    monkeypatch.setattr("common.time_legs", lambda *_, **__: {"naive": [6.0], "ours": [6.0]})
+def test_seconds_are_divided_by_the_units_of_each_implementation(monkeypatch):
+    monkeypatch.setattr(
+        "common.time_implementations", lambda *_, **__: {"naive": [6.0], "ours": [6.0]}
+    )
     record = compare("job", {}, gate=(0, 0), units={"naive": 2, "ours": 6})
     assert record["ratios"] == {"ours": 3.0}
 

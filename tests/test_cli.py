@@ -90,7 +90,7 @@ def test_help_and_version_are_there_without_anything_heavy():
 
 
 def write_set(root):
-    """One's own table of ten images, noted as synthetic."""
+    """A user's table of ten images, noted as synthetic."""
     (root / "table").mkdir(parents=True)
     rows = "".join(f"{i}.png,{i}\n" for i in range(10))
     (root / "table" / "scores.csv").write_text(f"image,mos\n{rows}")

@@ -368,8 +368,8 @@ def test_the_cases_of_the_rule_are_a_table_of_the_site(tmp_path):
 
 
 def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
-    legs = {"plain": {"median": 2.5}, "ours": {"median": 0.0125}}
-    record = {"title": "sum", "seconds_per_unit": legs, "ratios": {"ours": 200.0}}
+    implementations = {"plain": {"median": 2.5}, "ours": {"median": 0.0125}}
+    record = {"title": "sum", "seconds_per_unit": implementations, "ratios": {"ours": 200.0}}
     record |= {"goal": 500, "gate": {"difference": 2e-7, "allowed": 1e-6}}
     scan = {"title": "bytes per file", "gate": {"difference": 150.0, "allowed": 200.0}}
     scan |= {"naive": 900.0, "ratios": {"ours": 6.0}}

@@ -76,12 +76,12 @@ def resized(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def as_batch(images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
     """Stack uint8 images and normalise them as the trunk wants: (B, 3, H, W) in [-1, 1]."""
-    batch = moved(torch.from_numpy(np.stack(images)), device)
+    batch = to_device(torch.from_numpy(np.stack(images)), device)
     batch = batch.permute(0, 3, 1, 2).float().div(127.5).sub(1)
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy to a device without waiting for what it computes."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
@@ -180,12 +180,12 @@ def train(
     for step in range(start, steps):
         rows = order[step * BATCH : (step + 1) * BATCH]
         batch = as_batch([crops(rng, images[i], SIDE) for i in rows], device)
-        target = moved(torch.tensor(mos[rows], dtype=torch.float32), device)
+        target = to_device(torch.tensor(mos[rows], dtype=torch.float32), device)
         loss = F.mse_loss(net(batch) / spread, target / spread)
         chains = [chain(rng, images[i]) for i in rng.choice(good, CHAINS, replace=False)]
         copies = as_batch([one for versions, _ in chains for one in versions], device)
         logits = net.logits(copies).view(-1, 3)
-        gaps = moved(torch.tensor([gap for _, gap in chains], dtype=torch.float32), device)
+        gaps = to_device(torch.tensor([gap for _, gap in chains], dtype=torch.float32), device)
         ranking = F.relu(3 * gaps - (logits[:, :-1] - logits[:, 1:])).mean()
         optimiser.zero_grad()
         (loss + ranking).backward()

@@ -67,11 +67,14 @@ def across_table(facts: Mapping[str, Any]) -> tuple[str, str]:
         "photographs left for training.\n95 % bootstrap intervals over the photographs of "
         "the test; the difference is the whole recipe minus ridge on all maps, paired.\nPLCC is "
         "in `docs/model_card.json`. Made by `python workflow/default_model.py --leave-out ss01` "
-        "(and `ss02`, `ss03`)\nand `python workflow/model_card.py`.\n\nOn "
-        f"{worse} of {len(found)} subsets that it had not seen, the second stage ranks photographs "
-        "worse than the first\nalone: expect no more than the first stage's agreement on other "
-        "photographs. It is kept for the order of distortions below."
+        "(and `ss02`, `ss03`)\nand `python workflow/model_card.py`."
     )
+    if worse:
+        told += (
+            f"\n\nOn {worse} of {len(found)} subsets that it had not seen, the second stage ranks "
+            "photographs worse than the first\nalone: expect no more than the first stage's "
+            "agreement on other photographs. It is kept for the order of distortions below."
+        )
     columns = (*METHODS, column)
     rows = [
         (first + name, row["n"], *(values(row[one], "SRCC")[0] for one in columns))

@@ -310,7 +310,7 @@ def disk_use(n_images: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, int
     """State what feature sets of N images, network to values by layer, take on disk.
 
     Bytes: ``features`` (float32, what is not kept), ``grams`` (what is), ``layer`` (the widest
-    layer's activations) and ``pass`` (all layers of the widest network: what waits on disk for a
+    layer's activations) and ``pass`` (all layers of the widest network: what is on disk for a
     moment; ``layer`` is enough where the disk is small).
     """
     passes = [sum(own) for own in sizes.values()]

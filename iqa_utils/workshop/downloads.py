@@ -41,7 +41,7 @@ _BIQ2021 = "https://github.com/nisarahmedrana/BIQ2021/archive/refs/heads/main.zi
 
 
 # what zipfile raises where an archive is damaged; bz2 raises an OSError without a number
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 _DAMAGED += (RuntimeError, ValueError, LookupError, struct.error, OSError)
 
 

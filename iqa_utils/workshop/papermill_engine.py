@@ -29,7 +29,7 @@ IDLE_SECONDS = 5.0  # for a kernel to be idle after its last answer
 
 
 class IQAEngine(NBClientEngine):
-    """papermill's engine with coalesced streams, a quiet kernel and one GPU leased per kernel."""
+    """papermill's engine with coalesced streams, a quiet kernel and one GPU per notebook."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:

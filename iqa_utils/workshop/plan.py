@@ -97,8 +97,8 @@ def footprint(job: Job) -> Footprint:
     return Footprint(weights, 12 * trained, activations, flops, layers)
 
 
-class Footprints(dict[tuple[str, bool], Footprint]):
-    """Footprints that were counted before, by :func:`kind` as if nothing were compiled."""
+# footprints counted before, by :func:`kind` as if nothing were compiled, and whether it is trained
+Footprints = dict[tuple[str, bool], Footprint]
 
 
 def counted(job: Job, footprints: Footprints) -> Footprint:

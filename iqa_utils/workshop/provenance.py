@@ -131,7 +131,7 @@ def code_digest(code: str) -> str:
     """Digest of what code does: of its syntax tree, so without comments, docstrings and layout."""
     try:
         text = _written(ast.parse(code))
-    except SyntaxError:  # a notebook of one's own may hold a line for IPython
+    except SyntaxError:  # your notebook may hold a line for IPython
         text = code
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

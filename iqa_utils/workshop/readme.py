@@ -150,7 +150,7 @@ def _values(ones: Runs) -> str:
 
 
 def _loss_across_subsets(runs: Runs) -> str:
-    """Say what notebook 08 measured: training on the other subsets, minus training on one's own."""
+    """Say what notebook 08 measured: training on other subsets, minus training on the same."""
     wanted = {"table": "loss", "metric": "SRCC"}
     found = [
         result

@@ -149,18 +149,21 @@ def rehearsal_table(path: Path = ROOT / "figures" / "rehearsal" / "times.json") 
 
 def _compared(record: dict[str, Any]) -> list[list[str]]:
     """Write one row per implementation that was timed, or measured, against the naive one."""
-    goal, legs, rows = record["goal"], record.get("seconds_per_unit", {}), []
+    goal, implementations, rows = record["goal"], record.get("seconds_per_unit", {}), []
     gate = record["gate"]
     equal = gate["difference"] <= gate["allowed"]
     difference = "{difference:.1g}, allowed {allowed:.1g}".format_map(gate)
-    told = {leg: f"{leg}: {_time(seconds['median'])}" for leg, seconds in legs.items()}
+    told = {
+        implementation: f"{implementation}: {_time(seconds['median'])}"
+        for implementation, seconds in implementations.items()
+    }
     naive = next(iter(told.values()), "")
     for name, ratio in record["ratios"].items():
         met = "yes" if equal and ratio >= (goal or 0) else "**no**"
         least = f"{goal:.3g}x" if goal else "equal results"
         ours = told.get(name, name)
-        if name in legs and "scoring" in record["title"]:  # seconds of one image
-            ours += f", {1 / legs[name]['median']:.3g} images/s"
+        if name in implementations and "scoring" in record["title"]:  # seconds of one image
+            ours += f", {1 / implementations[name]['median']:.3g} images/s"
         row = [record["title"], naive, ours, f"{ratio:.3g}x", least, met]
         rows.append([*row, difference])
     return rows

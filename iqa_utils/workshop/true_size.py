@@ -273,10 +273,8 @@ def _mixed(
     if job.size[0] != 3:
         return _stored(job, network, steps, device, folder)
     if is_koncept := job.name == "KonCept512":
-        paths, trunk = (
-            _pictures(folder, job.size[1:], _n_files(job, steps)),
-            network.image_branch.trunk,
-        )
+        paths = _pictures(folder, job.size[1:], _n_files(job, steps))
+        trunk = network.image_branch.trunk
         prepare = partial(mixtures.prepare_squashed, size=job.size[1:])
     else:
         crop, trunk = job.size[1], network.trunk
@@ -319,10 +317,8 @@ def _layers(
 
     def cuts(epoch: int) -> Iterator[Batch]:
         for part in rows.reshape(steps, job.batch):
-            pixels = Crop(crop, epoch).take(store, part).to(device)
-            yield Batch(
-                (to_float(pixels, **normal),), torch.from_numpy(mos[part]), torch.from_numpy(part)
-            )
+            pixels = to_float(Crop(crop, epoch).take(store, part).to(device), **normal)
+            yield Batch((pixels,), torch.from_numpy(mos[part]), torch.from_numpy(part))
 
     return cuts
 
