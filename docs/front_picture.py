@@ -29,11 +29,11 @@ def versions(picture: Image.Image) -> dict[str, Image.Image]:
     compressed = io.BytesIO()
     picture.save(compressed, "JPEG", quality=12)
     return {
-        "as it is": picture,
-        "blurred": picture.filter(ImageFilter.GaussianBlur(2)),
+        "As it is": picture,
+        "Blurred": picture.filter(ImageFilter.GaussianBlur(2)),
         "JPEG, quality 12": Image.open(compressed).convert("RGB"),
-        "noise": noisy,
-        "enlarged 6 times": small.resize(picture.size, Image.Resampling.BICUBIC),
+        "Noise": noisy,
+        "Enlarged 6 times": small.resize(picture.size, Image.Resampling.BICUBIC),
     }
 
 

@@ -25,8 +25,8 @@ from iqa_utils.backbones import SHIPPED_FILE  # noqa: E402
 from iqa_utils.scorer import Scorer  # noqa: E402
 
 FREE = ("astronaut", "camera", "chelsea", "rocket", "grass")  # CC0 or in the public domain
-UNITS = {"gaussian blur": "SD {} px", "white noise": "SD {} grey levels", "jpeg": "quality {}"}
-UNITS["down and up"] = "factor {}"
+UNITS = {"Gaussian blur": "SD {} px", "White noise": "SD {} grey levels", "JPEG": "quality {}"}
+UNITS["Down and up"] = "factor {}"
 
 
 def steps() -> pd.DataFrame:
@@ -37,7 +37,7 @@ def steps() -> pd.DataFrame:
             rng = np.random.default_rng(0)
             versions = [clean, *(distorted(clean, kind, value, rng) for value in strengths)]
             scores = scorer.score(torch.from_numpy(np.stack(versions)).permute(0, 3, 1, 2)).tolist()
-            words = ["as it is", *(f"{kind}, {UNITS[kind].format(x)}" for x in strengths)]
+            words = ["As it is", *(f"{kind}, {UNITS[kind].format(x)}" for x in strengths)]
             for i in range(len(strengths)):
                 row = {"name": name, "change": scores[i + 1] - scores[i]}
                 for side, k in (("before", i), ("after", i + 1)):

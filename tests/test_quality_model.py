@@ -4,7 +4,6 @@ trained; none of these pictures was trained on or looked at for a choice.
 
 import json
 import subprocess
-import sys
 
 import default_model as recipe
 import distortion_levels
@@ -14,10 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import optimize
+from scipy.special import expit
+from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
 
 from iqa_utils.backbones import create_backbone
 from iqa_utils.files import hash_file
+from iqa_utils.models.quality_net import QualityNet
 from iqa_utils.natural_scenes import BRISQUE_FILE
 from iqa_utils.scorer import Scorer
 from iqa_utils.training.checkpoints import load_model, read_metadata
@@ -25,10 +28,10 @@ from iqa_utils.workshop import cli
 
 PICTURES = ("astronaut", "camera", "chelsea", "rocket", "motorcycle_left", "grass")
 LEVELS = {
-    "gaussian blur": (0.8, 1.4, 2.2, 3.5, 5.5),  # standard deviation, pixels
-    "white noise": (6, 12, 22, 38, 60),  # standard deviation, grey levels
-    "jpeg": (50, 28, 16, 9, 5),  # quality
-    "down and up": (1.5, 2.0, 3.0, 4.5, 7.0),  # factor, bicubic both ways
+    "Gaussian blur": (0.8, 1.4, 2.2, 3.5, 5.5),  # standard deviation, pixels
+    "White noise": (6, 12, 22, 38, 60),  # standard deviation, grey levels
+    "JPEG": (50, 28, 16, 9, 5),  # quality
+    "Down and up": (1.5, 2.0, 3.0, 4.5, 7.0),  # factor, bicubic both ways
 }
 
 
@@ -71,82 +74,92 @@ def test_its_card_is_what_the_recipe_writes_from_its_numbers():
     assert read_metadata(recipe.MODEL)["scores_seen"] == ["biq2021/training"]
 
 
-def result(name, n, **changed):
-    cell = {"SRCC": [0.8, 0.7, 0.9], "PLCC": [0.81, 0.71, 0.91]}
-    row = {"n": n, "n_training": 1600 - n, "steps": 600, "passes": 3.6} | changed
-    row |= {"seed": 0, "device": "NVIDIA H100"}
-    gain = {"whole recipe minus ridge on all maps": {"SRCC": [0.041, -0.01, 0.09]}}
-    return row | dict.fromkeys(model_card.METHODS, cell) | gain
+@pytest.fixture
+def photographs():
+    """Synthetic maps of 60 photographs of three subsets, and distorted copies of 20 of them.
 
-
-def test_the_card_says_what_is_missing_until_the_whole_recipe_was_left_without_each_subset(
-    tmp_path,
-):
-    facts = json.loads(model_card.CARD.read_text())
-    without = model_card.card({**facts, "left_out": {}})
-    assert "the whole recipe was not run three times" in without
-    assert "| the two others -> ss01 | 266 | 0.837 | 0.785 |" in without
-    for name, n in (("ss01", 266), ("ss02", 251), ("ss03", 1083)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(result(name, n)))
-    card = model_card.card({**facts, "left_out": model_card.left_out(tmp_path)})
-    cells = " | ".join(["0.800 [0.700, 0.900]"] * 3)
-    assert f"| the two others -> ss03 | 1083 | {cells} | 0.041 [-0.010, 0.090] |" in card
-    assert "(600, 0), trained on NVIDIA H100, beside" in card
-    assert "3.6, 3.6, 3.6 passes" in card
-    assert "not run three times" not in card
-
-
-def test_a_trial_or_a_missing_subset_does_not_reach_the_card(tmp_path):
-    (tmp_path / "ss01.json").write_text(json.dumps(result("ss01", 266)))
-    with pytest.raises(FileNotFoundError, match="--leave-out ss02"):
-        model_card.left_out(tmp_path)
-    for changed, match in (({"steps": 2}, "has 2 and 1600"), ({"n_training": 9}, "600 and 275")):
-        (tmp_path / "ss01.json").write_text(json.dumps(result("ss01", 266, **changed)))
-        with pytest.raises(ValueError, match=match):
-            model_card.left_out(tmp_path)
-
-
-def leave_out(monkeypatch, data, work, mos):
-    """Run the command on synthetic photographs in the official layout, without test images."""
-    (data / "Images").mkdir(parents=True)
+    The first map tells the score, the second tells copies from photographs.
+    """
     rng = np.random.default_rng(0)
-    for name in mos:
-        image = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
-        Image.fromarray(image).resize((64, 64)).save(data / "Images" / name)
-    rows = [f"{name},{value}" for name, value in mos.items()]
-    for stem, lines in (("Train", rows), ("Test", ["ss01 (999).jpg,0.5"])):
-        table = "\n".join(["Image Name,MOS", *lines]) + "\n"
-        (data / f"{stem} (Images and MOS).csv").write_text(table)
-    for key, value in {"WORK": work, "WHOLE_SIDE": 64, "SIDE": 32, "CHAIN_SIDE": 32}.items():
-        monkeypatch.setattr(recipe, key, value)
-    options = ["--data", str(data), "--trunk", "shipped", "--leave-out", "ss01", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["default_model.py", *options])
-    recipe.main()
-    return json.loads((work / "ss01.json").read_text())
+    maps, mos = rng.normal(size=(60, 8)), rng.uniform(0.3, 0.9, 60)
+    maps[:, 0] = np.log(mos / (1 - mos)) + 0.1 * rng.normal(size=60)
+    levels = (np.arange(5) + rng.uniform(0.1, 0.9, (20, 5))) / 5
+    copies = np.repeat(maps[:20, None], 6, axis=1)  # (20, 6, 8)
+    copies[:, 1:, 0] += levels  # better, for a head that saw photographs only
+    copies[:, 1:, 1] -= 3 * levels
+    gaps = np.diff(levels, axis=1, prepend=-0.1)
+    subset = np.repeat(["ss01", "ss02", "ss03"], 20)[np.argsort(rng.uniform(size=60))]
+    return maps, mos, subset, recipe.Copies(copies, gaps, np.arange(20))
 
 
-def test_the_whole_recipe_without_a_subset_learns_nothing_from_it_and_resumes(
-    tmp_path, monkeypatch, capsys
-):
-    shipped = hash_file(recipe.MODEL), model_card.CARD.read_bytes()
-    mos = {f"ss0{1 + i % 3} ({i}).jpg": round(0.2 + 0.02 * (7 * i % 30), 2) for i in range(30)}
-    found = leave_out(monkeypatch, tmp_path / "a", tmp_path / "work_a", mos)
-    assert (found["n"], found["n_training"], found["steps"]) == (10, 20, 2)
+def test_a_head_without_copies_is_ridge_regression_of_the_log_odds(photographs):
+    maps, mos, _, _ = photographs
+    head = recipe.fit_head(maps, mos)
+    z = (maps - maps.mean(axis=0)) / (maps.std(axis=0) + 1e-3)
+    oracle = Ridge(alpha=8).fit(z, np.log(mos / (1 - mos)))
+    np.testing.assert_allclose(head.weight, oracle.coef_, rtol=1e-9)
+    np.testing.assert_allclose(head.scores(maps), expit(oracle.predict(z)), rtol=1e-9)
+
+
+def test_copies_let_the_score_fall_with_the_distortion_and_nothing_moves_their_optimum(photographs):
+    maps, mos, _, copies = photographs
+
+    def falls(head):
+        return (np.diff(head.scores(copies.maps), axis=1) < 0).mean()
+
+    alone, head = recipe.fit_head(maps, mos), recipe.fit_head(maps, mos, copies)
+    assert falls(head) == 1
+    assert falls(alone) < 0.1
+
+    def loss(weight):
+        z = (maps - head.mean) / head.std
+        target = np.log(mos / (1 - mos))
+        lacking = 3 * copies.gaps + np.diff(copies.maps / head.std, axis=1) @ weight
+        fit = np.mean((z @ weight + target.mean() - target) ** 2)
+        return fit + recipe.ORDER * np.mean(np.maximum(lacking, 0) ** 2) + 8 / 60 * weight @ weight
+
+    found = optimize.minimize(loss, np.zeros(8), method="BFGS")
+    assert loss(head.weight) <= found.fun + 1e-9
+    np.testing.assert_allclose(head.weight, found.x, atol=1e-4)
+
+
+def test_a_subset_that_is_left_out_teaches_nothing(photographs):
+    maps, mos, subset, copies = photographs
+    found = recipe.across(maps, mos, subset, copies)
+    turned = np.where(subset == "ss02", 1.2 - mos, mos)
+    again = recipe.across(maps, turned, subset, copies)
+    assert found["ss02"]["n"] == 20 == 60 - found["ss02"]["n_training"]
     for method in model_card.METHODS:
-        for value, low, high in found[method].values():
-            assert -1 <= low <= value <= high <= 1
-    assert "0/2: scores" in capsys.readouterr().out
-    recipe.main()
-    again = json.loads((tmp_path / "work_a" / "ss01.json").read_text())
-    assert "0/2: scores" not in capsys.readouterr().out  # goes on where it stopped: at the end
-    assert again["whole recipe"] == found["whole recipe"]
-    others = {
-        name: 0.9 - value if name.startswith("ss01") else value for name, value in mos.items()
-    }
-    turned = leave_out(monkeypatch, tmp_path / "b", tmp_path / "work_b", others)
-    for method in model_card.METHODS:
-        assert turned[method]["SRCC"][0] == pytest.approx(-found[method]["SRCC"][0])
-    assert shipped == (hash_file(recipe.MODEL), model_card.CARD.read_bytes())
+        assert again["ss02"][method][0] == pytest.approx(-found["ss02"][method][0])
+    own = recipe.part_of(copies, np.flatnonzero(subset != "ss02"))
+    assert set(own.source) == {i for i in range(20) if subset[i] != "ss02"}
+    assert len(own.maps) == len(own.gaps) == len(own.source)
+
+
+def test_the_network_gives_the_scores_of_its_head_and_knows_what_is_usual():
+    net, rng = QualityNet().eval(), np.random.default_rng(0)
+    images = rng.integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
+    maps = recipe.maps_of(net, images)
+    head = recipe.fit_head(maps, rng.uniform(0.2, 0.9, 120))
+    far = recipe.set_head(net, head, maps)
+    batch = torch.tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    with torch.no_grad():
+        scores, distance = net.with_distance(batch)
+    np.testing.assert_allclose(scores, head.scores(maps), atol=1e-5)
+    assert (distance.numpy() > far).sum() in (0, 1)
+
+
+def test_copies_are_cut_from_their_photograph_and_ever_more_distorted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        recipe, "maps_of", lambda net, images: seen.append(images) or np.zeros((6, 2))
+    )
+    images = [np.full((512, 512, 3), i, np.uint8) for i in range(3)]
+    copies = recipe.distort(None, images, np.array([2, 0]))
+    assert [versions[0].max() for versions in seen] == [2, 0]
+    assert copies.maps.shape == (2, 6, 2)
+    assert copies.gaps.min() > 0
+    np.testing.assert_allclose(copies.gaps.sum(axis=1), 1.0, atol=0.11)
 
 
 def test_its_trunk_is_what_shipped_weights_are():

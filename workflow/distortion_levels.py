@@ -17,10 +17,10 @@ from iqa_utils.decoding import read_image
 from iqa_utils.scorer import Scorer
 
 LEVELS = {
-    "gaussian blur": (0.8, 1.4, 2.2, 3.5, 5.5),  # standard deviation, pixels
-    "white noise": (6, 12, 22, 38, 60),  # standard deviation, grey levels
-    "jpeg": (50, 28, 16, 9, 5),  # quality
-    "down and up": (1.5, 2.0, 3.0, 4.5, 7.0),  # factor, bicubic both ways
+    "Gaussian blur": (0.8, 1.4, 2.2, 3.5, 5.5),  # standard deviation, pixels
+    "White noise": (6, 12, 22, 38, 60),  # standard deviation, grey levels
+    "JPEG": (50, 28, 16, 9, 5),  # quality
+    "Down and up": (1.5, 2.0, 3.0, 4.5, 7.0),  # factor, bicubic both ways
 }
 
 
@@ -29,17 +29,17 @@ def distorted(
 ) -> np.ndarray:
     """Blur, add noise to, compress, or scale down and up uint8 RGB (H, W, 3)."""
     image = Image.fromarray(pixels)
-    if kind == "gaussian blur":
+    if kind == "Gaussian blur":
         image = image.filter(ImageFilter.GaussianBlur(strength))
-    elif kind == "jpeg":
+    elif kind == "JPEG":
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=round(strength))
         image = Image.open(stream)
-    elif kind == "down and up":
+    elif kind == "Down and up":
         size = (round(image.width / strength), round(image.height / strength))
         image = image.resize(size, Image.Resampling.BICUBIC)
         image = image.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
-    elif kind == "white noise":
+    elif kind == "White noise":
         noise = rng.standard_normal(pixels.shape, np.float32) * strength
         return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
     else:
