@@ -1,8 +1,10 @@
 """Shared fixtures: the real files, where this machine has them.
 
-
 ``IQA_TEST_DATA`` names the folder with one folder per real data set (weights lie in ``weights``
 beside it); without it that is ``../shared/data``. Tests that need what is absent are skipped.
+
+Two workers share the cores, so each computes on one thread unless ``OMP_NUM_THREADS`` says more:
+threads that wait for one another on busy cores made some tests ten times as long.
 """
 
 import os
@@ -15,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("IQA_TEST_DATA") or ROOT.parent / "shared" / "data")
 collect_ignore = ["sixth_paper"]  # an example, tested in a copy of the repository
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers and kernels of this process inherit it
 
 
 def _there(folder: Path) -> Path:

@@ -1,8 +1,10 @@
 """A notebook as a person runs it: opened in Jupyter, run cell by cell, saved."""
 
+import functools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,10 +104,10 @@ def _value(client, expression):
     return reply["content"]["user_expressions"]["it"]["data"]["text/plain"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_opening_running_and_saving_leaves_git_clean(path, tmp_path):
+def as_jupyterlab_saves_it(path, folder):
+    """Write a notebook with outputs, counts and what JupyterLab adds; return where."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["language_info"] |= {  # as JupyterLab writes it
+    notebook.metadata["language_info"] |= {
         "codemirror_mode": {"name": "ipython", "version": 3},
         "file_extension": ".py",
         "mimetype": "text/x-python",
@@ -117,15 +119,22 @@ def test_opening_running_and_saving_leaves_git_clean(path, tmp_path):
     for count, cell in enumerate(code, 1):
         cell.execution_count = count
         cell.outputs = [nbformat.v4.new_output("stream", text="done")]
-    nbformat.write(notebook, tmp_path / path.name)
+    nbformat.write(notebook, folder / path.name)
+    return folder / path.name
+
+
+def test_opening_running_and_saving_leaves_git_clean(tmp_path):
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    saved = [as_jupyterlab_saves_it(path, tmp_path) for path in paths]
     recipe = ["make", "--dry-run", "--always-make", "-o", ".venv/.ready", "hooks"]
     told = subprocess.run(recipe, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     [command] = re.findall(r'filter\.notebook\.clean "(.+)"', told)
-    saved = (tmp_path / path.name).read_bytes()
-    done = subprocess.run(
-        command, shell=True, cwd=ROOT, input=saved, capture_output=True, check=True
-    )
-    assert done.stdout == path.read_bytes()
+    run = functools.partial(subprocess.run, shell=True, cwd=ROOT, check=True)
+    piped = run(command, input=saved[0].read_bytes(), capture_output=True)  # as git does
+    assert piped.stdout == paths[0].read_bytes()
+    run(f"{command} {shlex.join(map(str, saved))}")  # the same for all, without a process each
+    for path, cleaned in zip(paths, saved, strict=True):
+        assert cleaned.read_bytes() == path.read_bytes(), path.stem
 
 
 def test_the_index_that_the_laboratory_opens_leads_to_every_notebook_and_the_readme():

@@ -188,13 +188,23 @@ def test_papermill_finds_the_engine_by_name():
         ("05 -p LEARNING_RATE 1e-3", "05_lds_fds: LEARNING_RATE must be float, got '1e-3' (str)"),
     ],
 )
-def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told):
-    command = [sys.executable, "-m", "iqa_utils.workshop.cli", "run", *words.split()]
+def test_the_command_line_refuses_in_one_line_and_runs_nothing(words, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["iqa", "run", *words.split()])
+    monkeypatch.setattr(notebooks, "run_notebook", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"iqa: {told}")
+    assert err.count("\n") == 1
+
+
+def test_a_process_that_refuses_ends_with_its_one_line():
+    command = [sys.executable, "-m", "iqa_utils.workshop.cli", "run", "-p", "SEED", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"iqa: {told}")
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "iqa: name the notebooks to run, or 'all'\n"
 
 
 def test_the_workers_of_a_killed_command_end_with_it(repository):

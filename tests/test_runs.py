@@ -230,7 +230,6 @@ def test_a_lock_file_that_names_a_living_process_does_not_hold_a_run(repo):
 RACE = """
 import sys, time
 from pathlib import Path
-from iqa_utils.backbones import weights_hash
 from iqa_utils.workshop import runs
 print("ready", flush=True)
 start, held = float(input()), []
