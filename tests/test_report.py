@@ -272,7 +272,7 @@ def test_the_row_of_a_notebook_answers_its_question_with_the_price_and_every_cla
     assert max(map(len, said.values())) <= 350
     assert re.search(r"method3 minus none: -.*at the price of SRCC .*, RMSE ", said["02"])
     assert re.search(r"at equal steps: [+-].*ranks better: ", said["02"])
-    assert re.search(r"same passes: [+-].*at equal steps: [+-].*; beats ridge: \w+$", said["06"])
+    assert re.search(r"same passes: [+-].*at equal steps: [+-].*<br>beats ridge: \w+$", said["06"])
     assert "(biq2021_raw)" in said["05"]
     assert all(f"{subset} " in said["08"] for subset in ("ss01", "ss02", "ss03"))
     assert "checks, not distinct errors" in said["00"]

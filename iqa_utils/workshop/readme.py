@@ -32,6 +32,7 @@ from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 DECIDES = "biq2021"  # the profile whose runs decide where there are several
+LINE = "<br>"  # between the claims in a cell
 FEW = 2  # values of one profile that are all shown
 SCOREBOARD = "07_scoreboard"
 Runs = list[dict[str, Any]]
@@ -119,9 +120,8 @@ def _answer(stem: str, runs: Runs) -> str:
         ones = found[0][1] if found and found[0][0] == groups[0][0] else []
         text = _values(ones) + ", " if headline.numbers and ones else ""
         words.append(f"{headline.short or headline.claim}: {text}{_said(ones)}")
-    if words:
-        told.append(f"in {groups[0][0]}, " * several + "; ".join(words))
-    return "; ".join(told)
+    told += [f"in {groups[0][0]}:"] * (several and bool(words))
+    return LINE.join([*told, *words])
 
 
 def _numbers(headline: Headline, groups: list[tuple[str, Runs]]) -> str:
