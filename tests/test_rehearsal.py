@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
+from iqa_utils.features.layers import create_network
 from iqa_utils.workshop import claims, notebooks, paper_pages, rehearsal, report, runs
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.rehearsal import rehearsals
@@ -104,6 +106,15 @@ def test_the_final_network_of_04_is_rehearsed_by_the_papers_recipe_in_fewer_step
     papers, ours = (profile["OVERRIDES"][profile["FINAL"][0]] for profile in (paper, mine))
     assert ours["AUGMENT"] == papers["AUGMENT"]
     assert 0 < ours["N_STEPS"] < papers["N_STEPS"]
+
+
+def test_final_networks_of_04_normalise_batches_or_random_weights_die_at_the_papers_rate():
+    finals = {values["FINAL"][0] for _, _, values in overlay() if "FINAL" in values}
+    for name in finals:
+        with torch.device("meta"):
+            network = create_network(name, pretrained="random")
+        assert any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules()), name
+    assert finals
 
 
 SHORTER = {"EPOCHS", "N_STEPS", "N_RUNS", "N_SPLITS", "N_SEEDS"}
