@@ -347,6 +347,8 @@ SWAPS = {
     ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 HARMLESS = {  # part of a survivor's row -> why no test can see it
+    '1 -> 2 in `times = {"none": 1': "none takes all images, whatever stands here",
+    "Sub -> Add in `counts = np.bincount(ranges": "further ranges hold no image",
     "read_tid(files, 24)": "there are 24 names, so a slice of 25 is the same",
     "1.0 -> 2.0 in `if min(norms) <= 1e-14": "how nearly constant counts as constant",
     "in `weight, left = self.project(up if theta[0] > 0": "a start of the search, not its end",

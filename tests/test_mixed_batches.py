@@ -69,6 +69,13 @@ def test_one_set_alone_is_an_ordinary_epoch():
     assert (counts(batches, [10])[0] == 1).all()
 
 
+@pytest.mark.parametrize("mixing", ["released", "proportional"])
+def test_sets_of_one_image_and_batches_of_one_place_are_taken(mixing):
+    batches = mixed_batches([1, 2], mixing, batch_size=1, seed=0, epoch=0)
+    seen = {tuple(place) for batch in batches for place in batch.tolist()}
+    assert seen == {(0, 0), (1, 0), (1, 1)}
+
+
 @pytest.mark.parametrize(
     ("sizes", "mixing", "batch_size", "fact"),
     [

@@ -92,6 +92,7 @@ def test_undersampling_never_repeats_and_oversampling_repeats_evenly():
 def test_an_empty_range_stays_empty_and_is_not_the_smallest():
     assert range_quotas([0, 5, 100], "method1").tolist() == [0, 5, 5]
     assert range_quotas([0, 5, 100, 7], "method3").tolist() == [0, 15, 20, 20]
+    assert range_quotas([1, 5, 9], "method3").tolist() == [3, 4, 4]
 
 
 def test_wrong_input_is_refused():
