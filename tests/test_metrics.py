@@ -174,3 +174,10 @@ def test_size_weighted_mean_of_two_sets():
         metrics.size_weighted({"a": 1.0}, {"b": 1})
     with pytest.raises(ValueError, match=r"sizes must be positive, got \{'a': -1, 'b': 3\}"):
         metrics.size_weighted({"a": 1.0, "b": 0.5}, {"a": -1, "b": 3})
+
+
+def test_rounding_never_lifts_a_correlation_above_one():
+    scores = [np.random.default_rng(seed).normal(size=7) for seed in range(200)]
+    found = np.array([metrics.plcc(one, one) for one in scores])
+    assert found.max() == 1.0
+    assert found.min() > 1 - 1e-12
