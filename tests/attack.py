@@ -349,6 +349,7 @@ SWAPS = {
 HARMLESS = {  # part of a survivor's row -> why no test can see it
     '1 -> 2 in `times = {"none": 1': "none takes all images, whatever stands here",
     "Sub -> Add in `counts = np.bincount(ranges": "further ranges hold no image",
+    "1.0 -> 2.0 in `p, q, alphas = 2.0, 2.0, (1.0": "weights count as shares of their sum",
     "read_tid(files, 24)": "there are 24 names, so a slice of 25 is the same",
     "1.0 -> 2.0 in `if min(norms) <= 1e-14": "how nearly constant counts as constant",
     "in `weight, left = self.project(up if theta[0] > 0": "a start of the search, not its end",

@@ -582,6 +582,7 @@ def test_a_quantity_counts_once_and_under_its_kind(ledger):
     assert table.loc[("feng2023", "authors' predictions"), "reproduced"] == 1  # not Table 2 again
     assert table.loc[("feng2023", "trained here"), "not comparable"] == 1
     assert table.to_numpy().sum() == (ledger["role"] == "").sum() + 1
+    assert table.sum(axis=1).min() > 0  # kinds without a number are left out
 
 
 # coverage

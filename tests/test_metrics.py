@@ -163,6 +163,12 @@ def test_error_per_range_pools_to_the_total():
     assert metrics.mse(mos, pred) == pytest.approx(pooled)
 
 
+@pytest.mark.parametrize("edges", [[0.0], [0.0, 60.0, 60.0], [100.0, 0.0]])
+def test_edges_that_do_not_increase_are_refused(edges):
+    with pytest.raises(ValueError, match="edges must increase and be two or more"):
+        metrics.range_index([50.0], edges)
+
+
 def test_scores_outside_the_edges_are_refused():
     with pytest.raises(ValueError, match=r"scores span \[55, 72\], edges only \[1, 3\]"):
         metrics.per_range([55, 72], [60, 70], metrics.mae, (1, 3))
