@@ -146,7 +146,8 @@ def test_the_network_gives_the_scores_of_its_head_and_knows_what_is_usual():
     with torch.no_grad():
         scores, distance = net.with_distance(batch)
     np.testing.assert_allclose(scores, head.scores(maps), atol=1e-5)
-    assert (distance.numpy() > far).sum() in (0, 1)
+    half = np.random.default_rng(1).permutation(120) % 2 == 0
+    assert (distance.numpy()[~half] > far).sum() == 1  # of 60, so that 0.5 % lie between two
 
 
 def test_copies_are_cut_from_their_photograph_and_ever_more_distorted(monkeypatch):
@@ -154,12 +155,26 @@ def test_copies_are_cut_from_their_photograph_and_ever_more_distorted(monkeypatc
     monkeypatch.setattr(
         recipe, "maps_of", lambda net, images: seen.append(images) or np.zeros((6, 2))
     )
-    images = [np.full((512, 512, 3), i, np.uint8) for i in range(3)]
+    rng = np.random.default_rng(0)
+    images = [rng.integers(80 * i, 80 * i + 80, (512, 512, 3), dtype=np.uint8) for i in range(3)]
     copies = recipe.distort(None, images, np.array([2, 0]))
-    assert [versions[0].max() for versions in seen] == [2, 0]
+    assert [versions[0].max() // 80 for versions in seen] == [2, 0]
+    for clean, *others in seen:
+        differences = [np.abs(one - clean.astype(float)).mean() for one in others]
+        assert differences[-1] > differences[0] > 0
     assert copies.maps.shape == (2, 6, 2)
     assert copies.gaps.min() > 0
     np.testing.assert_allclose(copies.gaps.sum(axis=1), 1.0, atol=0.11)
+
+
+def test_maps_are_computed_once_and_a_killed_call_leaves_none(tmp_path):
+    file = tmp_path / "work" / "maps.npz"
+    with pytest.raises(KeyboardInterrupt):
+        recipe.cached(file, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not file.exists()
+    first = recipe.cached(file, lambda: {"maps": np.arange(6.0).reshape(2, 3)})
+    again = recipe.cached(file, lambda: pytest.fail("computed again"))
+    np.testing.assert_array_equal(first["maps"], again["maps"])
 
 
 def test_its_trunk_is_what_shipped_weights_are():

@@ -258,16 +258,16 @@ def test_a_race_for_a_run_has_exactly_one_winner(repo):
 
 
 def test_figures_are_the_same_bytes_on_every_repeat(repo):
-    contents = []
+    files = []
     for _ in range(2):
         run = runs.start_run("00_x", PARAMETERS)
         figure, axes = plt.subplots(layout="constrained")
         axes.plot([1, 3, 2])
         run.save_figure(figure, "line")
         png = run.dir / "figures" / "line.png"
-        contents.append((png.read_bytes(), png.with_suffix(".pdf").read_bytes()))
+        files.append((png.read_bytes(), png.with_suffix(".pdf").read_bytes()))
         plt.close(figure)
-    assert contents[0] == contents[1]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("demo", [True, False])

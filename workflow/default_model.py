@@ -149,7 +149,7 @@ def distort(net: QualityNet, images: list[np.ndarray], chosen: np.ndarray) -> Co
 def whole_photographs(root: Path, names: Iterable[str]) -> list[np.ndarray]:
     """Decode photographs and bring them to one square."""
     side = (WHOLE_SIDE, WHOLE_SIDE)
-    images = (Image.fromarray(np.asarray(read_image(root / name))) for name in names)
+    images = (read_image(root / name) for name in names)
     return [np.asarray(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
 
 
