@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from iqa_utils.workshop import notebooks, runs
 from iqa_utils.workshop.papers import papers
-from tests.attack import FAULTS, HARMLESS, MODULES, mutants_of
+from tests.attack import FAULTS, HARMLESS, LANES, MODULES, PARTS, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -229,6 +229,10 @@ def test_profile_values_have_declared_names_and_types(path):
     values = yaml.safe_load(path.read_text())
     assert values["PROFILE"] == profile
     notebooks.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
+
+
+def test_every_part_of_the_attack_runs_in_one_lane():
+    assert sorted(part for lane in LANES.values() for part in lane) == sorted(PARTS)
 
 
 def test_every_fault_of_the_attack_is_a_test_that_exists():
