@@ -387,6 +387,11 @@ def test_close_is_within_two_hundredths_or_five_per_cent_and_no_more(printed, me
     assert judged(beyond) == ("better" if metric == "PLCC" else "worse")
 
 
+@pytest.mark.parametrize(("spread", "constant"), [(0.0099, True), (0.01, False), (None, False)])
+def test_predictions_are_constant_below_a_hundredth_of_the_scores_spread(spread, constant):
+    assert claims.is_constant({"pred_spread": spread}) == constant
+
+
 def test_a_result_answers_its_row_and_no_other():
     answered = row([result()], method="CLIP", metric="MAE all")
     assert answered[["paper value", "ours", "ci", "n", "data", "verdict"]].tolist() == [

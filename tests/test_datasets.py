@@ -412,6 +412,13 @@ def test_a_bad_table_is_refused_by_name(text: str, message: str, tmp_path: Path)
         own_table(tmp_path, text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_bad_table_in_another_encoding_is_refused_by_name(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_bytes("image,mos\nü.png,1\nb.png,2\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"scores\.csv: expected a CSV file in UTF-8"):
+        load_scores("table", tmp_path)
+
+
 def test_a_score_outside_the_scale_is_refused(small_koniq: Path, tmp_path: Path) -> None:
     text = (small_koniq / KONIQ_SETS).read_text().replace("70.5", "170.5")
     write_csv(tmp_path / KONIQ_SETS, text)

@@ -10,6 +10,7 @@ import scipy.io
 from openpyxl import Workbook, load_workbook
 
 from iqa_utils.datasets import DATASETS, load_scores
+from iqa_utils.datasets.parsing import same_names
 from iqa_utils.workshop.demo.layouts import _write_bid_sheet
 
 
@@ -264,6 +265,19 @@ def test_an_official_file_that_cannot_be_read_is_named(name, content, tmp_path) 
             load_scores(name, tmp_path)
         assert "\n" not in str(error.value)
         path.write_bytes(original)
+
+
+def test_tid2008_has_seventeen_distortions_and_no_more(tmp_path):
+    write(tmp_path, "mos_with_names.txt", "5.5 I01_17_1.bmp\n5.0 I01_18_1.bmp\n")
+    with pytest.raises(ValueError, match=r"I01_18_1\.bmp"):
+        load_scores("tid2008", tmp_path)
+
+
+def test_files_that_disagree_name_five_examples_of_each():
+    left, right = (pd.Series([f"{side}{i}.png" for i in range(7)]) for side in "ab")
+    with pytest.raises(ValueError, match="two files disagree: 7 images only in the first") as error:
+        same_names(left, right, "two files")
+    assert [str(error.value).count(f"'{side}") for side in "ab"] == [5, 5]
 
 
 @pytest.mark.parametrize("name", ["koniq10k", "tid2008", "kadid10k", "flive", "biq2021", "table"])
