@@ -10,6 +10,7 @@ parts run in two lanes beside each other. Each lane works on its own copy of the
 import argparse
 import ast
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -64,12 +65,13 @@ def faults(_: argparse.Namespace) -> Iterator[Row]:
 
 # ---- kills inside training --------------------------------------------------------------------
 
-SMALL = {  # notebook -> its parameters here
-    "02": {"SAVE_SECONDS": 0.5, "N_RESAMPLES": 10, "EQUAL_STEPS": False},
-    "03": {"SAVE_SECONDS": 0.5, "N_RESAMPLES": 10, "N_SPLITS": 1},
-    "04": {"SAVE_SECONDS": 0.5, "N_RESAMPLES": 10},
-    "05": {"SAVE_SECONDS": 0.1, "N_RESAMPLES": 10},
-    "06": {"SAVE_SECONDS": 0.5, "N_RESAMPLES": 10},
+OFTEN = "-p N_RESAMPLES 10 -p SAVE_SECONDS"
+SMALL = {  # parameters of the notebooks here
+    "02": f"{OFTEN} 0.5 -p EPOCHS 1 -p EQUAL_STEPS False -p SIZE [48,64] -p RESOLUTIONS [[48,64]]",
+    "03": f"{OFTEN} 0.2 -p EPOCHS 2 -p N_SPLITS 1 -p KONCEPT_EPOCHS 2",
+    "04": f"{OFTEN} 0.5",
+    "05": f"{OFTEN} 0.1",
+    "06": f"{OFTEN} 0.5",
 }
 EQUAL = "resumed inside a training, equal to the uninterrupted run"
 AS_ALONE = "equal to the uninterrupted run"
@@ -139,14 +141,12 @@ def trainings(*folders: Path, begun: bool) -> dict[str, int]:
     from iqa_utils.training.checkpoints import load_checkpoint
 
     found = {}
-    for path in (path for folder in folders for path in folder.rglob("last.pt")):
-        try:
-            if (
-                "threads" in load_checkpoint(path)
-            ) == begun:  # only the outcome of ended ones stays
+    for name in (n for f in folders for n in glob.iglob(f"{f}/**/last.pt", recursive=True)):
+        path = Path(name)
+        with contextlib.suppress(FileNotFoundError):  # cleared this very moment
+            # of a training that has ended, only the outcome is kept
+            if ("threads" in load_checkpoint(path)) == begun:
                 found[path.parent.name] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # replaced this very moment
-            continue
     return found
 
 
@@ -201,8 +201,7 @@ def caches(options: argparse.Namespace) -> Iterator[Row]:
 
 def notebook(stem: str, run_name: str) -> subprocess.Popen:
     """Start one demo notebook in the copy at small size, saving often."""
-    values = {**SMALL[stem], "RUN_NAME": run_name}.items()
-    return start([*IQA, "run", stem, *(word for k, v in values for word in ("-p", k, str(v)))])
+    return start([*IQA, "run", stem, *SMALL[stem].split(), "-p", "RUN_NAME", run_name])
 
 
 def kill(process: subprocess.Popen) -> bool:
