@@ -1,8 +1,10 @@
 """Headline claims, their evidence, and the page that a paper's authors read."""
 
+import json
 import math
 from collections import Counter
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -80,6 +82,26 @@ def test_the_published_runs_that_speak_for_smoothing_have_ten_seeds():
     found = paper_pages.evidence(LDS, find_runs(ROOT / "figures"))
     assert {one["n_runs"] for one in found} == {10}
     assert len(found) == len({one["profile"] for one in found}) >= 3
+
+
+def test_the_sentences_on_where_the_effect_of_lds_changes_its_sign_follow_from_the_panel():
+    results = json.loads((ROOT / "figures/05_lds_fds/sensitivity/metrics.json").read_text())
+    panel = pd.DataFrame(results["results"]).query("table == 'sensitivity'")
+    assert set(panel["n_runs"]) == {3}
+    slow = panel["variant"].str.endswith(" 0.001")
+    rare, total = panel["metric"] == "MAE 0-20 and 20-40", panel["metric"] == "MAE"
+    less, more = panel["ci_high"] < 0, panel["ci_low"] > 0
+    assert (rare & slow).sum() == (rare & slow & (panel["value"] < 0)).sum() == 12
+    assert (rare & slow & less).sum() == 10
+    assert (rare & ~slow).sum() == 18
+    assert ((rare & ~slow & more).sum(), (rare & ~slow & less).sum()) == (7, 1)
+    assert (total.sum(), (total & more).sum(), (total & less).sum()) == (30, 11, 0)
+    notebook = json.loads((ROOT / "notebooks/05_lds_fds.ipynb").read_text())
+    prose = ["".join(cell["source"]) for cell in notebook["cells"]]
+    for text in ((ROOT / "docs/results.md").read_text(), "\n".join(prose)):
+        words = " ".join(text.split())
+        for count in ("in all 12 settings", "in 10 with an interval", "in 7 of 18", "in 11 of 30"):
+            assert count in words
 
 
 def test_a_check_of_a_label_names_its_cell_and_leaves_its_number_alone():

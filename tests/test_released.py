@@ -78,6 +78,13 @@ def test_released_files_give_the_published_medians_and_constant_gains(real_data)
     assert gains["not_positive"].sum() == 1
     assert gains["gain"].between(3.25 - 5e-3, 4.64).all()
     assert gains["deviation"].max() < 1.1e-3  # one multiplication, to the rounding of the GPU
+    middle = feng2023.medians(table).set_index("dataset")
+    half = (middle["ci_high"] - middle["ci_low"]) / 2
+    assert half["weighted"] == pytest.approx(0.0074, abs=5e-5)
+    assert half["median of weighted"] == pytest.approx(0.0067, abs=5e-5)
+    alike = (0.004 / 2.8) ** 2 / (2 * middle["sd"]["median of weighted"] ** 2)
+    least = [1 - alike * n for n in (10, 3, 1 / (1 / 10 + 1 / 3))]  # as notebook 03 says
+    assert least == pytest.approx([0.935, 0.980, 0.985], abs=5e-4)
     points = feng2023.kendall_points(frame)
     expected = [audit.kendall_from_spearman(r) for r in points["SRCC"]]
     assert np.abs(points["KRCC"] - expected).max() == pytest.approx(0.0218, abs=1e-3)
