@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer as OpenClipTower
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from iqa_utils.models.clip_head import PAPER_ENCODER, ClipHead, ImageEncoder
+from iqa_utils.models.clip_head import PAPER_ENCODER, ClipHead, ImageEncoder, ResidualBlock
 from iqa_utils.training.checkpoints import load_model, save_model
 
 EDGES = [float(edge) for edge in range(11)]
@@ -230,6 +230,55 @@ def test_the_papers_setting_leaves_normalised_heads_alive_and_kills_plain_ones()
     assert (alive[:, 1] < 1).all(), alive
     plain = np.array([trained_as_the_paper("plain", seed) for seed in range(4)])
     assert (plain[:, 0] < 0.2).all(), plain
+
+
+PARTS = ("inputs", "bias", "no relu", "norm")  # inputs standardised, bias at the mean score
+DIED = {  # of ten seeds, at least and at most
+    (): (10, 10),
+    ("inputs",): (10, 10),
+    ("inputs", "bias"): (2, 8),
+    ("inputs", "bias", "no relu"): (0, 1),
+    ("inputs", "bias", "norm"): (0, 0),
+    PARTS: (0, 0),
+    ("no relu", "norm"): (10, 10),
+}
+
+
+def died(parts, seed):
+    """Train a head of these parts at 0.1 on raw targets; notebook 05 counts deaths the same way."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(360, 64, generator=generator), torch.randn(360, generator=generator)
+    mos = 60 + 12 * (x[:, 0] + 0.5 * torch.tanh(x[:, 1] * x[:, 2]) + 0.3 * noise)
+    mos, vectors = mos.clamp(0, 100), 3 * x * torch.linspace(0.2, 2, 64) + 2
+    if "inputs" in parts:
+        vectors = (vectors - vectors[:240].mean(0)) / vectors[:240].std(0)
+    norm = nn.LayerNorm if "norm" in parts else lambda _: nn.Identity()
+    torch.manual_seed(seed)
+    head = nn.Sequential(
+        nn.Linear(64, 128),
+        *[ResidualBlock(128, normalised="norm" in parts) for _ in range(2)],
+        norm(128),
+        nn.Linear(128, 64),
+        norm(64),
+        nn.Identity() if "no relu" in parts else nn.ReLU(),
+        nn.Linear(64, 1),
+    )
+    if "bias" in parts:
+        nn.init.constant_(head[-1].bias, float(mos[:240].mean()))
+    adam = torch.optim.Adam(head.parameters(), lr=0.1)
+    for _ in range(60):
+        rows = torch.randint(240, (64,), generator=generator)
+        adam.zero_grad()
+        (head(vectors[rows]).squeeze(1) - mos[rows]).abs().mean().backward()
+        adam.step()
+    pred, test = head(vectors[240:]).detach().squeeze(1), mos[240:]
+    error = (pred - test).abs().mean() / (test - mos[:240].median()).abs().mean()
+    return bool(pred.std() / test.std() < 0.2 or error >= 1)
+
+
+@pytest.mark.parametrize(("parts", "bounds"), DIED.items(), ids=lambda p: "+".join(map(str, p)))
+def test_which_part_of_the_normalised_head_keeps_it_alive(parts, bounds):
+    assert bounds[0] <= sum(died(parts, seed) for seed in range(10)) <= bounds[1]
 
 
 def test_a_normalised_head_knows_no_scale_of_its_blocks_and_its_neck_is_not_cut_off_at_zero():
