@@ -1,6 +1,7 @@
 """Values against their declared types."""
 
 import ast
+import re
 
 import papermill
 import pytest
@@ -44,3 +45,29 @@ def test_a_number_that_yaml_read_as_text_says_how_to_write_it(value):
 def test_other_text_gets_no_such_advice(value):
     [told] = wrong_types({"RATE": float}, {"RATE": value})
     assert told == f"RATE must be float, got {value!r} (str)"
+
+
+COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+
+
+def uncommented(text):
+    """Keys of a profile without a comment, but those that "the next N" of one before covers."""
+    lines, lost, covered = text.splitlines(), [], 0
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        key = re.match(r"[A-Z_]+(?=:)", line)
+        if not key:
+            continue
+        place = after if line.endswith(":") else line  # a list is commented item by item
+        if covered < 1 and " # " not in place and key[0] not in ("PROFILE", "DATA_ROOT"):
+            lost.append(key[0])
+        covered -= 1
+        if following := re.search(r" # .*the next (\w+)", line):
+            covered = COUNTS[following[1]]
+    return lost
+
+
+def test_every_value_of_a_paper_profile_says_where_it_comes_from():
+    assert uncommented("A: 1  # ours, as the next two\nB: 1\nC: 1\nD: 1\nE:\n  - x") == ["D", "E"]
+    paths = sorted((notebooks.NOTEBOOKS / "params").glob("*.paper.yaml"))
+    assert len(paths) >= 8
+    assert {one.name: lost for one in paths if (lost := uncommented(one.read_text()))} == {}

@@ -1,4 +1,4 @@
-"""Our papermill engine: quiet, coalesced streams, one GPU a kernel.
+"""Our papermill engine: quiet, coalesced streams, one GPU per notebook.
 
 papermill finds it by its entry point (``papermill --engine iqa``) and imports this module itself;
 other code imports ``papermill`` and names the engine.
