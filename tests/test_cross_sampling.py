@@ -147,6 +147,25 @@ def test_only_the_named_scenarios_are_left_and_the_baseline_is_required(store, t
         scenarios("none", "method4")
 
 
+def test_a_size_above_that_of_the_images_is_said_to_enlarge_them(store, tmp_path, capsys):
+    cells = {c.id: c.source for c in nbformat.read(notebooks.find_notebook("02"), 4).cells}
+    lines = cells["store"].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("native ="))
+    space = {"SIZE": [40, 48], "RESOLUTIONS": [[80, 96], [20, 24]], "store": store, "np": np}
+    space |= {"native": np.full((N, 2), (40, 48))}
+    exec(lines[first + 1] + "\n" + lines[first + 2], space)  # of our own notebook
+    expected = {"48x40": False, "96x80": True, "24x20": False}
+    assert space["enlarged"] == expected
+    assert f"enlarges some images: {expected}" in capsys.readouterr().out
+    naming = next(
+        s for s in "\n".join(cells.values()).splitlines() if s.startswith("names = {name")
+    )
+    space["at_sizes"] = expected
+    exec(naming, space)
+    assert space["names"]["96x80"] == "Images, 96x80, enlarged"
+    assert space["names"]["48x40"] == "Images, 48x40"
+
+
 TINY = {"DATASET": "koniq10k", "MOS_FACTOR": 1.0, "EDGES": [0, 45, 64, 100], "THRESHOLD": 10}
 TINY |= {"SIZE": [24, 32], "RESOLUTIONS": [[24, 32]]}
 TINY |= {"PRETRAINED": "random", "BACKBONE": "test_efficientnet", "PLANE_SIZE": 16}

@@ -172,6 +172,18 @@ def test_the_constant_is_that_of_generalised_least_squares_by_hand():
     assert plain.log_likelihood < process.log_likelihood  # the constant maximises it
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_two_constants_move_predictions_by_less_than_a_tenth_of_the_spread(seed):
+    features, mos = made_data(n=120, seed=seed)
+    mos = mos + 4 * features[:, 2]
+    known, new = cdist(features[:60], features[:60]), cdist(features[60:], features[:60])
+    means = [
+        fit_gaussian_process(known, mos[:60], constant=constant).predict(new)[0]
+        for constant in ("least_squares", "sample_mean")
+    ]
+    assert 0.01 < np.abs(means[0] - means[1]).max() / mos.std() < 0.1
+
+
 def test_predictions_equal_universal_kriging_with_one_unknown_constant():
     features, mos = made_data(n=30)
     distances = cdist(features, features)
