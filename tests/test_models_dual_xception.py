@@ -1,7 +1,5 @@
 """Dual-Xception: the constructions by their parameter counts, and what each input does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -195,15 +193,13 @@ def test_xception_normalises_with_the_epsilon_that_its_weights_were_trained_with
     assert {norm.eps for norm in norms} == {1e-3}
 
 
-WEIGHTS = Path(__file__).parents[2] / "shared/weights"
-XCEPTION = WEIGHTS / "legacy_xception-imagenet-trunk-fp16.safetensors"
-
-
-@pytest.mark.skipif(not XCEPTION.is_file(), reason="the weights of Xception are not at hand")
-def test_the_whole_xception_is_that_of_keras():
+def test_the_whole_xception_is_that_of_keras(real_weights):
+    path = real_weights / "legacy_xception-imagenet-trunk-fp16.safetensors"
+    if not path.is_file():
+        pytest.skip(f"needs the weights of Xception in {path}, which are not there")
     # from an independent run: epsilon 1e-5 and 0.00099 added to every stored variance
     stored = {1388: 1.7696006, 1292: 1.2868942, 461: 1.2859826, 684: 1.2811843, 1311: 1.2193688}
-    trunk = PooledTrunk("legacy_xception", 3, pretrained=XCEPTION).eval()
+    trunk = PooledTrunk("legacy_xception", 3, pretrained=path).eval()
     ramp = torch.linspace(-1, 1, 72 * 72).view(1, 1, 72, 72)
     with torch.no_grad():
         features = trunk(torch.cat([ramp, ramp.mT, -ramp], 1))[0]
