@@ -2,8 +2,11 @@
 
 import ast
 import json
+import re
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -85,6 +88,55 @@ def test_a_finished_training_is_found_again_unless_its_scores_are_others(shown, 
     network, stream, rows, scores = lesson()
     other = shown["train"]("a", network, stream, rows, -scores, PLAN, {})
     assert other["train_loss"].tolist() != history["train_loss"].tolist()
+
+
+def pictures():
+    """A stream of 24 images, mirrored in training, and their scores."""
+    pixels = torch.rand(24, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    scores = 100 * pixels.mean((1, 2, 3)).double().numpy()
+
+    def stream(rows, scores, *, augment=None, **options):
+        for batch in tensor_batches(pixels, rows, scores, **options):
+            yield replace(batch, inputs=(batch.inputs[0].flip(3),)) if augment else batch
+
+    return stream, scores
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_killed_teacher_or_student_goes_on_and_ends_the_same(shown, tmp_path, capsys, kind):
+    steps, stream, scores = [], *pictures()
+
+    def train(name, folder, stop_at=0):
+        def counted(pred, mos):
+            steps.append(name)
+            if len(steps) == stop_at:
+                raise InterruptedError
+            return nn.functional.mse_loss(pred, mos)
+
+        shown["nn"] = SimpleNamespace(functional=SimpleNamespace(mse_loss=counted))
+        shown["keep"] |= {"checkpoint_dir": tmp_path / folder, "save_seconds": 0.0}
+        torch.manual_seed(0)
+        teacher = kind == "teacher"
+        network = KonCept("test_byobnet", widths=(16, 8, 4)) if teacher else IMQNet(**TINY)
+        plan, how = [8, 4, 0.01, 3, 2], {"vary": {"augment": images.augment}}  # two looks
+        told = shown["train"](
+            name, network, stream, ROWS[:16], scores, plan, {"u": ROWS[16:24]}, **how
+        )
+        return network.state_dict(), told.drop(columns="seconds")
+
+    train("first", "a")
+    with pytest.raises(InterruptedError):
+        train("second", "a", stop_at=8 + 7)
+    steps.clear()
+    capsys.readouterr()
+    found = [train(name, "a") for name in ("first", "second")]
+    ((epoch, step),) = re.findall(r"resumed at epoch (\d+), step (\d+)", capsys.readouterr().out)
+    assert int(epoch) + int(step) > 0
+    assert steps == ["second"] * (8 - 4 * int(epoch) - int(step))  # nothing finished ran twice
+    for name, (weights, history) in zip(("first", "second"), found, strict=True):
+        expected, whole = train(name, "b")
+        torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+        pd.testing.assert_frame_equal(history, whole, check_exact=True)
 
 
 def test_a_training_has_the_settings_that_are_its_own_and_the_log_names_it(shown, capsys):
