@@ -10,12 +10,18 @@ from typer.testing import CliRunner
 from iqa_utils.features.layers import create_network
 from iqa_utils.workshop import claims, notebooks, paper_pages, rehearsal, report, runs
 from iqa_utils.workshop.cli import app
+from iqa_utils.workshop.jobs import JOBS, Job
+from iqa_utils.workshop.plan import score_table, sets_of, values_of
 from iqa_utils.workshop.rehearsal import rehearsals
 from iqa_utils.workshop.sweeps import grid_path, read_grid
 
 SMALL = "its true value needs a large GPU"
 PIXELS = "decoding and training at true size need a large GPU"
 SHORT = "an epoch, a run or a draw shows what a hundred would"
+BF16 = "bf16 is slow on a CPU: one training of each kind of network has it"
+COMPILER = "compiling takes longer than a short training: one of each kind of network is compiled"
+FEW = "decoding 360,000 crops takes hours; a hundredth has every step of it"
+STEPS = "100,000 steps need a large GPU; batch size and learning rate stay"
 EVERYWHERE = {
     "PROFILE": "names the runs",
     "DATA_ROOT": "generated pictures in the official layouts",
@@ -28,29 +34,29 @@ EVERYWHERE = {
 ALLOWED = {
     "02_cross_sampling": {
         "BACKBONE": SMALL, "KONCEPT_BACKBONE": SMALL, "PLANE_SIZE": PIXELS,
-        "PRECISION": "no bf16 on a CPU", "COMPILE": "likewise",
+        "PRECISION": BF16, "COMPILE": COMPILER,
         "SIZE": PIXELS, "RESOLUTIONS": PIXELS, "STEP": PIXELS, "EPOCHS": SHORT, "N_RUNS": SHORT,
         "N_RUNS_MODELS": SHORT, "STEP_BACKBONES": SMALL,
     },
     "03_mixed_datasets": {
         "BACKBONE": SMALL, "SIZE": PIXELS, "EPOCHS": SHORT, "N_SPLITS": SHORT,
-        "NIQE_PATCH": PIXELS, "SIDES": PIXELS, "PRECISION": "no bf16 on a CPU",
+        "NIQE_PATCH": PIXELS, "SIDES": PIXELS, "PRECISION": BF16,
         "KONCEPT_BACKBONE": SMALL, "KONCEPT_SIZE": PIXELS, "KONCEPT_EPOCHS": SHORT,
         "RELEASED_SCORES": "predictions of the authors, no training of ours",
     },
     "04_deep_features_gpr": {
         "NETWORKS_TAPPED": SMALL, "NETWORKS_TUNED": SMALL, "FINAL": SMALL, "SIDE": PIXELS,
         "TUNING_SIDE": PIXELS, "EPOCHS": SHORT, "N_SPLITS": SHORT, "N_TRIALS": SHORT,
-        "N_STEPS": SHORT, "N_CROPS": SHORT, "PRECISION": "no bf16 on a CPU",
+        "N_STEPS": SHORT, "N_CROPS": SHORT, "PRECISION": BF16,
     },
     "05_lds_fds": {
         "ENCODER": SMALL, "IMAGE_SIZE": PIXELS, "EPOCHS": SHORT, "N_SEEDS": SHORT,
     },
     "06_distillation": {
         "BACKBONE": SMALL, "HEAD": SMALL, "STUDENT": SMALL, "CROP": PIXELS, "TEACHER_SIZE": PIXELS,
-        "CONTROL_SIZE": PIXELS, "N_UNLABELLED": "a hundredth", "N_KEPT": "a hundredth",
-        "TEACHER_PLAN": "steps only", "STUDENT_PLAN": "steps only", "CONTROL_PLAN": "steps only",
-        "PRECISION": "no bf16 on a CPU", "COMPILE": "likewise",
+        "CONTROL_SIZE": PIXELS, "N_UNLABELLED": FEW, "N_KEPT": FEW,
+        "TEACHER_PLAN": STEPS, "STUDENT_PLAN": STEPS, "CONTROL_PLAN": STEPS,
+        "PRECISION": BF16, "COMPILE": COMPILER,
     },
     "07_scoreboard": {"RESULT_ROOTS": "reads the runs of the rehearsal and no others"},
 }  # fmt: skip
@@ -185,6 +191,61 @@ def test_precision_and_handling_of_bad_files_are_those_of_a_large_gpu_in_the_pap
     distilled = notebooks.read_profile("06_distillation", "paper")
     assert (distilled["PRECISION"], distilled["COMPILE"]) == ("bf16", True)
     assert distilled["ON_BAD_IMAGE"] == "drop"
+
+
+IN_06 = {  # its plan counts trainings by the plan of their steps, not by their names
+    "IMQNet": ["distilled, 3420 images"],
+    "KonCept": ["teacher-training", "pretrained, distilled"],  # two sizes of head
+}
+
+
+def architecture(job):
+    """Name of a network without its trunk, its depth and its sizes."""
+    return job.network.partition(" ")[0].partition("-")[0]
+
+
+def trainings(stem, values):
+    """Yield kind of network, precision and compilation of each training that a plan counts."""
+    tables = {name: score_table(name, None) for name in sets_of(values)}
+    for job in JOBS[stem[:2]](values, tables):
+        if isinstance(job, Job) and job.steps:
+            own = [{"PRECISION": job.precision, "COMPILE": job.compile}]
+            if stem.startswith("06"):
+                own += [values["OVERRIDES"].get(name, {}) for name in IN_06[architecture(job)]]
+            for settings in own:
+                yield architecture(job), settings.get("PRECISION"), settings.get("COMPILE", False)
+
+
+def never_rehearsed(stem, runs):
+    """Name what the paper profile trains in bf16, or compiles, and no rehearsed training does."""
+    paper = set(trainings(stem, values_of(stem, "paper")))
+    ours = {one for values in runs for one in trainings(stem, values)}
+    absent = {f"{kind}: bf16" for kind, precision, _ in paper if precision == "bf16"}
+    absent |= {f"{kind}: compiled" for kind, _, compiled in paper if compiled}
+    absent -= {f"{kind}: bf16" for kind, precision, _ in ours if precision == "bf16"}
+    return sorted(absent - {f"{kind}: compiled" for kind, _, compiled in ours if compiled})
+
+
+def runs_of(stem):
+    return [
+        values_of(stem, "rehearsal") | own for own_stem, own in rehearsals() if stem == own_stem
+    ]
+
+
+@pytest.mark.parametrize("stem", [stem for stem in ALLOWED if stem[:2] in JOBS])
+def test_every_kind_of_network_is_rehearsed_once_in_the_precision_of_the_paper(stem):
+    assert never_rehearsed(stem, runs_of(stem)) == []
+
+
+def test_a_kind_of_network_that_no_rehearsal_trains_in_bf16_is_found():
+    (values,) = runs_of("02_cross_sampling")
+    own = {name: one for name, one in values["OVERRIDES"].items() if name != "plain"}
+    found = never_rehearsed("02_cross_sampling", [values | {"OVERRIDES": own}])
+    assert found == ["plain: bf16", "plain: compiled"]
+    (values,) = runs_of("06_distillation")
+    own = {name: one for name, one in values["OVERRIDES"].items() if "distilled, " not in name}
+    found = never_rehearsed("06_distillation", [values | {"OVERRIDES": own}])
+    assert found == ["IMQNet: bf16", "IMQNet: compiled"]
 
 
 def test_the_profile_is_the_papers_under_the_overlay_with_declared_types():
