@@ -11,6 +11,7 @@ from iqa_utils.datasets import DATASETS, check_dataset, check_images, load_score
 from iqa_utils.datasets.readers import LIVE_FOLDERS
 from iqa_utils.decoding import BadImageError
 from iqa_utils.distill.unlabelled import central_crop, scan_images
+from iqa_utils.indicators import NAMES
 from iqa_utils.workshop import notebooks, rehearsal
 from iqa_utils.workshop.rehearsal import NETWORK_SETS, SETS, ensure_rehearsal_data
 
@@ -127,6 +128,43 @@ def test_pictures_follow_real_scores_and_stay_marked_as_synthetic(
     assert sample["mos"].corr(shown, method="spearman") > 0.4
     ensure_rehearsal_data(tmp_path, sets=("livec",))
     assert load_scores("livec", tmp_path / "livec")["mos"].tolist() != real["mos"].tolist()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of a set: empty files in their places, and indicators of one value."""
+
+    def touch(self: rehearsal.Linker, picture: object, path: Path, **options: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(rehearsal.Linker, "save", touch)
+    monkeypatch.setattr(rehearsal.Linker, "measure", lambda *_: dict.fromkeys(NAMES, 0.5))
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name not in WHOLE])
+def test_score_files_of_large_sets_have_the_official_number_of_rows(
+    name: str, tmp_path: Path, no_pictures: None
+) -> None:
+    ensure_rehearsal_data(tmp_path, sets=(name,))
+    official = DATASETS[name].n_images or 500  # of NRTID none is known, and 500 is ours
+    assert len(load_scores(name, tmp_path / name)) == official
+
+
+@pytest.mark.parametrize("name", ["koniq10k", "livec", "tid2013", "bid", "flive"])
+def test_real_score_files_become_the_scores_of_a_set(
+    name: str, real_data: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    try:
+        real = load_scores(name, real_data / name)
+    except FileNotFoundError as error:
+        pytest.skip(f"needs the real score files of {name}: {error}")
+    ensure_rehearsal_data(tmp_path, real_data, sets=(name,))
+    frame = load_scores(name, tmp_path / name)
+    assert frame["image"].tolist() == real["image"].tolist()
+    assert frame["mos"].tolist() == real["mos"].tolist()
+    assert frame.attrs["demo"]
+    assert not real.attrs["demo"]
 
 
 def test_a_set_is_made_once_and_again_when_its_version_changes(
