@@ -1,6 +1,7 @@
 """A rehearsal replaces what two cores cannot hold, and nothing that a paper states."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -339,7 +340,7 @@ def test_a_rehearsal_leaves_what_each_run_took_and_names_no_machine(fake):
     assert kept.read_text() == (folder / "runs/rehearsal/times.json").read_text()
     seen = json.loads(kept.read_text())
     facts = {"commit", "clean", "cpu", "cores", "torch", "workers", "calls", "runs"}
-    assert set(seen) == facts
+    assert set(seen) == facts | {"data", "annotations"}
     assert len(seen["runs"]) == len(rehearsals())
     sampling, board = seen["runs"]["02_cross_sampling"], seen["runs"]["07_scoreboard"]
     assert (sampling["seconds"], sampling["attempts"], sampling["threads"]) == (120.0, 2, 1)
@@ -376,6 +377,36 @@ def test_the_site_says_what_the_kept_rehearsal_took(fake):
     assert "| 1.0 | 1 | 1 |" in row
     assert "IMQNet" in row
     assert "2 at a time, commit abc: 0 minutes in all." in table
+
+
+def test_times_say_what_the_data_sets_took_and_whose_scores_they_have(fake, monkeypatch):
+    folder, *_ = fake
+    log, root = folder / "runs/rehearsal/times.json", folder / "data/rehearsal"
+
+    def make(*_, **__):
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "a").write_bytes(bytes(3_000_000))
+        (root / "b").unlink(missing_ok=True)
+        (root / "b").hardlink_to(root / "a")
+        time.sleep(0.11)
+
+    monkeypatch.setattr(rehearsal, "ensure_rehearsal_data", make)
+    for least in (0.1, 0.2):  # calls add up
+        rehearsal.rehearse(["05"])
+        seen = json.loads(log.read_text())
+        assert seen["data"]["bytes"] == 3_000_000
+        assert seen["data"]["seconds"] >= least
+        assert seen["annotations"] is False
+    assert "all sets take 3 MB" in report.rehearsal_table(log)
+    assert "Scores are synthetic." in report.rehearsal_table(log)
+    rehearsal.rehearse(["06"], annotations=folder)
+    seen = json.loads(log.read_text())
+    assert (seen["annotations"], list(seen["runs"])) == (True, ["06_distillation"])  # not mixed
+    assert "Scores are real where they were given." in report.rehearsal_table(log)
+    for name in ("data", "annotations"):
+        del seen[name]  # as times were kept before
+    log.write_text(json.dumps(seen))
+    assert report.rehearsal_table(log).endswith("minutes in all.")
 
 
 def test_the_command_keeps_times_of_a_rehearsal_and_not_of_true_sizes(monkeypatch):

@@ -13,6 +13,7 @@ from iqa_utils.decoding import BadImageError
 from iqa_utils.distill.unlabelled import central_crop, scan_images
 from iqa_utils.indicators import NAMES
 from iqa_utils.workshop import notebooks, rehearsal
+from iqa_utils.workshop.disk import folder_bytes
 from iqa_utils.workshop.rehearsal import NETWORK_SETS, SETS, ensure_rehearsal_data
 
 WHOLE = ("koniq10k", "live", "csiq", "tid2008", "tid2013", "bid", "livec")
@@ -58,6 +59,10 @@ def test_a_set_of_the_rehearsal_is_whole_and_marked_as_synthetic(name: str, whol
     assert report["whole"]
     assert report["rows"] == DATASETS[name].n_images
     assert report["statistics"]["demo"]
+
+
+def test_whole_sets_take_less_than_a_gigabyte_of_disk(whole: Path) -> None:
+    assert folder_bytes(whole) < 1e9
 
 
 def test_the_originals_of_live_and_the_training_images_of_livec_are_there(whole: Path) -> None:

@@ -110,5 +110,6 @@ def _is_fitted(sizes: np.ndarray, pixels: tuple[int, int], fit: Any) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Add up the files below a folder, which may be absent."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Add up the files below a folder, which may be absent; one with several names counts once."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())

@@ -34,6 +34,7 @@ from iqa_utils.workshop.demo import pictures as made
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.demo.layouts import WRITERS
 from iqa_utils.workshop.demo.pictures import Picture, Studio, dead_leaves, generator
+from iqa_utils.workshop.disk import folder_bytes
 from iqa_utils.workshop.downloads import link_or_copy
 from iqa_utils.workshop.plan import TRAINED_BY, preflight, score_table, sets_of, values_of
 from iqa_utils.workshop.runs import ROOT, resolve, run_dir
@@ -81,7 +82,8 @@ def rehearse(
     scores. Where all runs of the overlay have finished, ``keep_times`` copies the times, and
     nothing else, to ``figures/rehearsal/times.json``. Returns one line per failure.
     """
-    started, conditions = time.perf_counter(), _conditions()
+    started = time.perf_counter()
+    conditions = _conditions() | {"annotations": annotations is not None}
     jobs, root, folders = rehearsals(stems), ROOT / "data" / "rehearsal", []
     for stem, own in jobs:
         values = values_of(stem, PROFILE) | own
@@ -89,14 +91,17 @@ def rehearse(
         folders += [resolve(values["DATA_ROOT"]) / name for name in names]
     if sets := [str(f.relative_to(root)) for f in folders if f.is_relative_to(root)]:
         ensure_rehearsal_data(root, annotations, sets=list(dict.fromkeys(sets)))
+    made = time.perf_counter() - started
     outcomes = notebooks.run_jobs(jobs, profile=PROFILE, workers=WORKERS, check=preflight)
     log = ROOT / "runs" / PROFILE / "times.json"
-    content = conditions | {"calls": [], "runs": {}}
+    content = conditions | {"calls": [], "data": {"seconds": 0.0}, "runs": {}}
     if log.is_file() and conditions["clean"]:  # else the code may have changed since
         earlier = read_mapping(log)
         content = earlier if conditions.items() <= earlier.items() else content
     for (stem, own), (name, seconds, failure) in zip(jobs, outcomes, strict=True):
         content["runs"][name] = _times(stem, values_of(stem, PROFILE) | own, seconds, not failure)
+    made += content["data"]["seconds"]  # by earlier calls; what was there is not made again
+    content["data"] = {"seconds": round(made, 1), "bytes": folder_bytes(root)}
     content["calls"].append(round(time.perf_counter() - started, 1))
     write_json(log, content)
     failures = [failure for *_, failure in outcomes if failure]

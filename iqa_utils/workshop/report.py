@@ -144,6 +144,11 @@ def rehearsal_table(path: Path = ROOT / "figures" / "rehearsal" / "times.json") 
     state = "" if seen["clean"] else ", with changes"
     where = "{cores} cores of {cpu}, torch {torch}, {workers} at a time, commit {commit}"
     told = f"{where.format_map(seen)}{state}: {sum(seen['calls']) / 60:.0f} minutes in all."
+    if "data" in seen:  # not kept before
+        scores = "real where they were given" if seen["annotations"] else "synthetic"
+        seconds, size = seen["data"]["seconds"], seen["data"]["bytes"] / 1e6
+        told += f" Of these, {seconds:.0f} seconds made the data sets that were not there; all sets"
+        told += f" take {size:.0f} MB, a file with several names once. Scores are {scores}."
     return f"{paper_pages.markdown(pd.DataFrame(rows))}\n\nOn {told}"
 
 
