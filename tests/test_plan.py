@@ -23,7 +23,7 @@ from iqa_utils.images import build_store
 from iqa_utils.models.dual_xception import KonCept
 from iqa_utils.workshop import notebooks, paper_pages, plan, runs
 from iqa_utils.workshop.cli import app
-from iqa_utils.workshop.disk import Disk, decoded_before, stored_bytes, stores
+from iqa_utils.workshop.disk import Disk, decoded_before, folder_bytes, stored_bytes, stores
 from iqa_utils.workshop.jobs import JOBS, Job, disk_of, parts_of, sampling_runs, to_fetch
 from iqa_utils.workshop.plan import footprint, kind, preflight, seconds
 
@@ -517,6 +517,35 @@ def test_a_check_before_a_run_does_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_card_at_hand_is_taken_else_that_with_most_rows_and_it_is_named(tmp_path, monkeypatch):
+    _, jobs = jobs_of("05", "demo")
+    encoder = {"kind": kind(jobs[0]), "images_per_s": 10.0}
+    head = {"kind": kind(jobs[1]), "images_per_s": 100.0}
+    for card, rows in (("A", [encoder, head]), ("B", [head | {"images_per_s": 7.0}])):
+        (tmp_path / f"{card}.json").write_text(json.dumps({"card": card, "rows": rows}))
+    for here, taken, rate in (("cpu", "A", 100.0), ("B", "B", 7.0), ("A", "A", 100.0)):
+        monkeypatch.setattr(plan, "device_name", lambda here=here: here)
+        card, rows = plan.measured.__wrapped__(tmp_path)
+        assert (card, rows[head["kind"]]["images_per_s"]) == (taken, rate)
+        found = plan.make_plan("05", "demo", official=True, rates=(card, rows))
+        assert f"measured on {taken}" in found["source"]
+
+
+def test_a_speed_that_was_measured_with_other_input_is_said_to_be(tmp_path):
+    _, jobs = jobs_of("05", "demo")
+    rows = {kind(one): {"images_per_s": 1.0, "input": "whole images"} for one in jobs[:2]}
+    found = plan.make_plan("05", "demo", official=True, rates=("Card", rows))
+    assert found["source"] == "measured on Card with whole images"
+
+
+def test_a_file_with_several_names_is_counted_once(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(5))
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    (tmp_path / "c").write_bytes(bytes(5))
+    assert folder_bytes(tmp_path) == 10
+    assert folder_bytes(tmp_path / "absent") == 0
 
 
 def test_published_speeds_replace_computed_times(tmp_path, monkeypatch):

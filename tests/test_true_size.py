@@ -8,12 +8,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from iqa_utils.workshop import plan, true_size
+from iqa_utils.workshop import plan, tables, true_size
 from iqa_utils.workshop.cli import app
 from iqa_utils.workshop.jobs import JOBS, Job
-from iqa_utils.workshop.plan import footprint, score_table, sets_of, values_of
+from iqa_utils.workshop.plan import counted, footprint, score_table, sets_of, values_of
 
 CPU = torch.device("cpu")
+PUBLISHED = sorted((true_size.ROOT / "figures" / "true_size").glob("*.json"))
+
+
+def speeds(folder):
+    card, rows = plan.measured.__wrapped__(folder)
+    return card, {kind: row["images_per_s"] for kind, row in rows.items()}
 
 
 def job(**more):
@@ -110,11 +116,17 @@ def test_what_is_measured_later_joins_the_file_of_the_card(tmp_path, monkeypatch
     monkeypatch.setattr(true_size, "ROOT", tmp_path)
     for stem, rates in (("03", {"a": 1.0, "b": 2.0}), ("05", {"b": 3.0, "c": 4.0})):
         rows = [{"kind": kind, "images_per_s": rate} for kind, rate in rates.items()]
-        found = {"card": "A Card", "rows": rows, "peak": {stem: 1.0}, "hours": {stem: 2.0}}
-        path = true_size.add_to_published(found)
-    card, seen = plan.measured.__wrapped__(path.parent)
-    assert (card, seen) == ("A Card", {"a": 1.0, "b": 3.0, "c": 4.0})
-    assert json.loads(path.read_text())["hours"] == {"03": 2.0, "05": 2.0}
+        head = {"torch": stem, "peak": {"bf16": float(stem)}, "hours": {stem: 2.0}}
+        rows = [row | {"torch": stem, "peak": float(stem)} for row in rows]
+        path = true_size.add_to_published({"card": "A Card", "rows": rows, **head})
+    assert speeds(path.parent) == ("A Card", {"a": 1.0, "b": 3.0, "c": 4.0})
+    seen = json.loads(path.read_text())
+    assert set(seen) == {"card", "rows"}  # all else is said by row
+    assert [(row["torch"], row["peak"]) for row in seen["rows"]] == [
+        ("03", 3.0),
+        ("05", 5.0),
+        ("05", 5.0),
+    ]
 
 
 def test_a_killed_call_keeps_its_rows_and_the_next_goes_on(tmp_path, monkeypatch):
@@ -138,6 +150,89 @@ def test_a_killed_call_keeps_its_rows_and_the_next_goes_on(tmp_path, monkeypatch
     assert measured == [encoder, head, head]
     true_size.true_size(2, ["05"], scale=0.5)  # other steps: nothing is read back
     assert measured[3:] == [encoder, head]
+    monkeypatch.setattr(true_size, "_code", lambda: "changed")
+    rows = true_size.true_size(2, ["05"], scale=0.5)["rows"]  # nor of other code
+    assert measured[5:] == [encoder, head]
+    assert {row["code"] for row in rows} == {"changed"}
+
+
+def test_each_row_says_what_it_ran_on_and_what_its_share_is_of(tmp_path, monkeypatch):
+    row = {"images_per_s": 5.0, "waiting": 0.1, "peak_bytes": 0, "flops_per_s": 3e12}
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    monkeypatch.setattr(true_size, "PROFILE", "demo")
+    monkeypatch.setattr(true_size, "measure", lambda *_, **__: dict(row))
+    monkeypatch.setattr(true_size, "matrix_peak", lambda *_: 12e12)
+    monkeypatch.setattr(true_size.provenance, "commit", lambda: ("abc", False))
+    for row in true_size.true_size(1, ["05"])["rows"]:
+        assert (row["peak"], row["of_peak"]) == (12.0, 0.25)
+        assert (row["commit"], row["torch"]) == ("abc, with changes", torch.__version__)
+        assert row["steps"] == 1
+        assert len(row["code"]) == 16
+
+
+def test_hours_are_not_kept_where_a_network_failed(tmp_path, monkeypatch):
+    def measure(job, *_, **__):
+        if job.network.startswith("tf_"):
+            raise RuntimeError("broke")
+        return {"images_per_s": 5.0, "waiting": 0.1, "peak_bytes": 0, "flops_per_s": 1.0}
+
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    monkeypatch.setattr(true_size, "PROFILE", "demo")
+    monkeypatch.setattr(true_size, "measure", measure)
+    assert true_size.true_size(1, ["05"])["hours"] == {}
+
+
+@pytest.mark.parametrize("start", ["released-5 resnet34", "head 768-2-256", "images legacy_x"])
+def test_a_published_share_of_the_peak_follows_from_its_row(start):
+    rows = [row for file in PUBLISHED for row in json.loads(file.read_text())["rows"]]
+    row = next(row for row in rows if row["kind"].startswith(start))
+    job, *_ = true_size.listed(["02", "03", "05"])[row["kind"]]
+    flops = 3 * counted(job, {}).flops * row["images_per_s"]
+    assert row["of_peak"] * row["peak"] * 1e12 == pytest.approx(flops, rel=1e-6)
+
+
+def test_the_site_lists_every_published_row_and_counts_the_kinds_that_are_not(
+    tmp_path, monkeypatch
+):
+    kinds = {"net {'a': 1, 'b': 2}, 4x3x8x9, bf16, eager": "03", "head 8, 16x8, fp32, eager": "05"}
+    kinds |= {"other, 2x3x8x8, fp32, pass": "05", "bad, 2x3x8x8, fp32, pass": "06"}
+    listed = {kind: (None, stem, {}) for kind, stem in kinds.items()}
+    monkeypatch.setattr(true_size, "listed", lambda _: listed)
+    assert tables.true_size_table(tmp_path) == "Nothing measured at true size is published."
+    net, head, _, bad = kinds
+    row = {"images_per_s": 1234.4, "waiting": 0.0561, "peak_bytes": 3 * 2**29, "of_peak": 0.2134}
+    rows = [{"kind": net, **row, "peak": 778.2, "input": "whole images"}]
+    rows += [{"kind": head, **row, "peak": 400, "torch": "2.1", "commit": "abc"}]
+    gone = rows[1] | {"kind": "gone, 1x3x4x4, fp32, pass"}  # no profile asks for it any more
+    rows += [{"kind": bad, "error": "A | B"}, gone]
+    (tmp_path / "card.json").write_text(json.dumps({"card": "A Card", "rows": rows}))
+    text = tables.true_size_table(tmp_path)
+    assert (
+        "Of 4 kinds of network, 2 are measured: 02 0 of 0, 03 1 of 1, 04 0 of 0, 05 1 of 2" in text
+    )
+    assert "no accuracy is claimed" in text
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if "A Card" in line]
+    numbers = ["1,234", "5.6%", "1.50 GiB"]
+    assert lines[0] == [
+        *["03", "net {'a': 1, 'b': 2}", "4", "3x8x9", "bf16, eager", *numbers],
+        *["21.34% of 778 TFLOP/s", "whole images", "A Card", "not recorded", "not recorded"],
+    ]
+    assert lines[1][-4:] == ["input as in the notebook", "A Card", "2.1", "abc"]
+    assert lines[2][5] == "failed: A / B"
+    assert lines[3][0] == "gone"
+    page = (true_size.ROOT / "docs" / "howto" / "gpu.md").read_text()
+    assert "../generated/true_size.md" in page
+
+
+def test_published_rows_of_03_say_that_they_were_timed_before_its_crops(monkeypatch):
+    (rows,) = [json.loads(file.read_text())["rows"] for file in PUBLISHED if "H100" in file.name]
+    early = [row["kind"] for row in rows if row.get("input") == "whole images"]
+    assert len(early) == 8
+    assert all("resnet34.tv_in1k" in kind for kind in early)
+    counted = plan.Footprint(weights=1, training=0, activations=0, flops=1e9, layers=9)
+    monkeypatch.setattr(plan, "footprint", lambda job: counted)
+    found = plan.make_plan("03", "paper", official=True)
+    assert "with whole images" in found["source"]
 
 
 def test_a_network_that_fails_is_a_row_with_its_error_and_the_others_go_on(tmp_path, monkeypatch):
@@ -155,13 +250,27 @@ def test_a_network_that_fails_is_a_row_with_its_error_and_the_others_go_on(tmp_p
     assert failed["error"] == "OutOfMemoryError: CUDA out of memory. Tried"
     assert head["images_per_s"] == 5.0
     path = true_size.add_to_published(json.loads(next(tmp_path.glob("runs/*/*")).read_text()))
-    assert plan.measured.__wrapped__(path.parent) == ("CPU", {head["kind"]: 5.0})
+    assert speeds(path.parent) == ("CPU", {head["kind"]: 5.0})
     broken.clear()
     again = true_size.true_size(1, ["05"])  # what failed is tried again
     assert [row["images_per_s"] for row in again["rows"]] == [5.0, 5.0]
     true_size.add_to_published(again)
     true_size.add_to_published(again | {"rows": [failed]})  # and a later failure replaces nothing
-    assert len(plan.measured.__wrapped__(path.parent)[1]) == 2
+    assert len(speeds(path.parent)[1]) == 2
+
+
+def test_what_an_earlier_call_measured_is_published_by_a_later_one(tmp_path, monkeypatch):
+    row = {"images_per_s": 5.0, "waiting": 0.1, "peak_bytes": 0, "flops_per_s": 1.0}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A Card")
+    monkeypatch.setattr(true_size, "ROOT", tmp_path)
+    monkeypatch.setattr(true_size, "PROFILE", "demo")
+    monkeypatch.setattr(true_size, "measure", lambda *_, **__: dict(row))
+    monkeypatch.setattr(true_size, "matrix_peak", lambda *_: 1e12)
+    rows = true_size.true_size(1, ["05"])["rows"]
+    true_size.true_size(1, ["05"], publish=True)
+    content = {"card": "A Card", "rows": rows}
+    assert json.loads((tmp_path / "figures/true_size/A-Card.json").read_text()) == content
 
 
 def test_times_of_a_cpu_are_not_published(monkeypatch):

@@ -25,6 +25,7 @@ from iqa_utils.datasets import DATASETS, check_images, load_scores
 from iqa_utils.splits import SPLITS
 from iqa_utils.workshop import notebooks
 from iqa_utils.workshop.disk import Disk, Values, decoded_before, folder_bytes, stores
+from iqa_utils.workshop.provenance import device_name
 from iqa_utils.workshop.runs import ROOT, resolve, run_dir
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def footprint(job: Job) -> Footprint:
     return Footprint(weights, 12 * trained, activations, flops, layers)
 
 
+# a card, and what was measured on it by :func:`kind`
+Rates = tuple[str, Mapping[str, Mapping[str, Any]]]
 # footprints counted before, by :func:`kind` as if nothing were compiled, and whether it is trained
 Footprints = dict[tuple[str, bool], Footprint]
 
@@ -245,12 +248,18 @@ def _left_by_networks(
 
 
 @cache
-def measured(folder: Path = ROOT / "figures" / "true_size") -> tuple[str, dict[str, float]]:
-    """Return the card whose speeds are published, and images/s by :func:`kind`; empty if none."""
-    files = sorted(folder.glob("*.json"))
-    seen = json.loads(files[-1].read_text()) if files else {"card": "", "rows": []}
-    rates = {row["kind"]: row["images_per_s"] for row in seen["rows"] if "error" not in row}
-    return seen["card"], rates
+def measured(folder: Path = ROOT / "figures" / "true_size") -> Rates:
+    """Return a card with published speeds, and its rows by :func:`kind`; empty if there is none.
+
+    It is the card at hand, else the one with most rows.
+    """
+    cards: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        seen = json.loads(file.read_text())
+        cards[seen["card"]] = {row["kind"]: row for row in seen["rows"] if "error" not in row}
+    most = max(cards, key=lambda card: len(cards[card]), default="")
+    card = device_name() if device_name() in cards else most
+    return card, cards.get(card, {})
 
 
 def make_plan(
@@ -259,7 +268,7 @@ def make_plan(
     *,
     rate: float | None = None,
     official: bool = False,
-    rates: tuple[str, dict[str, float]] | None = None,
+    rates: Rates | None = None,
     footprints: Footprints | None = None,
 ) -> dict[str, Any]:
     """Work out what a notebook asks for in a profile: jobs, bytes, hours, and what is missing.
@@ -282,7 +291,7 @@ def make_plan(
     names = names or [name for name in DATASETS if DATASETS[name].n_images]  # SETS: [] takes all
     tables = {name: score_table(name, root) for name in names}
     plan["disk"] = stores(stem, values, tables)
-    card, known_rates = rates or measured()
+    card, known = rates or measured()
     saved, sources = [], set()
     footprints = Footprints() if footprints is None else footprints
     for job in JOBS[stem[:2]](values, tables):
@@ -291,8 +300,10 @@ def make_plan(
             plan["moment"] += 0 if job.kept else job.size
             continue
         seen = counted(job, footprints)
-        speed = rate or known_rates.get(kind(job))
-        sources.add("given" if rate else f"measured on {card}" if speed else "computed")
+        row = known.get(kind(job), {})
+        speed = rate or row.get("images_per_s")
+        seen_as = f" with {row['input']}" if "input" in row else ""
+        sources.add("given" if rate else f"measured on {card}{seen_as}" if speed else "computed")
         saved.append((job, seen.weights, seen.training // 12))
         row = {"name": job.name, "kind": kind(job), "trainings": job.count * (job.steps > 0)}
         row |= {"steps": job.count * job.steps, "images": job.count * job.images}

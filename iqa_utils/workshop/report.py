@@ -29,7 +29,7 @@ from iqa_utils.workshop.notebooks import RELATIVE_LINK, notebook_head, notebook_
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.plots.claims import VERDICT_COLOURS, draw_scoreboard
 from iqa_utils.workshop.runs import ROOT, find_runs
-from iqa_utils.workshop.tables import write_csv
+from iqa_utils.workshop.tables import true_size_table, write_csv
 
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
 HEADS = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
@@ -96,6 +96,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         "speed": speed_table(),
         "needs": paper_pages.needs_table(),
         "rehearsal": rehearsal_table(),
+        "true_size": true_size_table(),
         "notebooks": _notebook_list(names),
     }
     for name, text in parts.items():

@@ -1,4 +1,4 @@
-"""Tables: written for spreadsheets, shown as a page of scored images, compared between two runs.
+"""Tables: for spreadsheets, of scored images, of timed networks; compared between two runs.
 
 Text comes from anywhere: it is written so that no spreadsheet, browser or terminal acts on it. A
 change of code that is meant to move nothing is checked by running notebooks before and after.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 
 from iqa_utils.decoding import read_image
 from iqa_utils.files import atomic_write, read_mapping
+from iqa_utils.workshop import ROOT
 
 FILES = ("metrics.json", "predictions.parquet", "history.parquet")
 TIMES = ["seconds", "images_per_second"]  # columns that measure the machine
@@ -138,3 +140,47 @@ def _largest(a: pd.DataFrame, b: pd.DataFrame, column: str) -> float:
         return float("inf")
     scale = np.maximum(np.maximum(np.abs(left), np.abs(right)), np.finfo(float).tiny)
     return float(np.nanmax(np.abs(left - right) / scale, initial=0.0))
+
+
+def true_size_table(folder: Path = ROOT / "figures" / "true_size") -> str:
+    """Write what was timed at true size, one row per network and card, and how many are not."""
+    from iqa_utils.workshop.paper_pages import markdown
+    from iqa_utils.workshop.plan import TRAINED_BY
+    from iqa_utils.workshop.true_size import listed
+
+    stems = {kind: stem for kind, (_, stem, _) in listed(TRAINED_BY).items()}
+    rows, done = [], set()
+    for file in sorted(folder.glob("*.json")):
+        seen = json.loads(file.read_text())
+        for row in seen["rows"]:
+            network, size, *how = row["kind"].rsplit(", ", 3)
+            batch, _, size = size.partition("x")
+            told = {"notebook": stems.get(row["kind"], ""), "network": network, "batch": batch}
+            told |= {"input": size, "how": ", ".join(how), "card": seen["card"]}
+            if "error" in row:
+                rows.append(told | {"images/s": "failed: " + row["error"].replace("|", "/")})
+                continue
+            done |= {row["kind"]} & stems.keys()
+            told |= {"images/s": f"{row['images_per_s']:,.0f}", "waiting": f"{row['waiting']:.1%}"}
+            told |= {"GPU memory": f"{row['peak_bytes'] / 2**30:.2f} GiB"}
+            told |= {"of peak": f"{row['of_peak']:.2%} of {row['peak']:.0f} TFLOP/s"}
+            told["timed with"] = row.get("input", "input as in the notebook")
+            told |= {name: row.get(name, "not recorded") for name in ("torch", "commit")}
+            rows.append(told)
+    if not rows:
+        return "Nothing measured at true size is published."
+    counts = [
+        f"{stem} {sum(stems[kind] == stem for kind in done)} of {list(stems.values()).count(stem)}"
+        for stem in TRAINED_BY
+    ]
+    columns = ["notebook", "network", "batch", "input", "how", "images/s", "waiting", "GPU memory"]
+    columns += ["of peak", "timed with", "card", "torch", "commit"]
+    table = markdown(pd.DataFrame(rows, columns=columns).fillna(""))
+    return f"""Of {len(stems)} kinds of network, {len(done)} are measured: {", ".join(counts)}.
+
+{table}
+
+Weights are random and images synthetic: no accuracy is claimed. *Waiting* is the share of a step's
+time in which no input is there yet; *GPU memory* is the most that PyTorch allocated; *of peak*
+compares the counted operations a second with those of a large matrix product on the same card,
+which may use TF32 in fp32."""

@@ -8,6 +8,7 @@ notebook's own, and :func:`iqa_utils.training.fit` with the profile's batch size
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import tempfile
 import time
@@ -33,6 +34,7 @@ from iqa_utils.files import write_json
 from iqa_utils.images import augment, build_store, to_float
 from iqa_utils.training import DTYPES, Batch, fit, mixtures
 from iqa_utils.training.batches import store_batches, tensor_batches
+from iqa_utils.workshop import provenance
 from iqa_utils.workshop.demo.distortions import as_image
 from iqa_utils.workshop.jobs import JOBS, Job
 from iqa_utils.workshop.plan import (
@@ -63,12 +65,14 @@ def true_size(
 
     A ``scale`` below 1 shrinks batches and sides, to try the mechanism. ``publish`` adds the
     rows to ``figures/true_size/CARD.json``, where plans find them. A row is written as soon as it
-    is measured, and a later call on the same card, with as many steps, does not measure it again.
+    is measured, and a later call of the same code and torch on the same card, with as many steps,
+    does not measure it again.
     A network that fails leaves its ``error``, and is tried again.
 
     Returns:
-        ``runs/true_size/true_size.json``: ``peak`` TFLOP/s of matrix products by precision, and by
-        network ``waiting`` for input, as a share of a step, and ``of_peak``, the share reached.
+        ``runs/true_size/true_size.json``: by network ``waiting`` for input, as a share of a step,
+        ``of_peak``, the share reached of ``peak`` TFLOP/s of matrix products, and what it ran on;
+        ``hours`` of notebooks whose every network is measured.
     """
     on_gpu = torch.cuda.is_available()
     if unknown := sorted(set(stems) - set(JOBS)):
@@ -79,7 +83,10 @@ def true_size(
     card = torch.cuda.get_device_name() if on_gpu else "CPU"
     path = ROOT / "runs" / "true_size" / "true_size.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = _read_back(path, {"card": card, "steps": steps, "scale": scale})
+    conditions = {"steps": steps, "torch": torch.__version__, "code": _code()}
+    found = _read_back(path, {"card": card, "scale": scale, **conditions})
+    name, clean = provenance.commit()
+    conditions |= {"commit": name + ", with changes" * (not clean)}
     rows = {row["kind"]: row for row in found["rows"]}
     chosen, footprints = listed(stems), Footprints()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -93,19 +100,21 @@ def true_size(
             options = {"make_source": source, "footprints": footprints}
             row = _row(_shrunk(job, scale), steps, device, Path(folder), options)
             if "error" not in row:
-                row["of_peak"] = row.pop("flops_per_s") / found["peak"][job.precision] / 1e12
-            rows[label] = {"kind": label, **row}
+                row["peak"] = found["peak"][job.precision]
+                row["of_peak"] = row.pop("flops_per_s") / row["peak"] / 1e12
+            rows[label] = {"kind": label, **row, **conditions}
             found["rows"] = list(rows.values())
             write_json(path, found)
             if publish:
                 add_to_published(found)
             print(f"{_told(row)}  {label}", flush=True)
-    rates = (card, {k: row["images_per_s"] for k, row in rows.items() if "error" not in row})
+    rates = (card, {k: row for k, row in rows.items() if "error" not in row})
     options = {"official": True, "rates": rates, "footprints": footprints}
     plans = [make_plan(stem, PROFILE, **options) for stem in stems]
-    found["hours"] |= {plan["stem"]: plan["hours"] for plan in plans if scale == 1.0}
+    plans = [plan for plan in plans if scale == 1.0 and "computed" not in plan["source"]]
+    found["hours"] |= {plan["stem"]: plan["hours"] for plan in plans}
     write_json(path, found)
-    if publish:
+    if publish:  # what an earlier call has measured, too
         add_to_published(found)
     return found
 
@@ -124,12 +133,17 @@ def listed(stems: Sequence[str]) -> dict[str, tuple[Job, str, Values]]:
 
 def _read_back(path: Path, head: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier call left under the same conditions, or nothing yet."""
-    head = head | {"torch": torch.__version__}
     before = json.loads(path.read_text()) if path.is_file() else {}
     if before and head.items() <= before.items():
         print(f"goes on with {path.name}; delete it to measure all again", flush=True)
         return before
     return head | {"rows": [], "peak": {}, "hours": {}}
+
+
+def _code() -> str:
+    """Digest of the package; comments and docstrings do not count."""
+    digests = [provenance.code_digest(text) for text in provenance.code_files().values()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _row(
@@ -153,7 +167,8 @@ def _told(row: dict[str, Any]) -> str:
 def add_to_published(found: dict[str, Any]) -> Path:
     """Add what was measured to the file of its card; a network measured again is replaced.
 
-    A network that failed is named with its error, unless it was measured before.
+    A network that failed is named with its error, unless it was measured before. Each row says
+    what it ran on; hours are left to the plan.
     """
     target = ROOT / "figures" / "true_size" / f"{found['card'].replace(' ', '-')}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +177,7 @@ def add_to_published(found: dict[str, Any]) -> Path:
     for row in found["rows"]:
         if "error" not in row or "error" in rows.get(row["kind"], row):
             rows[row["kind"]] = row
-    both = {name: before.get(name, {}) | found[name] for name in ("peak", "hours")}
-    write_json(target, found | both | {"rows": list(rows.values())})
+    write_json(target, {"card": found["card"], "rows": list(rows.values())})
     return target
 
 
