@@ -540,6 +540,11 @@ def test_a_speed_that_was_measured_with_other_input_is_said_to_be(tmp_path):
     assert found["source"] == "measured on Card with whole images"
 
 
+def test_an_infinite_rate_is_refused():
+    run = CliRunner().invoke(app, ["plan", "05", "--profile", "demo", "--rate", "inf"])
+    assert str(run.exception) == "the rate is inf images/s, not a finite number above 0"
+
+
 def test_a_file_with_several_names_is_counted_once(tmp_path):
     (tmp_path / "a").write_bytes(bytes(5))
     (tmp_path / "b").hardlink_to(tmp_path / "a")

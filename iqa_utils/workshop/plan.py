@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -277,7 +278,12 @@ def make_plan(
     :func:`measured`, else from counted operations. ``official`` numbers may take the place of the
     score tables at hand; ``footprints`` are those counted before. ``memory`` is the largest job's,
     ``moment`` the disk needed for a moment.
+
+    Raises:
+        ValueError: If ``rate`` is not a finite number above 0.
     """
+    if rate is not None and not 0 < rate < inf:
+        raise ValueError(f"the rate is {rate} images/s, not a finite number above 0")
     stem = notebooks.find_notebook(stem).stem
     values = values_of(stem, profile)
     names, root = sets_of(values), None if official else resolve(values["DATA_ROOT"])
