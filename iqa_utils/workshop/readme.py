@@ -29,6 +29,7 @@ from iqa_utils.workshop.paper_pages import (
     signed,
 )
 from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.plots.common import plain_name
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 DECIDES = "biq2021"  # the profile whose runs decide where there are several
@@ -39,7 +40,10 @@ Runs = list[dict[str, Any]]
 
 
 def paper_rows(runs: Runs) -> str:
-    """One row per paper: what it is, its first headline claim, what our runs say, where to look."""
+    """One row per paper: what it is, its first headline claim, what our runs say, where to look.
+
+    Our runs' word on the first claim stands before that on claims whose numbers are shown too.
+    """
     rows, site = [], address("pages")
     for key, paper in papers().items():
         headline = next(h for h in headlines()[key] if h.primary)
@@ -47,7 +51,11 @@ def paper_rows(runs: Runs) -> str:
         for stem in paper.NOTEBOOKS:
             executed = [f"{stem[:2]} {_executed(run)}" for run in runs if run["stem"] == stem]
             links += executed or [f"[{stem[:2]}](notebooks/{stem}.ipynb)"]
-        rows.append([reference(key), headline.claim, _verdict(headline, runs), ", ".join(links)])
+        others = [h for h in headlines()[key] if h.numbers and not h.primary]
+        told = [_verdict(headline, runs), *(f"{h.short}: {_verdict(h, runs)}" for h in others)]
+        what = reference(key)
+        what += ", venue unknown to us" * what.endswith("*")  # the title is the last that is known
+        rows.append([what, headline.claim, LINE.join(told), ", ".join(links)])
     return markdown(pd.DataFrame(rows, columns=["paper", "headline claim", "our runs", "executed"]))
 
 
@@ -113,7 +121,8 @@ def _answer(stem: str, runs: Runs) -> str:
     paid, words = [], []
     for metric in primary.price:
         other = primary._replace(compare=primary.compare | {"metric": metric})
-        paid += [f"{metric} {_values(ones)}" for _, ones in _by_profile(evidence(other, runs))[:1]]
+        found = _by_profile(evidence(other, runs))[:1]
+        paid += [f"{plain_name(metric)} {_values(ones)}" for _, ones in found]
     told += [f"at the price of {', '.join(paid)}"] if paid else []
     for headline in (h for h in own if not h.primary):
         found = _by_profile(evidence(headline, runs))[:1]
@@ -126,13 +135,14 @@ def _answer(stem: str, runs: Runs) -> str:
 
 def _numbers(headline: Headline, groups: list[tuple[str, Runs]]) -> str:
     """Write a claim's comparison with its values in every profile."""
-    named = headline.compare
+    named = {key: plain_name(word) for key, word in headline.compare.items()}
     versus = f" minus {named['baseline']}" if "baseline" in named else ""
+    pair = headline.short or f"{named['method']}{versus}"
     told = [_values(groups[0][1]), *(_brief(ones) for _, ones in groups[1:])]
     if len(groups) > 1:
         told = [f"{text} ({profile})" for text, (profile, _) in zip(told, groups, strict=True)]
     counted = _n_runs(one for _, ones in groups for one in ones)
-    return f"{named['metric']}, {named['method']}{versus}: {', '.join(told)}; {counted}"
+    return f"{named['metric']}, {pair}: {', '.join(told)}; {counted}"
 
 
 def _brief(ones: Runs) -> str:
@@ -161,7 +171,8 @@ def _loss_across_subsets(runs: Runs) -> str:
     ]
     if not found:
         return "no run on real data yet"
-    told = [f"{r['dataset']} {signed(r['value'], r['ci_low'], r['ci_high'])}" for r in found]
+    ends = ((plain_name(r["dataset"]), r["value"], r["ci_low"], r["ci_high"]) for r in found)
+    told = [f"{subset} {signed(*values)}" for subset, *values in ends]
     return f"SRCC, trained on other subsets minus on its own: {', '.join(told)}; {_n_runs(found)}"
 
 
