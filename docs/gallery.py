@@ -27,6 +27,7 @@ from iqa_utils.scorer import Scorer  # noqa: E402
 FREE = ("astronaut", "camera", "chelsea", "rocket", "grass")  # CC0 or in the public domain
 UNITS = {"Gaussian blur": "SD {} px", "White noise": "SD {} grey levels", "JPEG": "quality {}"}
 UNITS["Down and up"] = "factor {}"
+HEADS = ("Best: the largest fall", "Worst: the smallest fall, or a rise")
 
 
 def steps() -> pd.DataFrame:
@@ -41,26 +42,35 @@ def steps() -> pd.DataFrame:
             for i in range(len(strengths)):
                 row = {"name": name, "change": scores[i + 1] - scores[i]}
                 for side, k in (("before", i), ("after", i + 1)):
-                    row |= {side: versions[k], f"{side} title": f"{scores[k]:.1f}  {words[k]}"}
+                    row |= {side: versions[k], f"{side} title": f"{words[k]}\n{scores[k]:.1f}"}
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """Draw the best steps on the left and the worst on the right, a photograph per row."""
-    figure, axes = plt.subplots(len(FREE), 4, figsize=(11, 13), layout="constrained")
-    for row, (_, own) in zip(axes, table.groupby("name", sort=False), strict=True):
-        ordered = own.sort_values("change")
-        for panels, one in ((row[:2], ordered.iloc[0]), (row[2:], ordered.iloc[-1])):
-            for panel, side in zip(panels, ("before", "after"), strict=True):
-                panel.imshow(one[side])
-                change = f"\n{one['change']:+.1f} points" if side == "after" else "\n"
+    """Draw the best steps on the left and the worst on the right, a photograph per row.
+
+    Of a picture that is no square its middle is shown; the score is that of the whole.
+    """
+    figure = plt.figure(figsize=(11, 14), layout="constrained")
+    halves = figure.subfigures(1, 2, wspace=0.03)
+    for half, words, place in zip(halves, HEADS, (0, -1), strict=True):
+        half.suptitle(words, weight="bold")
+        rows = half.subplots(len(FREE), 2)
+        for row, (_, own) in zip(rows, table.groupby("name", sort=False), strict=True):
+            one = own.sort_values("change").iloc[place]
+            for panel, side in zip(row, ("before", "after"), strict=True):
+                change = f" ({one['change']:+.1f} points)" if side == "after" else ""
+                panel.imshow(_middle(one[side]))
                 panel.set_title(one[f"{side} title"] + change, fontsize=9)
                 panel.set_axis_off()
-    axes[0, 0].text(0, 1.3, "Best: the largest fall", transform=axes[0, 0].transAxes, weight="bold")
-    words = "Worst: the smallest fall, or a rise"
-    axes[0, 2].text(0, 1.3, words, transform=axes[0, 2].transAxes, weight="bold")
     return figure
+
+
+def _middle(picture: np.ndarray) -> np.ndarray:
+    """Cut the largest square from the middle of a picture, shape (H, W, 3)."""
+    top, left = ((n - min(picture.shape[:2])) // 2 for n in picture.shape[:2])
+    return picture[top : picture.shape[0] - top, left : picture.shape[1] - left]
 
 
 if __name__ == "__main__":
