@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from iqa_utils import __version__
 from iqa_utils.models.imqnet import IMQNet
 from iqa_utils.training.checkpoints import save_model
-from iqa_utils.workshop import cli, downloads, notebooks, runs
+from iqa_utils.workshop import cli, downloads, runs
 from iqa_utils.workshop.papers import papers
 from iqa_utils.workshop.tables import write_csv
 
@@ -101,10 +101,10 @@ def test_a_broken_run_does_not_stop_the_list(monkeypatch, tmp_path):
     torn = tmp_path / "runs" / "demo" / "05_lds_fds" / "metrics.json"
     torn.parent.mkdir(parents=True)
     torn.write_text('{"stem": "05_l')
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
     with pytest.warns(UserWarning, match=r"a run is left out: .*05_lds_fds/metrics\.json"):
-        lines = notebooks.describe_notebooks()
-    assert any(line.startswith("  05 · LDS and FDS: ") for line in lines)
+        lines = cli._notebook_lines()
+    assert "  05 · LDS and FDS" in lines
 
 
 def test_the_list_names_runs_data_and_weights_that_are_here(monkeypatch, tmp_path):
@@ -115,11 +115,18 @@ def test_the_list_names_runs_data_and_weights_that_are_here(monkeypatch, tmp_pat
     run.write_text(json.dumps(whole))
     (tmp_path / "data" / "weights").mkdir()
     (tmp_path / "data" / "weights" / "trunk.pth").touch()
-    for module in (downloads, notebooks):
+    shutil.copytree(run.parent, tmp_path / "figures" / "05_lds_fds" / "sensitivity")
+    copy = tmp_path / "figures" / "05_lds_fds" / "sensitivity" / "metrics.json"
+    copy.write_text(json.dumps(whole | {"profile": "sensitivity"}))
+    for module in (downloads, cli):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    lines = [*notebooks.describe_notebooks(), *downloads.describe_data(tmp_path / "data")]
-    assert any(line.startswith("  05 · LDS and FDS: demo, ") for line in lines)
-    assert any(line.endswith("; demo-two") for line in lines)
+    lines = [*cli._notebook_lines(), *downloads.describe_data(tmp_path / "data")]
+    start = lines.index("  05 · LDS and FDS")
+    assert lines[start + 1].startswith("      profiles   demo, biq2021, ")
+    assert lines[start + 2] == "      published  sensitivity"
+    assert lines[start + 3] == "      run here   demo-two"
+    assert lines[start + 4].startswith("  06 · ")  # neither published nor run: no empty line
+    assert max(map(len, lines)) <= 120
     assert "  here      table" in lines
     assert "  download  koniq10k, kadid10k, biq2021" in lines
     assert "  file      trunk.pth" in lines

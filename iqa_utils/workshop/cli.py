@@ -55,10 +55,28 @@ def options(
 def list_all(data_root: DataRoot = DATA_ROOT) -> None:
     """Show the notebooks with their profiles and runs, and which data and weights are here."""
     need_checkout()
-    from iqa_utils.workshop import downloads, notebooks
+    from iqa_utils.workshop import downloads
 
-    lines = [*notebooks.describe_notebooks(), *downloads.describe_data(data_root)]
-    print("\n".join(lines))
+    print("\n".join([*_notebook_lines(), *downloads.describe_data(data_root)]))
+
+
+def _notebook_lines() -> list[str]:
+    """Say in lines of text which notebooks there are, with their profiles and finished runs."""
+    from iqa_utils.workshop.notebooks import notebook_head, notebook_stems, profiles_of
+    from iqa_utils.workshop.runs import find_runs
+
+    lines, published, here = ["notebooks"], ROOT / "figures", ROOT / "runs"
+    runs = [run for more in (False, True) for run in find_runs(published, here, rehearsal=more)]
+    for stem in notebook_stems():
+        told: dict[str, list[str]] = {"profiles": profiles_of(stem)}
+        told |= {"published": [], "run here": []}
+        for run in (one for one in runs if one["stem"] == stem):
+            where = "run here" if run["folder"].is_relative_to(here) else "published"
+            name = run["folder"].name.removeprefix(stem) if where == "run here" else ""
+            told[where].append(run["profile"] + name)
+        lines.append(f"  {notebook_head(stem)[0]}")
+        lines += [f"      {what:9}  {', '.join(names)}" for what, names in told.items() if names]
+    return lines
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
