@@ -414,22 +414,29 @@ def test_speeds_are_told_with_both_implementations_and_the_gate(tmp_path):
     assert report.speed_table(tmp_path / "nothing") == "No measurements are published."
 
 
+DRAWN = ["index", "scoreboard", "papers/lehmann2023", "notebooks/01_dataset_analysis--demo"]
+DRAWN += ["speed", "model_card", "results", "howto/gpu"]
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize(
-    "name", ["index", "scoreboard", "papers/lehmann2023", "notebooks/01_dataset_analysis--demo"]
-)
-def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_path, name, width):
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(
+    site, tmp_path, name, width, dark
+):
     """A frame of the asked width holds the page: a browser window is never that narrow."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if (browser := next(filter(None, map(shutil.which, names)), None)) is None:
         pytest.skip("needs chromium on PATH")
     probe = (
         "<script>onload=()=>{const d=document.documentElement;"
-        "const v=document.querySelector('td.verdict');"
+        "const v=[...document.querySelectorAll('td.verdict')];"
+        "const r=Math.max(0,...v.map(i=>i.getBoundingClientRect().right));"
+        "const c=[...(getComputedStyle(document.querySelector('h1')).color+"
+        "getComputedStyle(document.body).backgroundColor).matchAll(/rgb\\((\\d+)/g)];"
         "const b=[...document.images].filter(i=>i.complete&&!i.naturalWidth).length;"
-        "parent.postMessage([d.scrollWidth,innerWidth,b,v?v.getBoundingClientRect().right:0].join"
-        "(' '),'*')}</script>"
+        "parent.postMessage([d.scrollWidth,innerWidth,b,r,c[0][1],c[1][1]].join(' '),'*')}"
+        "</script>"
     )
     page = site / f"{name}.html"
     framed = page.with_name(f"probe-{width}-{page.name}")
@@ -445,15 +452,17 @@ def test_a_browser_draws_pages_without_sideways_scrolling_or_requests(site, tmp_
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--dump-dom"]
     flags += ["--virtual-time-budget=4000", f"--log-net-log={log}"]
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     command = [browser, *flags, outer.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     framed.unlink()
     found = re.search(r"<title>([\d. ]+)</title>", done.stdout)[1].split()
-    wide, inner, broken, verdict = map(float, found)
+    wide, inner, broken, verdict, text, ground = map(float, found)
     assert inner == width
     assert wide <= inner
     assert broken == 0
     assert verdict <= width
+    assert (text - ground > 127) if dark else (ground - text > 127)
     assert (verdict > 0) == (name == "scoreboard")
     asked = re.findall(r'"url":"(https?://[^"/]*)', log.read_text())
     assert not {host for host in asked if not host.endswith(".google.com")}  # the browser's own
