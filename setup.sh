@@ -16,10 +16,12 @@ find_python() {
 }
 
 install() {
-    .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python "$@"
+    .venv/bin/uv pip install --quiet --python .venv/bin/python "$@"
 }
 
-install_cpu() {  # first torch itself, which may not be within reach, then all that is not CUDA's
+# First torch itself, which may not be within reach, then all that is not CUDA's. Bytecode, half a
+# gigabyte if all of it is compiled, comes with the first import of what is used.
+install_cpu() {
     # shellcheck disable=SC2046
     install --no-deps --torch-backend cpu $(awk '/^torch(vision)?==/ {print $1}' requirements.lock) \
         2>/dev/null || return 1
@@ -55,7 +57,7 @@ if [ "${TORCH:-}" != cpu ] || ! install_cpu; then
     if [ "${TORCH:-}" = cpu ]; then
         echo "setup: no CPU build of torch within reach; the ordinary one is installed"
     fi
-    install --require-hashes -r requirements.lock
+    install --compile-bytecode --require-hashes -r requirements.lock
 fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 .venv/bin/python -m compileall -q iqa_utils
