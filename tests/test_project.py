@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import papermill
 import pytest
 import yaml
 from pydantic import TypeAdapter
@@ -117,9 +118,25 @@ def test_every_tracked_file_is_small_and_names_no_machine():
         most = 10_000_000 if path.name == "quality.safetensors" else 600_000
         most = 1_200_000 if path.name == "metrics.json" else most  # 04 has 2,288 results
         assert path.stat().st_size < most, f"{path} is too large to track"
-        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".ipynb", ".lock", ""}:
-            text = path.read_text(errors="ignore")
+        content = path.read_bytes()
+        if b"\0" not in content:  # as git tells text
+            text = content.decode()
+            assert not (found := MACHINE.search(text)), f"{path}: {found[0]}"
             assert str(ROOT.parent) + "/" not in text or str(ROOT.parent) == "/", path
+
+
+MACHINE = re.compile(
+    r"(?<![\w.}~-])/(?:home|Users|root|mnt|media|work|workspace|scratch)/(?!someone|sets\b)\w+"
+    r"|\b[a-z_][\w-]*@[\w-]+:[~/]"
+)
+
+
+def test_what_names_a_machine_is_known():
+    folders = ["/".join(["", top, "ada", "iqa"]) for top in ("home", "Users", "mnt", "work")]
+    prompts = ["ada" + "@box:~/iqa$ make", "(.venv) root" + "@3f2a:/iqa# make"]
+    assert all(MACHINE.search(f"x = '{text}'") for text in folders + prompts)
+    harmless = ["git" + "@github.com:owner/iqa", "a/home/b", "~/work/b", "tests/work/b"]
+    assert not any(MACHINE.search(text) for text in harmless)
 
 
 def test_every_notebook_is_of_a_paper_or_of_all_of_them():
@@ -229,6 +246,20 @@ def test_profile_values_have_declared_names_and_types(path):
     values = yaml.safe_load(path.read_text())
     assert values["PROFILE"] == profile
     notebooks.check_parameters(ROOT / "notebooks" / f"{stem}.ipynb", values)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_itself_knows_every_parameter_of_every_profile(path, caplog):
+    """Papermill only warns of a name that it does not find; `iqa run` would have refused it."""
+    values = {"PROFILE": "demo"}
+    for profile in PARAMS:
+        if profile.stem.split(".")[0] == path.stem:
+            values |= yaml.safe_load(profile.read_text())
+    for more, warned in ({}, 0), ({"PROFLE": "demo"}, 1):
+        caplog.clear()
+        papermill.execute_notebook(path, None, values | more, prepare_only=True, progress_bar=False)
+        told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert len([text for text in told if "unknown parameter" in text]) == warned, told
 
 
 def test_every_part_of_the_attack_runs_in_one_lane():

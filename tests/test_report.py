@@ -213,10 +213,27 @@ def test_a_readme_without_markers_is_refused(tmp_path):
         readme.update_readme(path)
 
 
-def test_links_of_the_readme_and_of_docs_lead_to_files():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("howto/*.md")]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+def test_links_of_the_readme_and_of_docs_lead_to_files_and_headings():
+    built = {page: ROOT / path for path, page in report.PAGES.items()}  # where the site has them
+    n_anchors = 0
+    for path in [*(ROOT / name for name in report.PAGES), *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)", path.read_text()):
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            if target.parent == ROOT / "docs":
+                target = built.get(target.name, target) if target.name != "index.md" else target
+            drawn = target == ROOT / "docs/scoreboard.png"
+            assert target.exists() or drawn, f"{path.name}: {link}"
+            if anchor:
+                assert anchor in headings(target), f"{path.name}: {link}"
+                n_anchors += 1
+    assert n_anchors > 0
+
+
+def headings(path):
+    """The anchors that GitHub and the site give to the headings of a file."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).strip().replace(" ", "-") for text in found}
 
 
 def blocks(path, language):
