@@ -69,6 +69,17 @@ def test_a_model_of_synthetic_data_says_so_above_its_scores(checkpoint, folder, 
     assert f"<p>{note}</p>" in (tmp_path / "sheet.html").read_text()
 
 
+def test_the_contact_sheet_says_once_which_file_is_bad_and_sets_warnings_apart(folder, tmp_path):
+    good, bad = folder / "b.png", folder / "torn.jpg"
+    rows = {"image": [str(good), str(bad)], "score": [50.0, np.nan], "warning": ["grey", ""]}
+    scores = pd.DataFrame(rows | {"error": ["", f"{bad}: not an image"]})
+    scoring.write_contact_sheet(scores, tmp_path / "sheet.html", note="")
+    text = (tmp_path / "sheet.html").read_text()
+    assert f"<li><code>{bad}</code> not an image</li>" in text
+    assert "<b>50.0</b> b.png (grey)</figcaption>" in text
+    assert "color-scheme: light dark" in text
+
+
 def test_a_model_that_does_not_tell_its_data_is_refused(checkpoint, tmp_path):
     with safe_open(checkpoint, framework="pt") as file:
         header = json.loads(file.metadata()["iqa_utils"])

@@ -31,10 +31,11 @@ _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Scored images</title>
 <style>
+ :root {{ color-scheme: light dark }}
  body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px }}
  body {{ padding: 0 1rem }}
  main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 1rem }}
- figure {{ margin: 0 }} img {{ width: 100%; height: 150px; object-fit: contain; background: #eee }}
+ figure {{ margin: 0 }} img {{ width: 100%; height: 150px; object-fit: contain; background: #8882 }}
  figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 </style>
 <h1>{n} images, best first</h1>
@@ -63,8 +64,9 @@ def plain(text: str) -> str:
 def write_contact_sheet(scores: pd.DataFrame, path: Path, *, note: str) -> None:
     """Write one HTML file with every image in order, bad files at the end, below a note."""
     good, bad = scores[scores["error"] == ""], scores[scores["error"] != ""]
-    named = zip(bad["image"].map(_escape), bad["error"].map(_escape), strict=True)
-    listed = "".join(f"<li><code>{image}</code> {error}</li>" for image, error in named)
+    named = zip(bad["image"], bad["error"], strict=True)
+    told = [(image, error.removeprefix(f"{image}: ")) for image, error in named]
+    listed = "".join(f"<li><code>{_escape(x)}</code> {_escape(why)}</li>" for x, why in told)
     head, foot = _PAGE.split("CARDS")
     head = head.format(n=len(good), note=_escape(note))
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -79,7 +81,8 @@ def _escape(text: str) -> str:
 
 def _card(row: Any) -> str:
     label, name, warning = map(_escape, (row.image, Path(row.image).name, row.warning))
-    caption = f"<figcaption><b>{row.score:.1f}</b> {name} {warning}</figcaption>"
+    warned = f" ({warning})" if warning else ""
+    caption = f"<figcaption><b>{row.score:.1f}</b> {name}{warned}</figcaption>"
     try:
         image = read_image(Path(row.image))
     except (ValueError, OSError) as error:  # it has changed since it was scored
