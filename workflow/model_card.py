@@ -44,6 +44,11 @@ def card(facts: Mapping[str, Any]) -> str:
         (f"{kind}: {', '.join(map(str, LEVELS[kind]))}", *(f"{100 * v:.0f}" for v in row))
         for kind, row in facts["falls"]["test"]["by level"].items()
     ]
+    both = [facts["falls"][pictures] for pictures in ("test", "choice")]
+    pairs = sum(own["pairs"] for own in both)
+    falling = sum(round(own["pairs"] * own["share"]) for own in both)
+    place = "below" if falling < 0.95 * pairs else "at or above"
+    twelve = f"{falling} of {pairs} ({100 * falling / pairs:.1f} %), {place} 95 %"
     brisque = facts["brisque"]["test"]
     inside = ", ".join(f"{k} {v['SRCC'][0]:.3f}" for k, v in brisque.items() if k != "all")
     return (
@@ -62,6 +67,7 @@ def card(facts: Mapping[str, Any]) -> str:
                 100 * facts["falls"]["test"]["share"], facts["falls"]["test"]["pairs"]
             ),
             choice=f"{100 * facts['falls']['choice']['share']:.1f} %",
+            twelve=twelve,
             procedural=f"{100 * facts['falls']['procedural']['share']:.1f} %",
             brisque=values(brisque["all"], "SRCC")[0],
             brisque_n=brisque["all"]["n"],
