@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from scipy import optimize
+from scipy import optimize, stats
 from scipy.special import expit
 from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
@@ -127,6 +127,26 @@ def test_copies_let_the_score_fall_with_the_distortion_and_nothing_moves_their_o
     found = optimize.minimize(loss, np.zeros(8), method="BFGS")
     assert loss(head.weight) <= found.fun + 1e-9
     np.testing.assert_allclose(head.weight, found.x, atol=1e-4)
+
+
+def test_the_smallest_weight_that_keeps_held_out_copies_in_order_is_chosen(photographs):
+    maps, mos, _, copies = photographs
+    held = np.arange(60) % 2 == 0
+    rows = recipe.order_table(maps, mos, copies, held)
+    assert [row["order"] for row in rows] == list(recipe.ORDERS)
+    turned = copies._replace(
+        maps=np.where(held[:20, None, None], copies.maps[:, ::-1], copies.maps)
+    )
+    again = recipe.order_table(maps, mos, turned, held)
+    for row, other in zip(rows, again, strict=True):  # only held-out copies were turned
+        assert other["share"] == pytest.approx(1 - row["share"])
+        assert other["SRCC"] == row["SRCC"]
+    used = recipe.part_of(copies, np.flatnonzero(~held))
+    strongest = recipe.fit_head(maps[~held], mos[~held], used, order=10.0)
+    oracle = stats.spearmanr(strongest.scores(maps[held]), mos[held])[0]
+    assert rows[-1]["SRCC"] == pytest.approx(oracle)
+    shares = [{"order": order, "share": s} for order, s in ((3, 1), (1, 0.97), (2, 0.98))]
+    assert recipe.chosen_order(shares) == 2
 
 
 def test_a_subset_that_is_left_out_teaches_nothing(photographs):
