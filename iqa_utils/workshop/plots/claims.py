@@ -195,16 +195,22 @@ def draw_scoreboard(board: pd.DataFrame) -> Figure:
     common.set_theme()
     table = counts(board)
     table = table.loc[:, table.any()]
-    titles = [f"{_authors(paper)}, {kind}" for paper, kind in table.index]
+    unmeasured = {"no result": "not measured here"}  # what the audit finds has a verdict there too
+    titles = [f"{_authors(paper)}, {unmeasured.get(kind, kind)}" for paper, kind in table.index]
     figure, axes = plt.subplots(figsize=(9, 1.4 + 0.34 * len(table)))
     colours = [VERDICT_COLOURS[verdict] for verdict in table]
     table.plot.barh(stacked=True, ax=axes, color=colours, width=0.8, legend=False)
     total = table.sum(axis=1)
-    for bars in axes.containers:
-        inner = (bars.datavalues >= 0.04 * total.max()) & (bars.datavalues < total)
-        shown = np.where(inner, bars.datavalues.astype(int), "")
+    inner = (table >= 0.04 * total.max()).where(table.lt(total, axis=0), other=False)
+    for bars, verdict in zip(axes.containers, table, strict=True):
+        shown = table[verdict].astype(str).where(inner[verdict], "")
         axes.bar_label(bars, shown, label_type="center", size=8)
-    axes.bar_label(axes.containers[-1], total, padding=4, size=8)
+    for place, (row, n) in enumerate(total.items()):  # in words what is too narrow for a number
+        narrow = table.loc[row][(table.loc[row] > 0) & ~inner.loc[row]]
+        told = ", ".join(f"{k} {verdict}" for verdict, k in narrow.items())
+        told = told if narrow.sum() == n else f"{n}: {told}" if told else f"{n}"
+        axes.annotate(told, (n, place), (4, 0), textcoords="offset points", va="center", size=8)
+    axes.set_xlim(0, 1.28 * total.max())
     name_rows(axes, titles)
     axes.set(xlabel="distinct quantities", ylabel="")
     axes.set_title("Which printed numbers have been checked?", x=-0.3)
