@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import yaml
 
-from iqa_utils.workshop import claims, paper_pages
+from iqa_utils.workshop import claims, paper_pages, report
 from iqa_utils.workshop.papers import Headline, headlines, papers
+from iqa_utils.workshop.plots.claims import draw_scoreboard
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
 
 LOWER = Headline("It errs less.", "05_lds_fds", {"metric": "MAE", "method": "a"}, "lower")
@@ -157,6 +160,89 @@ def test_the_page_of_a_paper_holds_claims_evidence_contradictions_and_the_way_to
     assert "Numbers of trained networks compared so far: 0." in page
     for key in claims.PAPERS:
         assert paper_pages.paper_page(key, [], board).startswith(f"# {papers()[key].TITLE}")
+
+
+def test_a_claim_says_which_results_decide_and_that_both_means_must():
+    first, second, *_ = map(paper_pages.condition, headlines()["lehmann2023"])
+    assert first != second
+    assert first.endswith("both intervals must say so. Only results with stage: not named.")
+    assert second.endswith("Only results with stage: equal steps.")
+    told = paper_pages.condition(headlines()["ahmed2020"][3])
+    assert told.endswith("Only results with variant: not named or strict.")
+    assert paper_pages.condition(HIGHER).endswith("both intervals must say so.")
+    said = [paper_pages.condition(headline) for headline in HEADLINES]
+    assert len(said) == len(set(said))
+    for key, found in headlines().items():
+        page = paper_pages.paper_page(key, [], claims.compare([]))
+        assert all(paper_pages.condition(headline) in page for headline in found)
+
+
+def test_the_page_of_a_paper_names_the_commits_of_its_runs(tmp_path):
+    runs = []
+    for profile, commit, demo in (("a", "1" * 12, False), ("b", "1" * 12, False), ("c", "2", True)):
+        folder = tmp_path / profile
+        folder.mkdir()
+        (folder / "provenance.json").write_text(json.dumps({"commit": commit, "demo": demo}))
+        runs.append(run_with({}, profile=profile) | {"folder": folder})
+    page = paper_pages.paper_page("nguyen2024", runs, claims.compare([]))
+    assert "\nCommits of the runs: 1111111 (05 a, 05 b).\n" in page
+    assert "Commits of the runs" not in paper_pages.paper_page("feng2023", runs, claims.compare([]))
+
+
+def test_the_committed_pages_are_current_and_hold_the_settings(tmp_path):
+    assert report.write_paper_pages(tmp_path)
+    assert not report.write_paper_pages(tmp_path)
+    folder = ROOT / "docs" / "papers"
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(papers())
+    for path in tmp_path.iterdir():
+        text = path.read_text()
+        assert text == (folder / path.name).read_text(), "run: iqa report --readme"
+        for target in re.findall(r"\]\((\.\.[^)#]+)", text):
+            assert (folder / target).exists(), f"{path.name}: no file at {target}"
+    for run in find_runs(ROOT / "figures"):
+        if table := paper_pages.settings_table(run):
+            (key,) = [key for key, paper in papers().items() if run["stem"] in paper.NOTEBOOKS]
+            assert table in (folder / f"{key}.md").read_text()
+
+
+def test_methods_of_no_row_are_ours_and_a_misspelt_one_is_seen():
+    """A new method of a printed table is listed here, or its name is wrong."""
+    real = paper_pages.real_results(find_runs(ROOT / "figures"))
+    table = paper_pages.strays_table(real)
+    assert table["known methods"].sum() + sum(
+        int(n) for cell in table["methods of no row"] for n in re.findall(r"\((\d+)\)", cell)
+    ) == len(claims.strays(real))
+    ours = table.set_index(["paper", "table"])["methods of no row"].str.replace(
+        r" \(\d+\)", "", regex=True
+    )
+    assert ours[ours != ""].to_dict() == {
+        ("lehmann2023", "Tab. 4"): "rule of section 2.2.3, range-weighted loss",
+        ("lehmann2023", "Tab. 5"): "rule of section 2.2.3, KonCept512, method 1, "
+        "KonCept512, method 2, KonCept512, method 3, KonCept512, rule of section 2.2.3, "
+        "images only, dual, variant A",
+        ("ponomarenko2022", "Table 2"): "brightness, contrast, colorfulness, sharpness, bitrate",
+        ("ponomarenko2022", "Table 3"): "IMQNet trained on BIQ2021 MOS",
+    }
+    wrong = next(r for r in real if r["table"] == "Tab. 4") | {"method": "methud 3"}
+    assert "methud 3 (1)" in paper_pages.strays_table([wrong]).iloc[0]["methods of no row"]
+
+
+def test_the_scoreboard_says_every_verdict_in_a_number_or_in_words_within_its_frame():
+    board = claims.compare(paper_pages.real_results(find_runs(ROOT / "figures")))
+    figure = draw_scoreboard(board)
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    words = dict.fromkeys(range(len(claims.counts(board))), "")
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert box.x1 < axes.get_window_extent().x1
+        middle = axes.transData.inverted().transform((box.x0, (box.y0 + box.y1) / 2))[1]
+        words[round(middle)] += f"{text.get_text()}; " * bool(text.get_text())
+    for place, (_, row) in enumerate(claims.counts(board).iterrows()):
+        for verdict, n in row[row > 0].items():
+            assert re.search(rf"\b{n}(;| {verdict})", words[place]), (words[place], verdict)
+    assert not [label for label in axes.get_yticklabels() if "no result" in label.get_text()]
+    plt.close(figure)
 
 
 def test_the_issue_template_that_the_pages_name_offers_every_paper():

@@ -295,7 +295,7 @@ def data_cut(
 
 @app.command(name="report")
 def write_report(
-    readme: Annotated[bool, Option(help="Update the README's result tables.")] = False,
+    readme: Annotated[bool, Option(help="Update README and docs/papers/.")] = False,
 ) -> None:
     """Turn the runs into one offline HTML site."""
     need_checkout()
@@ -303,7 +303,9 @@ def write_report(
     from iqa_utils.workshop.readme import update_readme
 
     if readme:
-        print("README updated" if update_readme() else "README was up to date")
+        report.write_data_files()
+        changed = [update_readme(), report.write_paper_pages()]
+        print("README, docs/papers", "updated" if any(changed) else "were up to date")
     print(report.build_report())
 
 

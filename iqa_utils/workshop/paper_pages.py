@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,7 +20,15 @@ import yaml
 
 from iqa_utils.datasets import DATASETS
 from iqa_utils.files import read_mapping
-from iqa_utils.workshop.claims import COMPARED, KINDS, audit, counts, is_constant, load_claims
+from iqa_utils.workshop.claims import (
+    COMPARED,
+    KINDS,
+    audit,
+    counts,
+    is_constant,
+    load_claims,
+    strays,
+)
 from iqa_utils.workshop.notebooks import (
     default_parameters,
     find_notebook,
@@ -41,15 +50,19 @@ LONGEST = 200  # characters of a setting
 MANY = 5  # results of one run that get a row each
 HOW_TO_READ = (
     "The claims were fixed in commit 36c0917 and changed in fd02849 and 71d0d9c, all before the "
-    "published runs; earlier runs on the same photographs had been seen by then. What was narrowed "
-    "after the runs says so in `data/headlines.yaml`. A run with other data or another network "
-    "than the paper's tests a claim in that setting, not the paper's numbers. *Detectable* follows "
-    "from the width of the interval: the smallest difference that such a run finds four times in "
-    "five. With one run the interval is over images only; another training may differ by more."
+    "published runs; earlier runs on the same photographs had been seen by then. Commit 1c93eea "
+    "narrowed those of Nguyen et al. to runs of ten seeds, after runs of the same settings, which "
+    "the published ones repeat; `data/headlines.yaml` says why. A run with other data or another "
+    "network than the paper's tests a claim in that setting, not the paper's numbers. *Detectable* "
+    "is computed from the published interval, after the run: the smallest difference that such a "
+    "run finds four times in five. With one run the interval is over images only; another training "
+    "may differ by more."
 )
 WORDS = (
     "*Inconsistent*: no rounding explains it. *Implausible*: far from what is measured elsewhere."
 )
+BOTH = "Where the run has the mean within subsets too, both intervals must say so."
+STATED = {"method", "metric", "baseline"}  # fields of a comparison that a test names first
 HOW_TO_ANSWER = (
     "Where we misread the paper or a cell, open an issue with the template *A paper's authors "
     "answer*, name `{key}` and the place of the cell, and say what the number should be compared "
@@ -119,6 +132,19 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
             key = repr((run["profile"], digits))  # a published copy has nine digits
             found.setdefault(key, result | told | {"profile": run["profile"]})
     return list(found.values())
+
+
+def condition(headline: Headline) -> str:
+    """Say in words what confirms and refutes a claim, and which results are asked."""
+    words = {
+        key: " or ".join(
+            str(one or "not named") for one in (value if type(value) is list else [value])
+        )
+        for key, value in headline.compare.items()
+        if key not in STATED
+    }
+    asked = ", ".join(f"{key.replace('n_runs', 'runs')}: {word}" for key, word in words.items())
+    return " ".join([headline.test(), BOTH, *([f"Only results with {asked}."] if asked else [])])
 
 
 def _is_evidence(result: Mapping[str, Any]) -> bool:
@@ -196,13 +222,14 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     """
     paper = papers()[key]
     blocks = [f"# {paper.TITLE}", f"{reference(key)}.", "## Headline claims", HOW_TO_READ]
+    blocks += [told] if (told := _commits(key, runs)) else []
     for headline in headlines()[key]:
         lines = []
         for data, value, n_runs, seen, says in _rows(evidence(headline, runs)):
             counted = f"{n_runs} run{'s' * (n_runs != '1')}; **{says}**"
             lines.append(f"- {data}: {value}, {counted} (detectable: {seen})")
         told = "\n".join(lines) or "No run has measured this yet."
-        blocks += [f"### {headline.claim}", headline.test(), told]
+        blocks += [f"### {headline.claim}", condition(headline), told]
     table = counts(board[board["paper"] == key]).droplevel("paper")
     table = table.loc[:, table.any()]
     compared = table[table.index == "trained here"].filter(COMPARED).to_numpy().sum()
@@ -212,6 +239,19 @@ def paper_page(key: str, runs: list[dict[str, Any]], board: pd.DataFrame) -> str
     blocks += ["## Contradictions", _contradictions(key)]
     blocks += ["## Easy and difficult", f"Easy: {paper.EASY}", f"Difficult: {paper.DIFFICULT}"]
     return "\n\n".join([*blocks, "## How to answer", HOW_TO_ANSWER.format(key=key)])
+
+
+def _commits(key: str, runs: list[dict[str, Any]]) -> str:
+    """Name the commits whose code made a paper's runs on real data."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        path = run.get("folder", ROOT) / "provenance.json"
+        if run["stem"] in papers()[key].NOTEBOOKS and path.is_file():
+            seen = read_mapping(path)
+            names = found.setdefault(seen["commit"][:7], []) if not seen["demo"] else []
+            names.append(f"{run['stem'][:2]} {run['profile']}")
+    told = [f"{commit} ({', '.join(dict.fromkeys(names))})" for commit, names in found.items()]
+    return f"Commits of the runs: {'; '.join(told)}." if told else ""
 
 
 def _contradictions(key: str) -> str:
@@ -233,6 +273,25 @@ def compared_by_kind(board: pd.DataFrame) -> str:
     distinct = board.index[board["role"] == ""].nunique()
     printed = f"{distinct} distinct quantities in {board.index.nunique()} printed numbers"
     return f"{printed}. Compared so far: {', '.join(told)}."
+
+
+def strays_table(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Count results of a ledger's table that answer no row of it, and name what no row has.
+
+    A known method on another data set is plain: only a name that no row has may be misspelt.
+    """
+    claims, found = load_claims(), strays(results)
+    methods = claims.groupby(["paper", "table"])["method"].agg(set)
+    rows = []
+    key = itemgetter("paper", "table")
+    for place, group in itertools.groupby(sorted(found, key=key), key):
+        ones = list(group)
+        ours = Counter(r["method"] for r in ones if r["method"] not in methods[place])
+        sets = dict.fromkeys(r["dataset"] for r in ones if r["method"] in methods[place])
+        names = ", ".join(f"{name} ({n})" for name, n in ours.items())
+        rows.append([*place, len(ones) - ours.total(), ", ".join(sets), names])
+    columns = ["paper", "table", "known methods", "on", "methods of no row"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def settings_table(run: Mapping[str, Any]) -> str:
