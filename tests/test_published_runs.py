@@ -75,7 +75,9 @@ def test_no_published_run_reads_the_model_of_this_repository():
         assert all(files), path
 
 
-@pytest.mark.parametrize("run", find_runs(ROOT / "figures"), ids=lambda run: run["folder"].name)
+@pytest.mark.parametrize(
+    "run", find_runs(ROOT / "figures"), ids=lambda run: f"{run['stem']}-{run['profile']}"
+)
 def test_results_of_trained_networks_say_what_they_are_but_for_known_gaps(run):
     trained = [result for result in run["results"] if result["kind"] == "trained here"]
     fields = ("network", "weights", "recipe", "protocol")

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from textwrap import shorten
@@ -254,10 +255,13 @@ def _commits(key: str, runs: list[dict[str, Any]]) -> str:
     return f"Commits of the runs: {'; '.join(told)}." if told else ""
 
 
+_checks = cache(audit)  # seconds, and the same for every page
+
+
 def _contradictions(key: str) -> str:
     """One line for each check that is not consistent: place, what, both values, meaning."""
     places, lines = load_claims()["place"], []
-    for row in audit().query("paper == @key and verdict != 'consistent'").itertuples():
+    for row in _checks().query("paper == @key and verdict != 'consistent'").itertuples():
         cells = row.cells or row.named
         place = places[cells[0]] if cells else row.table
         value = f"printed {row.printed:g}, recomputed {row.recomputed:.6g}"
