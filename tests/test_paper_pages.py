@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from iqa_utils.workshop import claims, paper_pages, report
+from iqa_utils.workshop import claims, committed, paper_pages
 from iqa_utils.workshop.papers import Headline, headlines, papers
 from iqa_utils.workshop.plots.claims import draw_scoreboard
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
@@ -190,7 +190,7 @@ def test_the_page_of_a_paper_names_the_commits_of_its_runs(tmp_path):
 
 
 def test_the_committed_pages_are_current_and_hold_the_settings(tmp_path):
-    assert report.write_paper_pages(tmp_path)
+    assert committed.write_paper_pages(tmp_path)
     folder = ROOT / "docs" / "papers"
     assert sorted(path.stem for path in folder.iterdir()) == sorted(papers())
     for path in tmp_path.iterdir():

@@ -5,9 +5,9 @@ import json
 import nbformat
 import pytest
 
+from iqa_utils.workshop.committed import data_digest, data_files
 from iqa_utils.workshop.notebooks import RELATIVE_LINK
 from iqa_utils.workshop.paper_pages import has_changed
-from iqa_utils.workshop.report import data_digest, data_files
 from iqa_utils.workshop.runs import ROOT, find_runs
 
 PUBLISHED = sorted((ROOT / "figures").glob("*/*/provenance.json"))

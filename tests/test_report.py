@@ -389,7 +389,7 @@ def test_settings_that_differ_from_the_papers_stand_side_by_side():
     assert paper_pages._label("KONCEPT_LR") == "KonCept512's learning rate"
     assert not {"profile", "threads", "data root", "loss"} & set(rows)
     assert paper_pages.settings_table(run | {"profile": "demo"}) == ""
-    told = report._settings_of("nguyen2024", {"name": run})
+    told = report.settings_of("nguyen2024", [run])
     assert told[1].startswith("### Notebook 05, biq2021 (published)\n\n| setting |")
 
 

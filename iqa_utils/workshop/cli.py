@@ -299,12 +299,12 @@ def write_report(
 ) -> None:
     """Turn the runs into one offline HTML site."""
     need_checkout()
-    from iqa_utils.workshop import report
+    from iqa_utils.workshop import committed, report
     from iqa_utils.workshop.readme import update_readme
 
     if readme:
-        report.write_data_files()
-        changed = [update_readme(), report.write_paper_pages()]
+        committed.write_data_files()
+        changed = [update_readme(), committed.write_paper_pages()]
         print("README, docs/papers", "updated" if any(changed) else "were up to date")
     print(report.build_report())
 

@@ -21,15 +21,8 @@ import yaml
 
 from iqa_utils.datasets import DATASETS
 from iqa_utils.files import read_mapping
-from iqa_utils.workshop.claims import (
-    COMPARED,
-    KINDS,
-    audit,
-    counts,
-    is_constant,
-    load_claims,
-    strays,
-)
+from iqa_utils.workshop import claims
+from iqa_utils.workshop.claims import COMPARED, KINDS, counts, is_constant, load_claims
 from iqa_utils.workshop.notebooks import (
     default_parameters,
     find_notebook,
@@ -137,15 +130,12 @@ def evidence(headline: Headline, runs: list[dict[str, Any]]) -> list[dict[str, A
 
 def condition(headline: Headline) -> str:
     """Say in words what confirms and refutes a claim, and which results are asked."""
-    words = {
-        key: " or ".join(
-            str(one or "not named") for one in (value if type(value) is list else [value])
-        )
-        for key, value in headline.compare.items()
-        if key not in STATED
-    }
-    asked = ", ".join(f"{key.replace('n_runs', 'runs')}: {word}" for key, word in words.items())
-    return " ".join([headline.test(), BOTH, *([f"Only results with {asked}."] if asked else [])])
+    asked = []
+    for key, value in headline.compare.items():
+        words = [str(one or "not named") for one in (value if type(value) is list else [value])]
+        asked += [f"{key.replace('n_runs', 'runs')}: {' or '.join(words)}"] * (key not in STATED)
+    only = f" Only results with {', '.join(asked)}." if asked else ""
+    return f"{headline.test()} {BOTH}{only}"
 
 
 def _is_evidence(result: Mapping[str, Any]) -> bool:
@@ -255,7 +245,7 @@ def _commits(key: str, runs: list[dict[str, Any]]) -> str:
     return f"Commits of the runs: {'; '.join(told)}." if told else ""
 
 
-_checks = cache(audit)  # seconds, and the same for every page
+_checks = cache(claims.audit)  # seconds, and the same for every page
 
 
 def _contradictions(key: str) -> str:
@@ -284,11 +274,9 @@ def strays_table(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     A known method on another data set is plain: only a name that no row has may be misspelt.
     """
-    claims, found = load_claims(), strays(results)
-    methods = claims.groupby(["paper", "table"])["method"].agg(set)
-    rows = []
-    key = itemgetter("paper", "table")
-    for place, group in itertools.groupby(sorted(found, key=key), key):
+    methods = load_claims().groupby(["paper", "table"])["method"].agg(set)
+    rows, key = [], itemgetter("paper", "table")
+    for place, group in itertools.groupby(sorted(claims.strays(results), key=key), key):
         ones = list(group)
         ours = Counter(r["method"] for r in ones if r["method"] not in methods[place])
         sets = dict.fromkeys(r["dataset"] for r in ones if r["method"] in methods[place])

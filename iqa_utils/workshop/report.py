@@ -6,7 +6,6 @@ notebooks; nothing is computed again. Sphinx turns ``docs/`` and what is written
 
 from __future__ import annotations
 
-import hashlib
 import html
 import itertools
 import json
@@ -22,10 +21,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
-import yaml
 from matplotlib.colors import to_hex
 
-from iqa_utils.files import atomic_write, read_mapping, write_json
+from iqa_utils.files import atomic_write
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.notebooks import RELATIVE_LINK, notebook_head, notebook_stems
@@ -35,7 +33,6 @@ from iqa_utils.workshop.runs import ROOT, find_runs
 from iqa_utils.workshop.tables import true_size_table, write_csv
 
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md"}
-DATA_FILES = {".csv", ".yaml", ".npz", ".safetensors"}
 HEADS = ("verdict", "what", "paper", "ours", "data", "kind", "reason")
 
 
@@ -112,7 +109,7 @@ def _write_pages(source: Path, runs: list[dict[str, Any]]) -> None:
         text = paper_pages.paper_page(key, runs, board)
         head, rest = text.split("\n\n## ", 1)
         page = [head, _links_of(key, part), _runs_of(key, names), f"## {rest}"]
-        page += _settings_of(key, names.values())
+        page += settings_of(key, names.values())
         _write(source / "papers" / f"{key}.md", "\n\n".join(page))
     for name, run in names.items():
         _write_run(source / "notebooks", name, run, names)
@@ -202,63 +199,7 @@ def _links_of(key: str, part: pd.DataFrame) -> str:
     return f"All {part.index.nunique()} printed numbers: {board}, [CSV](../tables/{key}.csv)."
 
 
-def write_paper_pages(folder: Path = ROOT / "docs" / "papers") -> bool:
-    """Write the page of each paper from the published runs; returns whether anything changed."""
-    runs = sorted(find_runs(ROOT / "figures"), key=_place)
-    board, changed = compare(paper_pages.real_results(runs)), False
-    folder.mkdir(exist_ok=True)
-    for key, paper in papers().items():
-        links = []
-        for run in (run for run in runs if run["stem"] in paper.NOTEBOOKS):
-            place, name = f"../../figures/{run['stem']}/{run['profile']}", f"{run['stem']}.ipynb"
-            there = f"{place}/{name}" if (run["folder"] / name).is_file() else place
-            links.append(f"[{run['stem'][:2]} {run['profile']}]({there})")
-        head, rest = paper_pages.paper_page(key, runs, board).split("\n\n## ", 1)
-        told = f"Executed: {', '.join(links) or 'no run on real data yet'}."
-        page = "\n\n".join([head, told, f"## {rest.strip()}", *_settings_of(key, runs)]) + "\n"
-        path = folder / f"{key}.md"
-        changed |= not path.is_file() or path.read_text(encoding="utf-8") != page
-        _write(path, page)
-    return changed
-
-
-def write_data_files(path: Path = ROOT / "figures" / "data_files.json") -> None:
-    """Keep the digest of each data file of the package at the commits of the published runs."""
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    commits = {
-        read_mapping(file)["commit"] for file in (ROOT / "figures").glob("*/*/provenance.json")
-    }
-    kept = {c: {n: d for n, by in old.items() if (d := by.get(c))} for c in sorted(commits)}
-    seen = {commit: kept[commit] or data_files(commit) for commit in kept}
-    names = sorted({name for found in seen.values() for name in found})
-    write_json(path, {n: {c: seen[c][n] for c in seen if n in seen[c]} for n in names})
-
-
-def data_files(commit: str) -> dict[str, str]:
-    """Digest of what the data files of the package and of ``data/`` held at a commit.
-
-    A YAML file counts as what it says, without its comments. Empty where git lacks the commit.
-    """
-    git = ["git", "-C", str(ROOT)]
-    listed = [*git, "ls-tree", "-r", "--name-only", commit, "iqa_utils", "data"]
-    names = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
-    found = {}
-    for name in (name for name in names if Path(name).suffix in DATA_FILES):
-        shown = [*git, "cat-file", "blob", f"{commit}:{name}"]
-        found[name] = data_digest(
-            name, subprocess.run(shown, capture_output=True, check=True).stdout
-        )
-    return found
-
-
-def data_digest(name: str, content: bytes) -> str:
-    """Digest of the content of a data file."""
-    if name.endswith(".yaml"):
-        content = json.dumps(yaml.safe_load(content), sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _settings_of(key: str, runs: Iterable[dict[str, Any]]) -> list[str]:
+def settings_of(key: str, runs: Iterable[dict[str, Any]]) -> list[str]:
     """Quote a paper's settings beside ours: one table per published run that differs."""
     own = [one for one in runs if one["stem"] in papers()[key].NOTEBOOKS]
     tables = {run["stem"][:2] + ", " + _run_label(run): run for run in own if _is_published(run)}
