@@ -44,6 +44,10 @@ def card(facts: Mapping[str, Any]) -> str:
         (f"{kind}: {', '.join(map(str, LEVELS[kind]))}", *(f"{100 * v:.0f}" for v in row))
         for kind, row in facts["falls"]["test"]["by level"].items()
     ]
+    orders = [
+        (f"{row['order']:g}", f"{100 * row['share']:.1f}", f"{row['SRCC']:.3f}")
+        for row in facts["orders"]
+    ]
     both = [facts["falls"][pictures] for pictures in ("test", "choice")]
     pairs = sum(own["pairs"] for own in both)
     falling = sum(round(own["pairs"] * own["share"]) for own in both)
@@ -62,6 +66,7 @@ def card(facts: Mapping[str, Any]) -> str:
             fold=", ".join(values(facts["out_of_fold"]["all"], "SRCC")),
             fold_n=facts["out_of_fold"]["all"]["n"],
             across=across_table(facts["across"]),
+            orders=markdown_table(("weight", "steps in order, %", "SRCC"), orders),
             falls=markdown_table(("distortion: levels", *"12345"), falls),
             share="{:.1f} % of {}".format(
                 100 * facts["falls"]["test"]["share"], facts["falls"]["test"]["pairs"]
