@@ -36,22 +36,23 @@ DECIDES = "biq2021"  # the profile whose runs decide where there are several
 LINE = "<br>"  # between the claims in a cell
 FEW = 2  # values of one profile that are all shown
 SCOREBOARD = "07_scoreboard"
+AT_EQUAL_COST = "at equal steps"  # the claim that stands beside a paper's first one
 Runs = list[dict[str, Any]]
 
 
 def paper_rows(runs: Runs) -> str:
     """One row per paper: what it is, its first headline claim, what our runs say, where to look.
 
-    Our runs' word on the first claim stands before that on claims whose numbers are shown too.
+    Our runs' word on the first claim stands before that on the same at equal cost.
     """
-    rows, site = [], address("pages")
+    rows = []
     for key, paper in papers().items():
         headline = next(h for h in headlines()[key] if h.primary)
-        links = [f"[page]({site}/papers/{key}.html)"] if site else []
+        links = [f"**[page](docs/papers/{key}.md)**"]
         for stem in paper.NOTEBOOKS:
             executed = [f"{stem[:2]} {_executed(run)}" for run in runs if run["stem"] == stem]
             links += executed or [f"[{stem[:2]}](notebooks/{stem}.ipynb)"]
-        others = [h for h in headlines()[key] if h.numbers and not h.primary]
+        others = [h for h in headlines()[key] if h.short == AT_EQUAL_COST]
         told = [_verdict(headline, runs), *(f"{h.short}: {_verdict(h, runs)}" for h in others)]
         what = reference(key)
         what += ", venue unknown to us" * what.endswith("*")  # the title is the last that is known
@@ -118,6 +119,7 @@ def _answer(stem: str, runs: Runs) -> str:
     if primary is None or not groups:
         return "no run on real data yet"
     told, several = [_numbers(primary, groups)], len(groups) > 1
+    counted = _n_runs(one for _, ones in groups for one in ones)
     paid, words = [], []
     for metric in primary.price:
         other = primary._replace(compare=primary.compare | {"metric": metric})
@@ -128,7 +130,9 @@ def _answer(stem: str, runs: Runs) -> str:
         found = _by_profile(evidence(headline, runs))[:1]
         ones = found[0][1] if found and found[0][0] == groups[0][0] else []
         text = _values(ones) + ", " if headline.numbers and ones else ""
-        words.append(f"{headline.short or headline.claim}: {text}{_said(ones)}")
+        behind = _n_runs(ones) if ones else ""
+        text += f"{_said(ones)}" + f" ({behind})" * (behind not in ("", counted))
+        words.append(f"{headline.short or headline.claim}: {text}")
     told += [f"in {groups[0][0]}:"] * (several and bool(words))
     return LINE.join([*told, *words])
 
