@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 from iqa_utils.files import read_mapping, replace_folder, write_json
 from iqa_utils.workshop import provenance
-from iqa_utils.workshop.runs import ROOT, find_runs, run_dir, wrong_types
+from iqa_utils.workshop.runs import ROOT, run_dir, wrong_types
 
 NOTEBOOKS = ROOT / "notebooks"
 Request = tuple[str, Mapping[str, Any]]  # stem, parameters
@@ -65,20 +64,6 @@ def notebook_head(stem: str) -> tuple[str, str]:
     """Return title and question of a notebook."""
     title, *lines = nbformat.read(find_notebook(stem), as_version=4).cells[0].source.splitlines()
     return title.removeprefix("# "), " ".join(line[2:] for line in lines if line[:2] == "> ")
-
-
-def describe_notebooks() -> list[str]:
-    """Say in lines of text which notebooks there are, with their profiles and finished runs."""
-    runs, roots = defaultdict(list), (ROOT / "figures", ROOT / "runs")
-    for run in [*find_runs(*roots), *find_runs(*roots, rehearsal=True)]:
-        name = run["folder"].name.removeprefix(run["stem"])
-        is_own = run["folder"].is_relative_to(ROOT / "runs")
-        runs[run["stem"]].append(run["profile"] + (name if is_own else ", published"))
-    texts = ["notebooks: profiles; finished runs"]
-    for stem in notebook_stems():
-        told = f"{', '.join(profiles_of(stem))}; {'; '.join(runs[stem]) or 'none'}"
-        texts.append(f"  {notebook_head(stem)[0]}: {told}")
-    return texts
 
 
 def read_profile(stem: str, profile: str) -> dict[str, Any]:
