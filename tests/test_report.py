@@ -21,6 +21,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
+from iqa_utils.files import read_mapping
 from iqa_utils.workshop import claims, cli, notebooks, paper_pages, readme, report
 from iqa_utils.workshop.papers import Headline, papers
 from iqa_utils.workshop.runs import RESULT_COLUMNS, ROOT, find_runs
@@ -155,6 +156,14 @@ def test_an_executed_notebook_has_formulas_links_and_its_provenance(site):
     assert "synthetic data (koniq10k); 1 s on cpu, commit abc" in text
     assert 'href="../index.html"><span class="std std-doc">index' in text
     assert "jquery" not in text.lower()
+
+
+def test_a_published_run_tells_of_trainings_that_were_made_before():
+    told = read_mapping(ROOT / "figures" / "trained_before.yaml")
+    assert all((ROOT / "figures" / run / "provenance.json").is_file() for run in told)
+    line = report._provenance(ROOT / "figures" / "06_distillation" / "biq2021")
+    assert re.search(r"; \d+ s on .*since\. Its students were trained before.* 17 minutes\.$", line)
+    assert report._provenance(ROOT / "figures/01_dataset_analysis/paper").endswith(" since.")
 
 
 def test_the_scoreboard_puts_the_verdict_first_and_offers_filters(site):

@@ -23,7 +23,7 @@ import nbformat
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from iqa_utils.files import atomic_write
+from iqa_utils.files import atomic_write, read_mapping
 from iqa_utils.workshop import paper_pages
 from iqa_utils.workshop.claims import PAPERS, VERDICTS, compare, counts, coverage
 from iqa_utils.workshop.notebooks import RELATIVE_LINK, notebook_head, notebook_stems
@@ -322,7 +322,9 @@ def _provenance(folder: Path) -> str:
     seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
     changed = "has changed" if paper_pages.has_changed(folder) else "has not changed"
-    return f"{told}; the code that it used {changed} since."
+    before = read_mapping(ROOT / "figures" / "trained_before.yaml")
+    more = before.get(f"{folder.parent.name}/{folder.name}", "")
+    return f"{told}; the code that it used {changed} since. {more}".rstrip()
 
 
 def write_index() -> Path:
