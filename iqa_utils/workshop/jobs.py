@@ -293,7 +293,7 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     parts = {name: parts_of(frame, values["SEED"]) for name, frame in tables.items()}
     student, control = values["STUDENT_PLAN"], values["CONTROL_PLAN"]
     kept, main, files = values["N_KEPT"], values["N_UNLABELLED"][-1], values["STREAM"]
-    frozen, trunk = values["FREEZE_TRUNK"], values["BACKBONE"]
+    frozen, trunk, shape = values["FREEZE_TRUNK"], values["BACKBONE"], values["STUDENT"]
     how: dict[str, Any] = {"precision": values["PRECISION"], "compile": values["COMPILE"]}
 
     def koncept(widths: Any, size: Any) -> dict[str, Any]:
@@ -328,12 +328,12 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
         for n, count in seen.items():
             yield lesson(f"teacher of {n:,} scores", watched=n, count=count, **how_taught)
     everywhere = {**teaching, "precision": values["PRECISION"]}
-    n_known = sum(map(len, tables.values()))
-    yield Job(name="features of all scored images", images=n_known, batch=16, **everywhere)
-    labelling = {**everywhere, "batch": 64, "count": len(chosen), "files": True}
-    yield Job(name="teacher passes", images=kept + main, **labelling)
-    imqnet = {"network": f"IMQNet {values['STUDENT']}", "size": (3, *values["CROP"])}
-    imqnet |= {"build": partial(IMQNet, **values["STUDENT"]), "count": values["N_SEEDS"]}
+    everywhere["images"] = sum(map(len, tables.values()))
+    yield Job(name="features of all scored images", batch=16, **everywhere)
+    labelling = {**everywhere, "batch": 64, "count": len(chosen), "images": kept + main}
+    yield Job(name="teacher passes", files=True, **labelling)
+    imqnet = {"network": f"IMQNet, width {shape['width']:g}", "size": (3, *values["CROP"])}
+    imqnet |= {"build": partial(IMQNet, **shape), "count": values["N_SEEDS"]}
     few = values["N_LABELLED"] or int((parts[values["LABELLED"][0]] == "training").sum())
     n = (len(values["N_UNLABELLED"]) + len(chosen) - 1) * values["N_SEEDS"]
     yield lesson("distilled", student, 2 * kept, **imqnet | {"count": n, "files": files})
