@@ -107,6 +107,24 @@ def test_the_sentences_on_where_the_effect_of_lds_changes_its_sign_follow_from_t
             assert count in words
 
 
+def test_the_sentences_on_depth_follow_from_its_run():
+    results = json.loads((ROOT / "figures/04_deep_features_gpr/depth/metrics.json").read_text())
+    rows = pd.DataFrame(results["results"]).query("metric == 'SRCC' and regressor == 'SVR'")
+    ours = rows["baseline"].isna() | (rows["baseline"] == "")
+    assert (ours & (rows["stage"] == "pre-trained") & (rows["n"] == 400)).sum() == 87
+    words = " ".join((ROOT / "docs/results.md").read_text().split())
+    words = words[words.index("Profile `depth`") :]
+    gains = rows[rows["baseline"] == "last layer"].set_index(["stage", "network"])
+    for row in (gains.loc["pre-trained", name] for name in set(gains.loc["pre-trained"].index)):
+        told = f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        assert (told if row["ci_low"] > 0 else f"{row['value']:+.3f}") in words
+    chosen = gains.loc["pre-trained", "layer"]
+    assert chosen["legacy_xception"] == "block8, after"
+    assert chosen["vit_base_patch16_clip_quickgelu_224"] == "blocks.4"
+    tuned = gains.loc["fine-tuned", "mobilenetv2_100"]
+    assert f"{tuned['value']:+.3f} [{tuned['ci_low']:.3f}, {tuned['ci_high']:+.3f}]" in words
+
+
 def test_a_check_of_a_label_names_its_cell_and_leaves_its_number_alone():
     page = paper_pages.paper_page("lehmann2023", [], claims.compare([]))
     row = claims.load_claims().query("paper == 'lehmann2023' and metric == 'MSE'")

@@ -116,7 +116,7 @@ def test_docstrings_stay_in_proportion():
 def test_every_tracked_file_is_small_and_names_no_machine():
     for path in tracked():
         most = 10_000_000 if path.name == "quality.safetensors" else 600_000
-        most = 1_200_000 if path.name == "metrics.json" else most  # 04 has 2,288 results
+        most = 1_500_000 if path.name == "metrics.json" else most  # 04 has up to 2,767 results
         assert path.stat().st_size < most, f"{path} is too large to track"
         content = path.read_bytes()
         if b"\0" not in content:  # as git tells text

@@ -21,6 +21,7 @@ UNSAID = {  # results of networks trained here that do not say a field; a number
     "03_mixed_datasets/biq2021_mixture": {"recipe": 10, "protocol": 10},
     "04_deep_features_gpr/biq2021": {"weights": 24, "recipe": 926},  # all of table "control"
     "04_deep_features_gpr/biq2021_384": {"weights": 24, "recipe": 434},
+    "04_deep_features_gpr/depth": {"weights": 24, "recipe": 2172},
     "06_distillation/biq2021": {"recipe": 54, "protocol": 54},
 }
 
