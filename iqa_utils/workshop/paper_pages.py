@@ -31,7 +31,7 @@ from iqa_utils.workshop.notebooks import (
     stems_with,
 )
 from iqa_utils.workshop.papers import Headline, headlines, papers
-from iqa_utils.workshop.plots.common import NETWORK_TITLES
+from iqa_utils.workshop.plots.common import NETWORK_TITLES, plain_name
 from iqa_utils.workshop.provenance import is_current
 from iqa_utils.workshop.runs import NUMBERS, ROOT
 
@@ -135,7 +135,8 @@ def condition(headline: Headline) -> str:
         words = [str(one or "not named") for one in (value if type(value) is list else [value])]
         asked += [f"{key.replace('n_runs', 'runs')}: {' or '.join(words)}"] * (key not in STATED)
     only = f" Only results with {', '.join(asked)}." if asked else ""
-    return f"{headline.test()} {BOTH}{only}"
+    named = {k: plain_name(v) if isinstance(v, str) else v for k, v in headline.compare.items()}
+    return f"{headline._replace(compare=named).test()} {BOTH}{only}"
 
 
 def _is_evidence(result: Mapping[str, Any]) -> bool:
