@@ -354,7 +354,6 @@ def test_public_addresses_come_from_one_setting(monkeypatch):
     )
     monkeypatch.setattr(readme, "address", lambda name: f"https://example.org/{name}")
     assert "[the site](https://example.org/pages)" in readme._badges()
-    assert "(https://example.org/pages/papers/feng2023.html)" in readme.paper_rows([])
 
 
 def test_the_best_layer_is_told_with_its_values_in_total_and_within_subsets():

@@ -332,7 +332,7 @@ def _distillation(values: Values, tables: Tables) -> Iterator[Job | Disk]:
     yield Job(name="features of all scored images", batch=16, **everywhere)
     labelling = {**everywhere, "batch": 64, "count": len(chosen), "images": kept + main}
     yield Job(name="teacher passes", files=True, **labelling)
-    imqnet = {"network": f"IMQNet, width {shape['width']:g}", "size": (3, *values["CROP"])}
+    imqnet = {"network": f"IMQNet width {shape['width']:g}", "size": (3, *values["CROP"])}
     imqnet |= {"build": partial(IMQNet, **shape), "count": values["N_SEEDS"]}
     few = values["N_LABELLED"] or int((parts[values["LABELLED"][0]] == "training").sum())
     n = (len(values["N_UNLABELLED"]) + len(chosen) - 1) * values["N_SEEDS"]

@@ -147,11 +147,13 @@ def _largest(a: pd.DataFrame, b: pd.DataFrame, column: str) -> float:
 
 def true_size_table(folder: Path = ROOT / "figures" / "true_size") -> str:
     """Write what was timed at true size, one row per network and card, and how many are not."""
+    from iqa_utils.workshop.notebooks import notebook_stems
     from iqa_utils.workshop.paper_pages import markdown
     from iqa_utils.workshop.plan import TRAINED_BY
     from iqa_utils.workshop.true_size import listed
 
-    stems = {kind: stem for kind, (_, stem, _) in listed(TRAINED_BY).items()}
+    here = [stem for stem in TRAINED_BY if any(name[:2] == stem for name in notebook_stems())]
+    stems = {kind: stem for kind, (_, stem, _) in listed(here).items()}
     rows, done = [], set()
     for file in sorted(folder.glob("*.json")):
         seen = json.loads(file.read_text())
@@ -174,7 +176,7 @@ def true_size_table(folder: Path = ROOT / "figures" / "true_size") -> str:
         return "Nothing measured at true size is published."
     counts = [
         f"{stem} {sum(stems[kind] == stem for kind in done)} of {list(stems.values()).count(stem)}"
-        for stem in TRAINED_BY
+        for stem in here
     ]
     columns = ["notebook", "network", "batch", "input", "how", "images/s", "waiting", "GPU memory"]
     columns += ["of peak", "timed with", "card", "torch", "commit"]
