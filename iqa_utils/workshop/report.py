@@ -322,7 +322,8 @@ def _provenance(folder: Path) -> str:
     seen["data"] = f"synthetic data ({data})" if seen["demo"] and seen["data"] else data
     told = "This run: {data}; {seconds:.0f} s on {device}, commit {commit}".format_map(seen)
     changed = "has changed" if paper_pages.has_changed(folder) else "has not changed"
-    before = read_mapping(ROOT / "figures" / "trained_before.yaml")
+    note = ROOT / "figures" / "trained_before.yaml"
+    before = read_mapping(note) if note.is_file() else {}
     more = before.get(f"{folder.parent.name}/{folder.name}", "")
     return f"{told}; the code that it used {changed} since. {more}".rstrip()
 
