@@ -21,7 +21,7 @@ help:
 	@echo "make check   run the fast tests: no notebook, no server, no long run"
 	@echo "make rehearse run every paper profile at its true counts, with tiny networks and pictures"
 	@echo "             (STEMS=--keep-times: keep what each took in figures/rehearsal/times.json)"
-	@echo "make attack  faults, kills, full disks and mutants against all of it (an estimated two hours on two cores)"
+	@echo "make attack  faults, kills, full disks and mutants against all of it (takes hours)"
 	@echo "make lab     open JupyterLab on an index of the notebooks"
 	@echo "make hooks   let git check commits and drop what JupyterLab writes into notebooks"
 	@echo "make report  build the offline site from the runs there are"

@@ -1,4 +1,4 @@
-"""Tests of the indicators: hand-made images and the published wavelet filters."""
+"""Tests of the indicators: synthetic images and the published wavelet filters."""
 
 import numpy as np
 import pandas as pd

@@ -36,7 +36,7 @@ DECIDES = "biq2021"  # the profile whose runs decide where there are several
 LINE = "<br>"  # between the claims in a cell
 FEW = 2  # values of one profile that are all shown
 SCOREBOARD = "07_scoreboard"
-AT_EQUAL_COST = "at equal steps"  # the claim that stands beside a paper's first one
+AT_EQUAL_COST = "at equal steps"  # the claim shown with a paper's first one
 Runs = list[dict[str, Any]]
 
 
