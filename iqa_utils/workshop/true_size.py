@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import mse_loss
-from torch.utils.benchmark import Timer
 
 from iqa_utils.deep_quality import warp
 from iqa_utils.distill.unlabelled import file_batches
@@ -360,6 +359,8 @@ def _pictures(folder: Path, size: tuple[int, ...], n: int) -> list[str]:
 
 def matrix_peak(precision: str, device: torch.device) -> float:
     """Measure the FLOP/s of a large matrix product; fp32 may use TF32, as convolutions do."""
+    from torch.utils.benchmark import Timer  # takes seconds, and may warn that there is no CUDA
+
     n = 8192 if device.type == "cuda" else 512
     a = torch.randn(n, n, device=device, dtype=DTYPES[precision])
     before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
